@@ -29,7 +29,8 @@ test: setup $(VENV)/.tested
 	$(BIN)/python -m pytest --durations=10
 
 $(VENV)/.tested: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,plot,ilp,dense,gym,lora,grammar,test]'
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/foreign.txt
 	bash scripts/postgres.sh
 	touch $(VENV)/.tested
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import shlex
-import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from treewright.agent.bench_cli import bench
 from treewright.agent.data_cli import export_command, import_command
-from treewright.agent.store_cli import bench_store_command, compare_command, store_app
+from treewright.agent.options import (
+    ConfigFile,
+    Name,
+    PolicySpec,
+    Sets,
+    Suites,
+    bar,
+    console,
+    go,
+    read_config,
+    suites_of,
+)
+from treewright.agent.store_cli import compare_command, store_app
+from treewright.agent.train_cli import train_app
 from treewright.agent.view_cli import report_command, view_command
 from treewright.envs.errors import TreewrightError
 
@@ -31,55 +40,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-console = Console()
-
-Name = Annotated[str, typer.Option("--name", "-n", help="Name of the run; its files go to runs/NAME.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; see [b]treewright config[/].")]
-Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One value, e.g. --set search.expansions=8.")]
-Suites = Annotated[str | None, typer.Option(help="Suites, comma separated: kg, stdlib, workbench, market, maze, …")]
-PolicySpec = Annotated[
-    str | None,
-    typer.Option(
-        "--policy", "-p", help="seedling | hf:FOLDER | openai:MODEL@URL | vllm:MODEL@URL | scripted:MODULE:FUNCTION"
-    ),
-]
-
-
-def _config(
-    name: str | None, path: Path | None, sets: list[str] | None, suites: str | None, policy: str | None
-) -> Config:
-    from treewright.agent.config import load_config
-
-    more = list(sets or [])
-    if suites is not None:
-        import json
-
-        more.append("worlds.suites=" + json.dumps([s.strip() for s in suites.split(",") if s.strip()]))
-    if policy is not None:
-        more.append(f"policy.spec={policy}")
-    if name is not None:
-        more.append(f"name={name}")
-    return load_config(path, more)
-
-
-def _go(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
-    try:
-        return asyncio.run(work())
-    except KeyboardInterrupt:
-        console.print("\nstopped: sessions are closed and everything acknowledged is stored. Go on with:")
-        console.print(f"  treewright {shlex.join(sys.argv[1:])}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[object], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        job = progress.add_task(what, total=total)
-        yield lambda _: progress.update(job, advance=1)
 
 
 @app.command()
@@ -106,8 +66,8 @@ def run(
 
     suite, _, which = task.partition("/")
     chosen = None if any("worlds.suites" in s for s in set_ or ()) else suite
-    settings = _config(name, config, set_, chosen, policy)
-    suites = _suites(settings)
+    settings = read_config(name, config, set_, chosen, policy)
+    suites = suites_of(settings)
 
     async def work() -> None:
         actor = open_policy(settings.policy.spec)
@@ -121,7 +81,7 @@ def run(
         finally:
             await actor.close()
 
-    _go(work)
+    go(work)
 
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
@@ -205,18 +165,18 @@ def collect(
     from treewright.search.engine import Settings
     from treewright.search.store import TreeStore
 
-    cfg = _config(name, config, set_, suites, policy)
+    cfg = read_config(name, config, set_, suites, policy)
     if workers is not None or url is not None:
         _collect_by_workers(cfg, workers, url, tasks, batch, split)
         return
-    found = _suites(cfg)
+    found = suites_of(cfg)
 
     async def work() -> None:
         store, actor = TreeStore.open(cfg.store_path), open_policy(cfg.policy.spec)
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 todo = tasks_for(worlds, split, batch, tasks)
-                with _bar("collecting", len(todo)) as advance:
+                with bar("collecting", len(todo)) as advance:
                     trees = await grow(
                         todo, worlds, actor, rule=rule_of(cfg.search), budget=budget_of(cfg.search),
                         settings=Settings(
@@ -231,7 +191,7 @@ def collect(
         _summarise(trees)
         console.print(f"stored in {cfg.store_path}; next: treewright train --name {cfg.name}")
 
-    _go(work)
+    go(work)
 
 
 def _collect_by_workers(cfg: Config, workers: str | None, url: str | None, tasks: int, batch: int, split: str) -> None:
@@ -241,22 +201,6 @@ def _collect_by_workers(cfg: Config, workers: str | None, url: str | None, tasks
         raise TreewrightError("--workers and --url go together: --workers 8 --url postgresql://USER@HOST/NAME")
     counts = collect_with_workers(cfg, url, workers, tasks=tasks, batch=batch, split=split)
     console.print("  ".join(f"{name} {count}" for name, count in counts.items()))
-
-
-def _suites(cfg: Config) -> list[Any]:
-    """The suites of the configuration, looked up before anything slow is opened; own tasks make a suite `own`."""
-    from treewright.envs.registry import suite
-
-    if cfg.worlds.tasks_file is None:
-        return [suite(name) for name in cfg.worlds.suites]
-    from treewright.envs.custom import custom_suite
-
-    if len(cfg.worlds.suites) != 1 or cfg.worlds.reward is None:
-        raise TreewrightError(
-            "worlds.tasks_file needs exactly one suite or module:Class in worlds.suites, and worlds.reward = "
-            "'module:function'"
-        )
-    return [custom_suite("own", cfg.worlds.tasks_file, cfg.worlds.suites[0], cfg.worlds.reward)]
 
 
 def _summarise(trees: list[Any]) -> None:
@@ -279,52 +223,6 @@ def _summarise(trees: list[Any]) -> None:
 
 
 @app.command()
-def train(
-    name: Name = "run",
-    policy: PolicySpec = None,
-    config: ConfigFile = None,
-    set_: Sets = None,
-) -> None:
-    """Train once on the finished trees of runs/NAME that were not trained on before, and save a checkpoint.
-
-    Credit is SPLIT-LOO unless train.estimator says otherwise; only trees of the weights being trained are used.
-
-      treewright train --name first --set train.lr=0.001
-    """
-    from treewright.agent.clients.hf import weights_version
-    from treewright.agent.loop import Learner, make_trainer, model_folder
-    from treewright.search.store import TreeStore
-    from treewright.training import checkpoint
-
-    cfg = _config(name, config, set_, None, policy)
-    if not cfg.store_path.exists():
-        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
-    folder = cfg.home / "checkpoints"
-    trainer = make_trainer(cfg, model_folder(cfg.policy.spec))
-    before = checkpoint.latest(folder)
-    if before is not None:
-        checkpoint.restore(trainer, before)
-    store = TreeStore.open(cfg.store_path, read_only=True)
-    try:
-        rows = store.trees(status="done")
-        mine = [row for row in rows if row.policy_version == weights_version(trainer.model)]
-        trees = [store.load(row.tree_id) for row in mine]
-    finally:
-        store.close()
-    usable = [t for t in trees if t.exact or cfg.train.allow_biased]
-    console.print(
-        f"{len(rows)} finished trees: {len(rows) - len(mine)} drawn by other weights, "
-        f"{len(mine) - len(usable)} inexact, {len(usable)} to train on"
-    )
-    if not usable:
-        raise TreewrightError(f"nothing to train on; type: treewright collect --name {cfg.name}")
-    stats, saved = Learner(trainer, folder, cfg.loop.keep).learn(usable, {"iteration": trainer.steps})
-    for key, value in stats.items():
-        console.print(f"  {key:<20} {value:.4g}")
-    console.print(f"saved {saved.path}; next: treewright eval --policy hf:{saved.path}", soft_wrap=True)
-
-
-@app.command()
 def loop(
     name: Name = "run",
     suites: Suites = None,
@@ -342,8 +240,8 @@ def loop(
     from treewright.search.store import TreeStore
     from treewright.training import checkpoint
 
-    cfg = _config(name, config, set_, suites, policy)
-    found = _suites(cfg)
+    cfg = read_config(name, config, set_, suites, policy)
+    found = suites_of(cfg)
 
     async def work() -> None:
         learner = Learner(make_trainer(cfg, model_folder(cfg.policy.spec)), cfg.home / "checkpoints", cfg.loop.keep)
@@ -358,7 +256,7 @@ def loop(
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 each = sum(cfg.loop.suite_tasks.get(suite, cfg.loop.tasks) for suite in worlds)
                 total = max(cfg.loop.iterations - first, 0) * each
-                with _bar("exploring", total) as advance:
+                with bar("exploring", total) as advance:
 
                     def note(done: Round) -> None:
                         rates = "  ".join(f"{k} {100 * v:.0f}%" for k, v in done.success.items())
@@ -369,7 +267,7 @@ def loop(
             store.close()
             await actor.close()
 
-    _go(work)
+    go(work)
 
 
 @app.command("eval")
@@ -392,15 +290,15 @@ def eval_(
     from treewright.agent.loop import evaluator_of, tasks_for
     from treewright.agent.policy import open_policy
 
-    cfg = _config(None, config, set_, suites, policy)
-    found = _suites(cfg)
+    cfg = read_config(None, config, set_, suites, policy)
+    found = suites_of(cfg)
 
     async def work() -> None:
         actor = open_policy(cfg.policy.spec)
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 todo = tasks_for(worlds, cfg.eval.split, 0, tasks)
-                with _bar("evaluating", len(todo)) as advance:
+                with bar("evaluating", len(todo)) as advance:
                     results, _ = await evaluate(
                         todo, worlds, actor, expansions=expansions, draws=cfg.search.draws,
                         root_draws=cfg.search.root_draws, evaluator=evaluator_of(cfg.search), seed=cfg.seed,
@@ -416,7 +314,7 @@ def eval_(
             )  # fmt: skip
         console.print(table)
 
-    _go(work)
+    go(work)
 
 
 @app.command()
@@ -438,7 +336,7 @@ def show(
     from treewright.agent.report import render_text, write_report
     from treewright.search.store import TreeStore
 
-    cfg = _config(name, None, None, None, None)
+    cfg = read_config(name, None, None, None, None)
     if not cfg.store_path.exists():
         raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {name}")
     store = TreeStore.open(cfg.store_path, read_only=True)
@@ -486,7 +384,7 @@ def demo(
 
     cfg = demo_config(folder, [*(QUICK.settings if quick else ()), *(set_ or [])])
     fresh(folder)
-    _go(lambda: run_demo(cfg, QUICK.plan if quick else PLAN, console))
+    go(lambda: run_demo(cfg, QUICK.plan if quick else PLAN, console))
 
 
 @app.command()
@@ -507,40 +405,8 @@ def seedling(
     build_seedling(folder, [s.strip() for s in suites.split(",")], work=work, threads=threads, say=console.print)
 
 
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="control | credit | kernels | store")],
-    quick: Annotated[bool, typer.Option(help="End within a minute on two cores; says that it is quick.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the figures with hardware, versions and commit.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a plot, where matplotlib is installed.")] = None,
-) -> None:
-    """Measure: a table, and JSON with hardware, versions and commit. Nothing is timed on a red correctness gate.
-
-    treewright bench kernels --quick
-    treewright bench credit --json credit.json
-    """
-    import difflib
-    from importlib import import_module
-
-    from treewright.agent.figures import write_result
-
-    homes = {
-        "control": "treewright.agent.control",
-        "credit": "treewright.training.bench_credit",
-        "kernels": "treewright.kernels.bench",
-    }
-    if name == "store":
-        bench_store_command(quick, json, plot)
-        return
-    if name not in homes:
-        near = difflib.get_close_matches(name, [*homes, "store"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join([*homes, 'store'])}"
-        raise TreewrightError(f"no benchmark named {name!r}; {hint}")
-    result = import_module(homes[name]).main(quick, None, str(plot) if plot else None)
-    if json is not None:
-        write_result(json, result)
-
-
+app.command()(bench)
+app.add_typer(train_app, name="train")
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("view")(view_command)

@@ -1,0 +1,87 @@
+"""What the commands share: option types, the configuration they make, running a coroutine, a progress bar."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from treewright.envs.errors import TreewrightError
+
+if TYPE_CHECKING:
+    from treewright.agent.config import Config
+
+__all__ = ["ConfigFile", "Name", "PolicySpec", "Sets", "Suites", "bar", "console", "go", "read_config", "suites_of"]
+
+console = Console()
+
+Name = Annotated[str, typer.Option("--name", "-n", help="Name of the run; its files go to runs/NAME.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; see [b]treewright config[/].")]
+Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One value, e.g. --set search.expansions=8.")]
+Suites = Annotated[str | None, typer.Option(help="Suites, comma separated: kg, stdlib, workbench, market, maze, …")]
+PolicySpec = Annotated[
+    str | None,
+    typer.Option(
+        "--policy", "-p", help="seedling | hf:FOLDER | openai:MODEL@URL | vllm:MODEL@URL | scripted:MODULE:FUNCTION"
+    ),
+]
+
+
+def read_config(
+    name: str | None, path: Path | None, sets: list[str] | None, suites: str | None, policy: str | None
+) -> Config:
+    from treewright.agent.config import load_config
+
+    more = list(sets or [])
+    if suites is not None:
+        import json
+
+        more.append("worlds.suites=" + json.dumps([s.strip() for s in suites.split(",") if s.strip()]))
+    if policy is not None:
+        more.append(f"policy.spec={policy}")
+    if name is not None:
+        more.append(f"name={name}")
+    return load_config(path, more)
+
+
+def go(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
+    try:
+        return asyncio.run(work())
+    except KeyboardInterrupt:
+        console.print("\nstopped: sessions are closed and everything acknowledged is stored. Go on with:")
+        console.print(f"  treewright {shlex.join(sys.argv[1:])}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[object], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        job = progress.add_task(what, total=total)
+        yield lambda _: progress.update(job, advance=1)
+
+
+def suites_of(cfg: Config) -> list[Any]:
+    """The suites of the configuration, looked up before anything slow is opened; own tasks make a suite `own`."""
+    from treewright.envs.registry import suite
+
+    if cfg.worlds.tasks_file is None:
+        return [suite(name) for name in cfg.worlds.suites]
+    from treewright.envs.custom import custom_suite
+
+    if len(cfg.worlds.suites) != 1 or cfg.worlds.reward is None:
+        raise TreewrightError(
+            "worlds.tasks_file needs exactly one suite or module:Class in worlds.suites, and worlds.reward = "
+            "'module:function'"
+        )
+    return [custom_suite("own", cfg.worlds.tasks_file, cfg.worlds.suites[0], cfg.worlds.reward)]

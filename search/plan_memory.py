@@ -21,7 +21,7 @@ from treewright.envs.types import Action, Task, digest
 from treewright.search.tree import Tree
 from treewright.search.types import Exchange
 
-__all__ = ["Plan", "PlanMemory", "alike", "goal_marks", "step_of", "words_of"]
+__all__ = ["Plan", "PlanMemory", "alike", "goal_marks", "plan_of", "step_of", "words_of"]
 
 SOLVED = 1.0 - 1e-6
 _WORD = re.compile(r"[^\s,;:()\[\]{}\"'<>|]+")

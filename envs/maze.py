@@ -12,6 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from treewright.envs.errors import EnvFault, InvalidAction, SessionDied
 from treewright.envs.types import (
@@ -67,7 +68,8 @@ class Faults:
         return self.at.get(self.calls - 1)
 
 
-def _open_walls(size: int, seed: int) -> dict[Cell, tuple[str, ...]]:
+@lru_cache(maxsize=256)
+def _open_walls(size: int, seed: int) -> Mapping[Cell, tuple[str, ...]]:
     """Exits of every cell: a random spanning tree and a few extra doors."""
     rng = random.Random(f"maze {size} {seed}")
     exits: dict[Cell, set[str]] = {(x, y): set() for x in range(size) for y in range(size)}
@@ -130,7 +132,8 @@ class Maze(BaseEnvironment):
     async def reset(self, task: Task, key: int) -> Observation:
         self._alive()
         self.size = int(task.data.get("size", 3))
-        self.exits = _open_walls(self.size, task.seed)
+        self.seed = task.seed
+        self.exits = _open_walls(self.size, self.seed)
         self.at: Cell = (0, 0)
         self.pressed = 0
         self.ended = False
@@ -161,14 +164,14 @@ class Maze(BaseEnvironment):
 
     async def snapshot(self) -> Snapshot:
         self._alive()
-        data = json.dumps([self.size, self.at, self.pressed, self.ended, sorted(self.exits.items())]).encode()
+        data = json.dumps([self.size, self.seed, self.at, self.pressed, self.ended]).encode()
         return Snapshot(Restore.STATE, data, self._seen().fingerprint, len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         self._alive()
-        self.size, at, self.pressed, self.ended, exits = json.loads(snapshot.data)
+        self.size, self.seed, at, self.pressed, self.ended = json.loads(snapshot.data)
         self.at = (at[0], at[1])
-        self.exits = {(c[0], c[1]): tuple(ways) for c, ways in exits}
+        self.exits = _open_walls(self.size, self.seed)
         return self._seen()
 
     def _seen(self) -> Observation:

@@ -13,7 +13,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from treewright.envs.errors import EnvFault, TreewrightError
@@ -29,6 +29,7 @@ from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Ou
 __all__ = ["Keeper", "Settings", "Stepper", "search"]
 
 
+BUNDLE, LINGER = 64, 0.02  # expansions, and seconds one of them waits, before they are handed to the store together
 GRACE = 1.0  # seconds that an expansion begun within the time budget may take beyond it
 
 
@@ -117,10 +118,6 @@ def _pool_of(env: Environment | Suite | Pool) -> tuple[Pool, bool]:
     return Pool(given), False
 
 
-def _minus(spent: Spent) -> Spent:
-    return Spent(*(-getattr(spent, f.name) for f in fields(Spent)))
-
-
 class _Search:
     """One running search. Everything a resume needs is in the header and the expansions; this object is disposable."""
 
@@ -144,6 +141,8 @@ class _Search:
         self.snapshots = Snapshots()
         self.recorded: Sequence[Expansion] = ()
         self.reserved = Spent()
+        self.unsaved: list[tuple[Expansion, int]] = []
+        self.linger: asyncio.TimerHandle | None = None
         self.finished = self.popped = 0
         self.began, self.earlier = time.monotonic(), 0.0
         self.seed = seed_of(settings.seed, task.suite, task.id, settings.attempt)
@@ -158,6 +157,7 @@ class _Search:
             await self.close()
         finally:
             if self.store is not None:
+                self._save()
                 await asyncio.shield(self.store.flush())
         return await self.finish()
 
@@ -188,6 +188,7 @@ class _Search:
             self.tree.inexact("open nodes were not closed")
         self.tree.reveal()
         if self.store is not None:
+            self._save()
             self.store.finish(self.tree)
             await self.store.flush()
         return self.tree
@@ -210,7 +211,7 @@ class _Search:
                 if expansion is None:
                     return
                 flying.popleft()
-                self.reserved = self.reserved + _minus(reserve)
+                self.reserved = self.reserved + -reserve
                 self._apply(expansion)
         finally:
             pending = [job for job, _ in flying if isinstance(job, asyncio.Task)]
@@ -253,9 +254,22 @@ class _Search:
             for node in new:
                 self._offer(node)
         if self.store is not None and expansion.seq >= len(self.recorded):
-            self.store.append_nowait(self.tree.tree_id, expansion, new.start)
+            self.unsaved.append((expansion, new.start))
+            if len(self.unsaved) == 1:
+                self.linger = asyncio.get_running_loop().call_later(LINGER, self._save)
+            elif len(self.unsaved) == BUNDLE:
+                self._save()
         if self.on_expansion is not None:
             self.on_expansion(self.tree, new)
+
+    def _save(self) -> None:
+        """Hands what waits to the store, in one go: it becomes one transaction."""
+        if self.linger is not None:
+            self.linger.cancel()
+        waiting, self.unsaved = self.unsaved, []
+        if self.store is not None:
+            for expansion, first in waiting:
+                self.store.append_nowait(self.tree.tree_id, expansion, first)
 
     def _offer(self, node: int) -> None:
         """Puts a node on the frontier if a pop could do something with it."""
@@ -285,7 +299,9 @@ class _Search:
         """The ceiling that one more pop could pass. Stored pops were made within the time they had."""
         if len(self.tree.pops) < len(self.recorded):
             return replace(self.budget, seconds=None).exhausted(self.tree.spent + self.reserved, reserve)
-        spent = replace(self.tree.spent, seconds=self._seconds()) + self.reserved
+        spent = self.tree.spent + self.reserved
+        if self.budget.seconds is not None:
+            spent = replace(spent, seconds=self._seconds())
         return self.budget.exhausted(spent, reserve)
 
     def _reserve(self, node: int) -> Spent:
@@ -418,6 +434,7 @@ class Stepper:
     def apply(self, pop: Pop) -> None:
         """Adds the result to the tree, the frontier and the store."""
         self._search._apply(pop.expansion())
+        self._search._save()  # whoever drives from outside may stop at any step
 
     async def finish(self) -> Tree:
         """Closes open nodes if the settings say so, chooses, reveals, and waits until the store has it all."""

@@ -23,6 +23,7 @@ from treewright.agent.options import (
     read_config,
     suites_of,
 )
+from treewright.agent.plans import plans_command
 from treewright.agent.store_cli import compare_command, store_app
 from treewright.agent.train_cli import train_app
 from treewright.agent.view_cli import report_command, view_command
@@ -407,6 +408,7 @@ def seedling(
 
 app.command()(bench)
 app.add_typer(train_app, name="train")
+app.command("plans")(plans_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("view")(view_command)

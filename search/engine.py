@@ -18,7 +18,6 @@ from typing import Protocol
 
 from treewright.envs.errors import EnvFault, TreewrightError
 from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, seed_of
-from treewright.search.choose import choose_by_mass
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
 from treewright.search.restore import Pool, Snapshots
@@ -183,7 +182,7 @@ class _Search:
             await self._grow(self._next_open, max(self.settings.width, self.pool.size))
 
     async def finish(self) -> Tree:
-        self.tree.chosen = choose_by_mass(self.tree)
+        self.tree.chosen = self.rule.choose(self.tree)
         if any(self._unfinished(i) for i in range(len(self.tree))):
             self.tree.inexact("open nodes were not closed")
         self.tree.reveal()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from treewright.envs.errors import TreewrightError
+from treewright.search.choose import choose_by_mass
 from treewright.search.frontier import ByPriority, Frontier
 from treewright.search.tree import Node, Tree
 
@@ -21,6 +22,7 @@ class Rule:
     eager     None lets the engine choose: eager where fork or state restore is declared, lazy with replay only
     frontier  makes another order than that of static priorities: layers, walks down the tree
     prunes    why a tree is inexact once the rule has given nodes up; None for rules that give up nothing
+    choose    the leaf to go for once the search is over; it sees no reward either
     """
 
     name: str
@@ -29,6 +31,7 @@ class Rule:
     eager: bool | None = None
     frontier: Callable[[Tree], Frontier] | None = None
     prunes: str | None = None
+    choose: Callable[[Tree], int | None] = choose_by_mass
 
 
 def frontier_of(rule: Rule, tree: Tree) -> Frontier:

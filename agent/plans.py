@@ -11,7 +11,7 @@ import typer
 from treewright.agent.options import Name, console
 from treewright.envs.errors import EnvFault, InvalidAction, TreewrightError
 from treewright.envs.types import Environment, Oracle, Task, Turn
-from treewright.search.plan_memory import Plan, PlanMemory, plan_of, step_of
+from treewright.search.plan_memory import Plan, PlanMemory, goal_likeness, plan_of, step_of
 from treewright.search.rules.astar import lcs
 from treewright.search.types import Candidate, Exchange, Score
 
@@ -21,25 +21,26 @@ SOLVED = 1.0 - 1e-6
 
 
 class PlanLikeness:
-    """How much a path is like the remembered plan that it is most like: m / (path + plan − m), m the weight of their
-    longest common subsequence. 1 for a path that is a plan. Costs no tokens.
+    """How much a path is like a remembered plan: m / (path + plan − m), m the weight of their longest common
+    subsequence, times how much the goals are alike, relative to the most similar goal; the best plan counts. 1 for a
+    path that is the plan of the most similar goal. Costs no tokens.
 
     memory   plans of training tasks;  nearest  how many of those with the most similar goals count, 0 for all
     """
 
     def __init__(self, memory: PlanMemory, nearest: int = 8) -> None:
         self.memory, self.nearest = memory, nearest
-        self._known: tuple[str, tuple[Plan, ...]] | None = None
+        self._known: tuple[str, list[tuple[Plan, float]]] | None = None
 
     async def evaluate(self, task: Task, candidates: Sequence[Candidate]) -> Sequence[Score]:
         if self._known is None or self._known[0] != task.goal:
-            self._known = (task.goal, self.memory.near(task, self.nearest))
+            self._known = (task.goal, _weighted(task, self.memory.near(task, self.nearest)))
         plans = self._known[1]
         before = self._steps(task, candidates[0].turns) if candidates else []
         out = []
         for candidate in candidates:
             step = step_of(task, candidate.turns, candidate.action) if candidate.action is not None else ""
-            out.append(Score(max((_likeness([*before, step], plan.steps) for plan in plans), default=0.0)))
+            out.append(Score(max((w * _likeness([*before, step], plan.steps) for plan, w in plans), default=0.0)))
         return out
 
     @staticmethod
@@ -47,6 +48,12 @@ class PlanLikeness:
         """The steps of a path; invalid output is one that no plan has."""
         done = [(turns[:i], turn.action) for i, turn in enumerate(turns)]
         return [step_of(task, before, action) if action is not None else "" for before, action in done]
+
+
+def _weighted(task: Task, plans: Sequence[Plan]) -> list[tuple[Plan, float]]:
+    alike = [goal_likeness(task.goal, plan.goal) for plan in plans]
+    most = max(alike, default=0.0)
+    return [(plan, share / most if most else 1.0) for plan, share in zip(plans, alike, strict=True)]
 
 
 def _likeness(path: Sequence[str], plan: Sequence[str]) -> float:

@@ -4,8 +4,9 @@
     such that  y_j ≥ x_i for every ancestor j of leaf i,   c_k ≤ Σ x_i over cluster k,   1 ≤ Σ x_i ≤ width
 
 x, y and c say which leaves are kept, which ancestors stay for them, and which of the K clusters of similar leaves are
-covered; O_i = exp(h_i/τ) / Σ exp(h/τ) are REBASE's weights (arXiv 2408.00724) of the evaluator's estimates. The paper counts nodes; here every node costs its tokens t,
-and T is their sum over all that could be kept, since tokens are what a cache holds.
+covered; O_i = exp(h_i/τ) / Σ exp(h/τ) are REBASE's weights (arXiv 2408.00724) of the evaluator's estimates. The paper
+counts nodes; here every node costs its tokens t, and T is their sum over all that could be kept, since tokens are what
+a cache holds.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def choose_leaves(
 ) -> list[int]:
     """Indices of the leaves to keep, in order of creation: the integer program above.
 
-    values [n] weights ≥ 0, counted as shares;  paths  ids from below the root to each leaf, the leaf last;  tokens  of every such id;
-    cluster [n] from 0;  width  most leaves
+    values [n] weights ≥ 0, counted as shares;  paths  ids from below the root to each leaf, the leaf last;
+    tokens  of every such id;  cluster [n] from 0;  width  most leaves
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 

@@ -8,7 +8,7 @@ from walker import Walker
 
 from treewright.envs import Action, Observation, Task, TreewrightError
 from treewright.envs.maze import SUITE
-from treewright.search.engine import Settings, search
+from treewright.search.engine import search
 from treewright.search.plan_memory import Plan, PlanMemory, alike, goal_marks, step_of, words_of
 from treewright.search.rules import rule
 from treewright.search.rules.astar import PathCosts, lcs
@@ -49,11 +49,11 @@ def test_the_longest_common_subsequence_keeps_the_order():
 
 
 async def solved_tree(split):
-    for task in SUITE.tasks(split, 3):
-        tree = await search(
-            task, SUITE, Walker(), budget=Budget(expansions=80), rule=rule("breadth_first", draws=8, root_draws=8),
-            settings=Settings(max_tokens=24),
-        )  # fmt: skip
+    ways = ("north", "east", "south", "west")
+    walker = Walker([(f'move {{"to": "{way}"}}', 0.2) for way in ways] + [("stop {}", 0.2)])
+    order = rule("breadth_first", draws=8, root_draws=8)
+    for task in SUITE.tasks(split, 6):
+        tree = await search(task, SUITE, walker, budget=Budget(expansions=300), rule=order)
         if any(tree.outcome_of(i) >= 1 for i in tree.leaves()):
             return tree
     raise AssertionError("no maze was solved")

@@ -108,6 +108,15 @@ def _distances(exits: Mapping[Cell, Sequence[str]], goal: Cell) -> dict[Cell, in
     return far
 
 
+@lru_cache(maxsize=4096)
+def _observation(size: int, at: Cell, pressed: int, ended: bool, ways: tuple[str, ...]) -> Observation:
+    """What a state looks like; states are few and come again and again."""
+    x, y = at
+    goal = " goal" if at == (size - 1, size - 1) else ""
+    text = "stopped" if ended else f"at {x},{y}{goal} open {' '.join(ways)}"
+    return Observation(text, digest("maze", f"{size} {at} {pressed} {ended}"))
+
+
 class Maze(BaseEnvironment):
     """One walker. Sandboxed by default; live (`sandboxed=False`) all sessions share the ledger of pressed buttons."""
 
@@ -175,10 +184,7 @@ class Maze(BaseEnvironment):
         return self._seen()
 
     def _seen(self) -> Observation:
-        x, y = self.at
-        goal = " goal" if self.at == (self.size - 1, self.size - 1) else ""
-        text = "stopped" if self.ended else f"at {x},{y}{goal} open {' '.join(self.exits[self.at])}"
-        return Observation(text, digest("maze", f"{self.size} {self.at} {self.pressed} {self.ended}"))
+        return _observation(self.size, self.at, self.pressed, self.ended, self.exits[self.at])
 
     def _alive(self) -> None:
         if self.dead:

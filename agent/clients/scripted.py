@@ -96,8 +96,9 @@ class ScriptedPolicy:
 
     def _cut(self, ids: Sequence[int], logprobs: Sequence[float], max_tokens: int) -> Completion:
         kept = tuple(ids[:max_tokens])
-        text = bytes(i for i in kept if i < END).decode("utf-8", "replace")
-        reason = "stop" if kept and kept[-1] == END else "length"
+        ended = bool(kept) and kept[-1] == END
+        text = bytes(kept[:-1] if ended else kept).decode("utf-8", "replace")
+        reason = "stop" if ended else "length"
         return Completion(text, kept, tuple(logprobs[:max_tokens]), reason, self.version, self.trainable)
 
     async def close(self) -> None:

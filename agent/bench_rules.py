@@ -34,7 +34,7 @@ Figures = dict[str, tuple[float, str]]
 
 SOLVED = 1.0 - 1e-6
 DRAWS = 48  # uniform draws at a node: about two thirds of the valid calls
-ETS = {"cost_weight": 5.0, "distance": 0.3, "temperature": 0.1}  # chosen on 22 training tasks that are not in the memory
+ETS = {"cost_weight": 5.0, "distance": 0.3, "temperature": 0.1}  # chosen on 22 other training tasks
 MEMORY = 300  # training tasks whose plans are remembered
 
 

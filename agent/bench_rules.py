@@ -174,7 +174,7 @@ def ets_figures(quick: bool) -> Figures:
     """ets_vs_beam_tokens: kept tokens per task of a beam over those of `ets` at the same width, the widest; it counts
     as reached only if ets_found is at least beam_found at that width. ..._any_width compares the cheapest of each that
     find as much as the widest beam."""
-    tasks, wide = (26, 4) if quick else (104, 8)
+    tasks, wide = (13, 4) if quick else (104, 8)
     widths = {"beam": [w for w in (1, 2, 4, 8) if w <= wide], "ets": [wide // 2, wide]}
     memory = _memory(MODEL, MEMORY)
     draws = {"draws": DRAWS, "root_draws": DRAWS}
@@ -231,7 +231,7 @@ def _settings(quick: bool) -> list[Setting]:
         Setting(find_suite("workbench"), some(20), 10, 2, 4, some(50)),
         Setting(find_suite("market"), some(4), 6, 2, 4, 0),
         Setting(replace(MODEL, name="office"), some(52), 40, DRAWS, DRAWS, MEMORY),
-        Setting(find_suite("maze"), some(50), 20, 4, 4, 50),
+        Setting(find_suite("maze"), some(50), 40, 4, 4, 50),
     ]
     return [s for s in known if _available(s.suite) and not (quick and s.suite.name in ("market", "workbench"))]
 

@@ -149,18 +149,16 @@ class Pool:
 
     async def timed(self, call: Awaitable[T], what: str) -> T:
         """Awaits an environment call; past the deadline it becomes an ActionTimeout."""
-        # A world inside this process answers before it ever waits: then no timer has to be set.
-        running = call.__await__()
         try:
-            first = next(running)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        try:
-            async with asyncio.timeout(self.deadline) as limit:
+            # A world inside this process answers before it ever waits: then no timer has to be set.
+            running = call.__await__()
+            try:
+                first = next(running)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            async with asyncio.timeout(self.deadline):
                 return await _Begun(running, first)
         except TimeoutError as error:
-            if not limit.expired():
-                raise
             raise ActionTimeout(f"{what}: no answer within {self.deadline:g} s") from error
 
     async def reach(

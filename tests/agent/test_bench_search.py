@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -14,6 +16,8 @@ from treewright.agent.bench_engine import cost_of, speedup
 from treewright.agent.bench_rules import Found, expansions_to, first_found, kept_tokens
 from treewright.agent.clients.scripted import ScriptedPolicy
 from treewright.agent.clients.uniform import uniform_calls
+from treewright.agent.config import load_config
+from treewright.agent.loop import rule_of
 from treewright.agent.plans import PlanLikeness, demonstrated_plans
 from treewright.envs import TreewrightError
 from treewright.envs.maze import SUITE
@@ -21,7 +25,7 @@ from treewright.envs.tools.office import MODEL, oracle
 from treewright.search.engine import Settings, search
 from treewright.search.plan_memory import PlanMemory
 from treewright.search.restore import Pool
-from treewright.search.rules import rule
+from treewright.search.rules import RULES, rule
 from treewright.search.types import Budget
 
 
@@ -124,3 +128,33 @@ def test_plans_are_learned_from_a_store_and_guide_a_run(tmp_path, monkeypatch):
     assert again.exit_code == 0, again.output
     wrong = line.invoke(app, ["collect", "--name", "three", *common, *options, "--set", "search.options.alfa=1"])
     assert wrong.exit_code != 0 and "did you mean 'alpha'" in str(wrong.exception)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "search.md"
+
+
+def test_the_page_shows_the_figures_of_its_file():
+    assert bench_search.report(bench_search.load(PAGE.with_suffix(".json"))) in PAGE.read_text()
+
+
+def test_a_page_without_a_place_for_figures_is_refused(tmp_path):
+    (tmp_path / "page.md").write_text("nothing")
+    with pytest.raises(TreewrightError, match="measured"):
+        bench_search.write_page(PAGE.with_suffix(".json"), tmp_path / "page.md")
+
+
+def test_the_page_names_every_rule_and_its_settings_are_understood():
+    text = PAGE.read_text()
+    assert all(f"`{name}`" in text for name in RULES)
+    for line in re.findall(r"^treewright collect .*$", text, re.MULTILINE):
+        settings = [s for s in re.findall(r"--set (\S+)", line) if ".memory=" not in s]
+        section = load_config(None, settings).search
+        assert rule_of(section).name.startswith(section.rule)
+
+
+def test_the_rule_of_ones_own_on_the_page_works(monkeypatch):
+    code = next(body for body in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "deepest" in body)
+    monkeypatch.setattr("treewright.search.RULES", dict(RULES))
+    names = {}
+    exec(code, names)
+    assert names["RULES"]["deepest"]().name == "deepest(draws=2)"

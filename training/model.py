@@ -8,13 +8,14 @@ give on each of its trajectories, outputs and gradients; models with parts for w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from treewright.kernels import BranchCache, TreeChunk, TreeChunkState, TreePlan, tree_attention, tree_logp
+from treewright.kernels import BranchCache, PromptCache, TreeChunk, TreeChunkState, TreePlan, tree_attention, tree_logp
 from treewright.kernels.tree_logp import tree_logp_dot
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "prepare",
     "refuse_unsupported",
     "register",
+    "tree_attention_in",
     "tree_hidden",
     "tree_logprobs",
 ]
@@ -150,19 +152,31 @@ def tree_logprobs(
     return logp, entropy[row]
 
 
-@torch.no_grad()
-def branch_logits(model: nn.Module, ids: Tensor, cache: BranchCache) -> Tensor:
-    """Next-token logits [B, V] of B branches that share prefixes, without gradients.
+@contextmanager
+def tree_attention_in(model: nn.Module) -> Iterator[None]:
+    """The registered attention for the time of a `with` block; whoever else uses the model finds it as it was."""
+    register()
+    config: Any = model.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
-    The first call takes the prompt, ids int64 [T], and gives logits [1, V]. Then `cache.fork(n)` makes n branches, and
-    every further call takes one sampled id per branch, ids int64 [B]. Each shared stretch is read once per step.
+
+@torch.no_grad()
+def branch_logits(model: nn.Module, ids: Tensor, cache: PromptCache | BranchCache) -> Tensor:
+    """Logits [B, V] after the last of ids int64 [B, T], without gradients; the cache takes up their keys and values.
+
+    cache  a `PromptCache`, [1, T] tokens of a prompt behind what is known of it; its `stretch` then extends the path.
+           Or a `BranchCache`, one token [B, 1] of each branch; what branches share is read once.
     """
     _needs_prepare(model)
-    prompt = not cache.has_prompt(0)
-    places = torch.arange(len(ids), device=ids.device) if prompt else torch.full_like(ids, cache.length)
-    shape = (1, -1) if prompt else (-1, 1)
     decoder: Any = model.base_model
-    out = decoder(ids.view(shape), position_ids=places.view(shape), branches=cache, use_cache=False)
+    out = decoder(ids, position_ids=cache.positions, branches=cache, use_cache=False)
+    if isinstance(cache, BranchCache):
+        cache.advance()
     logits: Tensor = model.get_output_embeddings()(out.last_hidden_state[:, -1])  # type: ignore[operator]
     return logits
 
@@ -224,14 +238,16 @@ def _attention(
     tree: TreePlan | TreeChunk | None = None,
     s_aux: Tensor | None = None,
     softcap: float | None = None,
-    branches: BranchCache | None = None,
+    branches: PromptCache | BranchCache | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, Hq, Tq, D] → ([1, Tq, Hq, D], None). ``s_aux`` are sinks."""
     # Under autocast, norms leave queries and keys in float32 beside values in the working type.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if branches is not None and attention_mask is None and s_aux is None and softcap is None:
-        return _branch_attention(module, query, key, value, scaling, sliding_window, branches), None
+        index: Any = module.layer_idx
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return branches.attend(index, query, key, value, scale, sliding_window).transpose(1, 2), None
     if tree is None:
         raise ValueError('no tree given: call tree_hidden(), or model.set_attn_implementation("sdpa") for plain use')
     if attention_mask is not None:
@@ -249,21 +265,3 @@ def _attention(
     else:
         out = tree_attention(*own, tree, scaling, window=sliding_window, sinks=s_aux)
     return out.transpose(0, 1)[None], None
-
-
-def _branch_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    window: int | None,
-    branches: BranchCache,
-) -> Tensor:
-    """The prompt, query [1, Hq, T, D], or one token of each branch, query [B, Hq, 1, D] → [B, T, Hq, D]."""
-    layer: Any = module.layer_idx
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if not branches.has_prompt(layer):
-        return branches.prefill(layer, query[0], key[0], value[0], scale, window).transpose(0, 1)[None]
-    own = query[:, :, 0], key[:, :, 0], value[:, :, 0]
-    return branches.step(layer, *own, scale, window)[:, None]

@@ -22,6 +22,7 @@ __all__ = [
     "UnsupportedModel",
     "branch_logits",
     "chunked_backward",
+    "chunked_logprobs",
     "prepare",
     "refuse_unsupported",
     "register",
@@ -200,16 +201,9 @@ def chunked_backward(
     forward passes and one backward; K and V of the whole pack stay in memory.
     """
     state = TreeChunkState(plan.to(ids.device), cuts)
-    parts = [torch.nonzero((rows >= c.start) & (rows < c.stop)).flatten() for c in state.chunks]
+    logp, entropy = _first_pass(model, ids, state, rows, targets, chunk)
+    parts = _pairs_by_chunk(state, rows)
     weight = model.get_output_embeddings().weight  # type: ignore[operator]
-    with torch.no_grad():
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        logp, entropy = (torch.empty(rows.shape, dtype=wide, device=ids.device) for _ in range(2))
-        for part, pairs in zip(state.chunks, parts, strict=True):
-            hidden = tree_hidden(model, ids[part.start : part.stop], part)
-            used, row = torch.unique(rows[pairs] - part.start, return_inverse=True)
-            logp[pairs], by_row = tree_logp(hidden[used].to(weight.dtype), weight, row, targets[pairs], chunk)
-            entropy[pairs] = by_row[row]
     with torch.enable_grad():
         logp.requires_grad_(), entropy.requires_grad_()
         value = loss(logp, entropy)
@@ -224,6 +218,41 @@ def chunked_backward(
             # A chunk without trained tokens is still owed by later ones: backward must pass through its layers.
             torch.autograd.backward((surrogate, hidden), (torch.ones_like(surrogate), torch.zeros_like(hidden)))
     return value.detach(), logp.detach(), entropy.detach()
+
+
+@torch.no_grad()
+def chunked_logprobs(
+    model: nn.Module,
+    ids: Tensor,
+    plan: TreePlan,
+    rows: Tensor,
+    targets: Tensor,
+    cuts: int | Sequence[int],
+    chunk: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """What `tree_logprobs` gives, both [M], detached, to the bit as `chunked_backward` sees them with these cuts."""
+    return _first_pass(model, ids, TreeChunkState(plan.to(ids.device), cuts), rows, targets, chunk)
+
+
+@torch.no_grad()
+def _first_pass(
+    model: nn.Module, ids: Tensor, state: TreeChunkState, rows: Tensor, targets: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Runs the chunks in order, which keeps their keys and values in `state`; log-probs and entropies [M]."""
+    weight = model.get_output_embeddings().weight  # type: ignore[operator]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    logp, entropy = (torch.empty(rows.shape, dtype=wide, device=ids.device) for _ in range(2))
+    for part, pairs in zip(state.chunks, _pairs_by_chunk(state, rows), strict=True):
+        hidden = tree_hidden(model, ids[part.start : part.stop], part)
+        used, row = torch.unique(rows[pairs] - part.start, return_inverse=True)
+        logp[pairs], by_row = tree_logp(hidden[used].to(weight.dtype), weight, row, targets[pairs], chunk)
+        entropy[pairs] = by_row[row]
+    return logp, entropy
+
+
+def _pairs_by_chunk(state: TreeChunkState, rows: Tensor) -> list[Tensor]:
+    """For each chunk the pairs that its tokens predict."""
+    return [torch.nonzero((rows >= c.start) & (rows < c.stop)).flatten() for c in state.chunks]
 
 
 def _attention(

@@ -250,5 +250,12 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", default=None)
     parser.add_argument("--plot", default=None)
+    parser.add_argument("--tiles", action="store_true", help="only try tiles, on a GPU: minutes, and nothing is kept")
     arguments = parser.parse_args()
-    main(arguments.quick, arguments.json, arguments.plot)
+    if arguments.tiles:
+        from treewright.kernels.bench_gpu import tile_rows
+
+        correctness("cuda")
+        tile_rows()
+    else:
+        main(arguments.quick, arguments.json, arguments.plot)

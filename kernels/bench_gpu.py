@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from treewright.kernels import triton_backend
 from treewright.kernels.dispatch import choose_backend
 from treewright.kernels.families import FAMILIES, trajectories
 from treewright.kernels.flex import flex_block_mask
@@ -24,9 +25,8 @@ from treewright.kernels.reference import relative_error
 from treewright.kernels.tree_attention import tree_attention
 from treewright.kernels.tree_logp import tree_logp
 from treewright.kernels.tree_plan import TreePlan
-from treewright.kernels.triton_backend import triton_attention
 
-__all__ = ["fused_attention", "gpu_figures", "logp_rows"]
+__all__ = ["fused_attention", "gpu_figures", "logp_rows", "tile_rows"]
 
 Shapes = list[tuple[int, ...]]
 SHAPES = (
@@ -41,6 +41,14 @@ ENOUGH = 0.6  # seconds after which three runs are enough
 DENSE_LIMIT = 4096  # tokens up to which SDPA with a dense mask is timed
 BITMASK_LIMIT = 32768
 ROWS_LIMIT = 300_000  # tokens of all rows up to which SDPA on rows is timed
+TILES = {
+    "forward": ((128, 128, 8, 2), (128, 64, 8, 2), (128, 64, 8, 3), (64, 128, 4, 2)),
+    "queries": ((128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (128, 128, 8, 1)),
+    "columns": ((64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 128, 8, 2)),
+    "fused": ((64, 64, 8, 2), (32, 128, 8, 2), (64, 128, 8, 1), (32, 64, 4, 2)),
+}
+"""Query block, key block, warps, stages; the pinned tile of head size 128 first."""
+
 MASK_PARTS = (
     "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
     "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices",
@@ -122,12 +130,7 @@ def _variants(plan: TreePlan, shapes: Shapes, work: float, backend: str) -> dict
     """Other ways: dQ by atomics in the pass over keys (fused), the same bits every time (fixed), one bit per pair."""
     fused = _try(shapes, lambda q, k, v: fused_attention(q, k, v, plan, backend))
     fixed = _try(shapes, lambda q, k, v: tree_attention(q, k, v, plan, deterministic=True))
-    bitmask = None
-    if plan.n_queries <= BITMASK_LIMIT:
-        from treewright.kernels.bitmask import bitmask_attention, packed_mask
-
-        words = packed_mask(plan)  # type: ignore[no-untyped-call]
-        bitmask = _try(shapes, lambda q, k, v: bitmask_attention(q, k, v, words), False)  # type: ignore[no-untyped-call]
+    bitmask = _bitmask(plan, shapes) if plan.n_queries <= BITMASK_LIMIT else None
     return {
         "fused_bwd_tflops": 2.5 * work / fused[1] if fused else None,
         "fixed_bwd_tflops": 2.5 * work / fixed[1] if fixed else None,
@@ -135,10 +138,26 @@ def _variants(plan: TreePlan, shapes: Shapes, work: float, backend: str) -> dict
     }
 
 
+def _bitmask(plan: TreePlan, shapes: Shapes) -> tuple[float, float] | None:
+    from treewright.kernels.bitmask import bitmask_attention, packed_mask
+
+    words = packed_mask(plan)  # type: ignore[no-untyped-call]
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = bitmask_attention(q, k, v, words)  # type: ignore[no-untyped-call]
+        return out
+
+    q, k, v = (torch.randn(s, device="cuda", dtype=torch.bfloat16) for s in shapes)
+    gap = relative_error(attention(q, k, v).float(), tree_attention(q, k, v, plan).double())
+    if gap > 2e-2:
+        raise RuntimeError(f"the bit-mask baseline is off by {gap:.1e}: it is not timed")
+    return _try(shapes, attention, backward=False)
+
+
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, backend: str) -> Tensor:
     """The Triton backends with dQ added by atomics in the pass over keys."""
     scale, tma = q.shape[-1] ** -0.5, backend == "triton"
-    return triton_attention(q, k, v, plan, scale, None, tma=tma, deterministic=False, fused=True)[0]
+    return triton_backend.triton_attention(q, k, v, plan, scale, None, tma=tma, deterministic=False, fused=True)[0]
 
 
 def _times(shapes: Shapes, attention: Callable[..., Tensor], backward: bool = True) -> tuple[float, float]:
@@ -231,6 +250,36 @@ def _rows(
             return None, None
         spent = [total + time for total, time in zip(spent, times, strict=True)]
     return spent[0] / forward, spent[1] / backward
+
+
+def tile_rows(tokens: int = 16384, width: int = 128) -> list[dict[str, Any]]:
+    """TFLOP/s of each pass with other tiles than the pinned one, on a tree and on a chain; to choose tiles by."""
+    rows = []
+    plans = [FAMILIES[i].plan(tokens).to("cuda") for i in (5, 8)]
+    shapes: Shapes = [(32, tokens, width), *[(8, tokens, width)] * 2]
+    for name, tiles in TILES.items():
+        for tile in tiles:
+            triton_backend.TRIED[name, width] = triton_backend.Tile(*tile)
+            try:
+                speeds = [_pass_speed(name, plan, shapes) for plan in plans]
+            finally:
+                triton_backend.TRIED.clear()
+            rows.append({"pass": name, "tile": str(tile), "tree": speeds[0], "causal": speeds[1]})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _pass_speed(name: str, plan: TreePlan, shapes: Shapes) -> float | None:
+    """TFLOP/s of the forward pass where `name` is that, else of the whole backward pass with this tile in it."""
+    backend = choose_backend("auto", torch.device("cuda"), torch.bfloat16, shapes[0][2])
+    work = plan.n_pairs * shapes[0][0] * shapes[0][2] * 4 / 1e12
+    if name == "fused":
+        times = _try(shapes, lambda q, k, v: fused_attention(q, k, v, plan, backend))
+    else:
+        times = _try(shapes, lambda q, k, v: tree_attention(q, k, v, plan), name != "forward")
+    if times is None:
+        return None
+    return work / times[0] if name == "forward" else 2.5 * work / times[1]
 
 
 def logp_rows(tokens: int = 8192, hidden: int = 4096, vocabulary: int = 151_936) -> list[dict[str, Any]]:

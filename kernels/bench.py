@@ -76,7 +76,8 @@ def main(quick: bool = False, json_path: str | None = None, plot_path: str | Non
         Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
     if plot_path:
         drawing = Path(plot_path).with_suffix(".svg")
-        drawing.write_text(_plot(table["gpu" if gpu else "cpu"], gpu))
+        on_gpu = bool(table.get("gpu"))
+        drawing.write_text(_plot(table["gpu" if on_gpu else "cpu"], on_gpu))
         print(f"plot: {drawing}")
     return result
 
@@ -199,6 +200,9 @@ def _cpu_name() -> str:
 
 def _show(result: dict[str, Any]) -> None:
     for name, rows in result["table"].items():
+        if not rows:
+            print(f"\n{name}: nothing was measured")
+            continue
         columns = list(rows[0])
         cells = [columns, *([_text(row[c]) for c in columns] for row in rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -263,3 +266,14 @@ def test_misuse_says_what_to_do_next():
         model.model(ids[None, :4], tree=plan, past_key_values=cache, use_cache=True)
     with pytest.raises(ValueError, match="predicted by nothing"):
         tree_logprobs(model, ids, plan, torch.tensor([-1, 0]), torch.tensor([0, 0]))
+
+
+def test_the_decoding_example_of_the_kernels_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "branch_logits(" in b]
+    torch.manual_seed(0)
+    model = qwen3(max_position_embeddings=256)
+    names = {"model": model, "ids": torch.randint(0, 97, (100,)), "tokens": torch.arange(8)}
+    exec(block, names)
+    whole = torch.cat([names["ids"].expand(8, -1), torch.arange(8)[:, None]], 1)
+    assert torch.allclose(names["logits"], model(whole, use_cache=False).logits[:, -1], atol=1e-5)

@@ -1,16 +1,16 @@
 """Training the gate of TreeHop, on a corpus' own links or on stored trees.
 
-    gate = train_gate(dense, list(linked_jumps(corpus)))
-    gate.save(folder)
+gate = train_gate(dense, list(linked_jumps(corpus)))
+gate.save(folder)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.retrieval.corpus import Corpus
@@ -51,19 +51,19 @@ def train_gate(
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     for epoch in range(epochs):
         total = 0.0
-        for chosen in torch.randperm(len(jumps), generator=generator).split(batch):
+        for chosen in torch.split(torch.randperm(len(jumps), generator=generator), batch):
             following = net(questions[chosen], passages[first[chosen]])
             scores = following @ passages.T / TEMPERATURE
             scores = scores.scatter(1, first[chosen, None], float("-inf"))
             loss = torch.nn.functional.cross_entropy(scores, second[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.item() * len(chosen)
         if note is not None:
             note(epoch, total / len(jumps))
-    arrays: list[NDArray[np.float32]] = [p.detach().numpy().copy() for p in (net.w1, net.b1, net.w2, net.b2)]
-    return Gate(*arrays, dense.encoder.name)
+    w1, b1, w2, b2 = (p.detach().numpy().copy() for p in (net.w1, net.b1, net.w2, net.b2))
+    return Gate(w1, b1, w2, b2, dense.encoder.name)
 
 
 class _Net(torch.nn.Module):
@@ -88,7 +88,7 @@ def jumps_of_trees(trees: Iterable[Tree], corpus: Corpus) -> Iterator[Jump]:
             if not tree.outcome_of(leaf) >= 1 - 1e-6:
                 continue
             read = [position for node in tree.path(leaf) if (position := _read(tree, node, corpus)) is not None]
-            for first, second in zip(read, read[1:], strict=False):
+            for first, second in pairwise(read):
                 if first != second:
                     yield Jump(tree.task.goal, first, second)
 

@@ -24,7 +24,7 @@ from treewright.envs.retrieval.corpus import Corpus
 from treewright.envs.retrieval.index import Hit
 from treewright.envs.types import digest
 
-__all__ = ["DenseIndex", "Encoder", "SentenceEncoder", "top"]
+__all__ = ["DenseIndex", "Encoder", "SentenceEncoder", "Vectors", "top"]
 
 FLAT = 100_000
 LINKS, EF = 32, 128  # of the HNSW graph: neighbours of a node, candidates kept while searching
@@ -95,7 +95,7 @@ class DenseIndex:
     """
 
     def __init__(self, corpus: Corpus, encoder: Encoder, *, cache: Path | None = None, flat: int = FLAT) -> None:
-        self.encoder = encoder
+        self.encoder: Encoder = encoder
         self.vectors = _cached(corpus, encoder, cache)
         self._graph = _graph(self.vectors) if len(corpus) > flat else None
 

@@ -18,7 +18,7 @@ from treewright.envs.types import Suite
 
 __all__ = ["RETRIEVERS", "cache_folder", "make_retriever", "open_suite"]
 
-RETRIEVERS = ("lexical", "dense", "hybrid")
+RETRIEVERS = ("lexical", "dense", "hybrid", "treehop")
 KEPT = 20_000  # documents from which on a lexical index is kept; smaller ones are built in a fraction of a second
 
 
@@ -34,7 +34,8 @@ def open_suite(
     """A retrieval suite over files; see `load_corpus`, `load_questions` and `load_multihop` for what they may be.
 
     corpus     None takes the passages that the question file brings (HotpotQA, 2WikiMultihopQA, MuSiQue)
-    retriever  'lexical', 'dense', 'hybrid', or the http address of a server that speaks Search-R1's protocol
+    retriever  'lexical', 'dense', 'hybrid', 'treehop:FOLDER' with a trained gate, or the http address of a server that
+               speaks Search-R1's protocol
     encoder    of 'dense' and 'hybrid': 'minilm', or a folder or name of a sentence-transformers encoder
 
     Raises CorpusError for a bad file and TreewrightError for an unknown retriever or a missing package.
@@ -52,17 +53,22 @@ def open_suite(
 
 
 def make_retriever(corpus: Corpus, kind: str, encoder: str = "minilm") -> Retriever:
-    """'lexical', 'dense' or 'hybrid' over a corpus; what is slow to build is kept in `cache_folder()`."""
+    """'lexical', 'dense', 'hybrid' or 'treehop:FOLDER' over a corpus; what is slow is kept in `cache_folder()`."""
+    kind, _, gate = kind.partition(":")
     if kind not in RETRIEVERS:
-        raise TreewrightError(f"no retriever {kind!r}; there are {', '.join(RETRIEVERS)} and http addresses")
+        raise TreewrightError(f"no retriever {kind!r}; there are {', '.join(RETRIEVERS)}:FOLDER and http addresses")
     folder = cache_folder() / f"lexical-{corpus.digest}" if len(corpus) >= KEPT else None
-    lexical = LexicalIndex(corpus.docs, folder=folder) if kind != "dense" else None
+    lexical = LexicalIndex(corpus.docs, folder=folder) if kind in ("lexical", "hybrid") else None
     if kind == "lexical" and lexical is not None:
         return lexical
     from treewright.envs.retrieval.dense import DenseIndex, SentenceEncoder
     from treewright.envs.retrieval.hybrid import HybridIndex
 
     dense = DenseIndex(corpus, SentenceEncoder(encoder), cache=cache_folder())
+    if kind == "treehop":
+        from treewright.envs.retrieval.treehop import Gate, TreeHopIndex
+
+        return TreeHopIndex(dense, Gate.load(Path(gate)))
     return dense if lexical is None else HybridIndex([lexical, dense])
 
 

@@ -99,7 +99,7 @@ def make_remote_suite(
     server, of = RemoteServer(url), tasks_of(name, questions, horizon)
 
     def tasks(split: str, count: int) -> Sequence[Task]:
-        return first(name, split, of.get(split, ()), count)
+        return first(name, split, of.get(split, []), count)
 
     async def open_session() -> Environment:
         return RemoteWorld(server, results=results, reward=reward)

@@ -62,8 +62,7 @@ class Gate:
         path = folder / "treehop.npz" if folder.is_dir() else folder
         try:
             with np.load(path, allow_pickle=False) as kept:
-                arrays = [kept[name] for name in ("w1", "b1", "w2", "b2")]
-                return cls(*arrays, json.loads(str(kept["encoder"])))
+                return cls(kept["w1"], kept["b1"], kept["w2"], kept["b2"], json.loads(str(kept["encoder"])))
         except (OSError, ValueError, KeyError) as error:
             raise TreewrightError(
                 f"{path} is no gate of TreeHop ({error}); make one: treewright train treehop {folder} --corpus FILE"
@@ -97,9 +96,10 @@ class TreeHopIndex:
         if not query.strip() or k <= 0:
             return []
         vectors, size = self._dense.vectors, max(k, self._width)
-        first = self._dense.near(self._dense.encoder.encode([query])[0], size)
+        question = self._dense.encoder.encode([query])
+        first = self._dense.near(question[0], size)
         rankings, ways = [first], [_Way((hit.position,), hit.score) for hit in first[: self._width]]
-        queries = np.repeat(self._dense.encoder.encode([query]), len(ways), axis=0)
+        queries = np.repeat(question, len(ways), axis=0)
         for _ in range(1, self._hops):
             queries = self._gate.next(queries, vectors[[way.seen[-1] for way in ways]])
             found = [(way, i, hit) for i, way in enumerate(ways) for hit in self._dense.near(queries[i], size)]
@@ -129,7 +129,9 @@ class RewriteIndex:
         first = self._dense.rank(query, size)
         ways = [_Way((hit.position,), hit.score) for hit in first[: self._width]]
         asked = [f"{query} {self._corpus.docs[way.seen[0]].text}" for way in ways]
-        vectors = self._dense.encoder.encode(asked) if asked else []
+        if not asked:
+            return first
+        vectors = self._dense.encoder.encode(asked)
         found = [(way, i, hit) for i, way in enumerate(ways) for hit in self._dense.near(vectors[i], size)]
         return fuse([first, [Hit(hit.position, way.score + hit.score) for way, _, hit in _best(found, size)]], k)
 

@@ -102,7 +102,7 @@ def make_suite(
     of = tasks_of(name, questions, horizon)
 
     def tasks(split: str, count: int) -> Sequence[Task]:
-        return first(name, split, of.get(split, ()), count)
+        return first(name, split, of.get(split, []), count)
 
     async def open_session() -> Environment:
         return RetrievalWorld(corpus, index, reward=reward)

@@ -22,6 +22,7 @@ from treewright.search.types import Budget, Evaluator
 __all__ = [
     "Learner",
     "Round",
+    "acting_rule_of",
     "budget_of",
     "evaluator_of",
     "grow_for_training",
@@ -42,6 +43,11 @@ def rule_of(section: SearchSection) -> Rule:
     draws = {"draws": section.draws, "root_draws": section.root_draws}
     taken = {name: value for name, value in draws.items() if name in options_of(section.rule)}
     return rule(section.rule, **{**taken, **section.options})
+
+
+def acting_rule_of(section: SearchSection) -> Rule | None:
+    """The rule to act by, None for the usual one: the configuration's default is made for training."""
+    return None if section.rule == "best_first" and not section.options else rule_of(section)
 
 
 def budget_of(section: SearchSection) -> Budget:

@@ -26,6 +26,8 @@ def check_schema(spec: ToolSpec) -> None:
     except SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "top level"
         raise TreewrightError(f"tool {spec.name!r} has a broken argument schema at {where}: {error.message}") from error
+    if spec.parameters.get("type", "object") != "object":
+        raise TreewrightError(f"tool {spec.name!r} takes arguments of type {spec.parameters['type']!r}, not 'object'")
 
 
 def check_action(action: Action, tools: Sequence[ToolSpec]) -> None:

@@ -17,6 +17,7 @@ BUILT_IN = {
     "stdlib": "treewright.envs.retrieval.stdlib",
     "workbench": "treewright.envs.tools.workbench",
     "market": "treewright.envs.web.market",
+    "code": "treewright.envs.code.world",
 }
 
 SCHEMES = {

@@ -89,10 +89,20 @@ def mcp_suite(spec: str) -> Suite:
     else:
         tasks = _explore(name)
         open_world = open_session
+    _find_program(server, name)
     return Suite(
         name, tasks, open_world, description=f"the tools of {server.command or server.url}",
         max_tokens=server.max_tokens, sessions=server.sessions,
     )  # fmt: skip
+
+
+def _find_program(server: ServerFile, name: str) -> None:
+    """Raises TreewrightError where the command's program is not there, before any session is opened."""
+    program = shlex.split(server.command)[0] if server.command is not None else FOLDER
+    if FOLDER not in program and shutil.which(program, path=server.env.get("PATH")) is None:
+        raise TreewrightError(
+            f"{name}: there is no program {program!r}; install it, or give its whole path in 'command'"
+        )
 
 
 def read_server(spec: str) -> ServerFile:

@@ -15,7 +15,11 @@ from treewright.agent.figures import write_result
 
 __all__ = ["SECTIONS", "main"]
 
-SECTIONS = ("treewright.agent.bench_tools_worlds:figures",)
+SECTIONS = (
+    "treewright.agent.bench_tools_worlds:figures",
+    "treewright.agent.bench_retrieval:figures",
+    "treewright.agent.bench_probtree:figures",
+)
 """Functions figures(quick) -> {name: (value, unit)}, imported when their turn comes."""
 
 

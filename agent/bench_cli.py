@@ -20,6 +20,7 @@ HOMES = {
     "kernels": "treewright.kernels.bench",
     "search": "treewright.agent.bench_search",
     "store": "treewright.agent.bench_store",
+    "worlds": "treewright.agent.bench_worlds",
 }
 
 

@@ -193,7 +193,8 @@ def ets_figures(quick: bool) -> Figures:
         for name, by_width in runs.items()
     }
     out["ets_vs_beam_tokens"] = (_tokens(runs["beam"][wide]) / _tokens(runs["ets"][wide]), "x")
-    out["ets_vs_beam_tokens_any_width"] = (cheapest["beam"] / cheapest["ets"], "x")
+    if math.isfinite(cheapest["ets"]):  # else no ets finds as much
+        out["ets_vs_beam_tokens_any_width"] = (cheapest["beam"] / cheapest["ets"], "x")
     return out
 
 

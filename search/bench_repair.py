@@ -21,7 +21,7 @@ Steps = dict[tuple[int, str], tuple[int, float]]
 
 @dataclass(slots=True)
 class Terrain:
-    """A grid of width × height states whose steps cost 1 to 9, each way its own; `steps` maps (state, way) → (to, cost).
+    """A grid of width × height states whose steps cost 1 to 9, each its own; `steps` maps (state, way) → (to, cost).
 
     A step that is missing is a wall. All sessions share the terrain, so a change is there for each of them.
     """
@@ -31,7 +31,7 @@ class Terrain:
     steps: Steps
 
     @classmethod
-    def random(cls, width: int, height: int, seed: int) -> Terrain:
+    def make(cls, width: int, height: int, seed: int) -> Terrain:
         """A tenth of all steps is missing."""
         rng, steps = random.Random(f"terrain {seed}"), dict[tuple[int, str], tuple[int, float]]()
         for y in range(height):
@@ -123,7 +123,7 @@ async def compare(
     seed: int, width: int = 50, height: int = 40, changes: int = 20, ways: frozenset[Restore] | None = None
 ) -> Outcome:
     """One world searched whole, changed, and then both repaired and searched anew; the map's Dijkstra is the judge."""
-    terrain = Terrain.random(width, height, seed)
+    terrain = Terrain.make(width, height, seed)
     planner = _planner(terrain, ways)
     await planner.start()
     await planner.grow()

@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from treewright.search.choose import choose_by_mass
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
 from treewright.search.restore import Pool, Snapshots
+from treewright.search.retake import Repairs
 from treewright.search.rules import Rule, best_first
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Outcome, Proposer, Spent
@@ -29,6 +30,7 @@ from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Ou
 __all__ = ["Keeper", "Settings", "Stepper", "search"]
 
 
+REPAIRS = 2  # times a step is taken again, unless the settings say otherwise
 GRACE = 1.0  # seconds that an expansion begun within the time budget may take beyond it
 
 
@@ -55,6 +57,7 @@ class Settings:
     close       finish every open node by one rollout when the budget is spent: needed to train on the tree
     answers     stop once this many finished leaves were seen (closing still happens); None = never
     retries     how often a faulty action is tried again from a restored node
+    repairs     how often a step is taken again where a replay found another state than recorded; 0 = never
     """
 
     run: str = "run"
@@ -65,11 +68,14 @@ class Settings:
     close: bool = False
     answers: int | None = None
     retries: int = 2
+    repairs: int = REPAIRS
 
     def __post_init__(self) -> None:
         for name in ("width", "max_tokens"):
             if getattr(self, name) < 1:
                 raise TreewrightError(f"settings.{name} = {getattr(self, name)}; it must be at least 1")
+        if self.repairs < 0:
+            raise TreewrightError(f"settings.repairs = {self.repairs}; it must be at least 0")
 
 
 async def search(
@@ -84,6 +90,7 @@ async def search(
     store: Keeper | None = None,
     on_expansion: Callable[[Tree, range], None] | None = None,
     continues: tuple[str, int] | None = None,
+    changes: Callable[[Tree], Iterable[int]] | None = None,
 ) -> Tree:
     """Grows one tree for one task and returns it, rewards revealed, with the chosen leaf in `tree.chosen`.
 
@@ -92,13 +99,15 @@ async def search(
     rule    what to expand next, best_first() if None;  budget  24 expansions if None
     store   keeps every expansion; an unfinished tree of the same (run, task, attempt) found there is resumed
     continues  (tree_id, node) of the commit that this search goes on from; kept in the header
+    changes  asked after every pop which nodes' steps the world has changed since: they are taken again, and what hangs
+             on them is only reached anew where it comes out the same; everything else stays as it is
     Raises TreewrightError for contradictory input; faults of world or policy end in the tree, not in an exception.
     """
     rule, budget, settings = rule or best_first(), budget or Budget(expansions=24), settings or Settings()
     pool, owned = _pool_of(env)
     try:
         return await _Search(
-            task, pool, policy, rule, evaluator, budget, settings, store, on_expansion, continues
+            task, pool, policy, rule, evaluator, budget, settings, store, on_expansion, continues, changes
         ).run()
     finally:
         if owned:
@@ -136,10 +145,11 @@ class _Search:
         store: Keeper | None,
         on_expansion: Callable[[Tree, range], None] | None,
         continues: tuple[str, int] | None = None,
+        changes: Callable[[Tree], Iterable[int]] | None = None,
     ) -> None:
         self.task, self.pool, self.policy, self.rule = task, pool, policy, rule
         self.evaluator, self.budget, self.settings, self.store = evaluator, budget, settings, store
-        self.on_expansion, self.continues = on_expansion, continues
+        self.on_expansion, self.continues, self.repairs = on_expansion, continues, Repairs(settings.repairs, changes)
         self.frontier, self.open_nodes = Frontier(), deque[int]()
         self.snapshots = Snapshots()
         self.recorded: Sequence[Expansion] = ()
@@ -240,7 +250,8 @@ class _Search:
             return expansion
         if closing:
             return asyncio.create_task(self.work.close(seq, node))
-        return asyncio.create_task(self.work.expand(seq, node, self.rule.draws(self.tree[node])))
+        again = self.repairs.of_pop.pop(seq, None)
+        return asyncio.create_task(self.work.expand(seq, node, self.rule.draws(self.tree[node]), again))
 
     def _apply(self, expansion: Expansion) -> None:
         new = self.tree.apply(expansion)
@@ -248,6 +259,7 @@ class _Search:
         if not expansion.closing:
             for node in new:
                 self._offer(node)
+            self.repairs.look(self.tree, expansion, new)
         if self.store is not None and expansion.seq >= len(self.recorded):
             self.store.append_nowait(self.tree.tree_id, expansion, new.start)
         if self.on_expansion is not None:
@@ -260,17 +272,30 @@ class _Search:
             self.frontier.push(node, self.rule.priority(self.tree[node]))
 
     def _next(self) -> tuple[int, Spent] | None:
-        if not len(self.frontier) or self._stored_growth_ended():
+        if self._stored_growth_ended():
             return None
         if self.settings.answers is not None and self.finished >= self.settings.answers:
             self.tree.stopped_by = "answers"
             return None
-        node = self.frontier.pop()
-        reserve = self._reserve(node)
+        stored = self.recorded[self.popped] if self.popped < len(self.recorded) else None
+        broken = self.repairs.next(self.tree, self.popped, stored)
+        node = self._pop() if broken is None else self.tree.parent[broken]
+        if node is None:
+            return None
+        reserve = self._reserve(node) if broken is None else Spent(1, 0, 0, 1)
         self.tree.stopped_by = self._over(reserve)
         if self.tree.stopped_by is None:
             return node, reserve
-        self.frontier.push(node, self.rule.priority(self.tree[node]))
+        if broken is None:
+            self.frontier.push(node, self.rule.priority(self.tree[node]))
+        return None
+
+    def _pop(self) -> int | None:
+        """The best node of the frontier that a pop can still do something with."""
+        while len(self.frontier):
+            node = self.frontier.pop()
+            if not self.tree.repaired or self.tree.status[node] is not NodeStatus.UNREACHABLE:
+                return node
         return None
 
     def _next_open(self) -> tuple[int, Spent] | None:
@@ -304,6 +329,8 @@ class _Search:
 
     def _header(self) -> TreeHeader:
         settings = {**asdict(self.settings), "rule": self.rule.name, "budget": asdict(self.budget)}
+        if self.settings.repairs == REPAIRS:
+            del settings["repairs"]  # trees begun before there were repairs have no such setting
         root = Outcome(Observation(""), NodeStatus.OPEN)
         run, attempt, version = self.settings.run, self.settings.attempt, self.policy.version
         return TreeHeader(run, self.task, attempt, self.seed, version, settings, root, self.continues)
@@ -407,7 +434,8 @@ class Stepper:
         node = self._pick()
         if node is None:
             return None
-        return Pop(len(self._search.tree.pops), node, self._search.rule.draws(self._search.tree[node]))
+        search, seq = self._search, len(self._search.tree.pops)
+        return Pop(seq, node, search.rule.draws(search.tree[node]), search.repairs.of_pop.pop(seq, None))
 
     def _pick(self) -> int | None:
         self._search.popped = len(self._search.tree.pops)

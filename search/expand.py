@@ -55,11 +55,17 @@ class Spot:
 
 @dataclass(slots=True)
 class Pop:
-    """One pop under way, from phase to phase: propose, screen, explore, judge."""
+    """One pop under way, from phase to phase: propose, screen, explore, judge.
+
+    again    a child of `node` whose step is taken again after a divergence; then nothing is drawn
+    reused   K of drafts that were drawn here before a divergence and are kept
+    """
 
     seq: int
     node: int
     draws: int
+    again: int | None = None
+    reused: int = 0
     began: float = field(default_factory=time.monotonic)
     outcome: Outcome | None = None
     spot: Spot | None = None
@@ -74,7 +80,7 @@ class Pop:
         """The immutable result."""
         tokens = sum(len(done.token_ids) for done in self.drawn)
         cost = Spent(1, tokens, self.judged, self.steps, seconds=time.monotonic() - self.began)
-        drawn = self.draws if self.drawn else 0
+        drawn = self.draws if self.drawn else self.reused
         return Expansion(self.seq, self.node, False, drawn, self.outcome, tuple(self.drafts), cost, self.fault)
 
 
@@ -98,9 +104,9 @@ class Expander:
 
     # -- pops ---------------------------------------------------------------------------------------------------
 
-    async def expand(self, seq: int, node: int, draws: int) -> Expansion:
-        """Executes the popped draft if it still is one, then draws its children."""
-        pop = Pop(seq, node, draws)
+    async def expand(self, seq: int, node: int, draws: int, again: int | None = None) -> Expansion:
+        """Executes the popped draft if it still is one, then draws its children; or repairs the step into `again`."""
+        pop = Pop(seq, node, draws, again)
         await self.propose(pop)
         self.screen(pop)
         await self.explore(pop)
@@ -108,13 +114,20 @@ class Expander:
         return pop.expansion()
 
     async def propose(self, pop: Pop) -> None:
-        """Executes the popped draft if it still is one, then draws; nothing is drawn where that ended the episode."""
+        """Executes the popped draft if it still is one, then draws; nothing is drawn where that ended the episode.
+
+        Where the same was drawn from the same prompt before a divergence, those drafts are taken up again.
+        """
+        if pop.again is not None:
+            return await self._take_again(pop, pop.again)
         if self.tree.status[pop.node] is NodeStatus.DRAFT:
             pop.outcome = await self._execute(self.spot(self.tree.parent[pop.node]), self._draft_of(pop.node))
             pop.steps = pop.outcome.steps
             if pop.outcome.status is not NodeStatus.OPEN:
                 return
         spot = pop.spot = self.spot(pop.node)
+        if self.tree.repaired and self._take_up(pop, spot):
+            return
         try:
             drawn = await self._draw(spot, pop.draws)
             pop.tools = await self._tools_at(spot)
@@ -124,7 +137,7 @@ class Expander:
 
     def screen(self, pop: Pop) -> None:
         """Merges token-identical draws and turns each into a draft with an action or an error."""
-        if pop.spot is not None:
+        if pop.spot is not None and not pop.reused:
             pop.drafts = [
                 self._screen(pop.spot, pop.tools, slot, mult, mult / pop.draws, done)
                 for slot, mult, done in merge_identical(pop.drawn)
@@ -193,6 +206,39 @@ class Expander:
         context = self.policy.context(self.task, tools, seen, (), ())
         self._hold(Spot((Waypoint(root, key, None, seen.fingerprint),), (), context, 0.0))
         return Outcome(seen, NodeStatus.OPEN, 0.0, Effect.READ, context.keep, context.delta)
+
+    # -- repair -------------------------------------------------------------------------------------------------
+
+    async def _take_again(self, pop: Pop, child: int) -> None:
+        """The step into `child`, where a replay diverged, from its parent: a new node in the same slot."""
+        draft = replace(self._copy_of(child), seed=seed_of(self.tree.seed[child], "again"))
+        outcome = await self._execute(self.spot(pop.node), draft)
+        pop.steps = outcome.steps
+        pop.drafts = [_executed(draft, outcome)]
+
+    def _take_up(self, pop: Pop, spot: Spot) -> bool:
+        """The drafts of the node that this one supersedes, if they were drawn from the prompt that stands here now."""
+        tree, old = self.tree, self.tree.supersedes(pop.node)
+        if old is None or not tree.drawn[old] or _shown(spot.turns) != _shown(tree.exchanges(old)):
+            return False
+        last = {tree.slot[child]: child for child in tree.children[old]}
+        pop.drafts = [replace(self._copy_of(c), seed=seed_of(spot.seed, slot)) for slot, c in sorted(last.items())]
+        pop.reused = tree.drawn[old]
+        return True
+
+    def _copy_of(self, node: int) -> Draft:
+        """The draft of a node as it was before it was executed."""
+        tree = self.tree
+        done = Completion(
+            tree.text[node], tree.ids[node], tree.logprobs[node], tree.finish[node], tree.header.policy_version,
+            tree.trainable[node], tree.origin[node],
+        )  # fmt: skip
+        action = tree.action[node]
+        error = tree.error[node] if action is None else None
+        return Draft(
+            0, tree.slot[node], tree.mult[node], tree.share[node], tree.seed[node], done, action, error,
+            score=tree.score[node],
+        )  # fmt: skip
 
     # -- draws --------------------------------------------------------------------------------------------------
 
@@ -363,6 +409,10 @@ def _executed(draft: Draft, outcome: Outcome) -> Draft:
         return replace(draft, effect=outcome.effect)
     error = outcome.error if outcome.error is not None else draft.error
     return replace(draft, effect=outcome.effect, outcome=outcome, error=error)
+
+
+def _shown(turns: Sequence[Exchange]) -> list[tuple[str, str, str]]:
+    return [(turn.response, turn.observation.text, turn.observation.fingerprint) for turn in turns]
 
 
 def _lost(status: NodeStatus, why: str) -> Outcome:

@@ -104,7 +104,9 @@ async def test_an_unnamed_change_is_found_on_the_way_and_repaired_there():
 
 
 async def test_a_replay_that_diverges_orphans_what_hangs_on_the_step_that_went_wrong():
-    terrain = Terrain(4, 1, {(0, "east"): (1, 1.0), (1, "east"): (2, 1.0), (2, "east"): (3, 1.0), (0, "west"): (2, 9.0)})
+    terrain = Terrain(
+        4, 1, {(0, "east"): (1, 1.0), (1, "east"): (2, 1.0), (2, "east"): (3, 1.0), (0, "west"): (2, 9.0)}
+    )
     made = planner(terrain, frozenset({Restore.REPLAY}))
     await made.start()
     await made.grow("2")

@@ -39,7 +39,7 @@ def truth(terrain):
 @pytest.mark.parametrize("seed", range(12))
 async def test_costs_after_many_changes_are_those_of_dijkstra_on_the_changed_world(seed):
     rng = random.Random(seed)
-    terrain = Terrain.random(9, 7, seed)
+    terrain = Terrain.make(9, 7, seed)
     made = await grown(terrain)
     for _ in range(8):
         changed = terrain.change(rng.randint(1, 12), rng)
@@ -57,7 +57,7 @@ async def test_every_way_back_gives_the_same_costs_and_saves_steps(ways):
 
 
 async def test_an_unaffected_world_costs_no_step():
-    terrain = Terrain.random(10, 8, 1)
+    terrain = Terrain.make(10, 8, 1)
     made = await grown(terrain)
     before = made.probe.steps
     assert made.invalidate([]) == set()
@@ -66,7 +66,7 @@ async def test_an_unaffected_world_costs_no_step():
 
 
 async def test_the_queue_survives_a_change_in_mid_search():
-    terrain = Terrain.random(10, 8, 2)
+    terrain = Terrain.make(10, 8, 2)
     made = planner(terrain)
     await made.start()
     far = max(terrain.costs(), key=terrain.costs().get)
@@ -95,7 +95,7 @@ async def test_a_state_cut_off_has_no_cost_and_comes_back_when_a_way_opens():
 
 async def test_an_unnamed_change_is_found_on_the_way_and_repaired_there():
     for seed in range(6):
-        terrain = Terrain.random(8, 8, seed)
+        terrain = Terrain.make(8, 8, seed)
         made = await grown(terrain)
         goal = max(made.cost, key=made.cost.get)
         state, action = made.path(goal)[3]
@@ -116,7 +116,7 @@ async def test_a_replay_that_diverges_orphans_what_hangs_on_the_step_that_went_w
 
 
 async def test_an_irreversible_action_invalidates_what_it_touched():
-    terrain = Terrain.random(8, 8, 4)
+    terrain = Terrain.make(8, 8, 4)
     made = await grown(terrain)
     for state, way in list(terrain.steps):
         if way == "east" and state % 8 == 3:

@@ -12,7 +12,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from treewright.envs.types import Task
 from treewright.search.types import Candidate, Score
@@ -24,6 +24,7 @@ ANSWERS = ("yes", "no", "in progress")
 REMEMBERED = 4096
 
 
+@runtime_checkable
 class Model(Protocol):
     """What the judge needs of a model; `HFPolicy`, `OpenAIPolicy` and `VLLMPolicy` have it."""
 

@@ -72,11 +72,10 @@ def open_evaluator(spec: str) -> Evaluator | None:
         from treewright.agent.checklist import Checklist, Model
         from treewright.agent.policy import open_policy
 
-        model = open_policy(rest)
-        if not hasattr(model, "first_tokens"):
+        model: object = open_policy(rest)
+        if not isinstance(model, Model):
             raise TreewrightError(f"policy {rest!r} gives no answer log-probs; judge with hf:, openai: or vllm:")
-        judge: Model = model
-        return Checklist(judge)
+        return Checklist(model)
     near = difflib.get_close_matches(kind, KINDS, n=1)
     hint = f"did you mean {near[0]!r}? " if near and near[0] != kind else ""
     raise TreewrightError(

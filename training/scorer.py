@@ -130,7 +130,8 @@ class _Encoder(nn.Module):
         x = (x + functional.gelu(self.second(x))) * there
         mean = x.sum(-1) / there.sum(-1).clamp(min=1)
         most = x.masked_fill(~there, -1e4).amax(-1)
-        return functional.normalize(self.out(torch.cat([mean, most], -1)), dim=-1)
+        unit: Tensor = functional.normalize(self.out(torch.cat([mean, most], -1)), dim=-1)
+        return unit
 
 
 class DualEncoder(nn.Module):
@@ -202,7 +203,8 @@ def _loss(model: DualEncoder, batch: Sequence[Example]) -> Tensor:
     total = torch.zeros(len(batch)).scatter_add(0, owner, (logit - top[owner]).exp())
     contrast = (total.log() + top - logit[first]).mean()
     label = torch.zeros(len(rows)).index_fill(0, first, 1.0)
-    return contrast + 0.5 * functional.binary_cross_entropy_with_logits(logit, label)
+    loss: Tensor = contrast + 0.5 * functional.binary_cross_entropy_with_logits(logit, label)
+    return loss
 
 
 class Scorer:

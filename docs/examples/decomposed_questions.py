@@ -16,6 +16,7 @@ from treewright.envs.registry import suite
 from treewright.envs.types import Action, Task, seed_of
 from treewright.search.all_nodes import Answer, Option, Parts, Solution, majority, solve
 
+MORE = ", then "
 HOPS = re.compile(r"start (\S+), then (.*)\. who is it \?")
 
 
@@ -26,12 +27,10 @@ def look_ups(task: Task, votes: int):
     async def solver(goal: str) -> list[Option]:
         again = re.match(r"vote \d+: (.*)", goal)
         start, chain = HOPS.match(again[1] if again else goal).groups()  # type: ignore[union-attr]
-        first, *rest = chain.split(", then ")
+        first, *rest = chain.split(MORE)
         if rest:
             return [
-                Parts(
-                    (f"start {start}, then {first}. who is it ?", f"start #1, then {', then '.join(rest)}. who is it ?")
-                )
+                Parts((f"start {start}, then {first}. who is it ?", f"start #1, then {MORE.join(rest)}. who is it ?"))
             ]
         if votes > 1 and not again:
             return [Parts(tuple(f"vote {i + 1}: {goal}" for i in range(votes)), "reduce", majority)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 import random
 from pathlib import Path
 
@@ -73,7 +74,6 @@ async def test_what_cannot_be_answered_has_no_answer_and_a_budget_ends_the_searc
     solver, asked = table(q=[Parts(("a", "b"))], a=[])
     found = await solve("q", solver)
     assert found.answer is None and found.bound == 0 and asked == ["q", "a"]
-    endless, _ = table()
 
     async def deeper(goal):
         return [Parts((goal + "'",))]
@@ -81,36 +81,35 @@ async def test_what_cannot_be_answered_has_no_answer_and_a_budget_ends_the_searc
     assert (await solve("q", deeper, budget=5)).asked == 5
 
 
+def random_options(rng, name, depth, options):
+    """Fills `options` with a random AND/OR problem below the goal `name`."""
+    rows = [Answer(f"{name}{i}", rng.random()) for i in range(rng.randint(0 if depth else 1, 2))]
+    for i in range(rng.randint(0, 2) if depth else 0):
+        parts = tuple(f"{name}{i}{j}" for j in range(rng.randint(1, 2)))
+        for part in parts:
+            random_options(rng, part, depth - 1, options)
+        rows.append(Parts(parts, rng.choice(["all", "max"])))
+    options[name] = rows
+
+
+def best(options, name):
+    values = [0.0]
+    for row in options[name]:
+        if isinstance(row, Answer):
+            values.append(row.confidence)
+        else:
+            inner = [best(options, goal) for goal in row.goals]
+            values.append(math.prod(inner) if row.combine == "all" else max(inner))
+    return max(values)
+
+
 async def test_the_answer_is_the_best_of_all_plans_on_random_problems():
     for seed in range(60):
-        rng = random.Random(seed)
         options = {}
-
-        def make(name, depth):
-            rows = [Answer(f"{name}{i}", rng.random()) for i in range(rng.randint(0 if depth else 1, 2))]
-            for i in range(rng.randint(0, 2) if depth else 0):
-                parts = tuple(f"{name}{i}{j}" for j in range(rng.randint(1, 2)))
-                for part in parts:
-                    make(part, depth - 1)
-                rows.append(Parts(parts, rng.choice(["all", "max"])))
-            options[name] = rows
-
-        def best(name):
-            values = [0.0]
-            for row in options[name]:
-                if isinstance(row, Answer):
-                    values.append(row.confidence)
-                else:
-                    inner = [best(g) for g in row.goals]
-                    values.append(
-                        inner[0] * (inner[1] if len(inner) > 1 else 1) if row.combine == "all" else max(inner)
-                    )
-            return max(values)
-
-        make("q", 3)
+        random_options(random.Random(seed), "q", 3, options)
         solver, asked = table(**options)
         found = await solve("q", solver)
-        assert (found.answer.confidence if found.answer else 0.0) == pytest.approx(best("q"))
+        assert (found.answer.confidence if found.answer else 0.0) == pytest.approx(best(options, "q"))
         assert len(asked) == len(set(asked)) <= len(options)
 
 

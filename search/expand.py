@@ -139,7 +139,7 @@ class Expander:
         """Merges token-identical draws and turns each into a draft with an action or an error."""
         if pop.spot is not None and not pop.reused:
             pop.drafts = [
-                self._screen(pop.spot, pop.tools, slot, mult, mult / pop.draws, done)
+                self._screen(pop.spot, pop.tools, slot, mult, done.share or mult / pop.draws, replace(done, share=None))
                 for slot, mult, done in merge_identical(pop.drawn)
             ]
 

@@ -154,7 +154,8 @@ class DualEncoder(nn.Module):
     def forward(self, places: Sequence[str], steps: Sequence[str]) -> Tensor:
         """[B] logits of pairs."""
         product = (self.place(self.tensor(places)) * self.step(self.tensor(steps))).sum(-1)
-        return self.scale * product + self.offset
+        logits: Tensor = self.scale * product + self.offset
+        return logits
 
 
 def fit(

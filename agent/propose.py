@@ -199,9 +199,9 @@ class Distinct(_Around):
     """K different draws, as far as the policy has them: sampled until K were seen, in the order of their first sight.
 
     Seeds beyond the first K derive from the last one. Where `patience` × K draws did not show K different ones, they
-    are repeated from the first, so that the node keeps its K. Draws act and are not trained on by default: a tree of them is
-    inexact, and is credited by the unordered-set weights that their shares are. Shares need token log-probs; without
-    them each draw has 1/K.
+    are repeated from the first, so that the node keeps its K. Distinct draws act and are not trained on by default: a
+    tree of them is inexact, and its shares are the unordered-set weights. Those need token log-probs; without them each
+    draw has 1/K.
     """
 
     def __init__(self, policy: Policy, patience: int = 8) -> None:

@@ -116,6 +116,8 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
         _print_tree(tree)
     for done in episode.commits:
         console.print(f"commit: {done.next.value}: {done.reason}", markup=False, highlight=False)
+        for key in done.approved:
+            console.print(f"  approved: {key}", markup=False, highlight=False)
 
 
 def _print_tree(tree: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Protocol
 from treewright.envs.errors import EnvFault, TreewrightError
 from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, seed_of
 from treewright.search.choose import choose_by_mass
+from treewright.search.evidence import Evidence
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
 from treewright.search.restore import Pool, Snapshots
@@ -58,6 +59,8 @@ class Settings:
     answers     stop once this many finished leaves were seen (closing still happens); None = never
     retries     how often a faulty action is tried again from a restored node
     repairs     how often a step is taken again where a replay found another state than recorded; 0 = never
+    share_results  drafts of one expansion with equal actions in other words share one step of the world. For worlds
+                whose steps do not depend on the step's key; each draft goes on in its own context
     """
 
     run: str = "run"
@@ -69,6 +72,7 @@ class Settings:
     answers: int | None = None
     retries: int = 2
     repairs: int = REPAIRS
+    share_results: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "max_tokens"):
@@ -91,6 +95,7 @@ async def search(
     on_expansion: Callable[[Tree, range], None] | None = None,
     continues: tuple[str, int] | None = None,
     changes: Callable[[Tree], Iterable[int]] | None = None,
+    evidence: Evidence | None = None,
 ) -> Tree:
     """Grows one tree for one task and returns it, rewards revealed, with the chosen leaf in `tree.chosen`.
 
@@ -101,13 +106,25 @@ async def search(
     continues  (tree_id, node) of the commit that this search goes on from; kept in the header
     changes  asked after every pop which nodes' steps the world has changed since: they are taken again, and what hangs
              on them is only reached anew where it comes out the same; everything else stays as it is
+    evidence  drafts must name what they act on, see `Evidence`
     Raises TreewrightError for contradictory input; faults of world or policy end in the tree, not in an exception.
     """
     rule, budget, settings = rule or best_first(), budget or Budget(expansions=24), settings or Settings()
     pool, owned = _pool_of(env)
     try:
         return await _Search(
-            task, pool, policy, rule, evaluator, budget, settings, store, on_expansion, continues, changes
+            task,
+            pool,
+            policy,
+            rule,
+            evaluator,
+            budget,
+            settings,
+            store,
+            on_expansion,
+            continues,
+            changes,
+            evidence,
         ).run()
     finally:
         if owned:
@@ -146,7 +163,9 @@ class _Search:
         on_expansion: Callable[[Tree, range], None] | None,
         continues: tuple[str, int] | None = None,
         changes: Callable[[Tree], Iterable[int]] | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
+        self.evidence = evidence
         self.task, self.pool, self.policy, self.rule = task, pool, policy, rule
         self.evaluator, self.budget, self.settings, self.store = evaluator, budget, settings, store
         self.on_expansion, self.continues, self.repairs = on_expansion, continues, Repairs(settings.repairs, changes)
@@ -331,6 +350,10 @@ class _Search:
         settings = {**asdict(self.settings), "rule": self.rule.name, "budget": asdict(self.budget)}
         if self.settings.repairs == REPAIRS:
             del settings["repairs"]  # trees begun before there were repairs have no such setting
+        if not self.settings.share_results:
+            del settings["share_results"]
+        if self.evidence is not None:
+            settings["evidence"] = self.evidence.name
         root = Outcome(Observation(""), NodeStatus.OPEN)
         run, attempt, version = self.settings.run, self.settings.attempt, self.policy.version
         return TreeHeader(run, self.task, attempt, self.seed, version, settings, root, self.continues)
@@ -341,7 +364,8 @@ class _Search:
         eager = self.rule.eager if self.rule.eager is not None else bool(ways & {Restore.FORK, Restore.STATE})
         work = Expander(
             self.task, self.pool, self.policy, self.evaluator, self.settings.max_tokens, self.settings.retries,
-            eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(),
+            eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(), self.evidence,
+            self.settings.share_results,
         )  # fmt: skip
         if resume:
             work.tree = self._resume(header)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
+from treewright.search.evidence import Evidence
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint
 from treewright.search.screen import merge_identical, parse_action, validate_action
 from treewright.search.tree import Tree
@@ -101,6 +102,8 @@ class Expander:
     snapshots: Snapshots
     tools: dict[int, tuple[ToolSpec, ...]]
     spots: OrderedDict[int, Spot]
+    evidence: Evidence | None = None
+    share_results: bool = False
 
     # -- pops ---------------------------------------------------------------------------------------------------
 
@@ -146,9 +149,48 @@ class Expander:
     async def explore(self, pop: Pop) -> None:
         """Executes the drafts, if the rule is eager."""
         if self.eager and pop.spot is not None:
-            results = await asyncio.gather(*(self._execute(pop.spot, d) for d in pop.drafts))
+            results = await self._explored(pop.spot, pop.drafts)
             pop.steps += sum(r.steps for r in results)
             pop.drafts = [_executed(d, r) for d, r in zip(pop.drafts, results, strict=True)]
+
+    async def _explored(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:
+        """One outcome for each draft, side by side; drafts with equal actions may share a step."""
+        if not self.share_results:
+            return list(await asyncio.gather(*(self._execute(spot, d) for d in drafts)))
+        firsts = self._firsts(drafts)
+        alone = [i for i, first in enumerate(firsts) if first is None]
+        taken = await asyncio.gather(*(self._execute(spot, drafts[i]) for i in alone))
+        found = dict(zip(alone, taken, strict=True))
+        for i, first in enumerate(firsts):
+            if first is not None:
+                shared = self._shared(spot, drafts[i], drafts[first], found[first])
+                found[i] = shared or await self._execute(spot, drafts[i])
+        return [found[i] for i in range(len(drafts))]
+
+    def _firsts(self, drafts: Sequence[Draft]) -> list[int | None]:
+        """For each draft the index of the first one with the same action, None for that one itself."""
+        seen: dict[str, int] = {}
+        out: list[int | None] = []
+        for i, draft in enumerate(drafts):
+            key = draft.action.key if draft.action is not None else ""
+            out.append(seen.get(key))
+            if key:
+                seen.setdefault(key, i)
+        return out
+
+    def _shared(self, spot: Spot, draft: Draft, first: Draft, outcome: Outcome) -> Outcome | None:
+        """What the same action gave, in the context of another draft; None where it has to be executed itself."""
+        if outcome.status not in (NodeStatus.OPEN, NodeStatus.TERMINAL, NodeStatus.TRUNCATED):
+            return None
+        if outcome.error is not None:
+            return self._invalid(spot, draft, outcome.error, 0)
+        tools = self.tools.get(first.seed, ())
+        if outcome.status is NodeStatus.OPEN:
+            self.tools[draft.seed] = tools
+            if (held := self.snapshots.get(first.seed)) is not None:
+                self.snapshots.put(draft.seed, held)
+        result = StepResult(outcome.observation, outcome.reward, effect=outcome.effect)
+        return self._outcome(spot, draft, draft.action, tools, result, outcome.status, 0)
 
     async def judge(self, pop: Pop) -> None:
         """Scores the drafts, all siblings at once."""
@@ -254,9 +296,14 @@ class Expander:
     ) -> Draft:
         """Text to action. What cannot be parsed or validated stays a draft, with the reason as its error."""
         action, error = None, None
+        spans, text = self.evidence.split(done.text) if self.evidence else ([], done.text)
         try:
-            action = parse_action(done.text, tools)
+            action = parse_action(text, tools)
             validate_action(action, tools)
+            if self.evidence and (
+                wrong := self.evidence.complaint(spans, action, self.task, self._first(), spot.turns)
+            ):
+                raise InvalidAction(wrong)
         except InvalidAction as invalid:
             action, error = None, str(invalid)
         return Draft(0, slot, mult, share, seed_of(spot.seed, slot), done, action, error)

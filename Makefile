@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-triton kill-sweep lint clean
+.PHONY: setup demo demo-control test test-triton bench-store payload-sweep kill-sweep test-ray lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -47,6 +47,17 @@ test-triton:
 KILLS ?= 10000
 kill-sweep: setup $(VENV)/.tested
 	$(BIN)/python -P tests/faults/kill_sweep.py $(KILLS)
+
+# Figures and long sweeps that are run by hand; their results are committed.
+bench-store: setup $(VENV)/.tested
+	$(BIN)/python tests/helpers/databases.py $(BIN)/treewright bench store --json docs/store.json
+
+payload-sweep: setup $(VENV)/.tested
+	TREEWRIGHT_PAYLOADS=1000 $(BIN)/python -m pytest tests/agent/test_view_browser.py -k "hostile or payload"
+
+test-ray: setup $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
 
 lint: setup $(VENV)/.tested
 	$(BIN)/ruff check .

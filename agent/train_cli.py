@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from treewright.agent.options import ConfigFile, Name, PolicySpec, Sets, console, read_config
+from treewright.agent.retrieval_cli import treehop_command
+from treewright.agent.scorer_cli import scorer_command
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["train_app"]
@@ -64,40 +63,5 @@ def train(
     console.print(f"saved {saved.path}; next: treewright eval --policy hf:{saved.path}", soft_wrap=True)
 
 
-@train_app.command("scorer")
-def train_scorer(
-    name: Name = "run",
-    to: Annotated[Path | None, typer.Option(help="Folder of the scorer; runs/NAME/scorer if not given.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the contrasts.")] = 12,
-    held_out: Annotated[float, typer.Option(help="Share of the trees that is kept to measure on.")] = 0.2,
-    config: ConfigFile = None,
-    set_: Sets = None,
-) -> None:
-    """Train a dual encoder on the finished trees of runs/NAME: it ranks siblings at search time.
-
-    Contrasts are a step that did well against failed siblings and against other steps of its own trajectory.
-
-      treewright train scorer --name first
-      treewright collect --name second --set search.evaluator=scorer:runs/first/scorer
-    """
-    from treewright.search.store import TreeStore
-    from treewright.training.scorer import Scorer, ScorerSettings, examples_of, fit
-
-    cfg = read_config(name, config, set_, None, None)
-    if not cfg.store_path.exists():
-        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
-    store = TreeStore.open(cfg.store_path, read_only=True)
-    try:
-        trees = [store.load(row.tree_id) for row in store.trees(status="done")]
-    finally:
-        store.close()
-    kept = [t for i, t in enumerate(trees) if (i + 1) * held_out % 1 < held_out and held_out > 0]
-    examples, held = examples_of([t for t in trees if t not in kept]), examples_of(kept)
-    console.print(f"{len(trees)} trees, {len(examples)} contrasts to train on, {len(held)} held out")
-    settings = ScorerSettings(epochs=epochs, seed=cfg.seed)
-    scorer = Scorer(
-        fit(examples, settings, lambda epoch, loss: console.print(f"  epoch {epoch + 1:<3} loss {loss:.3f}"))
-    )
-    console.print(f"ranked right of held-out sibling pairs: {scorer.accuracy(held):.1%} (chance 50%)")
-    saved = scorer.save(to or cfg.home / "scorer")
-    console.print(f"saved; next: treewright collect --set search.evaluator=scorer:{saved}", soft_wrap=True)
+train_app.command("treehop")(treehop_command)
+train_app.command("scorer")(scorer_command)

@@ -21,13 +21,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from treewright.agent.policy import Policy, PolicyStats
+from treewright.agent.config import PolicySection
+from treewright.agent.policy import Policy, PolicyStats, open_policy
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
 from treewright.search.tree import Tree
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
-__all__ = ["Distinct", "Memory", "Past", "Variant", "Variety", "examples", "history", "memory_of", "plain", "rephrased"]
+__all__ = [
+    "Distinct",
+    "Memory",
+    "Past",
+    "Variant",
+    "Variety",
+    "examples",
+    "history",
+    "memory_of",
+    "open_proposer",
+    "plain",
+    "rephrased",
+]
 
 MOST_DISTINCT = 12  # unordered-set weights cost 2 to the power of the number of draws
 
@@ -124,6 +137,38 @@ def memory_of(store: _Trees, split: str = "train", limit: int = 500) -> Memory:
             said = tuple(tree.text[i] for i in tree.path(tree.chosen)[1:])
             past.append(Past(tree.task.suite, tree.task.goal, said))
     return Memory(tuple(past))
+
+
+def open_proposer(section: PolicySection) -> Policy:
+    """The policy of the configuration, with its contexts and distinct draws around it.
+
+    Raises TreewrightError for a context that is not known, and for examples without `policy.memory`.
+    """
+    variants = [_variant(name, section) for name in section.contexts]
+    policy = open_policy(section.spec)
+    if variants != [plain]:
+        policy = Variety(policy, variants)
+    return Distinct(policy) if section.distinct else policy
+
+
+def _variant(name: str, section: PolicySection) -> Variant:
+    kind, _, rest = name.partition(":")
+    if name == "plain":
+        return plain
+    if kind == "history" and rest.isdigit():
+        return history(int(rest))
+    if kind == "rephrased" and rest:
+        from treewright.envs.custom import load_named
+
+        return rephrased(load_named(rest, "policy.contexts"))
+    if kind == "examples" and rest.isdigit() and int(rest):
+        if section.memory is None:
+            raise TreewrightError(f"context {name!r} needs solved tasks; set policy.memory = runs/NAME/trees.sqlite")
+        from treewright.search.store import TreeStore
+
+        with TreeStore.open(section.memory, read_only=True) as store:
+            return examples(memory_of(store), int(rest))
+    raise TreewrightError(f"no context {name!r}; write plain, history:N, examples:N or rephrased:MODULE:FUNCTION")
 
 
 # -- proposers ------------------------------------------------------------------------------------------------------

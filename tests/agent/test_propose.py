@@ -9,7 +9,19 @@ from noisy_expert import noisy
 from walker import Walker
 
 from treewright.agent.clients.scripted import ScriptedPolicy, scripted_choice
-from treewright.agent.propose import Distinct, Memory, Past, Variety, examples, history, memory_of, plain, rephrased
+from treewright.agent.config import load_config
+from treewright.agent.propose import (
+    Distinct,
+    Memory,
+    Past,
+    Variety,
+    examples,
+    history,
+    memory_of,
+    open_proposer,
+    plain,
+    rephrased,
+)
 from treewright.envs import Action, Observation, Task, TreewrightError
 from treewright.envs.maze import SUITE
 from treewright.search.engine import Settings, search
@@ -118,3 +130,19 @@ async def test_a_policy_with_too_few_ideas_repeats_them_and_limits_are_told():
         Variety(ScriptedPolicy(told), [])
     with pytest.raises(TreewrightError, match="at least 1"):
         Distinct(ScriptedPolicy(told), patience=0)
+
+
+async def test_contexts_are_named_in_the_configuration(tmp_path):
+    def opened(*sets):
+        return open_proposer(load_config(settings=["policy.spec=scripted:noisy_expert:maze", *sets]).policy)
+
+    assert opened().name == "noisy-maze"
+    varied = opened('policy.contexts=["plain", "history:2"]', "policy.distinct=true")
+    assert isinstance(varied, Distinct) and [v.name for v in varied.policy.variants] == ["plain", "history-2"]
+    with TreeStore.open(tmp_path / "trees.db") as store:
+        await search(SUITE.tasks("train", 1)[0], SUITE, noisy("maze", 0.95), budget=Budget(expansions=8), store=store)
+    shown = opened('policy.contexts=["examples:1"]', f"policy.memory={tmp_path / 'trees.db'}")
+    assert isinstance(shown, Variety)
+    for wrong, says in (('["examples:1"]', r"set policy\.memory"), ('["history:x"]', "no context 'history:x'")):
+        with pytest.raises(TreewrightError, match=says):
+            opened(f"policy.contexts={wrong}")

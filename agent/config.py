@@ -26,8 +26,8 @@ class _Section(BaseModel):
 
 class PolicySection(_Section):
     """spec: seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | scripted:MODULE:FUNCTION |
-    langgraph:MODULE:GRAPH. For acting (run, collect, eval): contexts that the draws of a node go through in turn, plain |
-    history:N | examples:N (of the store `memory`) | rephrased:MODULE:FUNCTION; distinct draws without replacement"""
+    langgraph:MODULE:GRAPH. For acting (run, collect, eval): contexts that the draws of a node go through in turn,
+    plain | history:N | examples:N (of the store `memory`) | rephrased:MODULE:FUNCTION; distinct: no draw twice"""
 
     spec: str = "seedling"
     contexts: tuple[str, ...] = ("plain",)

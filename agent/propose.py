@@ -188,10 +188,7 @@ class _Around:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.name: str = policy.name
-
-    @property
-    def stats(self) -> PolicyStats:
-        return self.policy.stats
+        self.stats: PolicyStats = policy.stats
 
     @property
     def version(self) -> str:

@@ -251,10 +251,13 @@ class HFPolicy:
     def _first_tokens(self, prompts: Sequence[tuple[int, ...]]) -> list[dict[str, float]]:
         found = []
         with self._lock, torch.inference_mode():
-            for ids in prompts:
-                best = self._prefill(ids)[1].float().log_softmax(-1).topk(20)
-                rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                found.append({self.tokenizer.decode([i]): value for i, value in rows})
+            try:
+                for ids in prompts:
+                    best = self._prefill(ids).float().log_softmax(-1).topk(20)
+                    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                    found.append({self.tokenizer.decode([i]): value for i, value in rows})
+            finally:
+                self._cache.trim()
         return found
 
     async def write(self, prompt: str, seed: int, max_tokens: int) -> str:

@@ -15,7 +15,7 @@ from treewright.agent.judge import open_evaluator
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
-from treewright.search.rules import Rule, rule
+from treewright.search.rules import Rule, options_of, rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator
 
@@ -36,10 +36,12 @@ SMALL, SMALL_LR, LARGE_LR = 20_000_000, 1e-3, 1e-5
 
 
 def rule_of(section: SearchSection) -> Rule:
-    """The rule named in the configuration with its draws. `chains` has no inner draws."""
+    """The rule named in the configuration with its options, and the draws it takes. `chains` has no inner draws."""
     if section.rule == "chains":
-        return rule("chains", draws=section.root_draws)
-    return rule(section.rule, draws=section.draws, root_draws=section.root_draws)
+        return rule("chains", **{"draws": section.root_draws, **section.options})
+    draws = {"draws": section.draws, "root_draws": section.root_draws}
+    taken = {name: value for name, value in draws.items() if name in options_of(section.rule)}
+    return rule(section.rule, **{**taken, **section.options})
 
 
 def budget_of(section: SearchSection) -> Budget:

@@ -13,18 +13,17 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from treewright.envs.errors import EnvFault, TreewrightError
 from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, seed_of
-from treewright.search.choose import choose_by_mass
 from treewright.search.evidence import Evidence
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
 from treewright.search.restore import Pool, Snapshots
-from treewright.search.retake import Repairs
-from treewright.search.rules import Rule, best_first
+from treewright.search.retake import Repairs, is_repair
+from treewright.search.rules import Rule, best_first, frontier_of
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Outcome, Proposer, Spent
 
@@ -32,6 +31,7 @@ __all__ = ["Keeper", "Settings", "Stepper", "search"]
 
 
 REPAIRS = 2  # times a step is taken again, unless the settings say otherwise
+BUNDLE, LINGER = 64, 0.02  # expansions, and seconds one of them waits, before they are handed to the store together
 GRACE = 1.0  # seconds that an expansion begun within the time budget may take beyond it
 
 
@@ -143,10 +143,6 @@ def _pool_of(env: Environment | Suite | Pool) -> tuple[Pool, bool]:
     return Pool(given), False
 
 
-def _minus(spent: Spent) -> Spent:
-    return Spent(*(-getattr(spent, f.name) for f in fields(Spent)))
-
-
 class _Search:
     """One running search. Everything a resume needs is in the header and the expansions; this object is disposable."""
 
@@ -169,10 +165,12 @@ class _Search:
         self.task, self.pool, self.policy, self.rule = task, pool, policy, rule
         self.evaluator, self.budget, self.settings, self.store = evaluator, budget, settings, store
         self.on_expansion, self.continues, self.repairs = on_expansion, continues, Repairs(settings.repairs, changes)
-        self.frontier, self.open_nodes = Frontier(), deque[int]()
+        self.open_nodes = deque[int]()
         self.snapshots = Snapshots()
         self.recorded: Sequence[Expansion] = ()
         self.reserved = Spent()
+        self.unsaved: list[tuple[Expansion, int]] = []
+        self.linger: asyncio.TimerHandle | None = None
         self.finished = self.popped = 0
         self.began, self.earlier = time.monotonic(), 0.0
         self.seed = seed_of(settings.seed, task.suite, task.id, settings.attempt)
@@ -187,6 +185,7 @@ class _Search:
             await self.close()
         finally:
             if self.store is not None:
+                self._save()
                 await asyncio.shield(self.store.flush())
         return await self.finish()
 
@@ -197,23 +196,27 @@ class _Search:
         if status == "done" and self.store is not None:
             return self.store.load(header.tree_id)
         self.tree, self.work = await self._begin(header, resume=status is not None)
+        self.frontier: Frontier = frontier_of(self.rule, self.tree)
         if self.tree.status[0] is NodeStatus.OPEN:
             self._offer(0)
         return None
 
     async def close(self) -> None:
-        """Finishes every open node by one rollout, if the settings say so."""
+        """Prunes what the rule gave up; finishes every open node by one rollout, if the settings say so."""
+        if self.rule.prunes is not None and self.frontier.dropped:
+            self.tree.prune(self.frontier.dropped, self.rule.prunes)
         if self.settings.close and self.tree.status[0] is not NodeStatus.FAULT:
             self.open_nodes.extend(i for i in range(len(self.tree)) if self._unfinished(i))
             # Closing rollouts do not depend on each other: their number in flight changes nothing.
             await self._grow(self._next_open, max(self.settings.width, self.pool.size))
 
     async def finish(self) -> Tree:
-        self.tree.chosen = choose_by_mass(self.tree)
+        self.tree.chosen = self.rule.choose(self.tree)
         if any(self._unfinished(i) for i in range(len(self.tree))):
             self.tree.inexact("open nodes were not closed")
         self.tree.reveal()
         if self.store is not None:
+            self._save()
             self.store.finish(self.tree)
             await self.store.flush()
         return self.tree
@@ -236,7 +239,7 @@ class _Search:
                 if expansion is None:
                     return
                 flying.popleft()
-                self.reserved = self.reserved + _minus(reserve)
+                self.reserved = self.reserved + -reserve
                 self._apply(expansion)
         finally:
             pending = [job for job, _ in flying if isinstance(job, asyncio.Task)]
@@ -276,19 +279,34 @@ class _Search:
         new = self.tree.apply(expansion)
         self.finished += sum(self.tree.status[i] in (NodeStatus.TERMINAL, NodeStatus.TRUNCATED) for i in new)
         if not expansion.closing:
+            if not is_repair(self.tree, expansion):  # which took nothing from the frontier
+                self.frontier.applied(expansion.node, new)
             for node in new:
                 self._offer(node)
             self.repairs.look(self.tree, expansion, new)
         if self.store is not None and expansion.seq >= len(self.recorded):
-            self.store.append_nowait(self.tree.tree_id, expansion, new.start)
+            self.unsaved.append((expansion, new.start))
+            if len(self.unsaved) == 1:
+                self.linger = asyncio.get_running_loop().call_later(LINGER, self._save)
+            elif len(self.unsaved) == BUNDLE:
+                self._save()
         if self.on_expansion is not None:
             self.on_expansion(self.tree, new)
+
+    def _save(self) -> None:
+        """Hands what waits to the store, in one go: it becomes one transaction."""
+        if self.linger is not None:
+            self.linger.cancel()
+        waiting, self.unsaved = self.unsaved, []
+        if self.store is not None:
+            for expansion, first in waiting:
+                self.store.append_nowait(self.tree.tree_id, expansion, first)
 
     def _offer(self, node: int) -> None:
         """Puts a node on the frontier if a pop could do something with it."""
         status = self.tree.status[node]
         if status is NodeStatus.OPEN or (not self.work.eager and self._unfinished(node)):
-            self.frontier.push(node, self.rule.priority(self.tree[node]))
+            self.frontier.offer(node)
 
     def _next(self) -> tuple[int, Spent] | None:
         if self._stored_growth_ended():
@@ -298,23 +316,22 @@ class _Search:
             return None
         stored = self.recorded[self.popped] if self.popped < len(self.recorded) else None
         broken = self.repairs.next(self.tree, self.popped, stored)
-        node = self._pop() if broken is None else self.tree.parent[broken]
+        node = self._best() if broken is None else self.tree.parent[broken]
         if node is None:
             return None
         reserve = self._reserve(node) if broken is None else Spent(1, 0, 0, 1)
         self.tree.stopped_by = self._over(reserve)
-        if self.tree.stopped_by is None:
-            return node, reserve
-        if broken is None:
-            self.frontier.push(node, self.rule.priority(self.tree[node]))
-        return None
+        if self.tree.stopped_by is not None:
+            return None
+        return (self.frontier.take() if broken is None else node), reserve
 
-    def _pop(self) -> int | None:
-        """The best node of the frontier that a pop can still do something with."""
-        while len(self.frontier):
-            node = self.frontier.pop()
+    def _best(self) -> int | None:
+        """What the frontier shows; nodes that a repair has cut off are taken out on the way."""
+        while (node := self.frontier.peek()) is not None:
             if not self.tree.repaired or self.tree.status[node] is not NodeStatus.UNREACHABLE:
                 return node
+            self.frontier.take()
+            self.frontier.applied(node, range(0))
         return None
 
     def _next_open(self) -> tuple[int, Spent] | None:
@@ -328,7 +345,9 @@ class _Search:
         """The ceiling that one more pop could pass. Stored pops were made within the time they had."""
         if len(self.tree.pops) < len(self.recorded):
             return replace(self.budget, seconds=None).exhausted(self.tree.spent + self.reserved, reserve)
-        spent = replace(self.tree.spent, seconds=self._seconds()) + self.reserved
+        spent = self.tree.spent + self.reserved
+        if self.budget.seconds is not None:
+            spent = replace(spent, seconds=self._seconds())
         return self.budget.exhausted(spent, reserve)
 
     def _reserve(self, node: int) -> Spent:
@@ -469,6 +488,7 @@ class Stepper:
     def apply(self, pop: Pop) -> None:
         """Adds the result to the tree, the frontier and the store."""
         self._search._apply(pop.expansion())
+        self._search._save()  # whoever drives from outside may stop at any step
 
     async def finish(self) -> Tree:
         """Closes open nodes if the settings say so, chooses, reveals, and waits until the store has it all."""

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
@@ -34,6 +35,18 @@ from treewright.search.types import (
 __all__ = ["Expander", "Pop", "Spot"]
 
 HELD_SPOTS = 4096
+
+
+@lru_cache(maxsize=1024)
+def draw_seed(seed: int, slot: int) -> int:
+    """The seed of a draw at a node; asked for when it is drawn and when it is screened."""
+    return seed_of(seed, slot)
+
+
+@lru_cache(maxsize=1024)
+def step_key(seed: int) -> int:
+    """The key of the step that a draw is executed with; see Tree.key."""
+    return seed_of(seed, "step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,7 @@ class Expander:
     spots: OrderedDict[int, Spot]
     evidence: Evidence | None = None
     share_results: bool = False
+    read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
 
     # -- pops ---------------------------------------------------------------------------------------------------
 
@@ -155,6 +169,8 @@ class Expander:
 
     async def _explored(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:
         """One outcome for each draft, side by side; drafts with equal actions may share a step."""
+        if not self.share_results and self.pool.size == 1:  # they would only queue for the one session
+            return [await self._execute(spot, d) for d in drafts]
         if not self.share_results:
             return list(await asyncio.gather(*(self._execute(spot, d) for d in drafts)))
         firsts = self._firsts(drafts)
@@ -285,7 +301,7 @@ class Expander:
     # -- draws --------------------------------------------------------------------------------------------------
 
     async def _draw(self, spot: Spot, draws: int) -> Sequence[Completion]:
-        seeds = [seed_of(spot.seed, i) for i in range(draws)]
+        seeds = [draw_seed(spot.seed, i) for i in range(draws)]
         drawn = await self.policy.draw(spot.context, seeds, self.max_tokens)
         if len(drawn) != draws:
             raise PolicyFault(f"the policy returned {len(drawn)} completions for {draws} seeds")
@@ -295,18 +311,28 @@ class Expander:
         self, spot: Spot, tools: Sequence[ToolSpec], slot: int, mult: int, share: float, done: Completion
     ) -> Draft:
         """Text to action. What cannot be parsed or validated stays a draft, with the reason as its error."""
+        spans, text = self.evidence.split(done.text) if self.evidence is not None else ([], done.text)
+        action, error = self._read(text, tools)
+        if self.evidence is not None and action is not None:
+            error = self.evidence.complaint(spans, action, self.task, self._first(), spot.turns)
+            action = action if error is None else None
+        return Draft(0, slot, mult, share, draw_seed(spot.seed, slot), done, action, error)
+
+    def _read(self, text: str, tools: Sequence[ToolSpec]) -> tuple[Action | None, str | None]:
+        """The action of a text, or what is wrong with it. The same text is said at many nodes of a tree."""
+        held = self.read.get(text)
+        if held is not None and held[0] is tools:
+            return held[1], held[2]
         action, error = None, None
-        spans, text = self.evidence.split(done.text) if self.evidence else ([], done.text)
         try:
             action = parse_action(text, tools)
             validate_action(action, tools)
-            if self.evidence and (
-                wrong := self.evidence.complaint(spans, action, self.task, self._first(), spot.turns)
-            ):
-                raise InvalidAction(wrong)
         except InvalidAction as invalid:
             action, error = None, str(invalid)
-        return Draft(0, slot, mult, share, seed_of(spot.seed, slot), done, action, error)
+        if len(self.read) >= HELD_SPOTS:
+            self.read.clear()
+        self.read[text] = (tools, action, error)
+        return action, error
 
     async def _judge(self, spot: Spot, drafts: list[Draft]) -> tuple[list[Draft], int]:
         if self.evaluator is None or not drafts:
@@ -348,7 +374,7 @@ class Expander:
                 return Outcome(Observation(""), NodeStatus.DRAFT, math.nan, Effect.IRREVERSIBLE, steps=replayed)
         session.at = None
         try:
-            result = await self.pool.timed(session.env.step(action, seed_of(draft.seed, "step")), "step")
+            result = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
         except InvalidAction as error:
             session.at = spot.seed
             return self._invalid(spot, draft, str(error), replayed)
@@ -384,7 +410,7 @@ class Expander:
             turns = (*spot.turns, Exchange(done.text, action, seen))
             base = spot.context.ids + done.token_ids
             context = self.policy.context(self.task, tools, self._first(), turns, base)
-            point = Waypoint(draft.seed, seed_of(draft.seed, "step"), action, seen.fingerprint)
+            point = Waypoint(draft.seed, step_key(draft.seed), action, seen.fingerprint)
             logprob = spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0)
             self._hold(Spot((*spot.path, point), turns, context, logprob))
             keep, delta = context.keep, context.delta
@@ -455,7 +481,10 @@ def _executed(draft: Draft, outcome: Outcome) -> Draft:
     if outcome.status is NodeStatus.DRAFT:
         return replace(draft, effect=outcome.effect)
     error = outcome.error if outcome.error is not None else draft.error
-    return replace(draft, effect=outcome.effect, outcome=outcome, error=error)
+    return Draft(
+        draft.after, draft.slot, draft.mult, draft.share, draft.seed, draft.completion, draft.action, error,
+        outcome.effect, draft.score, outcome,
+    )  # fmt: skip
 
 
 def _shown(turns: Sequence[Exchange]) -> list[tuple[str, str, str]]:

@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-verifiers test-triton bench-store payload-sweep test-ray lint clean
+.PHONY: setup demo demo-control test test-verifiers test-triton bench-store payload-sweep kill-sweep test-ray lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -54,6 +54,11 @@ test-triton:
 	$(VENV)-triton/bin/python -m pip install --quiet torch==$(TORCH)
 	$(VENV)-triton/bin/python -m pip install --quiet -c constraints.txt triton==$(TRITON) numpy pytest pytest-asyncio hypothesis
 	PYTHONPATH=pkg $(VENV)-triton/bin/python -m pytest tests/kernels --durations=5
+
+# 10,000 kills around the dispatch of irreversible actions, with the store's journal; CI makes 200.
+KILLS ?= 10000
+kill-sweep: setup $(VENV)/.tested
+	$(BIN)/python -P tests/faults/kill_sweep.py $(KILLS)
 
 # Figures and long sweeps that are run by hand; their results are committed.
 bench-store: setup $(VENV)/.tested

@@ -32,6 +32,8 @@ SECTIONS: tuple[str, ...] = (
     "treewright.agent.bench_rules:ets_figures",
     "treewright.agent.bench_rules:table_figures",
     "treewright.agent.bench_engine:session_figures",
+    "treewright.search.bench_repair:figures",
+    "treewright.agent.bench_graph:figures",
 )
 TABLE = "table"
 MARKS = ("<!-- measured -->", "<!-- /measured -->")

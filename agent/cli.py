@@ -65,7 +65,7 @@ def run(
       treewright run maze/0 --policy scripted:mymodule:walker
     """
     from treewright.agent.collect import open_worlds, suites_of
-    from treewright.agent.policy import open_policy
+    from treewright.agent.propose import open_proposer
 
     suite, _, which = task.partition("/")
     chosen = None if any("worlds.suites" in s for s in set_ or ()) else suite
@@ -73,7 +73,7 @@ def run(
     suites = suites_of(settings)
 
     async def work() -> None:
-        actor = open_policy(settings.policy.spec)
+        actor = open_proposer(settings.policy)
         try:
             async with open_worlds(suites, settings.worlds.sessions or None, settings.worlds.deadline) as w:
                 world = next(iter(w.values()))
@@ -120,6 +120,8 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
         _print_tree(tree)
     for done in episode.commits:
         console.print(f"commit: {done.next.value}: {done.reason}", markup=False, highlight=False)
+        for key in done.approved:
+            console.print(f"  approved: {key}", markup=False, highlight=False)
 
 
 def _print_tree(tree: Any) -> None:
@@ -167,7 +169,7 @@ def collect(
     from treewright.agent.collect import collect as grow
     from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.loop import budget_of, evaluator_of, rule_of, tasks_for
-    from treewright.agent.policy import open_policy
+    from treewright.agent.propose import open_proposer
     from treewright.search.engine import Settings
     from treewright.search.store import TreeStore
 
@@ -178,7 +180,7 @@ def collect(
     found = suites_of(cfg)
 
     async def work() -> None:
-        store, actor = TreeStore.open(cfg.store_path), open_policy(cfg.policy.spec)
+        store, actor = TreeStore.open(cfg.store_path), open_proposer(cfg.policy)
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 todo = tasks_for(worlds, split, batch, tasks)
@@ -298,13 +300,13 @@ def eval_(
     from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.evaluate import evaluate
     from treewright.agent.loop import acting_rule_of, evaluator_of, tasks_for
-    from treewright.agent.policy import open_policy
+    from treewright.agent.propose import open_proposer
 
     cfg = read_config(None, config, set_, suites, policy, corpus, questions)
     found = suites_of(cfg)
 
     async def work() -> None:
-        actor = open_policy(cfg.policy.spec)
+        actor = open_proposer(cfg.policy)
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 todo = tasks_for(worlds, cfg.eval.split, 0, tasks)

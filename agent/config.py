@@ -25,9 +25,14 @@ class _Section(BaseModel):
 
 
 class PolicySection(_Section):
-    """spec: seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | scripted:MODULE:FUNCTION"""
+    """spec: seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | scripted:MODULE:FUNCTION |
+    langgraph:MODULE:GRAPH. For acting (run, collect, eval): contexts that the draws of a node go through in turn,
+    plain | history:N | examples:N (of the store `memory`) | rephrased:MODULE:FUNCTION; distinct: no draw twice"""
 
     spec: str = "seedling"
+    contexts: tuple[str, ...] = ("plain",)
+    distinct: bool = False
+    memory: Path | None = None
 
 
 class WorldsSection(_Section):
@@ -54,7 +59,7 @@ class SearchSection(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
     draws: int = Field(default=2, ge=1)
     root_draws: int = Field(default=4, ge=1)
-    evaluator: Literal["likelihood", "tests", "none"] = "likelihood"
+    evaluator: str = "likelihood"
     expansions: int | None = Field(default=4, ge=0)
     policy_tokens: int | None = Field(default=None, ge=1)
     env_steps: int | None = Field(default=None, ge=1)

@@ -114,7 +114,7 @@ class _Running:
 
 @dataclass(slots=True)
 class _Episodes:
-    """The nodes of the graph. Everything in `running` can be made again from the task and the store."""
+    """The nodes of the graph. Everything in `running`, by task, can be made again from the task and the store."""
 
     tasks: dict[str, Task]
     stepper: Callable[[Task], Stepper]
@@ -164,7 +164,7 @@ class _Episodes:
             approved = _approvals(run.tree, leaf)
             result = await commit(run.tree, leaf, self.live, approve=_among(approved), journal=self.journal)
             leaf = result.reached
-        del self.running[run.stepper.tree_id]
+        del self.running[state["task_id"]]
         if self.on_end is not None:
             self.on_end(run.tree, result)
         return Command(update={"node_id": leaf}, goto=END)
@@ -176,10 +176,10 @@ class _Episodes:
             near = difflib.get_close_matches(name, self.tasks, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it knows {len(self.tasks)} tasks"
             raise TreewrightError(f"this graph has no task {name!r}; {hint}")
-        stepper = self.stepper(self.tasks[name])
-        if stepper.tree_id not in self.running:
-            self.running[stepper.tree_id] = _Running(stepper, await stepper.start())
-        return self.running[stepper.tree_id]
+        if name not in self.running:
+            stepper = self.stepper(self.tasks[name])
+            self.running[name] = _Running(stepper, await stepper.start())
+        return self.running[name]
 
 
 def _approvals(tree: Tree, leaf: int) -> list[str]:

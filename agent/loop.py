@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from treewright.agent.code_judge import TestsPassed
 from treewright.agent.collect import Failure, World, collect
 from treewright.agent.config import Config, SearchSection
-from treewright.agent.judge import Likelihood
+from treewright.agent.judge import open_evaluator
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
@@ -61,9 +60,7 @@ def budget_of(section: SearchSection) -> Budget:
 
 
 def evaluator_of(section: SearchSection) -> Evaluator | None:
-    if section.evaluator == "tests":
-        return TestsPassed()
-    return Likelihood() if section.evaluator == "likelihood" else None
+    return open_evaluator(section.evaluator)
 
 
 def tasks_for(

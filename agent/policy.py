@@ -85,6 +85,7 @@ def open_policy(spec: str, **options: Any) -> Policy:
     hf:FOLDER_OR_NAME          any transformers causal language model     (agent/clients/hf.py)
     openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/clients/openai.py)
     vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out
+    langgraph:MODULE:GRAPH     your own compiled LangGraph agent          (agent/clients/langgraph.py)
 
     Raises TreewrightError for an unknown kind, with the nearest known one, and for a missing package, with what to
     install.
@@ -153,6 +154,13 @@ def _vllm(rest: str, options: dict[str, Any]) -> Policy:
     return VLLMPolicy(*_served("vllm", rest), **options)
 
 
+def _langgraph(rest: str, options: dict[str, Any]) -> Policy:
+    from treewright.agent.clients.langgraph import GraphPolicy
+    from treewright.envs.custom import load_named
+
+    return GraphPolicy(load_named(rest, "policy langgraph"), **{"name": f"langgraph:{rest}", **options})
+
+
 def _served(kind: str, rest: str) -> tuple[str, str]:
     model, at, url = rest.partition("@http")
     if not model or not at:
@@ -166,4 +174,5 @@ _KINDS: dict[str, Callable[[str, dict[str, Any]], Policy]] = {
     "hf": _hf,
     "openai": _openai,
     "vllm": _vllm,
+    "langgraph": _langgraph,
 }

@@ -6,6 +6,7 @@ import typer
 
 from treewright.agent.options import ConfigFile, Name, PolicySpec, Sets, console, read_config
 from treewright.agent.retrieval_cli import treehop_command
+from treewright.agent.scorer_cli import scorer_command
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["train_app"]
@@ -63,3 +64,4 @@ def train(
 
 
 train_app.command("treehop")(treehop_command)
+train_app.command("scorer")(scorer_command)

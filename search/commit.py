@@ -110,6 +110,7 @@ class CommitResult:
     reward       sum of the world's rewards on the way; NaN in doubt
     task         the task with the turns that are left as its horizon
     snapshot     the state after the commit where the world can save it
+    approved     canonical keys of the actions that were let through, in order; each was sent at most once
     """
 
     tree_id: str
@@ -124,6 +125,7 @@ class CommitResult:
     reward: float
     task: Task
     snapshot: Snapshot | None = field(default=None, repr=False)
+    approved: tuple[str, ...] = ()
 
     @property
     def continues(self) -> tuple[str, int]:
@@ -227,6 +229,7 @@ class _Run:
     seen: Observation = field(default_factory=lambda: Observation(""))
     reward: float = 0.0
     over: bool = False
+    approved: list[str] = field(default_factory=list)
 
     async def walk(self, session: Session) -> CommitResult:
         """Step by step from the nearest node that costs nothing; from the root if there is none."""
@@ -260,6 +263,7 @@ class _Run:
                 return await self.pool.timed(session.env.step(action, key), "commit")
             if not await _asked(self.allowed, self.tree.task, action):
                 raise _Stop(Next.APPROVE, f"not approved: {action.key}", refused=node)
+            self.approved.append(action.key)
             result = await self._send(session, node, action, key)
         except InvalidAction as error:
             raise _Stop(Next.SEARCH, f"the world refused node {node}: {error}") from error
@@ -349,6 +353,7 @@ class _Run:
         return CommitResult(
             self.tree.tree_id, self.leaf, then, reason, tuple(self.committed), refused, in_doubt, self.reached,
             self.seen, math.nan if in_doubt else self.reward, replace(self.tree.task, horizon=left), snapshot,
+            tuple(self.approved),
         )  # fmt: skip
 
 

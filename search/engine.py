@@ -12,15 +12,17 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from treewright.envs.errors import EnvFault, TreewrightError
 from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, seed_of
+from treewright.search.evidence import Evidence
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
 from treewright.search.restore import Pool, Snapshots
+from treewright.search.retake import Repairs, is_repair
 from treewright.search.rules import Rule, best_first, frontier_of
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Outcome, Proposer, Spent
@@ -28,6 +30,7 @@ from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Ou
 __all__ = ["Keeper", "Settings", "Stepper", "search"]
 
 
+REPAIRS = 2  # times a step is taken again, unless the settings say otherwise
 BUNDLE, LINGER = 64, 0.02  # expansions, and seconds one of them waits, before they are handed to the store together
 GRACE = 1.0  # seconds that an expansion begun within the time budget may take beyond it
 
@@ -55,6 +58,9 @@ class Settings:
     close       finish every open node by one rollout when the budget is spent: needed to train on the tree
     answers     stop once this many finished leaves were seen (closing still happens); None = never
     retries     how often a faulty action is tried again from a restored node
+    repairs     how often a step is taken again where a replay found another state than recorded; 0 = never
+    share_results  drafts of one expansion with equal actions in other words share one step of the world. For worlds
+                whose steps do not depend on the step's key; each draft goes on in its own context
     """
 
     run: str = "run"
@@ -65,11 +71,15 @@ class Settings:
     close: bool = False
     answers: int | None = None
     retries: int = 2
+    repairs: int = REPAIRS
+    share_results: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "max_tokens"):
             if getattr(self, name) < 1:
                 raise TreewrightError(f"settings.{name} = {getattr(self, name)}; it must be at least 1")
+        if self.repairs < 0:
+            raise TreewrightError(f"settings.repairs = {self.repairs}; it must be at least 0")
 
 
 async def search(
@@ -84,6 +94,8 @@ async def search(
     store: Keeper | None = None,
     on_expansion: Callable[[Tree, range], None] | None = None,
     continues: tuple[str, int] | None = None,
+    changes: Callable[[Tree], Iterable[int]] | None = None,
+    evidence: Evidence | None = None,
 ) -> Tree:
     """Grows one tree for one task and returns it, rewards revealed, with the chosen leaf in `tree.chosen`.
 
@@ -92,13 +104,27 @@ async def search(
     rule    what to expand next, best_first() if None;  budget  24 expansions if None
     store   keeps every expansion; an unfinished tree of the same (run, task, attempt) found there is resumed
     continues  (tree_id, node) of the commit that this search goes on from; kept in the header
+    changes  asked after every pop which nodes' steps the world has changed since: they are taken again, and what hangs
+             on them is only reached anew where it comes out the same; everything else stays as it is
+    evidence  drafts must name what they act on, see `Evidence`
     Raises TreewrightError for contradictory input; faults of world or policy end in the tree, not in an exception.
     """
     rule, budget, settings = rule or best_first(), budget or Budget(expansions=24), settings or Settings()
     pool, owned = _pool_of(env)
     try:
         return await _Search(
-            task, pool, policy, rule, evaluator, budget, settings, store, on_expansion, continues
+            task,
+            pool,
+            policy,
+            rule,
+            evaluator,
+            budget,
+            settings,
+            store,
+            on_expansion,
+            continues,
+            changes,
+            evidence,
         ).run()
     finally:
         if owned:
@@ -132,10 +158,13 @@ class _Search:
         store: Keeper | None,
         on_expansion: Callable[[Tree, range], None] | None,
         continues: tuple[str, int] | None = None,
+        changes: Callable[[Tree], Iterable[int]] | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
+        self.evidence = evidence
         self.task, self.pool, self.policy, self.rule = task, pool, policy, rule
         self.evaluator, self.budget, self.settings, self.store = evaluator, budget, settings, store
-        self.on_expansion, self.continues = on_expansion, continues
+        self.on_expansion, self.continues, self.repairs = on_expansion, continues, Repairs(settings.repairs, changes)
         self.open_nodes = deque[int]()
         self.snapshots = Snapshots()
         self.recorded: Sequence[Expansion] = ()
@@ -243,15 +272,18 @@ class _Search:
             return expansion
         if closing:
             return asyncio.create_task(self.work.close(seq, node))
-        return asyncio.create_task(self.work.expand(seq, node, self.rule.draws(self.tree[node])))
+        again = self.repairs.of_pop.pop(seq, None)
+        return asyncio.create_task(self.work.expand(seq, node, self.rule.draws(self.tree[node]), again))
 
     def _apply(self, expansion: Expansion) -> None:
         new = self.tree.apply(expansion)
         self.finished += sum(self.tree.status[i] in (NodeStatus.TERMINAL, NodeStatus.TRUNCATED) for i in new)
         if not expansion.closing:
-            self.frontier.applied(expansion.node, new)
+            if not is_repair(self.tree, expansion):  # which took nothing from the frontier
+                self.frontier.applied(expansion.node, new)
             for node in new:
                 self._offer(node)
+            self.repairs.look(self.tree, expansion, new)
         if self.store is not None and expansion.seq >= len(self.recorded):
             self.unsaved.append((expansion, new.start))
             if len(self.unsaved) == 1:
@@ -277,15 +309,30 @@ class _Search:
             self.frontier.offer(node)
 
     def _next(self) -> tuple[int, Spent] | None:
-        node = None if self._stored_growth_ended() else self.frontier.peek()
-        if node is None:
+        if self._stored_growth_ended():
             return None
         if self.settings.answers is not None and self.finished >= self.settings.answers:
             self.tree.stopped_by = "answers"
             return None
-        reserve = self._reserve(node)
+        stored = self.recorded[self.popped] if self.popped < len(self.recorded) else None
+        broken = self.repairs.next(self.tree, self.popped, stored)
+        node = self._best() if broken is None else self.tree.parent[broken]
+        if node is None:
+            return None
+        reserve = self._reserve(node) if broken is None else Spent(1, 0, 0, 1)
         self.tree.stopped_by = self._over(reserve)
-        return (self.frontier.take(), reserve) if self.tree.stopped_by is None else None
+        if self.tree.stopped_by is not None:
+            return None
+        return (self.frontier.take() if broken is None else node), reserve
+
+    def _best(self) -> int | None:
+        """What the frontier shows; nodes that a repair has cut off are taken out on the way."""
+        while (node := self.frontier.peek()) is not None:
+            if not self.tree.repaired or self.tree.status[node] is not NodeStatus.UNREACHABLE:
+                return node
+            self.frontier.take()
+            self.frontier.applied(node, range(0))
+        return None
 
     def _next_open(self) -> tuple[int, Spent] | None:
         return (self.open_nodes.popleft(), Spent()) if self.open_nodes else None
@@ -320,6 +367,12 @@ class _Search:
 
     def _header(self) -> TreeHeader:
         settings = {**asdict(self.settings), "rule": self.rule.name, "budget": asdict(self.budget)}
+        if self.settings.repairs == REPAIRS:
+            del settings["repairs"]  # trees begun before there were repairs have no such setting
+        if not self.settings.share_results:
+            del settings["share_results"]
+        if self.evidence is not None:
+            settings["evidence"] = self.evidence.name
         root = Outcome(Observation(""), NodeStatus.OPEN)
         run, attempt, version = self.settings.run, self.settings.attempt, self.policy.version
         return TreeHeader(run, self.task, attempt, self.seed, version, settings, root, self.continues)
@@ -330,7 +383,8 @@ class _Search:
         eager = self.rule.eager if self.rule.eager is not None else bool(ways & {Restore.FORK, Restore.STATE})
         work = Expander(
             self.task, self.pool, self.policy, self.evaluator, self.settings.max_tokens, self.settings.retries,
-            eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(),
+            eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(), self.evidence,
+            self.settings.share_results,
         )  # fmt: skip
         if resume:
             work.tree = self._resume(header)
@@ -423,7 +477,8 @@ class Stepper:
         node = self._pick()
         if node is None:
             return None
-        return Pop(len(self._search.tree.pops), node, self._search.rule.draws(self._search.tree[node]))
+        search, seq = self._search, len(self._search.tree.pops)
+        return Pop(seq, node, search.rule.draws(search.tree[node]), search.repairs.of_pop.pop(seq, None))
 
     def _pick(self) -> int | None:
         self._search.popped = len(self._search.tree.pops)

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
+from treewright.search.evidence import Evidence
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint
 from treewright.search.screen import merge_identical, parse_action, validate_action
 from treewright.search.tree import Tree
@@ -68,11 +69,17 @@ class Spot:
 
 @dataclass(slots=True)
 class Pop:
-    """One pop under way, from phase to phase: propose, screen, explore, judge."""
+    """One pop under way, from phase to phase: propose, screen, explore, judge.
+
+    again    a child of `node` whose step is taken again after a divergence; then nothing is drawn
+    reused   K of drafts that were drawn here before a divergence and are kept
+    """
 
     seq: int
     node: int
     draws: int
+    again: int | None = None
+    reused: int = 0
     began: float = field(default_factory=time.monotonic)
     outcome: Outcome | None = None
     spot: Spot | None = None
@@ -87,7 +94,7 @@ class Pop:
         """The immutable result."""
         tokens = sum(len(done.token_ids) for done in self.drawn)
         cost = Spent(1, tokens, self.judged, self.steps, seconds=time.monotonic() - self.began)
-        drawn = self.draws if self.drawn else 0
+        drawn = self.draws if self.drawn else self.reused
         return Expansion(self.seq, self.node, False, drawn, self.outcome, tuple(self.drafts), cost, self.fault)
 
 
@@ -108,13 +115,15 @@ class Expander:
     snapshots: Snapshots
     tools: dict[int, tuple[ToolSpec, ...]]
     spots: OrderedDict[int, Spot]
+    evidence: Evidence | None = None
+    share_results: bool = False
     read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
 
     # -- pops ---------------------------------------------------------------------------------------------------
 
-    async def expand(self, seq: int, node: int, draws: int) -> Expansion:
-        """Executes the popped draft if it still is one, then draws its children."""
-        pop = Pop(seq, node, draws)
+    async def expand(self, seq: int, node: int, draws: int, again: int | None = None) -> Expansion:
+        """Executes the popped draft if it still is one, then draws its children; or repairs the step into `again`."""
+        pop = Pop(seq, node, draws, again)
         await self.propose(pop)
         self.screen(pop)
         await self.explore(pop)
@@ -122,13 +131,20 @@ class Expander:
         return pop.expansion()
 
     async def propose(self, pop: Pop) -> None:
-        """Executes the popped draft if it still is one, then draws; nothing is drawn where that ended the episode."""
+        """Executes the popped draft if it still is one, then draws; nothing is drawn where that ended the episode.
+
+        Where the same was drawn from the same prompt before a divergence, those drafts are taken up again.
+        """
+        if pop.again is not None:
+            return await self._take_again(pop, pop.again)
         if self.tree.status[pop.node] is NodeStatus.DRAFT:
             pop.outcome = await self._execute(self.spot(self.tree.parent[pop.node]), self._draft_of(pop.node))
             pop.steps = pop.outcome.steps
             if pop.outcome.status is not NodeStatus.OPEN:
                 return
         spot = pop.spot = self.spot(pop.node)
+        if self.tree.repaired and self._take_up(pop, spot):
+            return
         try:
             drawn = await self._draw(spot, pop.draws)
             pop.tools = await self._tools_at(spot)
@@ -138,21 +154,59 @@ class Expander:
 
     def screen(self, pop: Pop) -> None:
         """Merges token-identical draws and turns each into a draft with an action or an error."""
-        if pop.spot is not None:
+        if pop.spot is not None and not pop.reused:
             pop.drafts = [
-                self._screen(pop.spot, pop.tools, slot, mult, mult / pop.draws, done)
+                self._screen(pop.spot, pop.tools, slot, mult, done.share or mult / pop.draws, replace(done, share=None))
                 for slot, mult, done in merge_identical(pop.drawn)
             ]
 
     async def explore(self, pop: Pop) -> None:
         """Executes the drafts, if the rule is eager."""
         if self.eager and pop.spot is not None:
-            if self.pool.size == 1:  # they would only queue for the one session
-                results = [await self._execute(pop.spot, d) for d in pop.drafts]
-            else:
-                results = await asyncio.gather(*(self._execute(pop.spot, d) for d in pop.drafts))
+            results = await self._explored(pop.spot, pop.drafts)
             pop.steps += sum(r.steps for r in results)
             pop.drafts = [_executed(d, r) for d, r in zip(pop.drafts, results, strict=True)]
+
+    async def _explored(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:
+        """One outcome for each draft, side by side; drafts with equal actions may share a step."""
+        if not self.share_results and self.pool.size == 1:  # they would only queue for the one session
+            return [await self._execute(spot, d) for d in drafts]
+        if not self.share_results:
+            return list(await asyncio.gather(*(self._execute(spot, d) for d in drafts)))
+        firsts = self._firsts(drafts)
+        alone = [i for i, first in enumerate(firsts) if first is None]
+        taken = await asyncio.gather(*(self._execute(spot, drafts[i]) for i in alone))
+        found = dict(zip(alone, taken, strict=True))
+        for i, first in enumerate(firsts):
+            if first is not None:
+                shared = self._shared(spot, drafts[i], drafts[first], found[first])
+                found[i] = shared or await self._execute(spot, drafts[i])
+        return [found[i] for i in range(len(drafts))]
+
+    def _firsts(self, drafts: Sequence[Draft]) -> list[int | None]:
+        """For each draft the index of the first one with the same action, None for that one itself."""
+        seen: dict[str, int] = {}
+        out: list[int | None] = []
+        for i, draft in enumerate(drafts):
+            key = draft.action.key if draft.action is not None else ""
+            out.append(seen.get(key))
+            if key:
+                seen.setdefault(key, i)
+        return out
+
+    def _shared(self, spot: Spot, draft: Draft, first: Draft, outcome: Outcome) -> Outcome | None:
+        """What the same action gave, in the context of another draft; None where it has to be executed itself."""
+        if outcome.status not in (NodeStatus.OPEN, NodeStatus.TERMINAL, NodeStatus.TRUNCATED):
+            return None
+        if outcome.error is not None:
+            return self._invalid(spot, draft, outcome.error, 0)
+        tools = self.tools.get(first.seed, ())
+        if outcome.status is NodeStatus.OPEN:
+            self.tools[draft.seed] = tools
+            if (held := self.snapshots.get(first.seed)) is not None:
+                self.snapshots.put(draft.seed, held)
+        result = StepResult(outcome.observation, outcome.reward, effect=outcome.effect)
+        return self._outcome(spot, draft, draft.action, tools, result, outcome.status, 0)
 
     async def judge(self, pop: Pop) -> None:
         """Scores the drafts, all siblings at once."""
@@ -211,6 +265,39 @@ class Expander:
         self._hold(Spot((Waypoint(root, key, None, seen.fingerprint),), (), context, 0.0))
         return Outcome(seen, NodeStatus.OPEN, 0.0, Effect.READ, context.keep, context.delta)
 
+    # -- repair -------------------------------------------------------------------------------------------------
+
+    async def _take_again(self, pop: Pop, child: int) -> None:
+        """The step into `child`, where a replay diverged, from its parent: a new node in the same slot."""
+        draft = replace(self._copy_of(child), seed=seed_of(self.tree.seed[child], "again"))
+        outcome = await self._execute(self.spot(pop.node), draft)
+        pop.steps = outcome.steps
+        pop.drafts = [_executed(draft, outcome)]
+
+    def _take_up(self, pop: Pop, spot: Spot) -> bool:
+        """The drafts of the node that this one supersedes, if they were drawn from the prompt that stands here now."""
+        tree, old = self.tree, self.tree.supersedes(pop.node)
+        if old is None or not tree.drawn[old] or _shown(spot.turns) != _shown(tree.exchanges(old)):
+            return False
+        last = {tree.slot[child]: child for child in tree.children[old]}
+        pop.drafts = [replace(self._copy_of(c), seed=seed_of(spot.seed, slot)) for slot, c in sorted(last.items())]
+        pop.reused = tree.drawn[old]
+        return True
+
+    def _copy_of(self, node: int) -> Draft:
+        """The draft of a node as it was before it was executed."""
+        tree = self.tree
+        done = Completion(
+            tree.text[node], tree.ids[node], tree.logprobs[node], tree.finish[node], tree.header.policy_version,
+            tree.trainable[node], tree.origin[node],
+        )  # fmt: skip
+        action = tree.action[node]
+        error = tree.error[node] if action is None else None
+        return Draft(
+            0, tree.slot[node], tree.mult[node], tree.share[node], tree.seed[node], done, action, error,
+            score=tree.score[node],
+        )  # fmt: skip
+
     # -- draws --------------------------------------------------------------------------------------------------
 
     async def _draw(self, spot: Spot, draws: int) -> Sequence[Completion]:
@@ -224,7 +311,11 @@ class Expander:
         self, spot: Spot, tools: Sequence[ToolSpec], slot: int, mult: int, share: float, done: Completion
     ) -> Draft:
         """Text to action. What cannot be parsed or validated stays a draft, with the reason as its error."""
-        action, error = self._read(done.text, tools)
+        spans, text = self.evidence.split(done.text) if self.evidence is not None else ([], done.text)
+        action, error = self._read(text, tools)
+        if self.evidence is not None and action is not None:
+            error = self.evidence.complaint(spans, action, self.task, self._first(), spot.turns)
+            action = action if error is None else None
         return Draft(0, slot, mult, share, draw_seed(spot.seed, slot), done, action, error)
 
     def _read(self, text: str, tools: Sequence[ToolSpec]) -> tuple[Action | None, str | None]:
@@ -394,6 +485,10 @@ def _executed(draft: Draft, outcome: Outcome) -> Draft:
         draft.after, draft.slot, draft.mult, draft.share, draft.seed, draft.completion, draft.action, error,
         outcome.effect, draft.score, outcome,
     )  # fmt: skip
+
+
+def _shown(turns: Sequence[Exchange]) -> list[tuple[str, str, str]]:
+    return [(turn.response, turn.observation.text, turn.observation.fingerprint) for turn in turns]
 
 
 def _lost(status: NodeStatus, why: str) -> Outcome:

@@ -54,6 +54,9 @@ class Tree:
     parent, depth, born (index of the pop that made it), slot, mult, share, drawn (K; 0 = never expanded), seed,
     text, ids and logprobs (tuples), action, effect, error, score (evaluator, NaN = none), status, observation,
     context (keep, delta), keep_prob (q), kept, closing, mass (product of shares from the root; 1 at the root).
+
+    A step that is taken again after a divergence is a new child of the same parent in the same slot: it supersedes the
+    older one, whose whole subtree becomes UNREACHABLE (see `supersedes`).
     """
 
     header: TreeHeader
@@ -92,6 +95,7 @@ class Tree:
     chosen: int | None = None
     stopped_by: str | None = None
     reasons: list[str] = field(default_factory=list)
+    repaired: bool = False
     _truth: list[float] = field(default_factory=list)
     _revealed: bool = False
 
@@ -146,6 +150,7 @@ class Tree:
             raise TreewrightError(f"expansion {expansion.seq} expands node {node}; the tree has {len(self)}")
         self.pops.append(node)
         self.spent = self.spent + expansion.spent
+        lost = self.status[node] is NodeStatus.UNREACHABLE
         if expansion.outcome is not None:
             self._execute(node, expansion.outcome)
         first = len(self)
@@ -158,10 +163,16 @@ class Tree:
             at = len(self) - 1 if expansion.drafts else node
             self.status[at], self.fault[at] = NodeStatus.FAULT, expansion.fault
             self.inexact("a fault persisted")
+        if lost:  # the step into `node` or above it was taken again while this pop was under way
+            self._unreachable(node)
         return range(first, len(self))
 
     def _add(self, parent: int, draft: Draft, expansion: Expansion) -> None:
         done = draft.completion
+        if self.drawn[parent]:
+            for older in self.children[parent]:
+                if self.slot[older] == draft.slot:
+                    self._unreachable(older)
         node = self._push(parent, expansion.seq, draft.slot, draft.mult, draft.share, draft.seed, expansion.closing)
         self.text[node], self.ids[node], self.logprobs[node] = done.text, done.token_ids, done.logprobs
         self.finish[node], self.trainable[node], self.origin[node] = done.finish_reason, done.trainable, done.origin
@@ -235,6 +246,16 @@ class Tree:
         self.effect[node] = effect
         self.inexact("irreversible drafts wait for commit")
 
+    def _unreachable(self, node: int) -> None:
+        """Everything from `node` down hangs on a step that does not lead there any more."""
+        self.repaired = True
+        self.inexact("a replay diverged")
+        below = [node]
+        while below:
+            at = below.pop()
+            self.status[at] = NodeStatus.UNREACHABLE
+            below += self.children[at]
+
     def mark(
         self, node: int, status: NodeStatus, observation: Observation | None = None, reward: float = math.nan
     ) -> None:
@@ -282,6 +303,35 @@ class Tree:
         Ids are given when a result is applied, after the step was taken; seeds are known before.
         """
         return seed_of(self.seed[node], "step")
+
+    def supersedes(self, node: int) -> int | None:
+        """The older node that `node` does again after a divergence here or above; None for every other node.
+
+        The last one that was expanded, if the step was taken more than twice.
+        """
+        if not self.repaired:
+            return None
+        below: list[int] = []
+        while node > 0:
+            older = [c for c in self.children[self.parent[node]] if c < node and self.slot[c] == self.slot[node]]
+            if older:
+                return self._same_way(max(older, key=lambda c: (self.drawn[c] > 0, c)), below[::-1])
+            below.append(node)
+            node = self.parent[node]
+        return None
+
+    def _same_way(self, start: int, steps: Sequence[int]) -> int | None:
+        """Down from `start` by children of the slots and tokens of `steps`; None where there is no such child."""
+        for step in steps:
+            same = [
+                c
+                for c in self.children[start]
+                if (self.slot[c], self.text[c], self.ids[c]) == (self.slot[step], self.text[step], self.ids[step])
+            ]
+            if not same:
+                return None
+            start = max(same, key=lambda c: (self.drawn[c] > 0, c))
+        return start
 
     def leaves(self) -> list[int]:
         """Executed nodes without children that ended an episode."""

@@ -113,6 +113,7 @@ class Completion:
     token_ids  [T] as sampled, the end-of-turn token included; never re-tokenised afterwards
     logprobs   [T] natural log under the distribution they were sampled from; empty if the server returns none
     trainable  drawn at temperature 1, untruncated, without grammar, with exact log-probs
+    share      share of the node's mass where draws are not i.i.d.; None: its multiplicity over K. Kept as Draft.share
     """
 
     text: str
@@ -123,6 +124,7 @@ class Completion:
     trainable: bool = True
     origin: Origin = Origin.POLICY
     temperature: float = 1.0
+    share: float | None = None
 
     @property
     def logprob(self) -> float:

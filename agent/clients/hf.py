@@ -243,6 +243,35 @@ class HFPolicy:
             temperature=self.temperature,
         )
 
+    async def first_tokens(self, prompts: Sequence[str]) -> list[dict[str, float]]:
+        """For each prompt, as a user's message, the likeliest first tokens of the answer and their log-probs."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._first_tokens, [self._asked(p) for p in prompts])
+
+    def _first_tokens(self, prompts: Sequence[tuple[int, ...]]) -> list[dict[str, float]]:
+        found = []
+        with self._lock, torch.inference_mode():
+            try:
+                for ids in prompts:
+                    best = self._prefill(ids).float().log_softmax(-1).topk(20)
+                    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                    found.append({self.tokenizer.decode([i]): value for i, value in rows})
+            finally:
+                self._cache.trim()
+        return found
+
+    async def write(self, prompt: str, seed: int, max_tokens: int) -> str:
+        """One answer to a user's message."""
+        (done,) = await self.draw(Context(0, (), self._asked(prompt)), [seed], max_tokens)
+        return done.text
+
+    def _asked(self, prompt: str) -> tuple[int, ...]:
+        if getattr(self.tokenizer, "chat_template", None):
+            said = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+            return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(prompt))
+
     def load_weights(self, path: str | Path, version: str | None = None) -> str:
         """Takes the weights of a `save_pretrained` folder of the same shape; returns the new version.
 

@@ -67,8 +67,14 @@ class _Said(BaseModel):
     tool_calls: list[_ToolCall] | None = None
 
 
+class _Alternative(BaseModel):
+    token: str
+    logprob: float
+
+
 class _TokenLogprob(BaseModel):
     logprob: float
+    top_logprobs: list[_Alternative] | None = None
 
 
 class _Logprobs(BaseModel):
@@ -237,6 +243,34 @@ class OpenAIPolicy:
             temperature=self.temperature,
         )
 
+    # -- judging ----------------------------------------------------------------------------------------------------
+
+    async def first_tokens(self, prompts: Sequence[str]) -> list[dict[str, float]]:
+        """For each prompt, as a user's message, the likeliest first tokens of the answer and their log-probs.
+
+        Raises PolicyFault where the server gives no alternatives.
+        """
+        return await _all([self._first_tokens(prompt) for prompt in prompts])
+
+    async def _first_tokens(self, prompt: str) -> dict[str, float]:
+        body = self._message(prompt, 1) | {"logprobs": True, "top_logprobs": 20, "temperature": 0}
+        reply = await self._ask(body, _Effort(time.monotonic() + self.deadline))
+        logprobs = reply.choices[0].logprobs
+        if logprobs is None or not logprobs.content or not logprobs.content[0].top_logprobs:
+            raise PolicyFault(f"{self.name} gives no log-probs of alternatives (top_logprobs); it cannot judge")
+        return {found.token: found.logprob for found in logprobs.content[0].top_logprobs}
+
+    async def write(self, prompt: str, seed: int, max_tokens: int) -> str:
+        """One answer to a user's message."""
+        body = self._message(prompt, max_tokens) | {"seed": seed}
+        reply = await self._ask(body, _Effort(time.monotonic() + self.deadline))
+        said = reply.choices[0].message
+        return (said.content or "") if said is not None else ""
+
+    def _message(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        said = [{"role": "user", "content": prompt}]
+        return {"model": self.model, "messages": said, self.max_tokens_field: max_tokens}
+
     def _tell(self, what: str, line: str) -> None:
         """Warns once for each `what`."""
         if what not in self._told:
@@ -294,7 +328,8 @@ class OpenAIPolicy:
             self._busy += 1
             try:
                 self.stats.requests += 1
-                return await client.post(self.path, json=body, headers=headers)
+                path = OpenAIPolicy.path if "messages" in body else self.path
+                return await client.post(path, json=body, headers=headers)
             except httpx.InvalidURL as error:
                 raise TreewrightError(f"{self.name}: {error}") from error
             finally:

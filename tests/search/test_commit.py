@@ -62,7 +62,7 @@ async def test_a_waiting_action_is_executed_once_and_journalled(ledger, journal)
     assert tree.status[leaf] is NodeStatus.DRAFT and pressed(ledger) == []
     result = await commit(tree, leaf, live(ledger), approve=yes, journal=journal)
     assert (result.next, result.committed, result.reached) == (Next.CONTINUE, (leaf,), leaf)
-    assert pressed(ledger) == [str(tree.key(leaf))]
+    assert pressed(ledger) == [str(tree.key(leaf))] and result.approved == (Action.of("press").key,)
     assert states(journal) == [JournalState.DONE] and journal.pending() == []
     (entry,) = journal.entries()
     assert (entry.tree_id, entry.node, entry.action_key) == (tree.tree_id, leaf, Action.of("press").key)

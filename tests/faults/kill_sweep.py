@@ -1,0 +1,205 @@
+"""SIGKILL around the dispatch of irreversible actions, again and again, against a ledger outside the process.
+
+    make kill-sweep                                    # 10,000 kills
+    python -P tests/faults/kill_sweep.py 500           # as many as you like
+
+Every trial forks a process that commits a path with two irreversible actions from a real store, kills it at one of the
+positions around journal and dispatch, or at a random moment, and starts another one that takes up what is there. With
+`plain` the journal is a synced file of lines and no store is opened, which is many times as fast. The ledger is a file
+opened with O_APPEND, one write for each action, that neither the store nor the journal touches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from commit_parts import FileJournal, Kill, a_move, chain
+
+from treewright.envs.maze import Maze
+from treewright.search.commit import Next, commit
+from treewright.search.restore import Pool
+from treewright.search.store import JournalState, TreeStore
+
+POSITIONS = 16  # events of one commit of the path, see `Watched` and `World`
+LEAF = 4
+
+
+class Watched:
+    """The store's journal with a chance to die before and after every row."""
+
+    def __init__(self, journal, kill):
+        self.journal, self.kill = journal, kill
+        self.entries = journal.entries
+
+    async def intent(self, *row):
+        return await self._around(self.journal.intent(*row))
+
+    async def dispatched(self, entry):
+        await self._around(self.journal.dispatched(entry))
+
+    async def outcome(self, *row):
+        await self._around(self.journal.outcome(*row))
+
+    async def _around(self, call):
+        self.kill()
+        done = await call
+        self.kill()
+        return done
+
+
+class World(Maze):
+    """A live maze; pressing its button writes the step's key into the ledger outside, once per press."""
+
+    def __init__(self, ledger, kill):
+        super().__init__(sandboxed=False)
+        self.outside, self.kill = ledger, kill
+
+    async def step(self, action, key):
+        if action.name == "press":
+            self.kill()
+            file = os.open(self.outside, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            os.write(file, f"{key}\n".encode())
+            os.close(file)
+            self.kill()
+        return await super().step(action, key)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one trial ended with: whether the first process died, what the second one said, presses in the ledger."""
+
+    died: bool
+    then: str
+    pressed: tuple[str, ...]
+    in_doubt: int
+    done: int
+
+
+def prepare(folder, plain=False):
+    """A tree whose path presses the button twice, in a store in `folder` unless `plain`."""
+
+    async def grow(store=None):
+        return await chain("press {}", a_move(), "press {}", "stop {}", store=store)
+
+    if plain:
+        return asyncio.run(grow())
+
+    async def kept():
+        with TreeStore.open(folder / "trees.db") as store:
+            return await grow(store)
+
+    return asyncio.run(kept())
+
+
+def run(folder, tree, kill, plain=False):
+    """Commits the path in this process and leaves what came out in a file."""
+    if plain:
+        asyncio.run(committed(folder, tree, FileJournal(folder / "journal"), kill))
+        return
+    with TreeStore.open(folder / "trees.db") as store:
+        asyncio.run(committed(folder, store.load(tree.tree_id), store.journal, kill))
+
+
+async def committed(folder, tree, journal, kill):
+    async def opened():
+        return World(folder / "ledger", kill)
+
+    yes = lambda task, action: True  # noqa: E731
+    result = await commit(tree, LEAF, Pool(opened), approve=yes, journal=Watched(journal, kill))
+    done = sum(entry.state is JournalState.DONE for entry in journal.entries())
+    (folder / "result.json").write_text(json.dumps([result.next.value, len(result.in_doubt), done]))
+
+
+def forked(folder, tree, kill, after=None, plain=False):
+    """`run` in a process of its own, killed from outside after that many seconds; True if it died of a SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            run(folder, tree, kill, plain)
+            status = 0
+        finally:
+            os._exit(status)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status):
+        raise RuntimeError(f"the process of {folder} failed; its error stands above")
+    return os.WIFSIGNALED(status)
+
+
+def trial(base, tree, folder, number, rng, longest, plain=False):
+    """Even numbers die at a position, one after another, odd ones at a random moment."""
+    folder.mkdir()
+    for file in base.iterdir():
+        shutil.copy(file, folder)
+    if number % 2 == 0:
+        died = forked(folder, tree, Kill(number // 2 % POSITIONS), plain=plain)
+    else:
+        died = forked(folder, tree, Kill(), rng.random() * longest, plain)
+    forked(folder, tree, Kill(), plain=plain)
+    then, in_doubt, done = json.loads((folder / "result.json").read_text())
+    ledger = folder / "ledger"
+    pressed = tuple(ledger.read_text().split()) if ledger.exists() else ()
+    return Trial(died, then, pressed, in_doubt, done)
+
+
+def sweep(kills, seed=0, progress=None, plain=False):
+    """`kills` trials; returns counts by name. Raises AssertionError at the first duplicate or unexplained press."""
+    rng, counts = random.Random(seed), collections.Counter()
+    with tempfile.TemporaryDirectory() as home:
+        base = Path(home) / "base"
+        base.mkdir()
+        tree = prepare(base, plain)
+        whole = Path(home) / "whole"
+        shutil.copytree(base, whole)
+        began = time.monotonic()
+        forked(whole, tree, Kill(), plain=plain)
+        longest = time.monotonic() - began
+        for number in range(kills):
+            folder = Path(home) / "trial"
+            found = trial(base, tree, folder, number, rng, longest, plain)
+            shutil.rmtree(folder)
+            check(found, number)
+            counts["killed"] += found.died
+            counts[found.then] += 1
+            counts["in doubt"] += found.in_doubt
+            counts["duplicates"] += len(found.pressed) - len(set(found.pressed))
+            if progress is not None:
+                progress(number + 1, counts)
+    return counts
+
+
+def check(found, number):
+    """At most once, and nothing happened that is neither done nor in doubt in the journal."""
+    assert len(found.pressed) == len(set(found.pressed)), (number, found)
+    assert found.done <= len(found.pressed) <= found.done + found.in_doubt, (number, found)
+    assert (found.then == Next.SETTLE.value) == (found.in_doubt > 0), (number, found)
+
+
+def main():
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+
+    def progress(number, counts):
+        if number % 500 == 0:
+            print(number, dict(counts), flush=True)
+
+    print(dict(sweep(kills, progress=progress)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""AND/OR search: the most promising plan first, the most confident answer at the end."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from treewright.envs import Task, TreewrightError
+from treewright.search.all_nodes import Answer, Parts, as_tree, majority, solve
+from treewright.search.store import TreeStore
+from treewright.search.types import NodeKind
+from treewright.training.credit import TreeArrays
+from treewright.training.credit.graphs import split_loo_graph
+from treewright.training.credit.trees import tree_arrays
+
+
+def table(**options):
+    asked = []
+
+    async def solver(goal):
+        asked.append(goal)
+        return options.get(goal, [])
+
+    return solver, asked
+
+
+async def test_all_parts_are_needed_and_confidences_multiply():
+    solver, asked = table(q=[Parts(("a", "b"))], a=[Answer("1", 0.8)], b=[Answer("2", 0.5)])
+    found = await solve("q", solver)
+    assert found.answer == Answer("2", 0.4) and asked == ["q", "a", "b"] and found.asked == 3
+
+
+async def test_a_later_part_is_asked_with_the_earlier_answer():
+    solver, asked = table(q=[Parts(("who", "boss of #1"))], who=[Answer("ada")], **{"boss of ada": [Answer("bob")]})
+    assert (await solve("q", solver)).answer.text == "bob" and asked[-1] == "boss of ada"
+
+
+async def test_the_search_leaves_a_plan_that_can_no_longer_win():
+    solver, asked = table(
+        q=[Parts(("a", "b")), Parts(("c",)), Answer("x", 0.5)],
+        a=[Answer("1", 0.3)],
+        b=[Answer("2")],
+        c=[Answer("3", 0.6)],
+    )
+    found = await solve("q", solver)
+    assert found.answer == Answer("3", 0.6) and asked == ["q", "a", "c"], "b cannot lift .3 above .6"
+
+
+async def test_the_most_confident_part_answers_under_max():
+    solver, asked = table(
+        q=[Parts(("closed", "open", "slow"), "max")], closed=[Answer("1", 0.4)], open=[Answer("2", 0.9)], slow=[]
+    )
+    found = await solve("q", solver, estimate=lambda goal: 0.5 if goal == "slow" else 1.0)
+    assert found.answer == Answer("2", 0.9) and asked == ["q", "closed", "open"]
+
+
+async def test_reduce_sees_all_answers_and_equal_goals_are_asked_once():
+    votes = [Answer("x", 0.9), Answer("y", 0.9), Answer("x", 0.9)]
+    solver, asked = table(
+        q=[Parts(("1", "2", "3", "1"), "reduce", lambda answers: majority(answers[:3]))],
+        **{str(i + 1): [v] for i, v in enumerate(votes)},
+    )
+    found = await solve("q", solver)
+    assert found.answer.text == "x" and found.answer.confidence > 0.85
+    assert sorted(asked) == ["1", "2", "3", "q"]
+
+
+async def test_what_cannot_be_answered_has_no_answer_and_a_budget_ends_the_search():
+    solver, asked = table(q=[Parts(("a", "b"))], a=[])
+    found = await solve("q", solver)
+    assert found.answer is None and found.bound == 0 and asked == ["q", "a"]
+
+    async def deeper(goal):
+        return [Parts((goal + "'",))]
+
+    assert (await solve("q", deeper, budget=5)).asked == 5
+
+
+def random_options(rng, name, depth, options):
+    """Fills `options` with a random AND/OR problem below the goal `name`."""
+    rows = [Answer(f"{name}{i}", rng.random()) for i in range(rng.randint(0 if depth else 1, 2))]
+    for i in range(rng.randint(0, 2) if depth else 0):
+        parts = tuple(f"{name}{i}{j}" for j in range(rng.randint(1, 2)))
+        for part in parts:
+            random_options(rng, part, depth - 1, options)
+        rows.append(Parts(parts, rng.choice(["all", "max"])))
+    options[name] = rows
+
+
+def best(options, name):
+    values = [0.0]
+    for row in options[name]:
+        if isinstance(row, Answer):
+            values.append(row.confidence)
+        else:
+            inner = [best(options, goal) for goal in row.goals]
+            values.append(math.prod(inner) if row.combine == "all" else max(inner))
+    return max(values)
+
+
+async def test_the_answer_is_the_best_of_all_plans_on_random_problems():
+    for seed in range(60):
+        options = {}
+        random_options(random.Random(seed), "q", 3, options)
+        solver, asked = table(**options)
+        found = await solve("q", solver)
+        assert (found.answer.confidence if found.answer else 0.0) == pytest.approx(best(options, "q"))
+        assert len(asked) == len(set(asked)) <= len(options)
+
+
+async def test_the_search_is_kept_as_a_tree_with_all_nodes_and_credited(tmp_path):
+    solver, _ = table(q=[Parts(("a", "b"))], a=[Answer("1", 0.8), Answer("9", 0.1)], b=[Answer("2", 0.5)])
+    found = await solve("q", solver)
+    tree = as_tree(found, Task("own", "1", "q"), "plans", lambda goal, answer: float(answer.text != "9"))
+    assert [i for i in range(len(tree)) if tree.kind[i] is NodeKind.ALL] == [1] and not tree.exact
+    with TreeStore.open(tmp_path / "trees.db") as store:
+        store.create(tree.header)
+        first = 1
+        for expansion in _expansions(tree):
+            store.append_nowait(tree.tree_id, expansion, first)
+            first += len(expansion.drafts)
+        store.finish(tree)
+        await store.flush()
+        again = store.load(tree.tree_id)
+    assert again.digest() == tree.digest() and again.kind == tree.kind
+    grown = tree_arrays([again])  # every leaf has a known reward: exact for the solver's own choices
+    arrays = TreeArrays.of(grown.parent, kind=grown.kind, reward=grown.reward)
+    credit = split_loo_graph(arrays, combine="product", tau=0.0)
+    assert credit.value[0] == pytest.approx(0.5) and credit.weight[2:4].tolist() == [1.0, 0.5]
+
+
+def _expansions(tree):
+    from treewright.search.types import Completion, Draft, Expansion, Outcome, Spent
+
+    for seq, group in itertools.groupby(range(1, len(tree)), key=lambda i: tree.born[i]):
+        ids = list(group)
+        drafts = tuple(
+            Draft(
+                0, tree.slot[i], 1, tree.share[i], tree.seed[i], Completion(tree.text[i], trainable=False), None,
+                score=tree.score[i],
+                outcome=Outcome(tree.observation[i], _as_grown(tree, i), tree.reward(i)),
+            )
+            for i in ids
+        )  # fmt: skip
+        yield Expansion(seq, tree.parent[ids[0]], False, len(ids), None, drafts, Spent(expansions=1))
+
+
+def _as_grown(tree, i):
+    from treewright.search.types import NodeStatus
+
+    return NodeStatus.OPEN if tree.children[i] else tree.status[i]
+
+
+def test_wrong_parts_are_refused():
+    with pytest.raises(TreewrightError, match="may only name the answers of parts before it"):
+        Parts(("a #2", "b"))
+    with pytest.raises(TreewrightError, match="one of all, max, reduce"):
+        Parts(("a",), "sum")
+    with pytest.raises(TreewrightError, match="needs a function"):
+        Parts(("a",), "reduce")
+
+
+def test_the_example_answers_more_questions_by_votes():
+    path = Path(__file__).parents[2] / "docs" / "examples" / "decomposed_questions.py"
+    spec = importlib.util.spec_from_file_location("decomposed_questions", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    found = example.main(60)
+    assert found[3][0] > found[1][0] + 0.1 and found[1][0] > 0.5

@@ -7,7 +7,6 @@ event loop goes on. What is computed for a prompt is shared by its draws and kep
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import threading
 import time
@@ -28,19 +27,11 @@ from treewright.agent.prompts import Template, Window, template_for
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
+from treewright.training.versions import weights_version
 
 __all__ = ["HFPolicy", "weights_version"]
 
 SMALL = 20_000_000  # parameters up to which one CPU thread beats several
-
-
-def weights_version(model: Any) -> str:
-    """32 hex digits that name the model's weights: equal for equal tensors, whatever file they came from."""
-    h = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return h.hexdigest()
 
 
 class PrefixCache:

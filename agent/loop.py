@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from treewright.agent.judge import Likelihood
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
-from treewright.search.rules import Rule, rule
+from treewright.search.rules import Rule, options_of, rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator
 
@@ -26,6 +28,7 @@ __all__ = [
     "evaluator_of",
     "grow_for_training",
     "make_trainer",
+    "rates_of",
     "rule_of",
     "run_loop",
     "tasks_for",
@@ -35,11 +38,22 @@ __all__ = [
 SMALL, SMALL_LR, LARGE_LR = 20_000_000, 1e-3, 1e-5
 
 
-def rule_of(section: SearchSection) -> Rule:
-    """The rule named in the configuration with its draws. `chains` has no inner draws."""
+def rule_of(section: SearchSection, rates: Mapping[str, float] | None = None) -> Rule:
+    """The rule named in the configuration with its options, and the draws it takes. `chains` has no inner draws.
+
+    rates  running success rate by suite, for the rule that adapts to it
+    """
     if section.rule == "chains":
-        return rule("chains", draws=section.root_draws)
-    return rule(section.rule, draws=section.draws, root_draws=section.root_draws)
+        return rule("chains", **{"draws": section.root_draws, **section.options})
+    given = {"draws": section.draws, "root_draws": section.root_draws, "rates": rates}
+    taken = {name: value for name, value in given.items() if name in options_of(section.rule)}
+    return rule(section.rule, **{**taken, **section.options})
+
+
+def rates_of(config: Config) -> dict[str, float]:
+    """The success by suite that the run's newest checkpoint knows; {} before the first."""
+    newest = sorted((config.home / "checkpoints").glob("step-*/manifest.json"))
+    return dict(json.loads(newest[-1].read_text())["baselines"]) if newest else {}
 
 
 def budget_of(section: SearchSection) -> Budget:
@@ -51,8 +65,31 @@ def budget_of(section: SearchSection) -> Budget:
     )
 
 
-def evaluator_of(section: SearchSection) -> Evaluator | None:
-    return Likelihood() if section.evaluator == "likelihood" else None
+EVALUATORS = ("likelihood", "entropy", "prm:FOLDER", "none")
+
+
+def evaluator_of(section: SearchSection, policy: Any = None) -> Evaluator | None:
+    """The evaluator named in the configuration; `policy` is asked by those that need one.
+
+    likelihood | entropy (of the policy's next token, see rule entropy_gated) | prm:FOLDER (made by `treewright train
+    prm`) | none. Raises TreewrightError for another name.
+    """
+    kind, _, rest = section.evaluator.partition(":")
+    if kind == "likelihood":
+        return Likelihood()
+    if kind == "none":
+        return None
+    if kind == "entropy":
+        from treewright.agent.uncertainty import Entropy
+
+        return Entropy(policy)
+    if kind == "prm" and rest:
+        from treewright.agent.prm import PrmEvaluator
+
+        return PrmEvaluator.load(rest)
+    near = difflib.get_close_matches(kind, [name.partition(":")[0] for name in EVALUATORS], n=1)
+    hint = f"did you mean {near[0]!r}?" if near and near[0] != kind else f"known: {', '.join(EVALUATORS)}"
+    raise TreewrightError(f"no evaluator named {section.evaluator!r}; {hint}")
 
 
 def tasks_for(
@@ -119,13 +156,23 @@ def make_trainer(config: Config, source: str | Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from treewright.training.step import Trainer, TrainSettings
+    from treewright.training.step import Trainer, TrainSettings, frozen
+    from treewright.training.versions import weights_version
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     size = sum(p.numel() for p in model.parameters())
     lr = config.train.lr or (SMALL_LR if size < SMALL else LARGE_LR)
-    settings = TrainSettings(**{**config.train.model_dump(), "lr": lr})
-    return Trainer(model, settings, AutoTokenizer.from_pretrained(source))
+    plain = config.train.model_dump(exclude={"reference"})
+    reference = None
+    if config.train.reference is not None:
+        if not (config.train.reference / "config.json").is_file():
+            raise TreewrightError(
+                f"train.reference = {config.train.reference} holds no model; name a checkpoint's folder"
+            )
+        reference = frozen(AutoModelForCausalLM.from_pretrained(config.train.reference, dtype=torch.float32))
+    settings = TrainSettings(**{**plain, "lr": lr})
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return Trainer(model, settings, tokenizer, reference=reference, versions=[weights_version(model)])
 
 
 def model_folder(spec: str) -> Path | str:
@@ -163,13 +210,17 @@ async def grow_for_training(
     store: Keeper | None = None,
     on_tree: Callable[[Tree | Failure], None] | None = None,
     attempt: int = 0,
+    rates: Mapping[str, float] | None = None,
 ) -> list[Tree]:
-    """One batch of trees as the configuration's search section says; the seed changes with the batch."""
+    """One batch of trees as the configuration's search section says; the seed changes with the batch.
+
+    rates  success by suite so far, for a rule that adapts to it
+    """
     return await collect(
         tasks,
         worlds,
         policy,
-        rule=rule_of(config.search),
+        rule=rule_of(config.search, rates),
         budget=budget_of(config.search),
         settings=Settings(
             run=run,
@@ -179,7 +230,7 @@ async def grow_for_training(
             max_tokens=config.search.max_tokens,
             close=config.search.close,
         ),
-        evaluator=evaluator_of(config.search),
+        evaluator=evaluator_of(config.search, policy),
         store=store,
         concurrency=config.search.trees,
         on_tree=on_tree,
@@ -205,7 +256,10 @@ async def run_loop(
     for index in range(first, config.loop.iterations):
         began, drawn_by = time.monotonic(), policy.version
         tasks = tasks_for(worlds, "train", index, config.loop.tasks, config.loop.suite_tasks)
-        trees = await grow_for_training(config, tasks, worlds, policy, f"{config.name}/{index}", index, store, on_tree)
+        trees = await grow_for_training(
+            config, tasks, worlds, policy, f"{config.name}/{index}", index, store, on_tree,
+            rates=dict(learner.trainer.baselines),
+        )  # fmt: skip
         usable = [t for t in trees if t.exact or config.train.allow_biased]
         collected = time.monotonic() - began
         stats, saved = await asyncio.to_thread(learner.learn, usable, {"iteration": index + 1})

@@ -247,11 +247,24 @@ class _Search:
         self.finished += sum(self.tree.status[i] in (NodeStatus.TERMINAL, NodeStatus.TRUNCATED) for i in new)
         if not expansion.closing:
             for node in new:
-                self._offer(node)
+                if self._spared(node):
+                    self._offer(node)
         if self.store is not None and expansion.seq >= len(self.recorded):
             self.store.append_nowait(self.tree.tree_id, expansion, new.start)
         if self.on_expansion is not None:
             self.on_expansion(self.tree, new)
+
+    def _spared(self, node: int) -> bool:
+        """False for a new open node that the rule stops or that loses its coin; the tree records either."""
+        tree, rule = self.tree, self.rule
+        if tree.status[node] is not NodeStatus.OPEN or tree.children[node]:
+            return True
+        if rule.stop is not None and (why := rule.stop(tree[node])) is not None:
+            tree.status[node] = NodeStatus.PRUNED
+            tree.inexact(why)
+        elif rule.keep is not None:
+            tree.toss(node, rule.keep(tree[node]))
+        return tree.status[node] is NodeStatus.OPEN
 
     def _offer(self, node: int) -> None:
         """Puts a node on the frontier if a pop could do something with it."""
@@ -260,7 +273,13 @@ class _Search:
             self.frontier.push(node, self.rule.priority(self.tree[node]))
 
     def _next(self) -> tuple[int, Spent] | None:
-        if not len(self.frontier) or self._stored_growth_ended():
+        if self._stored_growth_ended():
+            return None
+        if not len(self.frontier) and self.rule.again is not None and self.popped == len(self.tree.pops):
+            chosen = self.rule.again(self.tree)
+            if chosen is not None:
+                self.frontier.push(chosen, 0.0)
+        if not len(self.frontier):
             return None
         if self.settings.answers is not None and self.finished >= self.settings.answers:
             self.tree.stopped_by = "answers"
@@ -407,7 +426,8 @@ class Stepper:
         node = self._pick()
         if node is None:
             return None
-        return Pop(len(self._search.tree.pops), node, self._search.rule.draws(self._search.tree[node]))
+        tree = self._search.tree
+        return Pop(len(tree.pops), node, self._search.rule.draws(tree[node]), tree.drawn[node])
 
     def _pick(self) -> int | None:
         self._search.popped = len(self._search.tree.pops)

@@ -55,11 +55,15 @@ class Spot:
 
 @dataclass(slots=True)
 class Pop:
-    """One pop under way, from phase to phase: propose, screen, explore, judge."""
+    """One pop under way, from phase to phase: propose, screen, explore, judge.
+
+    first  index of its first draw: how many the node has had before
+    """
 
     seq: int
     node: int
     draws: int
+    first: int = 0
     began: float = field(default_factory=time.monotonic)
     outcome: Outcome | None = None
     spot: Spot | None = None
@@ -100,7 +104,7 @@ class Expander:
 
     async def expand(self, seq: int, node: int, draws: int) -> Expansion:
         """Executes the popped draft if it still is one, then draws its children."""
-        pop = Pop(seq, node, draws)
+        pop = Pop(seq, node, draws, self.tree.drawn[node])
         await self.propose(pop)
         self.screen(pop)
         await self.explore(pop)
@@ -116,7 +120,7 @@ class Expander:
                 return
         spot = pop.spot = self.spot(pop.node)
         try:
-            drawn = await self._draw(spot, pop.draws)
+            drawn = await self._draw(spot, pop.draws, pop.first)
             pop.tools = await self._tools_at(spot)
             pop.drawn = tuple(drawn)
         except (PolicyFault, EnvFault, Divergence, RestoreUnsupported) as error:
@@ -126,7 +130,7 @@ class Expander:
         """Merges token-identical draws and turns each into a draft with an action or an error."""
         if pop.spot is not None:
             pop.drafts = [
-                self._screen(pop.spot, pop.tools, slot, mult, mult / pop.draws, done)
+                self._screen(pop.spot, pop.tools, pop.first + slot, mult, mult / pop.draws, done)
                 for slot, mult, done in merge_identical(pop.drawn)
             ]
 
@@ -196,8 +200,8 @@ class Expander:
 
     # -- draws --------------------------------------------------------------------------------------------------
 
-    async def _draw(self, spot: Spot, draws: int) -> Sequence[Completion]:
-        seeds = [seed_of(spot.seed, i) for i in range(draws)]
+    async def _draw(self, spot: Spot, draws: int, first: int = 0) -> Sequence[Completion]:
+        seeds = [seed_of(spot.seed, first + i) for i in range(draws)]
         drawn = await self.policy.draw(spot.context, seeds, self.max_tokens)
         if len(drawn) != draws:
             raise PolicyFault(f"the policy returned {len(drawn)} completions for {draws} seeds")
@@ -218,11 +222,16 @@ class Expander:
     async def _judge(self, spot: Spot, drafts: list[Draft]) -> tuple[list[Draft], int]:
         if self.evaluator is None or not drafts:
             return drafts, 0
-        scores = await self.evaluator.evaluate(self.task, [_candidate(spot, d) for d in drafts])
+        scores = await self.evaluator.evaluate(self.task, [_candidate(spot, d, self._after(d)) for d in drafts])
         if len(scores) != len(drafts):
             raise ValueError(f"the evaluator returned {len(scores)} scores for {len(drafts)} candidates")
         judged = [replace(d, score=float(s.value)) for d, s in zip(drafts, scores, strict=True)]
         return judged, sum(s.tokens for s in scores)
+
+    def _after(self, draft: Draft) -> Context | None:
+        """The prompt that the draft's own children would be drawn from, where it was executed and goes on."""
+        held = self.spots.get(draft.seed)
+        return held.context if held is not None and draft.outcome is not None else None
 
     # -- execution ----------------------------------------------------------------------------------------------
 
@@ -369,7 +378,7 @@ def _lost(status: NodeStatus, why: str) -> Outcome:
     return Outcome(Observation(why, "", "error"), status, math.nan, fault=why)
 
 
-def _candidate(spot: Spot, draft: Draft) -> Candidate:
+def _candidate(spot: Spot, draft: Draft, after: Context | None) -> Candidate:
     done, outcome = draft.completion, draft.outcome
     return Candidate(
         spot.turns,
@@ -380,4 +389,6 @@ def _candidate(spot: Spot, draft: Draft) -> Candidate:
         outcome.status if outcome else NodeStatus.DRAFT,
         spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0),
         spot.depth + 1,
+        spot.context,
+        after,
     )

@@ -7,27 +7,45 @@ unbiased estimator needs. `eager` executes all drafts at expansion; lazy execute
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import seed_of
-from treewright.search.tree import Node
+from treewright.search.tree import Node, Tree
 
-__all__ = ["RULES", "Rule", "best_first", "breadth_first", "chains", "random_on_policy", "rule"]
+__all__ = [
+    "RULES",
+    "Rule",
+    "best_first",
+    "breadth_first",
+    "chains",
+    "known_rules",
+    "options_of",
+    "random_on_policy",
+    "rule",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """name      with all options, so that a resume with others is noticed
     priority  higher is popped first; draws  K of a node, fixed before its first draw;
-    eager  None lets the engine choose: eager where fork or state restore is declared, lazy with replay only."""
+    eager  None lets the engine choose: eager where fork or state restore is declared, lazy with replay only.
+    keep   probability with which a new open node is kept; the coin comes from its seed and is recorded. None: all are
+    stop   why an open node shall not be gone on from, or None; makes the tree inexact
+    again  once nothing is left to expand, an expanded node to draw from again, or None; makes the tree inexact
+    """
 
     name: str
     priority: Callable[[Node], float]
     draws: Callable[[Node], int]
     eager: bool | None = None
+    keep: Callable[[Node], float] | None = None
+    stop: Callable[[Node], str | None] | None = None
+    again: Callable[[Tree], int | None] | None = None
 
 
 def _h(node: Node) -> float:
@@ -81,12 +99,28 @@ RULES: dict[str, Callable[..., Rule]] = {
 }
 
 
+def known_rules() -> dict[str, Callable[..., Rule]]:
+    """Every rule by name, the growth schedules of `treewright.search.growth` included."""
+    from treewright.search.growth import GROWTH
+
+    return {**GROWTH, **RULES}
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The names of a rule's options. Raises TreewrightError with the nearest known rule."""
+    found = known_rules()
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        raise TreewrightError(f"no rule named {name!r}; {f'did you mean {near[0]!r}?' if near else ', '.join(found)}")
+    return tuple(inspect.signature(found[name]).parameters)
+
+
 def rule(name: str, **options: object) -> Rule:
-    """The rule of that name. Raises TreewrightError with the nearest known name."""
-    if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, n=1)
-        raise TreewrightError(f"no rule named {name!r}; {f'did you mean {near[0]!r}?' if near else ', '.join(RULES)}")
-    try:
-        return RULES[name](**options)
-    except TypeError as error:
-        raise TreewrightError(f"rule {name!r}: {error}") from error
+    """The rule of that name. Raises TreewrightError with the nearest known name, of the rule or of an option."""
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise TreewrightError(f"rule {name!r} has no option {option!r}; {hint}")
+    return known_rules()[name](**options)

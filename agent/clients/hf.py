@@ -185,6 +185,23 @@ class HFPolicy:
             self._task = loop.create_task(self._work())
         return await waiting.future
 
+    async def entropies(self, contexts: Sequence[Sequence[int]]) -> list[float]:
+        """Entropy in nats of the next token after each prompt. What is computed is kept for draws from the same one."""
+        if self._closed:
+            raise PolicyFault(f"policy {self.name} is closed")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._entropies, [tuple(ids) for ids in contexts])
+
+    def _entropies(self, contexts: Sequence[tuple[int, ...]]) -> list[float]:
+        with self._lock, torch.inference_mode():
+            logps = [self._prefill(ids)[1].float().log_softmax(-1) for ids in contexts]
+            return [float(-(p.exp() * p).sum()) for p in logps]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens a draw chooses from."""
+        return int(self.model.config.get_text_config().vocab_size)
+
     async def _work(self) -> None:
         """Runs what waits, batch after batch, until nothing does."""
         loop = asyncio.get_running_loop()

@@ -110,6 +110,10 @@ def _replay(connection: Connection, key: int, out: dict[str, NDArray[Any]]) -> N
                 if drawn[above] == 0:
                     drawn[above], status[above] = 1, expanded
         if draws:
-            drawn[node], status[node] = draws, expanded
+            again = drawn[node] > 0 and not closing
+            drawn[node], status[node] = draws + (drawn[node] if again else 0), expanded
+            if again:  # later draws share the mass of the first ones
+                own = parent == node
+                out["share"][own] = out["mult"][own] / drawn[node]
         if fault is not None:
             status[first + drafts - 1 if drafts else node] = CODE[NodeStatus.FAULT.value]

@@ -16,6 +16,7 @@ BUILT_IN = {
     "kg": "treewright.envs.retrieval.kg",
     "stdlib": "treewright.envs.retrieval.stdlib",
     "workbench": "treewright.envs.tools.workbench",
+    "office": "treewright.envs.tools.office",
     "market": "treewright.envs.web.market",
 }
 

@@ -22,7 +22,7 @@ from treewright.search.choose import choose_by_mass
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
 from treewright.search.restore import Pool, Snapshots
-from treewright.search.rules import Rule, best_first
+from treewright.search.rules import Rule, best_first, frontier_of
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Outcome, Proposer, Spent
 
@@ -140,7 +140,7 @@ class _Search:
         self.task, self.pool, self.policy, self.rule = task, pool, policy, rule
         self.evaluator, self.budget, self.settings, self.store = evaluator, budget, settings, store
         self.on_expansion, self.continues = on_expansion, continues
-        self.frontier, self.open_nodes = Frontier(), deque[int]()
+        self.open_nodes = deque[int]()
         self.snapshots = Snapshots()
         self.recorded: Sequence[Expansion] = ()
         self.reserved = Spent()
@@ -168,12 +168,15 @@ class _Search:
         if status == "done" and self.store is not None:
             return self.store.load(header.tree_id)
         self.tree, self.work = await self._begin(header, resume=status is not None)
+        self.frontier: Frontier = frontier_of(self.rule, self.tree)
         if self.tree.status[0] is NodeStatus.OPEN:
             self._offer(0)
         return None
 
     async def close(self) -> None:
-        """Finishes every open node by one rollout, if the settings say so."""
+        """Prunes what the rule gave up; finishes every open node by one rollout, if the settings say so."""
+        if self.rule.prunes is not None and self.frontier.dropped:
+            self.tree.prune(self.frontier.dropped, self.rule.prunes)
         if self.settings.close and self.tree.status[0] is not NodeStatus.FAULT:
             self.open_nodes.extend(i for i in range(len(self.tree)) if self._unfinished(i))
             # Closing rollouts do not depend on each other: their number in flight changes nothing.
@@ -246,6 +249,7 @@ class _Search:
         new = self.tree.apply(expansion)
         self.finished += sum(self.tree.status[i] in (NodeStatus.TERMINAL, NodeStatus.TRUNCATED) for i in new)
         if not expansion.closing:
+            self.frontier.applied(expansion.node, new)
             for node in new:
                 if self._spared(node):
                     self._offer(node)
@@ -270,27 +274,25 @@ class _Search:
         """Puts a node on the frontier if a pop could do something with it."""
         status = self.tree.status[node]
         if status is NodeStatus.OPEN or (not self.work.eager and self._unfinished(node)):
-            self.frontier.push(node, self.rule.priority(self.tree[node]))
+            self.frontier.offer(node)
 
     def _next(self) -> tuple[int, Spent] | None:
         if self._stored_growth_ended():
             return None
-        if not len(self.frontier) and self.rule.again is not None and self.popped == len(self.tree.pops):
+        node = self.frontier.peek()
+        if node is None and self.rule.again is not None and self.popped == len(self.tree.pops):
             chosen = self.rule.again(self.tree)
             if chosen is not None:
-                self.frontier.push(chosen, 0.0)
-        if not len(self.frontier):
+                self.frontier.offer(chosen)
+                node = self.frontier.peek()
+        if node is None:
             return None
         if self.settings.answers is not None and self.finished >= self.settings.answers:
             self.tree.stopped_by = "answers"
             return None
-        node = self.frontier.pop()
         reserve = self._reserve(node)
         self.tree.stopped_by = self._over(reserve)
-        if self.tree.stopped_by is None:
-            return node, reserve
-        self.frontier.push(node, self.rule.priority(self.tree[node]))
-        return None
+        return (self.frontier.take(), reserve) if self.tree.stopped_by is None else None
 
     def _next_open(self) -> tuple[int, Spent] | None:
         return (self.open_nodes.popleft(), Spent()) if self.open_nodes else None

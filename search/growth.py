@@ -24,7 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import seed_of
 from treewright.search import schedules
-from treewright.search.rules import Rule, random_on_policy
+from treewright.search.rules.base import Rule, estimate, spell
+from treewright.search.rules.growth import random_on_policy
 from treewright.search.tree import Node, Tree
 from treewright.search.types import NodeStatus
 
@@ -45,18 +46,10 @@ ENDED = (NodeStatus.TERMINAL, NodeStatus.TRUNCATED)
 REPEATED = "a path that repeated itself was stopped"
 
 
-def _spell(name: str, **options: object) -> str:
-    return f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})"
-
-
 def _at_least_one(**widths: int) -> None:
     for name, width in widths.items():
         if width < 1:
             raise TreewrightError(f"{name} = {width}; a node gets at least one draw")
-
-
-def _h(node: Node) -> float:
-    return 1.0 if math.isnan(node.score) else node.score
 
 
 def _shallow_first(node: Node) -> float:
@@ -71,7 +64,7 @@ def fan(widths: Sequence[int] = (4, 1, 2), eager: bool | None = None) -> Rule:
     """K by depth: `widths[d]` draws at depth d, the last width below that; shallow nodes first."""
     if not widths or min(widths) < 1:
         raise TreewrightError(f"widths must be at least 1 at every depth, they are {list(widths)}")
-    return Rule(_spell("fan", widths=list(widths), eager=eager), _shallow_first, _by_depth(tuple(widths)), eager)
+    return Rule(spell("fan", widths=list(widths), eager=eager), _shallow_first, _by_depth(tuple(widths)), eager)
 
 
 def late_branch(draws: int = 2, root_draws: int = 4, steps: int | None = None, eager: bool | None = None) -> Rule:
@@ -87,7 +80,7 @@ def late_branch(draws: int = 2, root_draws: int = 4, steps: int | None = None, e
         horizon = steps or max(node.tree.task.horizon, 1)
         return _by_depth(schedules.late_branch(horizon, first=root_draws, last=draws))(node)
 
-    return Rule(_spell("late_branch", draws=draws, root_draws=root_draws, steps=steps, eager=eager), _shallow_first,
+    return Rule(spell("late_branch", draws=draws, root_draws=root_draws, steps=steps, eager=eager), _shallow_first,
                 width, eager)  # fmt: skip
 
 
@@ -96,9 +89,9 @@ def split(draws: int = 4, root_draws: int = 4, threshold: float = 0.5, eager: bo
     _at_least_one(draws=draws, root_draws=root_draws)
 
     def width(node: Node) -> int:
-        return int(schedules.split(_h(node), draws, threshold=threshold)) if node.depth else root_draws
+        return int(schedules.split(estimate(node), draws, threshold=threshold)) if node.depth else root_draws
 
-    return Rule(_spell("split", draws=draws, root_draws=root_draws, threshold=threshold, eager=eager), _shallow_first,
+    return Rule(spell("split", draws=draws, root_draws=root_draws, threshold=threshold, eager=eager), _shallow_first,
                 width, eager)  # fmt: skip
 
 
@@ -123,7 +116,7 @@ def entropy_gated(
             return 1
         return int(schedules.entropy_gated(node.score, before, draws, threshold=threshold))
 
-    name = _spell("entropy_gated", draws=draws, root_draws=root_draws, threshold=threshold, usual=usual, eager=eager)
+    name = spell("entropy_gated", draws=draws, root_draws=root_draws, threshold=threshold, usual=usual, eager=eager)
     return Rule(name, _shallow_first, width, eager)
 
 
@@ -149,7 +142,7 @@ def fork_until_n(n: int = 8, eager: bool | None = None) -> Rule:
         done = sum(s in ENDED for s in status)
         return 2 if schedules.fork_until_n(live, done, n) > live else 1
 
-    return Rule(_spell("fork_until_n", n=n, eager=eager), _shallow_first, width, eager)
+    return Rule(spell("fork_until_n", n=n, eager=eager), _shallow_first, width, eager)
 
 
 def roulette(
@@ -163,13 +156,13 @@ def roulette(
     _at_least_one(draws=draws, root_draws=root_draws)
     if not (0 < least <= 1 and reference > 0):
         raise TreewrightError(f"need 0 < least <= 1 and reference > 0, got least={least}, reference={reference}")
-    name = _spell("roulette", draws=draws, root_draws=root_draws, reference=reference, least=least, eager=eager)
+    name = spell("roulette", draws=draws, root_draws=root_draws, reference=reference, least=least, eager=eager)
     return Rule(
         name,
-        lambda n: n.mass * math.sqrt(_h(n)),
+        lambda n: n.mass * math.sqrt(estimate(n)),
         lambda n: draws if n.depth else root_draws,
         eager,
-        keep=lambda n: float(schedules.roulette_keep(_h(n), reference, least=least)),
+        keep=lambda n: float(schedules.roulette_keep(estimate(n), reference, least=least)),
     )
 
 
@@ -200,11 +193,11 @@ def adaptive(
         if schedule == "fan":
             return 1 if node.depth == 1 else draws
         liked = schedules.split_width(rate ** (1 / max(task.horizon, 1)) if rate else 0.0)
-        return int(schedules.split(_h(node), max(liked, draws), threshold=threshold))
+        return int(schedules.split(estimate(node), max(liked, draws), threshold=threshold))
 
-    name = _spell("adaptive", draws=draws, root_draws=root_draws, rates=known, unknown=unknown, threshold=threshold,
+    name = spell("adaptive", draws=draws, root_draws=root_draws, rates=known, unknown=unknown, threshold=threshold,
                   eager=eager)  # fmt: skip
-    return Rule(name, lambda n: n.mass * math.sqrt(_h(n)), width, eager)
+    return Rule(name, lambda n: n.mass * math.sqrt(estimate(n)), width, eager)
 
 
 def segments(root_draws: int = 4, times: int = 3, eager: bool | None = None) -> Rule:
@@ -232,7 +225,7 @@ def segments(root_draws: int = 4, times: int = 3, eager: bool | None = None) -> 
         return tree.path(leaf)[schedules.fallback_depth(tree.depth[leaf], u)]
 
     return Rule(
-        _spell("segments", root_draws=root_draws, times=times, eager=eager),
+        spell("segments", root_draws=root_draws, times=times, eager=eager),
         _shallow_first, _first_then_one(root_draws), eager, stop=stop, again=again,
     )  # fmt: skip
 
@@ -249,7 +242,7 @@ def reexpand(root_draws: int = 4, eager: bool | None = None) -> Rule:
         nodes = [i for i in range(len(tree)) if tree.status[i] is NodeStatus.EXPANDED]
         return nodes[seed_of(tree.header.seed, "again", len(tree.pops)) % len(nodes)] if nodes else None
 
-    name = _spell("reexpand", root_draws=root_draws, eager=eager)
+    name = spell("reexpand", root_draws=root_draws, eager=eager)
     return Rule(name, _shallow_first, _first_then_one(root_draws), eager, again=again)
 
 

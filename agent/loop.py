@@ -136,12 +136,13 @@ class Round:
 
 @dataclass(slots=True)
 class Learner:
-    """A trainer and the folder its checkpoints go to."""
+    """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them."""
 
     trainer: Any
     folder: Path
     keep: int = 3
     rounds: list[Round] = field(default_factory=list)
+    iteration: int = 0
 
     def learn(self, trees: Sequence[Tree], extra: dict[str, Any]) -> tuple[dict[str, float], Any]:
         """Updates on the trees and saves a checkpoint. Blocking: call it in a thread."""
@@ -149,6 +150,12 @@ class Learner:
 
         stats = self.trainer.update(trees)
         return stats, checkpoint.save(self.trainer, self.folder, self.keep, extra)
+
+    def save(self, extra: dict[str, Any]) -> Any:
+        """A checkpoint of the weights as they are, for recipes that train in their own way. Blocking."""
+        from treewright.training import checkpoint
+
+        return checkpoint.save(self.trainer, self.folder, self.keep, {"iteration": self.iteration, **extra})
 
 
 def make_trainer(config: Config, source: str | Path) -> Any:

@@ -200,7 +200,8 @@ def kl_penalty(logp: Tensor, reference: Tensor, kind: str = "k3") -> Tensor:
     and never negative; its gradient pulls to the reference by KL(reference ‖ π). Names after Schulman, "Approximating
     KL divergence", 2020.
     """
-    return KLS[_known("kl", kind, KLS)](logp - reference.detach())
+    penalty: Tensor = KLS[_known("kl", kind, KLS)](logp - reference.detach())
+    return penalty
 
 
 def sampler_weight(old: Tensor, behaviour: Tensor, cap: float, sequence: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from treewright.training.model import prepare, tree_logprobs
 from treewright.training.pack import PackedBatch, pack_trees
 from treewright.training.versions import require_fresh, weights_version
 
-__all__ = ["NonFinite", "TrainSettings", "Trainer", "frozen"]
+__all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
 
 
 class NonFinite(TreewrightError):
@@ -156,7 +156,7 @@ class Trainer:
             trees, arrays, credit, s.max_tokens, terms="row" if rows is not None else "draw" if by_draw else "token",
             rows=rows, mode=mode, every=bool(s.kl_coef or s.entropy_coef),
         )  # fmt: skip
-        stats = self._descend(packs, s.options(stale), on_pack) if packs else {}
+        stats = self.descend_surrogate(packs, s.options(stale), on_pack) if packs else {}
         self.consumed |= {(t.tree_id, t.header.policy_version) for t in trees}
         used = credit.coef != 0
         seen = credit_stats(arrays, credit)
@@ -211,9 +211,14 @@ class Trainer:
 
     # -- the optimizer's side -----------------------------------------------------------------------------------
 
-    def _descend(
-        self, packs: Sequence[PackedBatch], options: LossOptions, on_pack: Callable[[int, int], None] | None
+    def descend_surrogate(
+        self,
+        packs: Sequence[PackedBatch],
+        options: LossOptions | None = None,
+        on_pack: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
+        """`descend` with the loss of the settings, or of `options`."""
+        options = options or self.settings.options(False)
         olds: dict[int, Tensor] = {}
         if min(self.settings.minibatches, len(packs)) > 1:
             with torch.no_grad():

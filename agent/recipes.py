@@ -10,14 +10,41 @@ from treewright.agent.collect import World
 from treewright.agent.config import Config
 from treewright.agent.loop import Learner, budget_of, evaluator_of, grow_for_training, rule_of, tasks_for
 from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation
 from treewright.search.engine import Keeper, Settings
 from treewright.search.rooted import Start, search_from
 from treewright.search.tree import Tree
+from treewright.search.types import Exchange
 
-__all__ = ["grow_from", "prefix_rounds", "spar_rounds"]
+__all__ = ["encoder_of", "grow_from", "prefix_rounds", "spar_rounds"]
 
 SOLVED = 1.0 - 1e-6
 OnRound = Callable[[int, Mapping[str, float]], None]
+
+
+def encoder_of(tokenizer: Any) -> Callable[[Tree, int], list[Any]]:
+    """How imitation reads paths without token ids: prompts and responses as a policy with this tokenizer has them.
+
+    Tools are not kept with imported conversations, so a chat template shows none.
+    """
+    from treewright.agent.prompts import template_for
+    from treewright.training.pack import TokenRow
+
+    template = template_for(tokenizer)
+
+    def encode(tree: Tree, leaf: int) -> list[Any]:
+        rows, turns, base = [], list[Exchange](), tuple[int, ...]()
+        first = tree.observation[0] or Observation("")
+        for node in tree.path(leaf)[1:]:
+            prompt = template.context(tree.task, (), first, turns, base).ids
+            said = template.response(tree.text[node])
+            if tree.error[node] is None:
+                rows.append(TokenRow(tuple(prompt), tuple(said)))
+            base = (*prompt, *said)
+            turns.append(Exchange(tree.text[node], tree.action[node], tree.observation[node] or Observation("")))
+        return rows
+
+    return encode
 
 
 async def grow_from(

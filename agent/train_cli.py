@@ -151,11 +151,12 @@ def sft(
         Path | None, typer.Option("--refusals", help="Harmful requests, one a line: check refusing before and after.")
     ] = None,
 ) -> None:
-    """Imitate the good paths of stored trees (best-path SFT). Trees of any weights will do.
+    """Imitate the good paths of stored trees (best-path SFT). Trees of any weights and imported conversations will do.
 
     treewright train sft --name first --epochs 2
     """
     from treewright.agent.ping import head_ids
+    from treewright.agent.recipes import encoder_of
     from treewright.training.recipes.imitate import sft as imitate
 
     run = _open(name, config, set_, None, policy)
@@ -163,7 +164,10 @@ def sft(
     trees = run.trees(suite, split)
     before = _refusing(run, requests, head)
     tokens = head_ids(_template_of(run), head) if head else ()
-    stats = imitate(run.trainer, trees, paths=paths, min_outcome=min_outcome, head=tokens, epochs=epochs)
+    stats = imitate(
+        run.trainer, trees, paths=paths, min_outcome=min_outcome, head=tokens, epochs=epochs,
+        encode=encoder_of(run.trainer.tokenizer),
+    )  # fmt: skip
     extra: dict[str, Any] = {"recipe": "sft", "head": head}
     if requests is not None:
         run.saved(stats, extra)

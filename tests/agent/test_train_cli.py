@@ -144,6 +144,33 @@ def test_help_texts_are_plain(run):
         assert name in text
 
 
+def test_imported_conversations_are_imitated_as_the_policy_would_have_written_them(tmp_path):
+    talks = tmp_path / "talks.jsonl"
+    line = {"messages": [{"role": "user", "content": "find ada"}, {"role": "assistant", "content": "search {}"},
+                         {"role": "user", "content": "ada: 3"}, {"role": "assistant", "content": 'answer {"x": "3"}'}],
+            "reward": 1.0}  # fmt: skip
+    talks.write_text(json.dumps(line) + "\n")
+    CliRunner().invoke(
+        app, ["import", str(talks), "--store", str(tmp_path / "trees.sqlite"), "--suite", "kg", "--origin", "demo"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    out = call(tmp_path, "train", "sft", "--epochs", "2").output
+    paths = re.search(r"paths +(\d+)", out)
+    assert paths and paths.group(1) == "1"
+    from transformers import AutoTokenizer
+
+    from treewright.agent.policy import SEEDLING
+    from treewright.agent.recipes import encoder_of
+    from treewright.training.recipes.imitate import path_rows
+
+    tokenizer = AutoTokenizer.from_pretrained(SEEDLING)
+    with TreeStore.open(tmp_path / "trees.sqlite", read_only=True) as store:
+        ((first, second),) = path_rows([store.load(store.trees()[0].tree_id)], encode=encoder_of(tokenizer))
+    shown = tokenizer.decode(second.context)
+    assert shown == "<|task|>kg find ada<|obs|><|act|>search {}<|end|><|obs|>ada: 3<|act|>"
+    assert tokenizer.decode(second.response) == 'answer {"x": "3"}<|end|>' and second.context[: len(first.context)]
+
+
 # -- PING ------------------------------------------------------------------------------------------------------------
 
 

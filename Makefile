@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-triton lint clean
+.PHONY: setup demo demo-control test test-triton bench-store payload-sweep test-ray lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -42,6 +42,17 @@ test-triton:
 	$(VENV)-triton/bin/python -m pip install --quiet torch==$(TORCH)
 	$(VENV)-triton/bin/python -m pip install --quiet -c constraints.txt triton==$(TRITON) numpy pytest pytest-asyncio hypothesis
 	PYTHONPATH=pkg $(VENV)-triton/bin/python -m pytest tests/kernels --durations=5
+
+# Figures and long sweeps that are run by hand; their results are committed.
+bench-store: setup $(VENV)/.tested
+	$(BIN)/python tests/helpers/databases.py $(BIN)/treewright bench store --json docs/store.json
+
+payload-sweep: setup $(VENV)/.tested
+	TREEWRIGHT_PAYLOADS=1000 $(BIN)/python -m pytest tests/agent/test_view_browser.py -k "hostile or payload"
+
+test-ray: setup $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
 
 lint: setup $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -21,7 +21,6 @@ from treewright.agent.options import (
     console,
     go,
     read_config,
-    suites_of,
 )
 from treewright.agent.store_cli import compare_command, store_app
 from treewright.agent.train_cli import train_app
@@ -61,7 +60,7 @@ def run(
       treewright run kg/3
       treewright run maze/0 --policy scripted:mymodule:walker
     """
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.policy import open_policy
 
     suite, _, which = task.partition("/")
@@ -159,7 +158,7 @@ def collect(
     treewright collect --name first --suites kg,stdlib --tasks 100
     """
     from treewright.agent.collect import collect as grow
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, tasks_for
     from treewright.agent.policy import open_policy
     from treewright.search.engine import Settings
@@ -235,7 +234,7 @@ def loop(
 
     treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
     """
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.loop import Learner, Round, make_trainer, model_folder, run_loop
     from treewright.agent.policy import open_policy
     from treewright.search.store import TreeStore
@@ -286,7 +285,7 @@ def eval_(
     """
     from rich.table import Table
 
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.evaluate import evaluate
     from treewright.agent.loop import evaluator_of, tasks_for
     from treewright.agent.policy import open_policy

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from treewright.agent.config import Config
 from treewright.envs.errors import TreewrightError
 from treewright.envs.registry import suite as find_suite
 from treewright.envs.types import Suite, Task
@@ -17,7 +18,7 @@ from treewright.search.rules import Rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["Failure", "World", "collect", "open_worlds"]
+__all__ = ["Failure", "World", "collect", "open_worlds", "suites_of"]
 
 log = logging.getLogger("treewright")
 
@@ -36,6 +37,20 @@ class Failure:
 
     task: Task
     why: str
+
+
+def suites_of(cfg: Config) -> list[Suite]:
+    """The suites of the configuration, looked up before anything slow is opened; own tasks make a suite `own`."""
+    if cfg.worlds.tasks_file is None:
+        return [find_suite(name) for name in cfg.worlds.suites]
+    from treewright.envs.custom import custom_suite
+
+    if len(cfg.worlds.suites) != 1 or cfg.worlds.reward is None:
+        raise TreewrightError(
+            "worlds.tasks_file needs exactly one suite or module:Class in worlds.suites, and worlds.reward = "
+            "'module:function'"
+        )
+    return [custom_suite("own", cfg.worlds.tasks_file, cfg.worlds.suites[0], cfg.worlds.reward)]
 
 
 @asynccontextmanager

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from treewright.envs.errors import TreewrightError
-
 if TYPE_CHECKING:
     from treewright.agent.config import Config
 
-__all__ = ["ConfigFile", "Name", "PolicySpec", "Sets", "Suites", "bar", "console", "go", "read_config", "suites_of"]
+__all__ = ["ConfigFile", "Name", "PolicySpec", "Sets", "Suites", "bar", "console", "go", "read_config"]
 
 console = Console()
 
@@ -69,19 +67,3 @@ def bar(what: str, total: int) -> Iterator[Callable[[object], None]]:
     with Progress(*columns, console=console) as progress:
         job = progress.add_task(what, total=total)
         yield lambda _: progress.update(job, advance=1)
-
-
-def suites_of(cfg: Config) -> list[Any]:
-    """The suites of the configuration, looked up before anything slow is opened; own tasks make a suite `own`."""
-    from treewright.envs.registry import suite
-
-    if cfg.worlds.tasks_file is None:
-        return [suite(name) for name in cfg.worlds.suites]
-    from treewright.envs.custom import custom_suite
-
-    if len(cfg.worlds.suites) != 1 or cfg.worlds.reward is None:
-        raise TreewrightError(
-            "worlds.tasks_file needs exactly one suite or module:Class in worlds.suites, and worlds.reward = "
-            "'module:function'"
-        )
-    return [custom_suite("own", cfg.worlds.tasks_file, cfg.worlds.suites[0], cfg.worlds.reward)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from treewright.agent.options import ConfigFile, Name, PolicySpec, Sets, Suites, console, go, read_config, suites_of
+from treewright.agent.options import ConfigFile, Name, PolicySpec, Sets, Suites, console, go, read_config
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def spar(
 
     treewright train spar --name first --suites kg --rounds 3 --set loop.tasks=32
     """
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.policy import open_policy
     from treewright.agent.recipes import spar_rounds
     from treewright.search.store import TreeStore
@@ -307,7 +307,7 @@ def prefix(
 
       treewright train prefix --name first --recipe prefix_rft --suites kg --updates 4
     """
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.policy import open_policy
     from treewright.agent.recipes import prefix_rounds
     from treewright.search.store import TreeStore
@@ -358,7 +358,7 @@ def ping(
 
       treewright train ping --name first --refusals harmful.txt --suites kg
     """
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.evaluate import evaluate
     from treewright.agent.loop import tasks_for
     from treewright.agent.ping import (

@@ -61,8 +61,9 @@ class SearchSection(_Section):
 
 class TrainSection(_Section):
     """The optimizer, the loss and the estimator; see treewright.training.step.TrainSettings. Without a value, lr is
-    1e-3 for models of less than 20 million parameters, such as the seedling, and 1e-5 for larger ones. reference: the
-    folder of the policy that kl_coef pulls to; without one, the weights that the run began with."""
+    1e-3 for models of less than 20 million parameters, such as the seedling, and 1e-5 for larger ones. chunk_tokens:
+    longer packs go through the model in chunks, with the same gradient and less memory. reference: the folder of the
+    policy that kl_coef pulls to; without one, the weights that the run began with."""
 
     lr: float | None = Field(default=None, gt=0)
     warmup: int = Field(default=0, ge=0)
@@ -85,6 +86,7 @@ class TrainSection(_Section):
     tau: float = Field(default=3.0, ge=0)
     weight_power: float = Field(default=1.0, ge=0)
     max_tokens: int = Field(default=8192, ge=1)
+    chunk_tokens: int | None = Field(default=None, ge=1)
     allow_biased: bool = False
     max_staleness: int = Field(default=0, ge=0)
 

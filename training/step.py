@@ -21,7 +21,7 @@ from treewright.training.credit import Credit, TreeArrays, credit_stats, estimat
 from treewright.training.credit.rows import LeafRows, leaf_rows
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.loss import BY_SEQUENCE, LossInputs, LossOptions, LossStats, policy_loss
-from treewright.training.model import prepare, tree_logprobs
+from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
 from treewright.training.pack import PackedBatch, pack_trees
 from treewright.training.versions import require_fresh, weights_version
 
@@ -43,6 +43,8 @@ class TrainSettings:
     rows             clip each leaf's row by itself, as the publications of row-based estimators do; needs one of those
     estimator, tau, weight_power  the credit of each step, see treewright.training.credit
     max_tokens       largest pack; a longer tree is a pack of its own
+    chunk_tokens     packs longer than this go through the model in chunks of so many tokens: activations of one chunk
+                     in memory, the same gradient, one forward pass more; None: never
     allow_biased     accept inexact trees
     max_staleness    updates ago that a tree may have been drawn, see treewright.training.versions
     """
@@ -67,6 +69,7 @@ class TrainSettings:
     tau: float = 3.0
     weight_power: float = 1.0
     max_tokens: int = 8192
+    chunk_tokens: int | None = None
     allow_biased: bool = False
     max_staleness: int = 0
 
@@ -259,14 +262,27 @@ class Trainer:
         return {k: v / (len(groups) if k in per_group else len(packs)) for k, v in sums.items()}
 
     def logprobs(self, pack: PackedBatch, model: Any = None) -> tuple[Tensor, Tensor]:
-        """Log-probs and predicting entropies [M] of the pack's targets on the tree path, under `model` or our own."""
+        """Log-probs and predicting entropies [M] of the pack's targets on the tree path, under `model` or our own; in
+        chunks without gradient."""
         model = self.model if model is None else model
-        device = model.device
+        cuts = self._cuts(pack)
+        if cuts is not None:
+            return chunked_logprobs(model, *self._inputs(pack), cuts)
+        return tree_logprobs(model, *self._inputs(pack))
+
+    def _cuts(self, pack: PackedBatch) -> int | None:
+        """Tokens per chunk, None where the pack runs whole."""
+        most = self.settings.chunk_tokens
+        return most if most is not None and len(pack) > most else None
+
+    def _inputs(self, pack: PackedBatch) -> tuple[Tensor, TreePlan, Tensor, Tensor]:
+        """ids, plan, rows and target ids as `tree_logprobs` takes them."""
+        device = self.model.device
         ids = torch.from_numpy(pack.ids).to(device)
         plan = TreePlan.from_parents(pack.parent)
         target = torch.from_numpy(pack.target).to(device)
         rows = torch.from_numpy(pack.parent.astype(np.int64)).to(device)[target]
-        return tree_logprobs(model, ids, plan, rows, ids[target])
+        return ids, plan, rows, ids[target]
 
     def reference_logprobs(self, pack: PackedBatch) -> Tensor | None:
         """[M] log-probs under the reference policy, or None without one."""
@@ -293,13 +309,23 @@ class Trainer:
         return loss
 
     def _backward(self, pack: PackedBatch, loss_of: PackLoss) -> dict[str, float]:
-        logp, entropy = self.logprobs(pack)
-        if not bool(torch.isfinite(logp).all()):
-            raise self._refuse("log-probs")
-        loss, seen = loss_of(logp, entropy)
-        if not bool(torch.isfinite(loss)):
-            raise self._refuse("loss")
-        loss.backward()  # type: ignore[no-untyped-call]
+        seen: dict[str, float] = {}
+
+        def objective(logp: Tensor, entropy: Tensor) -> Tensor:
+            if not bool(torch.isfinite(logp).all()):
+                raise self._refuse("log-probs")
+            loss, found = loss_of(logp, entropy)
+            if not bool(torch.isfinite(loss)):
+                raise self._refuse("loss")
+            seen.update(found)
+            return loss
+
+        cuts = self._cuts(pack)
+        if cuts is not None:
+            loss, _, _ = chunked_backward(self.model, *self._inputs(pack), objective, cuts)
+        else:
+            loss = objective(*tree_logprobs(self.model, *self._inputs(pack)))
+            loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": float(loss.detach()), **seen}
 
     def _step(self) -> float:

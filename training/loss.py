@@ -274,7 +274,8 @@ def _mean_by(values: Tensor, sequence: Tensor) -> Tensor:
     """Each entry's mean over the entries of its sequence, differentiable."""
     _, draw, size = torch.unique(sequence, return_inverse=True, return_counts=True)
     total = torch.zeros(len(size), dtype=values.dtype, device=values.device).index_add(0, draw, values)
-    return (total / size)[draw]
+    mean: Tensor = total / size
+    return mean[draw]
 
 
 def _penalties(x: LossInputs, options: LossOptions) -> Tensor:

@@ -150,7 +150,7 @@ async def spar_rounds(
 
     A round in which no failed attempt was mended trains on nothing and says so in `pairs`.
     """
-    from treewright.training.recipes.prefer import dpo, require_exact, spar_pairs
+    from treewright.training.recipes.prefer import dpo, spar_pairs
 
     out = []
     for index in range(rounds):
@@ -158,7 +158,6 @@ async def spar_rounds(
         tasks = tasks_for(worlds, "train", index, config.loop.tasks, config.loop.suite_tasks)
         trees = await grow_for_training(config, tasks, worlds, policy, run, index, store)
         usable = [t for t in trees if t.exact or config.train.allow_biased]
-        require_exact(usable, config.train.allow_biased, "spar")
         pairs = spar_pairs(usable)
         stats: dict[str, float] = {"pairs": 0.0}
         if pairs:

@@ -259,21 +259,24 @@ class _Search:
             self.on_expansion(self.tree, new)
 
     def _spared(self, node: int) -> bool:
-        """False for a new open node that the rule stops or that loses its coin; the tree records either."""
+        """False for a new node that the rule stops or that loses its coin; the tree records either."""
         tree, rule = self.tree, self.rule
-        if tree.status[node] is not NodeStatus.OPEN or tree.children[node]:
+        if not self._waits(node):
             return True
         if rule.stop is not None and (why := rule.stop(tree[node])) is not None:
             tree.status[node] = NodeStatus.PRUNED
             tree.inexact(why)
         elif rule.keep is not None:
             tree.toss(node, rule.keep(tree[node]))
-        return tree.status[node] is NodeStatus.OPEN
+        return tree.status[node] is not NodeStatus.PRUNED
+
+    def _waits(self, node: int) -> bool:
+        """A pop could do something with it."""
+        return self.tree.status[node] is NodeStatus.OPEN or (not self.work.eager and self._unfinished(node))
 
     def _offer(self, node: int) -> None:
         """Puts a node on the frontier if a pop could do something with it."""
-        status = self.tree.status[node]
-        if status is NodeStatus.OPEN or (not self.work.eager and self._unfinished(node)):
+        if self._waits(node):
             self.frontier.offer(node)
 
     def _next(self) -> tuple[int, Spent] | None:

@@ -96,13 +96,13 @@ def split(draws: int = 4, root_draws: int = 4, threshold: float = 0.5, eager: bo
 
 
 def entropy_gated(
-    draws: int = 2, root_draws: int = 4, threshold: float = 0.0, usual: float | None = None, eager: bool | None = None
+    draws: int = 2, root_draws: int = 4, threshold: float = 0.0, usual: float | None = None, eager: bool | None = True
 ) -> Rule:
     """`draws` where the entropy after a tool result exceeds the usual one by more than `threshold`, else one.
 
     After ARPO (arXiv 2507.19849). The node's score must be that entropy: use it with search.evaluator=entropy, which
     gives the entropy of the next token's distribution over its largest possible value. It is known before the draws and
-    says nothing about which of them come, so trees stay exact.
+    says nothing about which of them come, so trees stay exact. Drafts must be executed to have one: eager by default.
 
     usual  what to compare with; None: the mean over the turns before it, or over its siblings for a first turn
     """

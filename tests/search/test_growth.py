@@ -91,6 +91,13 @@ async def test_roulette_records_its_coins_and_what_it_drops_stays_in_the_tree():
     assert tree_arrays([tree]).exact.all()
 
 
+async def test_roulette_tosses_for_drafts_too_where_they_are_executed_late():
+    tree = await one(roulette(draws=2, root_draws=6, reference=0.9, least=0.2, eager=False))
+    dropped = [i for i in range(len(tree)) if tree.status[i] is NodeStatus.PRUNED]
+    assert dropped and all(tree.observation[i] is None and tree.keep_prob[i] < 1 for i in dropped)
+    assert tree.exact and tree_arrays([tree]).exact.all()
+
+
 async def test_reexpansion_adds_draws_of_equal_share_and_says_so():
     tree = await one(rule("reexpand", root_draws=2), expansions=14)
     again = [i for i in range(len(tree)) if tree.drawn[i] > (2 if i == 0 else 1)]

@@ -105,14 +105,14 @@ def _replay(connection: Connection, key: int, out: dict[str, NDArray[Any]]) -> N
     for node, closing, draws, first, drafts, fault, seen, truth in cursor.fetchall():
         if seen is not None and seen != DRAFT:
             status[node], reward[node] = CODE[seen], np.nan if truth is None else truth
+        before = drawn[node]
         if closing:
             for above in parent[first : first + drafts]:
                 if drawn[above] == 0:
                     drawn[above], status[above] = 1, expanded
         if draws:
-            again = drawn[node] > 0 and not closing
-            drawn[node], status[node] = draws + (drawn[node] if again else 0), expanded
-            if again:  # later draws share the mass of the first ones
+            drawn[node], status[node] = before + draws, expanded
+            if before:  # later draws share the mass of the first ones
                 own = parent == node
                 out["share"][own] = out["mult"][own] / drawn[node]
         if fault is not None:

@@ -18,6 +18,7 @@ from treewright.search.rules import options_of, rule
 from treewright.search.store import TreeStore
 from treewright.search.types import Budget, NodeStatus
 from treewright.training.credit.trees import tree_arrays
+from treewright.training.export import View, decode_tree, encode_tree
 
 TASK = Task("choices", "t", "choose", horizon=3)
 POOLED = "draws were added to a node after its first ones were seen"
@@ -152,6 +153,8 @@ async def test_a_stored_tree_and_one_resumed_in_its_middle_equal_the_whole(name,
             await one(made, expansions=12, store=store, on_expansion=stop)
         resumed = await one(made, expansions=12, store=store)
         assert resumed.digest() == whole.digest() == store.load(whole.tree_id).digest()
+        row = encode_tree(View(resumed), store.expansions(whole.tree_id))
+        assert decode_tree(row).tree.digest() == whole.digest()
         columns = store.arrays([whole.tree_id])
         assert columns["drawn"].tolist() == whole.drawn and columns["share"].tolist() == pytest.approx(whole.share)
     stepper = Stepper(

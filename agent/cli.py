@@ -13,8 +13,10 @@ from treewright.agent.bench_cli import bench
 from treewright.agent.data_cli import export_command, import_command
 from treewright.agent.options import (
     ConfigFile,
+    CorpusFile,
     Name,
     PolicySpec,
+    QuestionFile,
     Sets,
     Suites,
     bar,
@@ -149,6 +151,8 @@ def collect(
     ] = None,
     url: Annotated[str | None, typer.Option(help="With --workers: postgresql://USER@HOST/NAME.")] = None,
     suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -164,7 +168,7 @@ def collect(
     from treewright.search.engine import Settings
     from treewright.search.store import TreeStore
 
-    cfg = read_config(name, config, set_, suites, policy)
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
     if workers is not None or url is not None:
         _collect_by_workers(cfg, workers, url, tasks, batch, split)
         return
@@ -226,6 +230,8 @@ def _summarise(trees: list[Any]) -> None:
 def loop(
     name: Name = "run",
     suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -240,7 +246,7 @@ def loop(
     from treewright.search.store import TreeStore
     from treewright.training import checkpoint
 
-    cfg = read_config(name, config, set_, suites, policy)
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
     found = suites_of(cfg)
 
     async def work() -> None:
@@ -275,6 +281,8 @@ def eval_(
     tasks: Annotated[int, typer.Option(help="Held-out tasks per suite.")] = 100,
     expansions: Annotated[int, typer.Option(help="0: the policy alone; else the search's expansions.")] = 0,
     suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -290,7 +298,7 @@ def eval_(
     from treewright.agent.loop import evaluator_of, tasks_for
     from treewright.agent.policy import open_policy
 
-    cfg = read_config(None, config, set_, suites, policy)
+    cfg = read_config(None, config, set_, suites, policy, corpus, questions)
     found = suites_of(cfg)
 
     async def work() -> None:

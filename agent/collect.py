@@ -40,17 +40,25 @@ class Failure:
 
 
 def suites_of(cfg: Config) -> list[Suite]:
-    """The suites of the configuration, looked up before anything slow is opened; own tasks make a suite `own`."""
-    if cfg.worlds.tasks_file is None:
-        return [find_suite(name) for name in cfg.worlds.suites]
+    """The suites of the configuration, looked up before anything slow is opened; own tasks or questions are `own`."""
+    w = cfg.worlds
+    if w.questions is not None:
+        from treewright.envs.retrieval.opening import open_suite
+
+        given = {"retriever": w.retriever, "encoder": w.encoder}
+        return [open_suite("own", questions=w.questions, corpus=w.corpus, reward=w.grading, **given)]
+    if w.corpus is not None:
+        raise TreewrightError("a corpus alone has no tasks: name a question file too, --questions FILE.jsonl")
+    if w.tasks_file is None:
+        return [find_suite(name) for name in w.suites]
     from treewright.envs.custom import custom_suite
 
-    if len(cfg.worlds.suites) != 1 or cfg.worlds.reward is None:
+    if len(w.suites) != 1 or w.reward is None:
         raise TreewrightError(
             "worlds.tasks_file needs exactly one suite or module:Class in worlds.suites, and worlds.reward = "
             "'module:function'"
         )
-    return [custom_suite("own", cfg.worlds.tasks_file, cfg.worlds.suites[0], cfg.worlds.reward)]
+    return [custom_suite("own", w.tasks_file, w.suites[0], w.reward)]
 
 
 @asynccontextmanager

@@ -31,13 +31,19 @@ class PolicySection(_Section):
 
 
 class WorldsSection(_Section):
-    """suites by name; sessions per suite (0 = what the suite suggests); deadline in seconds for one environment call"""
+    """suites by name; sessions per suite (0 = what the suite suggests); deadline in seconds for one environment call;
+    own tasks with a reward function, or own questions over a corpus (retriever: lexical | dense | hybrid | http://…)"""
 
     suites: tuple[str, ...] = ("kg", "stdlib", "workbench", "market")
     sessions: int = Field(default=0, ge=0)
     deadline: float = Field(default=60.0, gt=0)
     tasks_file: Path | None = None
     reward: str | None = None
+    corpus: Path | None = None
+    questions: Path | None = None
+    retriever: str = "lexical"
+    encoder: str = "minilm"
+    grading: Literal["exact", "f1"] = "exact"
 
 
 class SearchSection(_Section):

@@ -16,7 +16,19 @@ from rich.console import Console
 if TYPE_CHECKING:
     from treewright.agent.config import Config
 
-__all__ = ["ConfigFile", "Name", "PolicySpec", "Sets", "Suites", "bar", "console", "go", "read_config"]
+__all__ = [
+    "ConfigFile",
+    "CorpusFile",
+    "Name",
+    "PolicySpec",
+    "QuestionFile",
+    "Sets",
+    "Suites",
+    "bar",
+    "console",
+    "go",
+    "read_config",
+]
 
 console = Console()
 
@@ -24,6 +36,13 @@ Name = Annotated[str, typer.Option("--name", "-n", help="Name of the run; its fi
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; see [b]treewright config[/].")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One value, e.g. --set search.expansions=8.")]
 Suites = Annotated[str | None, typer.Option(help="Suites, comma separated: kg, stdlib, workbench, market, maze, …")]
+CorpusFile = Annotated[
+    Path | None, typer.Option("--corpus", help="Own documents: JSONL with id and text, or a folder of texts.")
+]
+QuestionFile = Annotated[
+    Path | None,
+    typer.Option("--questions", help="Own questions: JSONL with question and answers, or HotpotQA's and such."),
+]
 PolicySpec = Annotated[
     str | None,
     typer.Option(
@@ -33,7 +52,13 @@ PolicySpec = Annotated[
 
 
 def read_config(
-    name: str | None, path: Path | None, sets: list[str] | None, suites: str | None, policy: str | None
+    name: str | None,
+    path: Path | None,
+    sets: list[str] | None,
+    suites: str | None,
+    policy: str | None,
+    corpus: Path | None = None,
+    questions: Path | None = None,
 ) -> Config:
     from treewright.agent.config import load_config
 
@@ -42,6 +67,9 @@ def read_config(
         import json
 
         more.append("worlds.suites=" + json.dumps([s.strip() for s in suites.split(",") if s.strip()]))
+    for key, file in (("corpus", corpus), ("questions", questions)):
+        if file is not None:
+            more.append(f"worlds.{key}={file}")
     if policy is not None:
         more.append(f"policy.spec={policy}")
     if name is not None:

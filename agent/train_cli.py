@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from treewright.agent.options import ConfigFile, Name, PolicySpec, Sets, Suites, console, go, read_config
+from treewright.agent.retrieval_cli import treehop_command
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -443,3 +444,6 @@ def _refusing(run: _Run, requests: Path | None, head: str) -> float:
             await actor.close()
 
     return float(go(work))
+
+
+train_app.command("treehop")(treehop_command)

@@ -24,7 +24,7 @@ from rich.table import Table
 from treewright.agent.figures import hardware, versions, write_result
 from treewright.envs.errors import TreewrightError
 
-__all__ = ["SECTIONS", "Figures", "main", "markdown", "measure", "section"]
+__all__ = ["SECTIONS", "Figures", "load", "main", "markdown", "measure", "report", "section", "write_page"]
 
 SECTIONS: tuple[str, ...] = (
     "treewright.agent.bench_engine:figures",
@@ -34,6 +34,7 @@ SECTIONS: tuple[str, ...] = (
     "treewright.agent.bench_engine:session_figures",
 )
 TABLE = "table"
+MARKS = ("<!-- measured -->", "<!-- /measured -->")
 
 Figures = dict[str, tuple[float, str]]
 
@@ -139,7 +140,37 @@ def _cell(of: Mapping[str, float] | None) -> str:
     return f"{of['chosen']:.0f} / {of['found']:.0f}"
 
 
-def load(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The figures of a JSON file that this benchmark wrote."""
-    figures: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text())["figures"]
-    return figures
+def load(path: Path) -> dict[str, Any]:
+    """A result that this benchmark wrote."""
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """What a page shows of a result, in Markdown: how it was measured, the figures, and the table of all rules."""
+    figures: Mapping[str, Mapping[str, Any]] = result["figures"]
+    machine = result["hardware"]
+    how = "a quick run" if result["quick"] else "a full run"
+    lines = [f"From {how} on {machine['cores']} cores of {machine['cpu']}, commit {result['commit']}:", ""]
+    lines += ["| figure | value | unit |", "|---|---:|---|"]
+    lines += [
+        f"| {name} | {figure['value']:.4g} | {figure['unit']} |"
+        for name, figure in figures.items()
+        if not name.startswith(f"{TABLE}/")
+    ]
+    return "\n".join([*lines, "", "Chosen / found, per cent:", "", markdown(figures)])
+
+
+def write_page(result: Path, page: Path) -> None:
+    """Puts the report of a result into a page, between its marks. Raises TreewrightError where they are missing."""
+    before, begin, rest = page.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise TreewrightError(f"{page} has no place for figures; put {MARKS[0]} and {MARKS[1]} there")
+    page.write_text(f"{before}{begin}\n{report(load(result))}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    import sys
+
+    write_page(Path(sys.argv[1]), Path(sys.argv[2]))

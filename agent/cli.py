@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from treewright.agent.options import (
     go,
     read_config,
 )
+from treewright.agent.plans import plans_command
 from treewright.agent.store_cli import compare_command, store_app
 from treewright.agent.train_cli import train_app
 from treewright.agent.view_cli import report_command, view_command
@@ -415,6 +417,7 @@ def seedling(
 
 app.command()(bench)
 app.add_typer(train_app, name="train")
+app.command("plans")(plans_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("view")(view_command)
@@ -425,6 +428,8 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Entry point of the console script: errors made for people are shown as one line, without a trace."""
+    # Trees are many small objects that stay: by default the collector visits them again and again, a sixth of the time.
+    gc.set_threshold(20_000, 20, 20)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading and saving a model need no bar beside ours
     try:
         app()

@@ -18,12 +18,11 @@ __all__ = ["ByDescent", "ByLayer", "ByPriority", "Delayed", "Frontier", "ucb"]
 
 
 class Frontier(Protocol):
-    """The nodes that a pop could do something with.
+    """The nodes that a pop could do something with."""
 
-    dropped  what the rule gave up; nothing drops out of a frontier unseen
-    """
-
-    dropped: list[int]
+    @property
+    def dropped(self) -> Sequence[int]:
+        """What the rule gave up; nothing drops out of a frontier unseen."""
 
     def offer(self, node: int) -> None:
         """A node waits from now on."""

@@ -21,7 +21,7 @@ from treewright.envs.types import Action, Task, digest
 from treewright.search.tree import Tree
 from treewright.search.types import Exchange
 
-__all__ = ["Plan", "PlanMemory", "alike", "goal_marks", "step_of", "words_of"]
+__all__ = ["Plan", "PlanMemory", "alike", "goal_likeness", "goal_marks", "plan_of", "step_of", "words_of"]
 
 SOLVED = 1.0 - 1e-6
 _WORD = re.compile(r"[^\s,;:()\[\]{}\"'<>|]+")
@@ -38,6 +38,7 @@ def _word_set(text: str) -> frozenset[str]:
     return frozenset(words_of(text))
 
 
+@lru_cache(maxsize=65_536)
 def goal_marks(goal: str) -> frozenset[str]:
     """Words and pairs of neighbouring words of a goal, words with digits replaced by '#'."""
     words = ["#" if any(c.isdigit() for c in word) else word.casefold() for word in goal.split()]
@@ -121,9 +122,8 @@ class PlanMemory:
     def near(self, task: Task, count: int) -> tuple[Plan, ...]:
         """The `count` plans of the task's suite whose goals share most words with its own, no two with equal steps;
         all of them for 0. Ties in the order they were learned."""
-        marks = goal_marks(task.goal)
         here = [plan for plan in self.plans if plan.suite == task.suite]
-        ranked = sorted(here, key=lambda plan: -_overlap(marks, goal_marks(plan.goal)))
+        ranked = sorted(here, key=lambda plan: -goal_likeness(task.goal, plan.goal))
         first: dict[tuple[str, ...], Plan] = {}
         for plan in ranked:
             first.setdefault(plan.steps, plan)
@@ -162,6 +162,7 @@ def plan_of(task: Task, turns: Sequence[Exchange]) -> Plan:
     return Plan(task.suite, task.goal, tuple(steps))
 
 
-def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
-    """Jaccard's index."""
-    return len(one & other) / max(len(one | other), 1)
+def goal_likeness(one: str, other: str) -> float:
+    """Jaccard's index of the marks of two goals."""
+    a, b = goal_marks(one), goal_marks(other)
+    return len(a & b) / max(len(a | b), 1)

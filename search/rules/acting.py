@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Effect
+from treewright.search.choose import choose_by_score
 from treewright.search.frontier import ByDescent, ByLayer, Delayed
 from treewright.search.rules.base import Rule, estimate, fan_out, pooled, same_action, spell
 from treewright.search.tree import Node, Tree
@@ -30,7 +31,7 @@ def uniform_cost(draws: int = 2, root_draws: int = 4, irreversible: float = 1.0,
         return -sum(irreversible if effect[i] is Effect.IRREVERSIBLE else 1.0 for i in node.tree.path(node.id)[1:])
 
     name = spell("uniform_cost", draws=draws, root_draws=root_draws, irreversible=irreversible, eager=eager)
-    return Rule(name, priority, fan_out(root_draws, draws), eager)
+    return Rule(name, priority, fan_out(root_draws, draws), eager, choose=choose_by_score)
 
 
 def cascade(
@@ -77,7 +78,7 @@ def cascade(
     )
     return Rule(
         name, priority, fan_out(root_draws, draws), eager, lambda tree: Delayed(tree, priority, ends, release),
-        "equal actions of siblings were merged",
+        "equal actions of siblings were merged", choose_by_score,
     )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def beam(width: int = 4, draws: int = 2, root_draws: int = 4, prune: bool = True
     name = spell("beam", width=width, draws=draws, root_draws=root_draws, prune=prune, eager=eager)
     return Rule(
         name, estimate, fan_out(root_draws, draws), eager, lambda tree: ByLayer(tree, keep),
-        DROPPED.format("beam") if prune else None,
+        DROPPED.format("beam") if prune else None, choose_by_score,
     )  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def uct(
     )
     return Rule(
         name, estimate, fan_out(root_draws, draws), eager,
-        lambda tree: ByDescent(tree, estimate, exploration, virtual_loss),
+        lambda tree: ByDescent(tree, estimate, exploration, virtual_loss), choose=choose_by_score,
     )  # fmt: skip
 
 
@@ -142,4 +143,4 @@ def depth_first_critic(
 
     name = spell("depth_first_critic", draws=draws, root_draws=root_draws, slack=slack, prune=prune, eager=eager)
     reason = DROPPED.format("depth_first_critic") if prune else None
-    return Rule(name, priority, fan_out(root_draws, draws), eager, prunes=reason)
+    return Rule(name, priority, fan_out(root_draws, draws), eager, prunes=reason, choose=choose_by_score)

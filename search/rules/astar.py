@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from treewright.envs.errors import TreewrightError
+from treewright.search.choose import ends
 from treewright.search.frontier import ByPriority, Frontier
 from treewright.search.plan_memory import PlanMemory, alike, step_of
-from treewright.search.rules.base import Rule, fan_out, same_action, spell
+from treewright.search.rules.base import Rule, estimate, fan_out, same_action, spell
 from treewright.search.tree import Node, Tree
 
 __all__ = ["PathCosts", "astar", "lcs", "lcs_row"]
@@ -152,8 +153,13 @@ def astar(
     def priority(node: Node) -> float:
         return -(PathCosts(node.tree, known, alpha, beta, nearest).f(node.id) + restore_price * node.depth)
 
+    def choose(tree: Tree) -> int | None:
+        """The end of the lowest f, then of the highest score."""
+        costs = PathCosts(tree, known, alpha, beta, nearest)
+        return min(ends(tree), key=lambda i: (round(costs.f(i), 9), -estimate(tree[i]), i), default=None)
+
     name = spell(
         "astar", draws=draws, root_draws=root_draws, memory=known.digest, alpha=alpha, beta=beta, nearest=nearest,
         restore_price=restore_price, eager=eager,
     )  # fmt: skip
-    return Rule(name, priority, fan_out(root_draws, draws), eager, frontier)
+    return Rule(name, priority, fan_out(root_draws, draws), eager, frontier, choose=choose)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from treewright.envs.errors import TreewrightError
+from treewright.search.choose import choose_by_mass
 from treewright.search.frontier import ByPriority, Frontier
 from treewright.search.tree import Node, Tree
 
@@ -24,6 +25,7 @@ class Rule:
     keep      probability with which a new open node is kept, by a coin of its seed that is recorded; None: all are
     stop      why an open node shall not be gone on from, or None; makes the tree inexact
     again     once nothing waits, an expanded node to draw from again, or None; makes the tree inexact
+    choose    the leaf to go for once the search is over; it sees no reward either
     """
 
     name: str
@@ -35,6 +37,7 @@ class Rule:
     keep: Callable[[Node], float] | None = None
     stop: Callable[[Node], str | None] | None = None
     again: Callable[[Tree], int | None] | None = None
+    choose: Callable[[Tree], int | None] = choose_by_mass
 
 
 def frontier_of(rule: Rule, tree: Tree) -> Frontier:

@@ -4,8 +4,9 @@
     such that  y_j ≥ x_i for every ancestor j of leaf i,   c_k ≤ Σ x_i over cluster k,   1 ≤ Σ x_i ≤ width
 
 x, y and c say which leaves are kept, which ancestors stay for them, and which of the K clusters of similar leaves are
-covered; O is the evaluator's estimate as a share of all. The paper counts nodes; here every node costs its tokens t,
-and T is their sum over all that could be kept, since tokens are what a cache holds.
+covered; O_i = exp(h_i/τ) / Σ exp(h/τ) are REBASE's weights (arXiv 2408.00724) of the evaluator's estimates. The paper
+counts nodes; here every node costs its tokens t, and T is their sum over all that could be kept, since tokens are what
+a cache holds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from treewright.envs.errors import TreewrightError
+from treewright.search.choose import choose_by_score
 from treewright.search.frontier import ByLayer
 from treewright.search.rules.base import Rule, estimate, fan_out, spell
 from treewright.search.tree import Node, Tree
@@ -71,8 +73,8 @@ def choose_leaves(
 ) -> list[int]:
     """Indices of the leaves to keep, in order of creation: the integer program above.
 
-    values [n] estimates ≥ 0;  paths  ids from below the root to each leaf, the leaf last;  tokens  of every such id;
-    cluster [n] from 0;  width  most leaves
+    values [n] weights ≥ 0, counted as shares;  paths  ids from below the root to each leaf, the leaf last;
+    tokens  of every such id;  cluster [n] from 0;  width  most leaves
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -124,6 +126,7 @@ def ets(
     root_draws: int = 4,
     cost_weight: float = 1.0,
     cover_weight: float = 1.5,
+    temperature: float = 0.1,
     distance: float = 0.05,
     encode: Encode | str | None = None,
     prune: bool = True,
@@ -131,7 +134,7 @@ def ets(
 ) -> Rule:
     """A beam whose members the integer program above chooses: at most `width`, sharing ancestors, unlike each other.
 
-    cost_weight, cover_weight  λc and λs
+    cost_weight, cover_weight, temperature  λc, λs and τ
     distance  cosine distance below which leaves are alike (average linkage)
     encode    texts → vectors, as a function or "module:function"; None counts character trigrams
     prune     False leaves the others open, to be closed for training
@@ -140,6 +143,8 @@ def ets(
     """
     if width < 1:
         raise TreewrightError(f"width = {width}; at least 1 leaf is kept")
+    if temperature <= 0:
+        raise TreewrightError(f"temperature = {temperature}; it is above 0")
     try:
         import_module("scipy.optimize")
     except ImportError:
@@ -150,17 +155,20 @@ def ets(
         paths = [tree.path(i)[1:] or [i] for i in candidates]
         tokens = {j: node_tokens(tree, j) for path in paths for j in path}
         group = clusters(vectors([_meaning(tree, i) for i in candidates]), distance)
-        values = [max(estimate(Node(tree, i)), 0.0) for i in candidates]
-        chosen = choose_leaves(values, paths, tokens, group.tolist(), width, cost_weight, cover_weight)
+        values = [estimate(Node(tree, i)) for i in candidates]
+        weights = np.exp((np.array(values) - max(values)) / temperature).tolist()
+        chosen = choose_leaves(weights, paths, tokens, group.tolist(), width, cost_weight, cover_weight)
         return [candidates[i] for i in sorted(chosen, key=lambda i: (-values[i], i))]
 
     named = encode if isinstance(encode, str) or encode is None else getattr(encode, "__qualname__", repr(encode))
     name = spell(
         "ets", width=width, draws=draws, root_draws=root_draws, cost_weight=cost_weight, cover_weight=cover_weight,
-        distance=distance, encode=named, prune=prune, eager=eager,
+        temperature=temperature, distance=distance, encode=named, prune=prune, eager=eager,
     )  # fmt: skip
     reason = "ets gave nodes up without a recorded keep probability" if prune else None
-    return Rule(name, estimate, fan_out(root_draws, draws), eager, lambda tree: ByLayer(tree, keep), reason)
+    return Rule(
+        name, estimate, fan_out(root_draws, draws), eager, lambda tree: ByLayer(tree, keep), reason, choose_by_score
+    )
 
 
 def _meaning(tree: Tree, node: int) -> str:

@@ -34,10 +34,10 @@ class Rule:
     eager: bool | None = None
     frontier: Callable[[Tree], Frontier] | None = None
     prunes: str | None = None
+    choose: Callable[[Tree], int | None] = choose_by_mass
     keep: Callable[[Node], float] | None = None
     stop: Callable[[Node], str | None] | None = None
     again: Callable[[Tree], int | None] | None = None
-    choose: Callable[[Tree], int | None] = choose_by_mass
 
 
 def frontier_of(rule: Rule, tree: Tree) -> Frontier:

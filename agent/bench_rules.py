@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from treewright.agent.clients.uniform import uniform_calls
 from treewright.agent.judge import Likelihood
@@ -100,11 +100,11 @@ def _memory(suite: Suite, count: int) -> PlanMemory:
     return asyncio.run(demonstrated_plans(suite.tasks("train", count), suite.open, suite.oracle))
 
 
-def _office(tasks: int, order: Rule, expansions: int, memory: PlanMemory, first: int = 0) -> list[Found]:
-    """`tasks` test tasks of the office from `first` on."""
+def _office(tasks: int, order: Rule, expansions: int, memory: PlanMemory) -> list[Found]:
+    """The first `tasks` test tasks of the office."""
 
     async def run() -> list[Found]:
-        some = MODEL.tasks("test", first + tasks)[first:]
+        some = MODEL.tasks("test", tasks)
         judge = PlanLikeness(memory)
         return await _search_all(some, Pool(MODEL.open), uniform_calls, order, Budget(expansions=expansions), judge)
 
@@ -230,7 +230,7 @@ def _settings(quick: bool) -> list[Setting]:
         Setting(find_suite("stdlib"), some(40), 10, 2, 4, 100),
         Setting(find_suite("workbench"), some(20), 10, 2, 4, some(50)),
         Setting(find_suite("market"), some(4), 6, 2, 4, 0),
-        Setting(replace(MODEL, name="office"), some(52), 40, DRAWS, DRAWS, MEMORY),
+        Setting(MODEL, some(52), 40, DRAWS, DRAWS, MEMORY),
         Setting(find_suite("maze"), some(50), 40, 4, 4, 50),
     ]
     return [s for s in known if _available(s.suite) and not (quick and s.suite.name in ("market", "workbench"))]

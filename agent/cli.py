@@ -89,11 +89,12 @@ def run(
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
     from treewright.agent.evaluate import evaluate
-    from treewright.agent.loop import evaluator_of
+    from treewright.agent.loop import acting_rule_of, evaluator_of
 
     _, trees = await evaluate(
         [task], {world.suite.name: world}, actor, expansions=expansions, draws=cfg.search.draws,
-        root_draws=cfg.search.root_draws, evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed,
+        root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search), evaluator=evaluator_of(cfg.search, actor),
+        seed=cfg.seed,
     )  # fmt: skip
     for tree in trees:
         _print_tree(tree)
@@ -297,7 +298,7 @@ def eval_(
 
     from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.evaluate import evaluate
-    from treewright.agent.loop import evaluator_of, tasks_for
+    from treewright.agent.loop import acting_rule_of, evaluator_of, tasks_for
     from treewright.agent.policy import open_policy
 
     cfg = read_config(None, config, set_, suites, policy, corpus, questions)
@@ -311,8 +312,8 @@ def eval_(
                 with bar("evaluating", len(todo)) as advance:
                     results, _ = await evaluate(
                         todo, worlds, actor, expansions=expansions, draws=cfg.search.draws,
-                        root_draws=cfg.search.root_draws, evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed,
-                        on_tree=advance,
+                        root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search),
+                        evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed, on_tree=advance,
                     )  # fmt: skip
         finally:
             await actor.close()

@@ -24,6 +24,7 @@ from treewright.search.types import Budget, Evaluator
 __all__ = [
     "Learner",
     "Round",
+    "acting_rule_of",
     "budget_of",
     "evaluator_of",
     "grow_for_training",
@@ -54,6 +55,11 @@ def rates_of(config: Config) -> dict[str, float]:
     """The success by suite that the run's newest checkpoint knows; {} before the first."""
     newest = sorted((config.home / "checkpoints").glob("step-*/manifest.json"))
     return dict(json.loads(newest[-1].read_text())["baselines"]) if newest else {}
+
+
+def acting_rule_of(section: SearchSection) -> Rule | None:
+    """The rule to act by, None for the usual one: the configuration's default is made for training."""
+    return None if section.rule == "best_first" and not section.options else rule_of(section)
 
 
 def budget_of(section: SearchSection) -> Budget:

@@ -126,6 +126,8 @@ def test_plans_are_learned_from_a_store_and_guide_a_run(tmp_path, monkeypatch):
     options += ["--set", "search.options.alpha=0.7"]
     again = line.invoke(app, ["collect", "--name", "two", *common, *options])
     assert again.exit_code == 0, again.output
+    acted = line.invoke(app, ["run", "maze/0", "--policy", "scripted:mazewalk:walker", *options])
+    assert acted.exit_code == 0, acted.output
     wrong = line.invoke(app, ["collect", "--name", "three", *common, *options, "--set", "search.options.alfa=1"])
     assert wrong.exit_code != 0 and "did you mean 'alpha'" in str(wrong.exception)
 
@@ -146,7 +148,7 @@ def test_a_page_without_a_place_for_figures_is_refused(tmp_path):
 def test_the_page_names_every_rule_and_its_settings_are_understood():
     text = PAGE.read_text()
     assert all(f"`{name}`" in text for name in RULES)
-    for line in re.findall(r"^treewright collect .*$", text, re.MULTILINE):
+    for line in re.findall(r"^treewright (?:collect|eval|run) .*$", text, re.MULTILINE):
         settings = [s for s in re.findall(r"--set (\S+)", line) if ".memory=" not in s]
         section = load_config(None, settings).search
         assert rule_of(section).name.startswith(section.rule)

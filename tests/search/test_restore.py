@@ -50,7 +50,7 @@ async def test_faults_pass_and_a_timeout_of_the_worlds_own_is_an_action_timeout(
 
 async def test_a_call_that_never_answers_is_cut_at_the_deadline_and_cleans_up():
     log = []
-    with pytest.raises(ActionTimeout, match="no answer within 0.05 s"):
+    with pytest.raises(ActionTimeout, match="no answer within"):
         await Pool(opened, deadline=0.05).timed(call(waits=1, forever=True, log=log), "step")
     assert log == ["left"]
 

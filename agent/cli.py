@@ -93,7 +93,7 @@ async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansio
 
     _, trees = await evaluate(
         [task], {world.suite.name: world}, actor, expansions=expansions, draws=cfg.search.draws,
-        root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search), evaluator=evaluator_of(cfg.search),
+        root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search), evaluator=evaluator_of(cfg.search, actor),
         seed=cfg.seed,
     )  # fmt: skip
     for tree in trees:
@@ -113,7 +113,7 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
     with TreeStore.open(cfg.store_path) as store:
         episode = await run_episode(
             task, world.pool, actor, journal=store.journal, approve=approve, rule=rule_of(cfg.search),
-            evaluator=evaluator_of(cfg.search), budget=Budget(expansions=expansions), store=store,
+            evaluator=evaluator_of(cfg.search, actor), budget=Budget(expansions=expansions), store=store,
             settings=Settings(run=f"{cfg.name} {time.time_ns()}", seed=cfg.seed, max_tokens=cfg.search.max_tokens),
         )  # fmt: skip
     for tree in episode.trees:
@@ -168,7 +168,7 @@ def collect(
     """
     from treewright.agent.collect import collect as grow
     from treewright.agent.collect import open_worlds, suites_of
-    from treewright.agent.loop import budget_of, evaluator_of, rule_of, tasks_for
+    from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, tasks_for
     from treewright.agent.propose import open_proposer
     from treewright.search.engine import Settings
     from treewright.search.store import TreeStore
@@ -186,12 +186,13 @@ def collect(
                 todo = tasks_for(worlds, split, batch, tasks)
                 with bar("collecting", len(todo)) as advance:
                     trees = await grow(
-                        todo, worlds, actor, rule=rule_of(cfg.search), budget=budget_of(cfg.search),
+                        todo, worlds, actor, rule=rule_of(cfg.search, rates_of(cfg)), budget=budget_of(cfg.search),
                         settings=Settings(
                             run=cfg.name, seed=cfg.seed, width=cfg.search.width, max_tokens=cfg.search.max_tokens,
                             close=cfg.search.close,
                         ),
-                        evaluator=evaluator_of(cfg.search), store=store, concurrency=cfg.search.trees, on_tree=advance,
+                        evaluator=evaluator_of(cfg.search, actor), store=store, concurrency=cfg.search.trees,
+                        on_tree=advance,
                     )  # fmt: skip
         finally:
             store.close()
@@ -314,7 +315,7 @@ def eval_(
                     results, _ = await evaluate(
                         todo, worlds, actor, expansions=expansions, draws=cfg.search.draws,
                         root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search),
-                        evaluator=evaluator_of(cfg.search), seed=cfg.seed, on_tree=advance,
+                        evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed, on_tree=advance,
                     )  # fmt: skip
         finally:
             await actor.close()

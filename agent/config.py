@@ -71,15 +71,27 @@ class SearchSection(_Section):
 
 
 class TrainSection(_Section):
-    """The optimizer and the estimator; see treewright.training.step.TrainSettings. Without a value, lr is 1e-3 for
-    models of less than 20 million parameters, such as the seedling, and 1e-5 for larger ones. chunk_tokens: longer
-    packs go through the model in chunks, with the same gradient and less memory."""
+    """The optimizer, the loss and the estimator; see treewright.training.step.TrainSettings. Without a value, lr is
+    1e-3 for models of less than 20 million parameters, such as the seedling, and 1e-5 for larger ones. chunk_tokens:
+    longer packs go through the model in chunks, with the same gradient and less memory. reference: the folder of the
+    policy that kl_coef pulls to; without one, the weights that the run began with."""
 
     lr: float | None = Field(default=None, gt=0)
     warmup: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     minibatches: int = Field(default=2, ge=1)
+    loss: str = "clipped"
     clip: float = Field(default=0.2, gt=0)
+    clip_high: float | None = Field(default=None, gt=0)
+    dual_clip: float = Field(default=3.0, gt=1)
+    adaptive_clip: float = Field(default=0.0, ge=0)
+    kl: str = "k3"
+    kl_coef: float = Field(default=0.0, ge=0)
+    entropy_coef: float = Field(default=0.0, ge=0)
+    sampler_cap: float = Field(default=2.0, gt=0)
+    top_entropy: float = Field(default=0.2, gt=0, le=1)
+    rows: bool = False
+    reference: Path | None = None
     grad_clip: float = Field(default=1.0, gt=0)
     estimator: str = "split_loo"
     tau: float = Field(default=3.0, ge=0)
@@ -87,6 +99,7 @@ class TrainSection(_Section):
     max_tokens: int = Field(default=8192, ge=1)
     chunk_tokens: int | None = Field(default=None, ge=1)
     allow_biased: bool = False
+    max_staleness: int = Field(default=0, ge=0)
 
 
 class LoopSection(_Section):

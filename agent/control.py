@@ -75,6 +75,8 @@ async def _measured(
         await policy.close()
         for word in ("true", "permuted"):
             learner, saved = Learner(make_trainer(config, source), folder / word, 1), None
+            # All trees are the first weights' own, and both arms train on them in turn: no tree is refused for its age.
+            learner.trainer.versions = None
             with progress_bar(console, f"training on {word} rewards", len(batches)) as bar:
                 for index, trees in enumerate(batches):
                     given = trees if word == "true" else permuted(trees, config.seed)

@@ -1,6 +1,6 @@
 """Evaluators: estimates of success for the search. None of them sees the environment's reward.
 
-search.evaluator = likelihood | tests | scorer:FOLDER | checklist:POLICY | none    (a policy as `--policy` names it)
+search.evaluator = likelihood | entropy | tests | prm:FOLDER | scorer:FOLDER | checklist:POLICY | none
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Learned", "Likelihood", "open_evaluator"]
 
-KINDS = ("likelihood", "none", "scorer", "checklist", "tests")
+KINDS = ("likelihood", "entropy", "tests", "prm", "scorer", "checklist", "none")
 
 
 class Likelihood:
@@ -55,15 +55,34 @@ class Learned:
         return [Score(value) for value in await asyncio.to_thread(self.scorer, places, steps)]
 
 
-@functools.lru_cache(maxsize=8)
-def open_evaluator(spec: str) -> Evaluator | None:
-    """The evaluator that `spec` names, opened once; None for 'none'.
+def open_evaluator(spec: str, policy: Any = None) -> Evaluator | None:
+    """The evaluator that `spec` names, opened once; None for 'none'. `policy` is what 'entropy' asks.
+
+    likelihood         the policy's own confidence
+    entropy            of the policy's next token, for the rule `entropy_gated`
+    tests              public tests passed, in the suite `code`
+    prm:FOLDER         made by `treewright train prm`
+    scorer:FOLDER      made by `treewright train scorer`
+    checklist:POLICY   a model asked item by item; a policy as `--policy` names it
 
     Raises TreewrightError for an unknown one, with the nearest known, and for one that cannot be opened.
     """
+    if spec == "entropy":
+        from treewright.agent.uncertainty import Entropy
+
+        return Entropy(policy)
+    return _opened(spec)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(spec: str) -> Evaluator | None:
     kind, _, rest = spec.partition(":")
     if kind == "none":
         return None
+    if kind == "prm" and rest:
+        from treewright.agent.prm import PrmEvaluator
+
+        return PrmEvaluator.load(rest)
     if kind == "likelihood":
         return Likelihood()
     if kind == "tests":
@@ -83,7 +102,8 @@ def open_evaluator(spec: str) -> Evaluator | None:
     near = difflib.get_close_matches(kind, KINDS, n=1)
     hint = f"did you mean {near[0]!r}? " if near and near[0] != kind else ""
     raise TreewrightError(
-        f"no evaluator {spec!r}; {hint}write likelihood, none, scorer:FOLDER or checklist:POLICY (checklist:hf:NAME)"
+        f"no evaluator named {spec!r}; {hint}write likelihood, entropy, tests, prm:FOLDER, scorer:FOLDER, "
+        "checklist:POLICY (checklist:hf:NAME) or none"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ __all__ = [
     "evaluator_of",
     "grow_for_training",
     "make_trainer",
+    "rates_of",
     "rule_of",
     "run_loop",
     "tasks_for",
@@ -36,13 +38,22 @@ __all__ = [
 SMALL, SMALL_LR, LARGE_LR = 20_000_000, 1e-3, 1e-5
 
 
-def rule_of(section: SearchSection) -> Rule:
-    """The rule named in the configuration with its options, and the draws it takes. `chains` has no inner draws."""
+def rule_of(section: SearchSection, rates: Mapping[str, float] | None = None) -> Rule:
+    """The rule named in the configuration with its options, and the draws it takes. `chains` has no inner draws.
+
+    rates  running success rate by suite, for the rule that adapts to it
+    """
     if section.rule == "chains":
         return rule("chains", **{"draws": section.root_draws, **section.options})
-    draws = {"draws": section.draws, "root_draws": section.root_draws}
-    taken = {name: value for name, value in draws.items() if name in options_of(section.rule)}
+    given = {"draws": section.draws, "root_draws": section.root_draws, "rates": rates}
+    taken = {name: value for name, value in given.items() if name in options_of(section.rule)}
     return rule(section.rule, **{**taken, **section.options})
+
+
+def rates_of(config: Config) -> dict[str, float]:
+    """The success by suite that the run's newest checkpoint knows; {} before the first."""
+    newest = sorted((config.home / "checkpoints").glob("step-*/manifest.json"))
+    return dict(json.loads(newest[-1].read_text())["baselines"]) if newest else {}
 
 
 def acting_rule_of(section: SearchSection) -> Rule | None:
@@ -59,8 +70,9 @@ def budget_of(section: SearchSection) -> Budget:
     )
 
 
-def evaluator_of(section: SearchSection) -> Evaluator | None:
-    return open_evaluator(section.evaluator)
+def evaluator_of(section: SearchSection, policy: Any = None) -> Evaluator | None:
+    """The evaluator named in the configuration, see `open_evaluator`; `policy` is asked by those that need one."""
+    return open_evaluator(section.evaluator, policy)
 
 
 def tasks_for(
@@ -107,12 +119,13 @@ class Round:
 
 @dataclass(slots=True)
 class Learner:
-    """A trainer and the folder its checkpoints go to."""
+    """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them."""
 
     trainer: Any
     folder: Path
     keep: int = 3
     rounds: list[Round] = field(default_factory=list)
+    iteration: int = 0
 
     def learn(self, trees: Sequence[Tree], extra: dict[str, Any]) -> tuple[dict[str, float], Any]:
         """Updates on the trees and saves a checkpoint. Blocking: call it in a thread."""
@@ -121,19 +134,35 @@ class Learner:
         stats = self.trainer.update(trees)
         return stats, checkpoint.save(self.trainer, self.folder, self.keep, extra)
 
+    def save(self, extra: dict[str, Any]) -> Any:
+        """A checkpoint of the weights as they are, for recipes that train in their own way. Blocking."""
+        from treewright.training import checkpoint
+
+        return checkpoint.save(self.trainer, self.folder, self.keep, {"iteration": self.iteration, **extra})
+
 
 def make_trainer(config: Config, source: str | Path) -> Any:
     """A Trainer on the weights in `source` (a folder in `save_pretrained` layout), in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from treewright.training.step import Trainer, TrainSettings
+    from treewright.training.step import Trainer, TrainSettings, frozen
+    from treewright.training.versions import weights_version
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     size = sum(p.numel() for p in model.parameters())
     lr = config.train.lr or (SMALL_LR if size < SMALL else LARGE_LR)
-    settings = TrainSettings(**{**config.train.model_dump(), "lr": lr})
-    return Trainer(model, settings, AutoTokenizer.from_pretrained(source))
+    plain = config.train.model_dump(exclude={"reference"})
+    reference = None
+    if config.train.reference is not None:
+        if not (config.train.reference / "config.json").is_file():
+            raise TreewrightError(
+                f"train.reference = {config.train.reference} holds no model; name a checkpoint's folder"
+            )
+        reference = frozen(AutoModelForCausalLM.from_pretrained(config.train.reference, dtype=torch.float32))
+    settings = TrainSettings(**{**plain, "lr": lr})
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return Trainer(model, settings, tokenizer, reference=reference, versions=[weights_version(model)])
 
 
 def model_folder(spec: str) -> Path | str:
@@ -171,13 +200,17 @@ async def grow_for_training(
     store: Keeper | None = None,
     on_tree: Callable[[Tree | Failure], None] | None = None,
     attempt: int = 0,
+    rates: Mapping[str, float] | None = None,
 ) -> list[Tree]:
-    """One batch of trees as the configuration's search section says; the seed changes with the batch."""
+    """One batch of trees as the configuration's search section says; the seed changes with the batch.
+
+    rates  success by suite so far, for a rule that adapts to it
+    """
     return await collect(
         tasks,
         worlds,
         policy,
-        rule=rule_of(config.search),
+        rule=rule_of(config.search, rates),
         budget=budget_of(config.search),
         settings=Settings(
             run=run,
@@ -187,7 +220,7 @@ async def grow_for_training(
             max_tokens=config.search.max_tokens,
             close=config.search.close,
         ),
-        evaluator=evaluator_of(config.search),
+        evaluator=evaluator_of(config.search, policy),
         store=store,
         concurrency=config.search.trees,
         on_tree=on_tree,
@@ -213,7 +246,10 @@ async def run_loop(
     for index in range(first, config.loop.iterations):
         began, drawn_by = time.monotonic(), policy.version
         tasks = tasks_for(worlds, "train", index, config.loop.tasks, config.loop.suite_tasks)
-        trees = await grow_for_training(config, tasks, worlds, policy, f"{config.name}/{index}", index, store, on_tree)
+        trees = await grow_for_training(
+            config, tasks, worlds, policy, f"{config.name}/{index}", index, store, on_tree,
+            rates=dict(learner.trainer.baselines),
+        )  # fmt: skip
         usable = [t for t in trees if t.exact or config.train.allow_biased]
         collected = time.monotonic() - began
         stats, saved = await asyncio.to_thread(learner.learn, usable, {"iteration": index + 1})

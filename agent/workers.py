@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from treewright.agent.collect import World, collect, open_worlds, suites_of
 from treewright.agent.config import Config
-from treewright.agent.loop import budget_of, evaluator_of, rule_of, tasks_for
+from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, tasks_for
 from treewright.agent.policy import open_policy
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task, digest
@@ -272,9 +272,9 @@ class _Worker:
             tasks,
             worlds,
             actor,
-            rule=rule_of(section),
+            rule=rule_of(section, rates_of(self.config)),
             budget=budget_of(section),
             settings=settings,
-            evaluator=evaluator_of(section),
+            evaluator=evaluator_of(section, actor),
             store=store,
         )

@@ -282,7 +282,8 @@ class _Search:
             if not is_repair(self.tree, expansion):  # which took nothing from the frontier
                 self.frontier.applied(expansion.node, new)
             for node in new:
-                self._offer(node)
+                if self._spared(node):
+                    self._offer(node)
             self.repairs.look(self.tree, expansion, new)
         if self.store is not None and expansion.seq >= len(self.recorded):
             self.unsaved.append((expansion, new.start))
@@ -292,6 +293,22 @@ class _Search:
                 self._save()
         if self.on_expansion is not None:
             self.on_expansion(self.tree, new)
+
+    def _spared(self, node: int) -> bool:
+        """False for a new node that the rule stops or that loses its coin; the tree records either."""
+        tree, rule = self.tree, self.rule
+        if not self._waits(node):
+            return True
+        if rule.stop is not None and (why := rule.stop(tree[node])) is not None:
+            tree.status[node] = NodeStatus.PRUNED
+            tree.inexact(why)
+        elif rule.keep is not None:
+            tree.toss(node, rule.keep(tree[node]))
+        return tree.status[node] is not NodeStatus.PRUNED
+
+    def _waits(self, node: int) -> bool:
+        """A pop could do something with it."""
+        return self.tree.status[node] is NodeStatus.OPEN or (not self.work.eager and self._unfinished(node))
 
     def _save(self) -> None:
         """Hands what waits to the store, in one go: it becomes one transaction."""
@@ -304,8 +321,7 @@ class _Search:
 
     def _offer(self, node: int) -> None:
         """Puts a node on the frontier if a pop could do something with it."""
-        status = self.tree.status[node]
-        if status is NodeStatus.OPEN or (not self.work.eager and self._unfinished(node)):
+        if self._waits(node):
             self.frontier.offer(node)
 
     def _next(self) -> tuple[int, Spent] | None:
@@ -326,13 +342,17 @@ class _Search:
         return (self.frontier.take() if broken is None else node), reserve
 
     def _best(self) -> int | None:
-        """What the frontier shows; nodes that a repair has cut off are taken out on the way."""
+        """What the frontier shows, or the rule expands again; what a repair has cut off is taken out on the way."""
         while (node := self.frontier.peek()) is not None:
             if not self.tree.repaired or self.tree.status[node] is not NodeStatus.UNREACHABLE:
                 return node
             self.frontier.take()
             self.frontier.applied(node, range(0))
-        return None
+        if self.rule.again is not None and self.popped == len(self.tree.pops):
+            chosen = self.rule.again(self.tree)
+            if chosen is not None:
+                self.frontier.offer(chosen)
+        return self.frontier.peek()
 
     def _next_open(self) -> tuple[int, Spent] | None:
         return (self.open_nodes.popleft(), Spent()) if self.open_nodes else None
@@ -478,7 +498,8 @@ class Stepper:
         if node is None:
             return None
         search, seq = self._search, len(self._search.tree.pops)
-        return Pop(seq, node, search.rule.draws(search.tree[node]), search.repairs.of_pop.pop(seq, None))
+        again = search.repairs.of_pop.pop(seq, None)
+        return Pop(seq, node, search.rule.draws(search.tree[node]), again, first=search.tree.drawn[node])
 
     def _pick(self) -> int | None:
         self._search.popped = len(self._search.tree.pops)

@@ -73,6 +73,7 @@ class Pop:
 
     again    a child of `node` whose step is taken again after a divergence; then nothing is drawn
     reused   K of drafts that were drawn here before a divergence and are kept
+    first    index of its first draw: how many the node has had before
     """
 
     seq: int
@@ -80,6 +81,7 @@ class Pop:
     draws: int
     again: int | None = None
     reused: int = 0
+    first: int = 0
     began: float = field(default_factory=time.monotonic)
     outcome: Outcome | None = None
     spot: Spot | None = None
@@ -123,7 +125,7 @@ class Expander:
 
     async def expand(self, seq: int, node: int, draws: int, again: int | None = None) -> Expansion:
         """Executes the popped draft if it still is one, then draws its children; or repairs the step into `again`."""
-        pop = Pop(seq, node, draws, again)
+        pop = Pop(seq, node, draws, again, first=self.tree.drawn[node])
         await self.propose(pop)
         self.screen(pop)
         await self.explore(pop)
@@ -146,7 +148,7 @@ class Expander:
         if self.tree.repaired and self._take_up(pop, spot):
             return
         try:
-            drawn = await self._draw(spot, pop.draws)
+            drawn = await self._draw(spot, pop.draws, pop.first)
             pop.tools = await self._tools_at(spot)
             pop.drawn = tuple(drawn)
         except (PolicyFault, EnvFault, Divergence, RestoreUnsupported) as error:
@@ -155,10 +157,9 @@ class Expander:
     def screen(self, pop: Pop) -> None:
         """Merges token-identical draws and turns each into a draft with an action or an error."""
         if pop.spot is not None and not pop.reused:
-            pop.drafts = [
-                self._screen(pop.spot, pop.tools, slot, mult, done.share or mult / pop.draws, replace(done, share=None))
-                for slot, mult, done in merge_identical(pop.drawn)
-            ]
+            for slot, mult, done in merge_identical(pop.drawn):
+                share, plain = done.share or mult / pop.draws, replace(done, share=None)
+                pop.drafts.append(self._screen(pop.spot, pop.tools, pop.first + slot, mult, share, plain))
 
     async def explore(self, pop: Pop) -> None:
         """Executes the drafts, if the rule is eager."""
@@ -300,8 +301,8 @@ class Expander:
 
     # -- draws --------------------------------------------------------------------------------------------------
 
-    async def _draw(self, spot: Spot, draws: int) -> Sequence[Completion]:
-        seeds = [draw_seed(spot.seed, i) for i in range(draws)]
+    async def _draw(self, spot: Spot, draws: int, first: int = 0) -> Sequence[Completion]:
+        seeds = [draw_seed(spot.seed, first + i) for i in range(draws)]
         drawn = await self.policy.draw(spot.context, seeds, self.max_tokens)
         if len(drawn) != draws:
             raise PolicyFault(f"the policy returned {len(drawn)} completions for {draws} seeds")
@@ -337,11 +338,16 @@ class Expander:
     async def _judge(self, spot: Spot, drafts: list[Draft]) -> tuple[list[Draft], int]:
         if self.evaluator is None or not drafts:
             return drafts, 0
-        scores = await self.evaluator.evaluate(self.task, [_candidate(spot, d) for d in drafts])
+        scores = await self.evaluator.evaluate(self.task, [_candidate(spot, d, self._after(d)) for d in drafts])
         if len(scores) != len(drafts):
             raise ValueError(f"the evaluator returned {len(scores)} scores for {len(drafts)} candidates")
         judged = [replace(d, score=float(s.value)) for d, s in zip(drafts, scores, strict=True)]
         return judged, sum(s.tokens for s in scores)
+
+    def _after(self, draft: Draft) -> Context | None:
+        """The prompt that the draft's own children would be drawn from, where it was executed and goes on."""
+        held = self.spots.get(draft.seed)
+        return held.context if held is not None and draft.outcome is not None else None
 
     # -- execution ----------------------------------------------------------------------------------------------
 
@@ -495,7 +501,7 @@ def _lost(status: NodeStatus, why: str) -> Outcome:
     return Outcome(Observation(why, "", "error"), status, math.nan, fault=why)
 
 
-def _candidate(spot: Spot, draft: Draft) -> Candidate:
+def _candidate(spot: Spot, draft: Draft, after: Context | None) -> Candidate:
     done, outcome = draft.completion, draft.outcome
     return Candidate(
         spot.turns,
@@ -506,4 +512,6 @@ def _candidate(spot: Spot, draft: Draft) -> Candidate:
         outcome.status if outcome else NodeStatus.DRAFT,
         spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0),
         spot.depth + 1,
+        spot.context,
+        after,
     )

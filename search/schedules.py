@@ -47,7 +47,8 @@ EXACT = {
     "fallback": False,
     "fork_until_n": False,
 }
-"""Whether trees of a schedule can be credited without bias, their frontier closed."""
+"""Whether trees of a schedule can be credited without bias, their frontier closed. `fork_until_n` stands for drawing
+forks and dropping some of them; the rule of that name in `growth.py` decides K first, and is exact."""
 
 
 def fan(depth: ArrayLike, widths: Sequence[int]) -> NDArray[np.int64]:

@@ -153,12 +153,14 @@ class Tree:
         lost = self.status[node] is NodeStatus.UNREACHABLE
         if expansion.outcome is not None:
             self._execute(node, expansion.outcome)
-        first = len(self)
+        first, before = len(self), self.drawn[node]
         for draft in expansion.drafts:
             self._add(node if draft.after == 0 else first + draft.after - 1, draft, expansion)
         if expansion.drawn:
-            self.drawn[node] = expansion.drawn
+            self.drawn[node] = before + expansion.drawn
             self.status[node] = NodeStatus.EXPANDED
+            if before:
+                self._pool(node)
         if expansion.fault is not None:
             at = len(self) - 1 if expansion.drafts else node
             self.status[at], self.fault[at] = NodeStatus.FAULT, expansion.fault
@@ -188,6 +190,25 @@ class Tree:
             self._wait(node, draft.effect)
         if not done.trainable:
             self.inexact("draws not made at temperature 1 without truncation or grammar, or without log-probs")
+
+    def _pool(self, node: int) -> None:
+        """All draws of `node` share its mass alike, though some were made after others had been looked at."""
+        for child in self.children[node]:
+            self.share[child] = self.mult[child] / self.drawn[node]
+        for i in range(node + 1, len(self)):
+            self.mass[i] = self.mass[self.parent[i]] * self.share[i]
+        self.inexact("draws were added to a node after its first ones were seen")
+
+    def toss(self, node: int, keep: float) -> None:
+        """Keeps the open `node` with probability `keep` by a coin of its own seed; both are recorded.
+
+        A node that is dropped is PRUNED, its value the control 0. Raises TreewrightError for keep outside (0, 1].
+        """
+        if not 0 < keep <= 1:
+            raise TreewrightError(f"node {node} would be kept with probability {keep}; it must lie in (0, 1]")
+        self.keep_prob[node] = keep
+        if seed_of(self.seed[node], "keep") / 2.0**63 >= keep:
+            self.status[node], self.kept[node] = NodeStatus.PRUNED, False
 
     def _push(self, parent: int, born: int, slot: int, mult: int, share: float, seed: int, closing: bool) -> int:
         node = len(self.parent)

@@ -320,6 +320,8 @@ class Candidate:
 
     turns     exchanges from the root up to and including the parent
     path_logprob, path_actions  sum of behaviour log-probs and number of actions up to and including the draft
+    context   the prompt that the draft was drawn from, as the policy received it
+    after     the prompt that its own children would be drawn from; None until it was executed, or where it ended
     """
 
     turns: tuple[Exchange, ...]
@@ -330,3 +332,5 @@ class Candidate:
     status: NodeStatus
     path_logprob: float
     path_actions: int
+    context: Context | None = None
+    after: Context | None = None

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from treewright.envs.errors import TreewrightError
 from treewright.training.step import Trainer
+from treewright.training.versions import weights_version
 
 __all__ = ["Checkpoint", "CheckpointError", "latest", "restore", "save"]
 
@@ -63,6 +64,7 @@ def save(trainer: Trainer, folder: Path, keep: int = 3, extra: dict[str, Any] | 
         "files": files,
         "optimizer": plain,
         "baselines": trainer.baselines,
+        "versions": trainer.versions,
         "consumed": sorted(map(list, trainer.consumed)),
         "extra": extra or {},
     }
@@ -101,6 +103,10 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
     _unflatten(trainer, load_file(checkpoint.path / "optimizer.safetensors"), manifest["optimizer"])
     trainer.steps, trainer.baselines = manifest["step"], manifest["baselines"]
     trainer.consumed = {(a, b) for a, b in manifest["consumed"]}
+    # A checkpoint made before versions were kept knows the weights that it holds, and no older ones.
+    trainer.versions = manifest.get("versions") or (
+        None if trainer.versions is None else [weights_version(trainer.model)]
+    )
     extra: dict[str, Any] = manifest["extra"]
     return extra
 

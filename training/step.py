@@ -2,49 +2,68 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from treewright.envs.errors import TreewrightError
 from treewright.kernels import TreePlan
 from treewright.search.tree import Tree
-from treewright.training.credit import Credit, TreeArrays, estimate
+from treewright.training.credit import Credit, TreeArrays, credit_stats, estimate
+from treewright.training.credit.rows import LeafRows, leaf_rows
 from treewright.training.credit.trees import tree_arrays
-from treewright.training.loss import clipped_surrogate
+from treewright.training.loss import BY_SEQUENCE, LossInputs, LossOptions, LossStats, policy_loss
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
 from treewright.training.pack import PackedBatch, pack_trees
+from treewright.training.versions import require_fresh, weights_version
 
-__all__ = ["NonFinite", "TrainSettings", "Trainer"]
+__all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
 
 
 class NonFinite(TreewrightError):
     """NaN or infinity in rewards, log-probs, loss or gradient; the step was not taken and no weight has changed."""
 
 
+PackLoss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """lr            AdamW learning rate, constant after `warmup` steps
     minibatches      optimizer steps per batch of trees; with more than one the clip ratio matters
-    clip             see clipped_surrogate;  grad_clip  largest gradient norm
+    loss … top_entropy  see treewright.training.loss.LossOptions;  grad_clip  largest gradient norm
+    rows             clip each leaf's row by itself, as the publications of row-based estimators do; needs one of those
     estimator, tau, weight_power  the credit of each step, see treewright.training.credit
     max_tokens       largest pack; a longer tree is a pack of its own
     chunk_tokens     packs longer than this go through the model in chunks of so many tokens: activations of one chunk
                      in memory, the same gradient, one forward pass more; None: never
     allow_biased     accept inexact trees
+    max_staleness    updates ago that a tree may have been drawn, see treewright.training.versions
     """
 
     lr: float = 3e-4
     warmup: int = 0
     weight_decay: float = 0.0
     minibatches: int = 1
+    loss: str = "clipped"
     clip: float = 0.2
+    clip_high: float | None = None
+    dual_clip: float = 3.0
+    adaptive_clip: float = 0.0
+    kl: str = "k3"
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    sampler_cap: float = 2.0
+    top_entropy: float = 0.2
+    rows: bool = False
     grad_clip: float = 1.0
     estimator: str = "split_loo"
     tau: float = 3.0
@@ -52,6 +71,17 @@ class TrainSettings:
     max_tokens: int = 8192
     chunk_tokens: int | None = None
     allow_biased: bool = False
+    max_staleness: int = 0
+
+    def __post_init__(self) -> None:
+        self.options(False)
+        if self.rows and (self.loss in BY_SEQUENCE or self.max_staleness):
+            raise TreewrightError("rows = true clips (leaf, token) terms; it goes with neither gspo nor max_staleness")
+
+    def options(self, by_action: bool) -> LossOptions:
+        """What the loss is told; `by_action` corrects whole draws, for trees of older weights."""
+        mine = {f.name: getattr(self, f.name) for f in fields(LossOptions) if f.name != "by_action"}
+        return LossOptions(**mine, by_action=by_action)
 
 
 @dataclass(slots=True)
@@ -62,6 +92,8 @@ class Trainer:
     tokenizer  saved beside the weights, so that a checkpoint can be opened as a policy; None leaves it out
     consumed   (tree id, policy version) of every tree trained on; each is used once
     baselines  by suite, the mean root value of the last batch
+    reference  the policy that kl_coef pulls to; None: a frozen copy of `model` as it is given here
+    versions   names of this trainer's weights, oldest first, by which stale trees are refused; None: not checked
     """
 
     model: Any
@@ -70,10 +102,16 @@ class Trainer:
     steps: int = 0
     consumed: set[tuple[str, str]] = field(default_factory=set)
     baselines: dict[str, float] = field(default_factory=dict)
+    reference: Any = None
+    versions: list[str] | None = None
 
     def __post_init__(self) -> None:
         prepare(self.model)
         s = self.settings
+        if s.kl_coef and self.reference is None:
+            self.reference = frozen(self.model)
+        if self.reference is not None:
+            prepare(self.reference)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=s.lr, betas=(0.9, 0.99), weight_decay=s.weight_decay
         )
@@ -83,29 +121,64 @@ class Trainer:
     def update(self, trees: Sequence[Tree], on_pack: Callable[[int, int], None] | None = None) -> dict[str, float]:
         """Trains on the trees not consumed before and returns what to log.
 
-        Raises NonFinite (nothing changed), InexactTree for inexact trees unless allowed, TreewrightError when nothing
-        new was given.
+        Raises NonFinite (nothing changed), InexactTree for inexact trees unless allowed, StaleTrees for trees of older
+        weights than allowed, TreewrightError when nothing new was given.
         """
+        fresh = self.unseen(trees)
+        ages = [0] if self.versions is None else self._ages(fresh)
+        arrays, credit, rows = self._credit(fresh)
+        stats = self.learn(fresh, arrays, credit, rows=rows, stale=max(ages) > 0, on_pack=on_pack)
+        return stats | {"oldest": float(max(ages))}
+
+    def unseen(self, trees: Sequence[Tree]) -> list[Tree]:
+        """The trees not trained on before, trees of a suite side by side. Raises TreewrightError if there are none."""
         fresh = [t for t in trees if (t.tree_id, t.header.policy_version) not in self.consumed]
         if not fresh:
             raise TreewrightError("every tree given was trained on before; collect new ones or give another folder")
         fresh.sort(key=lambda t: t.task.suite)  # stable: trees of a suite stay in order
-        arrays, credit = self._credit(fresh)
-        packs = pack_trees(fresh, arrays, credit, self.settings.max_tokens)
-        stats = self._descend(packs, on_pack) if packs else {}
-        self.consumed |= {(t.tree_id, t.header.policy_version) for t in fresh}
+        return fresh
+
+    def learn(
+        self,
+        trees: Sequence[Tree],
+        arrays: TreeArrays,
+        credit: Credit,
+        *,
+        mode: NDArray[np.int64] | None = None,
+        rows: LeafRows | None = None,
+        stale: bool = False,
+        on_pack: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """`update` with credit that was computed elsewhere; `mode` [N] says what each node is trained with.
+
+        stale  correct whole draws for having been made by older weights
+        """
+        s = self.settings
+        by_draw = stale or s.loss in BY_SEQUENCE
+        packs = pack_trees(
+            trees, arrays, credit, s.max_tokens, terms="row" if rows is not None else "draw" if by_draw else "token",
+            rows=rows, mode=mode, every=bool(s.kl_coef or s.entropy_coef),
+        )  # fmt: skip
+        stats = self.descend_surrogate(packs, s.options(stale), on_pack) if packs else {}
+        self.consumed |= {(t.tree_id, t.header.policy_version) for t in trees}
         used = credit.coef != 0
+        seen = credit_stats(arrays, credit)
         return stats | {
-            "trees": float(len(fresh)),
+            **asdict(seen),
+            "trees": float(len(trees)),
             "value": float(np.nanmean(credit.value[arrays.roots])),
             "trees_with_gradient": float(len({int(t) for t in arrays.tree[used]})),
-            "log_sum_weight": float(np.log(max(credit.weight[arrays.terminal | arrays.truncated].sum(), 1e-12))),
-            "ess": float(np.nanmean(credit.ess[arrays.roots])),
+            "sum_weight": math.exp(seen.log_sum_weight),
+            "ess_tree": float(np.nanmean(credit.ess[arrays.roots])),
             "tokens": float(sum(len(p) for p in packs)),
             "trained_tokens": float(sum(len(p.target) for p in packs)),
         }
 
-    def _credit(self, trees: Sequence[Tree]) -> tuple[TreeArrays, Credit]:
+    def _ages(self, trees: Sequence[Tree]) -> list[int]:
+        assert self.versions is not None
+        return require_fresh([t.header.policy_version for t in trees], self.versions, self.settings.max_staleness)
+
+    def _credit(self, trees: Sequence[Tree]) -> tuple[TreeArrays, Credit, LeafRows | None]:
         """Credit suite by suite: a root's baseline comes from other trees of its own suite, now or in earlier batches.
 
         Suites differ in how often they succeed; one baseline for all would only add variance.
@@ -114,6 +187,8 @@ class Trainer:
         if self.settings.estimator == "split_loo":
             options = {name: getattr(self.settings, name) for name in ("tau", "weight_power", "allow_biased")}
         parts: list[tuple[TreeArrays, Credit]] = []
+        rows: list[LeafRows] = []
+        nodes = 0
         for suite, group in groupby(trees, key=lambda t: t.task.suite):
             arrays = tree_arrays(list(group))
             arrays.validate()
@@ -121,42 +196,79 @@ class Trainer:
             credit = estimate(self.settings.estimator, arrays, **options, **own)
             if not np.isfinite(credit.coef).all():
                 raise NonFinite(f"the credit of {int((~np.isfinite(credit.coef)).sum())} nodes is not finite")
+            if self.settings.rows:
+                found = leaf_rows(self.settings.estimator, arrays)
+                rows.append(LeafRows(found.leaf + nodes, found.node + nodes, found.coef))
+            nodes += len(arrays)
             roots = credit.value[arrays.roots]
             if np.isfinite(roots).any():
                 self.baselines[suite] = float(np.nanmean(roots))
             parts.append((arrays, credit))
         joined = (np.concatenate([getattr(c, f.name) for _, c in parts]) for f in fields(Credit))
-        return TreeArrays.concatenate([a for a, _ in parts]), Credit(*joined)
+        together = (np.concatenate([getattr(r, f.name) for r in rows]) for f in fields(LeafRows)) if rows else None
+        return (
+            TreeArrays.concatenate([a for a, _ in parts]),
+            Credit(*joined),
+            LeafRows(*together) if together is not None else None,
+        )
 
     # -- the optimizer's side -----------------------------------------------------------------------------------
 
-    def _descend(self, packs: Sequence[PackedBatch], on_pack: Callable[[int, int], None] | None) -> dict[str, float]:
-        groups = [packs[i :: self.settings.minibatches] for i in range(min(self.settings.minibatches, len(packs)))]
+    def descend_surrogate(
+        self,
+        packs: Sequence[PackedBatch],
+        options: LossOptions | None = None,
+        on_pack: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """`descend` with the loss of the settings, or of `options`."""
+        options = options or self.settings.options(False)
         olds: dict[int, Tensor] = {}
-        if len(groups) > 1:
+        if min(self.settings.minibatches, len(packs)) > 1:
             with torch.no_grad():
                 olds = {id(p): self.logprobs(p)[0].detach() for p in packs}
+
+        def surrogate(pack: PackedBatch, trees: int) -> PackLoss:
+            return self._surrogate(pack, olds.get(id(pack)), trees, options)
+
+        return self.descend(packs, surrogate, on_pack)
+
+    def descend(
+        self,
+        packs: Sequence[PackedBatch],
+        loss_of: Callable[[PackedBatch, int], PackLoss],
+        on_pack: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Optimizer steps over the packs, `minibatches` of them, for any loss of their log-probs; what to log.
+
+        loss_of  (pack, trees generated for its step) → a function of (log-probs [M], entropies [M]) that gives the
+                 loss and what it saw
+        """
+        groups = [packs[i :: self.settings.minibatches] for i in range(min(self.settings.minibatches, len(packs)))]
         sums: dict[str, float] = {}
         done = 0
         for group in groups:
             trees = sum(p.trees for p in group)
             self.optimizer.zero_grad(set_to_none=True)
             for pack in group:
-                for name, value in self._backward(pack, olds.get(id(pack)), trees).items():
+                for name, value in self._backward(pack, loss_of(pack, trees)).items():
                     sums[name] = sums.get(name, 0.0) + value
                 done += 1
                 if on_pack is not None:
                     on_pack(done, len(packs))
             sums["grad_norm"] = sums.get("grad_norm", 0.0) + self._step()
+        if groups and self.versions is not None:
+            self.versions.append(weights_version(self.model))
         per_group = {"grad_norm", "loss"}
         return {k: v / (len(groups) if k in per_group else len(packs)) for k, v in sums.items()}
 
-    def logprobs(self, pack: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs and predicting entropies [M] of the pack's targets on the tree path; in chunks without gradient."""
+    def logprobs(self, pack: PackedBatch, model: Any = None) -> tuple[Tensor, Tensor]:
+        """Log-probs and predicting entropies [M] of the pack's targets on the tree path, under `model` or our own; in
+        chunks without gradient."""
+        model = self.model if model is None else model
         cuts = self._cuts(pack)
         if cuts is not None:
-            return chunked_logprobs(self.model, *self._inputs(pack), cuts)
-        return tree_logprobs(self.model, *self._inputs(pack))
+            return chunked_logprobs(model, *self._inputs(pack), cuts)
+        return tree_logprobs(model, *self._inputs(pack))
 
     def _cuts(self, pack: PackedBatch) -> int | None:
         """Tokens per chunk, None where the pack runs whole."""
@@ -172,35 +284,49 @@ class Trainer:
         rows = torch.from_numpy(pack.parent.astype(np.int64)).to(device)[target]
         return ids, plan, rows, ids[target]
 
-    def _backward(self, pack: PackedBatch, old: Tensor | None, trees: int) -> dict[str, float]:
-        seen: Any = None
+    def reference_logprobs(self, pack: PackedBatch) -> Tensor | None:
+        """[M] log-probs under the reference policy, or None without one."""
+        if self.reference is None:
+            return None
+        with torch.no_grad():
+            return self.logprobs(pack, self.reference)[0]
+
+    def _surrogate(self, pack: PackedBatch, old: Tensor | None, trees: int, options: LossOptions) -> PackLoss:
+        reference = self.reference_logprobs(pack)
+
+        def loss(logp: Tensor, entropy: Tensor) -> tuple[Tensor, dict[str, float]]:
+            coef, behaviour, weight = (
+                torch.from_numpy(a).to(logp) for a in (pack.term_coef, pack.behaviour, pack.weight)
+            )
+            mode, term, sequence = (torch.from_numpy(a).to(logp.device) for a in (pack.mode, pack.term, pack.sequence))
+            before = logp.detach() if old is None else old
+            inputs = LossInputs(
+                logp, entropy, before, behaviour, weight, mode, trees, term, coef, sequence, reference
+            )  # fmt: skip
+            value, seen = policy_loss(inputs, options)
+            return value, _logged(seen, reference is not None)
+
+        return loss
+
+    def _backward(self, pack: PackedBatch, loss_of: PackLoss) -> dict[str, float]:
+        seen: dict[str, float] = {}
 
         def objective(logp: Tensor, entropy: Tensor) -> Tensor:
-            nonlocal seen
             if not bool(torch.isfinite(logp).all()):
                 raise self._refuse("log-probs")
-            coef = torch.from_numpy(pack.coef).to(logp)
-            behaviour = torch.from_numpy(pack.behaviour).to(logp)
-            before = logp.detach() if old is None else old
-            loss, seen = clipped_surrogate(logp, before, coef, behaviour, trees, clip=self.settings.clip)
+            loss, found = loss_of(logp, entropy)
             if not bool(torch.isfinite(loss)):
                 raise self._refuse("loss")
+            seen.update(found)
             return loss
 
         cuts = self._cuts(pack)
         if cuts is not None:
-            loss, _, entropy = chunked_backward(self.model, *self._inputs(pack), objective, cuts)
+            loss, _, _ = chunked_backward(self.model, *self._inputs(pack), objective, cuts)
         else:
-            logp, entropy = tree_logprobs(self.model, *self._inputs(pack))
-            loss = objective(logp, entropy)
+            loss = objective(*tree_logprobs(self.model, *self._inputs(pack)))
             loss.backward()  # type: ignore[no-untyped-call]
-        return {
-            "loss": float(loss.detach()),
-            "entropy": float(entropy.detach().mean()),
-            "clipped": seen.clipped,
-            "kl": seen.kl,
-            "sampler_gap": seen.sampler_gap,
-        }
+        return {"loss": float(loss.detach()), **seen}
 
     def _step(self) -> float:
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
@@ -219,3 +345,15 @@ class Trainer:
             f"{what} not finite at step {self.steps}: no step was taken, weights are as before. "
             "Lower train.lr or look at the batch's rewards and log-probs"
         )
+
+
+def frozen(model: Any) -> Any:
+    """A copy of the model that no training changes."""
+    twin = copy.deepcopy(model).eval()
+    for weight in twin.parameters():
+        weight.requires_grad_(False)
+    return twin
+
+
+def _logged(seen: LossStats, with_reference: bool) -> dict[str, float]:
+    return {k: v for k, v in asdict(seen).items() if with_reference or k != "reference_kl"}

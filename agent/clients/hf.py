@@ -7,7 +7,6 @@ event loop goes on. What is computed for a prompt is shared by its draws and kep
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 import time
 from collections.abc import Sequence
@@ -28,19 +27,11 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.kernels.decode import path_length
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
+from treewright.training.versions import weights_version
 
 __all__ = ["HFPolicy", "weights_version"]
 
 SMALL = 20_000_000  # parameters up to which one CPU thread beats several
-
-
-def weights_version(model: Any) -> str:
-    """32 hex digits that name the model's weights: equal for equal tensors, whatever file they came from."""
-    h = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return h.hexdigest()
 
 
 @dataclass(slots=True)
@@ -160,6 +151,27 @@ class HFPolicy:
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._work())
         return await waiting.future
+
+    async def entropies(self, contexts: Sequence[Sequence[int]]) -> list[float]:
+        """Entropy in nats of the next token after each prompt. What is computed is kept for draws from the same one."""
+        if self._closed:
+            raise PolicyFault(f"policy {self.name} is closed")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._entropies, [tuple(ids) for ids in contexts])
+
+    def _entropies(self, contexts: Sequence[tuple[int, ...]]) -> list[float]:
+        with self._lock:
+            try:
+                with torch.inference_mode():
+                    logps = [self._prefill(ids).float().log_softmax(-1) for ids in contexts]
+            finally:
+                self._cache.trim()
+            return [float(-(p.exp() * p).sum()) for p in logps]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens a draw chooses from."""
+        return int(self.model.config.get_text_config().vocab_size)
 
     async def _work(self) -> None:
         """Runs what waits, batch after batch, until nothing does."""

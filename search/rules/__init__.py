@@ -19,10 +19,7 @@ from treewright.search.rules.growth import (
     best_first,
     breadth_first,
     chains,
-    fan,
-    late_branch,
     random_on_policy,
-    split,
 )
 
 __all__ = [
@@ -36,13 +33,11 @@ __all__ = [
     "chains",
     "depth_first_critic",
     "ets",
-    "fan",
     "frontier_of",
-    "late_branch",
+    "known_rules",
     "options_of",
     "random_on_policy",
     "rule",
-    "split",
     "uct",
     "uniform_cost",
 ]
@@ -59,18 +54,23 @@ RULES: dict[str, Callable[..., Rule]] = {
     "random_on_policy": random_on_policy,
     "breadth_first": breadth_first,
     "chains": chains,
-    "fan": fan,
-    "late_branch": late_branch,
-    "split": split,
 }
+
+
+def known_rules() -> dict[str, Callable[..., Rule]]:
+    """Every rule by name, the growth schedules of `treewright.search.growth` included."""
+    from treewright.search.growth import GROWTH
+
+    return {**RULES, **GROWTH}
 
 
 def options_of(name: str) -> tuple[str, ...]:
     """The names of a rule's options. Raises TreewrightError with the nearest known rule."""
-    if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, n=1)
-        raise TreewrightError(f"no rule named {name!r}; {f'did you mean {near[0]!r}?' if near else ', '.join(RULES)}")
-    return tuple(inspect.signature(RULES[name]).parameters)
+    found = known_rules()
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        raise TreewrightError(f"no rule named {name!r}; {f'did you mean {near[0]!r}?' if near else ', '.join(found)}")
+    return tuple(inspect.signature(found[name]).parameters)
 
 
 def rule(name: str, **options: object) -> Rule:
@@ -81,4 +81,4 @@ def rule(name: str, **options: object) -> Rule:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise TreewrightError(f"rule {name!r} has no option {option!r}; {hint}")
-    return RULES[name](**options)
+    return known_rules()[name](**options)

@@ -22,6 +22,9 @@ class Rule:
     eager     None lets the engine choose: eager where fork or state restore is declared, lazy with replay only
     frontier  makes another order than that of static priorities: layers, walks down the tree
     prunes    why a tree is inexact once the rule has given nodes up; None for rules that give up nothing
+    keep      probability with which a new open node is kept, by a coin of its seed that is recorded; None: all are
+    stop      why an open node shall not be gone on from, or None; makes the tree inexact
+    again     once nothing waits, an expanded node to draw from again, or None; makes the tree inexact
     choose    the leaf to go for once the search is over; it sees no reward either
     """
 
@@ -32,6 +35,9 @@ class Rule:
     frontier: Callable[[Tree], Frontier] | None = None
     prunes: str | None = None
     choose: Callable[[Tree], int | None] = choose_by_mass
+    keep: Callable[[Node], float] | None = None
+    stop: Callable[[Node], str | None] | None = None
+    again: Callable[[Tree], int | None] | None = None
 
 
 def frontier_of(rule: Rule, tree: Tree) -> Frontier:

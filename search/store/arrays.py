@@ -105,11 +105,15 @@ def _replay(connection: Connection, key: int, out: dict[str, NDArray[Any]]) -> N
     for node, closing, draws, first, drafts, fault, seen, truth in cursor.fetchall():
         if seen is not None and seen != DRAFT:
             status[node], reward[node] = CODE[seen], np.nan if truth is None else truth
+        before = drawn[node]
         if closing:
             for above in parent[first : first + drafts]:
                 if drawn[above] == 0:
                     drawn[above], status[above] = 1, expanded
         if draws:
-            drawn[node], status[node] = draws, expanded
+            drawn[node], status[node] = before + draws, expanded
+            if before:  # later draws share the mass of the first ones
+                own = parent == node
+                out["share"][own] = out["mult"][own] / drawn[node]
         if fault is not None:
             status[first + drafts - 1 if drafts else node] = CODE[NodeStatus.FAULT.value]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from treewright.search.rooted import prefix_ids
 from treewright.search.tree import Tree
 from treewright.search.types import NodeKind as SearchKind
 from treewright.search.types import NodeStatus
@@ -26,13 +27,17 @@ _MASKED = (NodeStatus.FAULT, NodeStatus.UNREACHABLE, NodeStatus.IN_DOUBT)
 _UNEXECUTED = (NodeStatus.DRAFT, NodeStatus.PRUNED)
 
 
-def tree_arrays(trees: Sequence[Tree]) -> TreeArrays:
+def tree_arrays(trees: Sequence[Tree], by: str = "prefix") -> TreeArrays:
     """One batch of N nodes out of search trees; trees of the same task form a group.
+
+    by  prefix: only those that also begin with exactly the same given turns, since others start elsewhere; task: all
 
     Node i of tree t stands at offset(t) + i. Raises TreewrightError while a tree's rewards are sealed.
     """
-    tasks: dict[tuple[str, str], int] = {}
-    group = [tasks.setdefault((t.task.suite, t.task.id), len(tasks)) for t in trees]
+    tasks: dict[tuple[object, ...], int] = {}
+    given = [prefix_ids(t) if by == "prefix" else () for t in trees]
+    keys = [(t.task.suite, t.task.id, ids) for t, ids in zip(trees, given, strict=True)]
+    group = [tasks.setdefault(key, len(tasks)) for key in keys]
     return TreeArrays.concatenate([_one(tree, g) for tree, g in zip(trees, group, strict=True)])
 
 

@@ -141,7 +141,7 @@ def _node(view: View, node: int, draft: Draft | None) -> Row:
         "born": tree.born[node],
         "slot": tree.slot[node],
         "mult": tree.mult[node],
-        "share": _real(tree.share[node]),
+        "share": _real(draft.share if draft is not None else tree.share[node]),
         "seed": tree.seed[node],
         "text": escape(done.text),
         "ids": list(done.token_ids),

@@ -1,0 +1,135 @@
+"""Direct preference optimisation on what branches of trees show, without a reward model of its own.
+
+    L = −mean log σ(β [(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)])       Rafailov et al., 2305.18290
+
+Pairs come from branches (two executed siblings of different value, as TreeCUA-DPO does) or from refinements: what the
+policy did at first, and failed, against what a search then found from the same place (after SPaR, 2412.11605; there a
+language model judges and refines, here the search refines and the world's reward judges).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from treewright.envs.errors import TreewrightError
+from treewright.search.tree import Tree
+from treewright.training.credit.arrays import InexactTree
+from treewright.training.export.rows import SOLVED, dpo_rows
+from treewright.training.export.view import View
+from treewright.training.pack import PackedBatch, TokenRow, pack_rows
+from treewright.training.step import PackLoss, Trainer, frozen
+
+__all__ = ["Pair", "branch_pairs", "dpo", "require_exact", "spar_pairs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Token ids of a prompt and of two answers to it; `gap` is the difference of their values."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    gap: float
+
+
+def require_exact(trees: Sequence[Tree], allow_biased: bool, what: str) -> None:
+    """Raises InexactTree, with the reasons, if any tree is inexact and that is not allowed."""
+    bad = [t for t in trees if not t.exact]
+    if bad and not allow_biased:
+        raise InexactTree(
+            f"{what}: {len(bad)} of {len(trees)} trees are inexact, the first because {bad[0].reasons[0]}; values at "
+            "their branches may be off. Leave them out, or accept that with train.allow_biased=true"
+        )
+
+
+def branch_pairs(trees: Sequence[Tree], min_gap: float = 0.1, pairs: str = "extremes") -> list[Pair]:
+    """Two siblings of every branch whose values differ by at least `min_gap`, see `export.dpo_rows`."""
+    return [
+        Pair(tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), tuple(row["rejected_ids"]), row["gap"])
+        for tree in trees
+        for row in dpo_rows(View(tree, style="tokens"), min_gap, pairs)
+    ]
+
+
+def spar_pairs(trees: Sequence[Tree], min_outcome: float = SOLVED) -> list[Pair]:
+    """Refined ≻ original, one pair for each tree whose first attempt failed and whose search succeeded.
+
+    The first attempt is the path of first draws. Of the successful paths the one that leaves it latest is the
+    refinement, so that as little as possible differs besides what was wrong.
+    """
+    out = []
+    for tree in trees:
+        first = _first_attempt(tree)
+        if tree.outcome_of(first[-1]) >= min_outcome:
+            continue
+        best = max(
+            (i for i in View(tree, style="tokens").best("all", min_outcome)),
+            key=lambda leaf: (_shared(first, tree.path(leaf)), tree.path_logprob[leaf]),
+            default=None,
+        )
+        if best is None:
+            continue
+        path = tree.path(best)
+        at = _shared(first, path)
+        if at >= len(first):  # the attempt was cut where the refinement goes on: nothing to be preferred against
+            continue
+        chosen, rejected = path[at], first[at]
+        if tree.ids[chosen] and tree.ids[rejected] and tree.error[chosen] is None:
+            gap = tree.outcome_of(best) - tree.outcome_of(first[-1])
+            out.append(Pair(tree.context_ids(path[at - 1]), tree.ids[chosen], tree.ids[rejected], gap))
+    return out
+
+
+def _first_attempt(tree: Tree) -> list[int]:
+    path = [0]
+    while tree.children[path[-1]]:
+        path.append(min(tree.children[path[-1]], key=lambda i: tree.slot[i]))
+    return path
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(1 for x, y in zip(a, b, strict=False) if x == y)
+
+
+def dpo(trainer: Trainer, pairs: Sequence[Pair], *, beta: float = 0.1, epochs: int = 1) -> dict[str, float]:
+    """Trains on the pairs. The reference is `trainer.reference`, or a frozen copy of the weights as they are now.
+
+    Raises TreewrightError without pairs. `margin` is the mean implicit reward of chosen over rejected in the last
+    epoch, `accuracy` how often it was positive; both are 0 in the first, where π is the reference.
+    """
+    if not pairs:
+        raise TreewrightError("no pairs: no branch has siblings of different value; collect with more draws")
+    if beta <= 0:
+        raise TreewrightError(f"beta = {beta}; it must be above 0")
+    reference = trainer.reference if trainer.reference is not None else frozen(trainer.model)
+    groups = [[TokenRow(p.prompt, p.chosen), TokenRow(p.prompt, p.rejected)] for p in pairs]
+    packs = pack_rows(groups, trainer.settings.max_tokens)
+    with torch.no_grad():
+        known = {id(pack): _by_row(trainer.logprobs(pack, reference)[0], pack) for pack in packs}
+
+    def loss_of(pack: PackedBatch, count: int) -> PackLoss:
+        def loss(logp: Tensor, entropy: Tensor) -> tuple[Tensor, dict[str, float]]:
+            won, lost = (_by_row(logp, pack) - known[id(pack)]).reshape(-1, 2).unbind(1)
+            margin = beta * (won - lost)
+            seen = {"margin": float(margin.detach().mean()), "accuracy": float((margin > 0).float().mean())}
+            return -F.logsigmoid(margin).sum() / count, seen
+
+        return loss
+
+    stats: dict[str, float] = {}
+    for epoch in range(epochs):
+        stats = trainer.descend(packs, loss_of)
+        if epoch == 0:
+            first = stats["loss"]
+    return stats | {"first_loss": first, "pairs": float(len(pairs))}
+
+
+def _by_row(logp: Tensor, pack: PackedBatch) -> Tensor:
+    """[rows] sums of the log-probs [M] over each row of the pack."""
+    term, row = (torch.from_numpy(a).to(logp.device) for a in (pack.term, pack.sequence))
+    return logp.new_zeros(int(row.max()) + 1).index_add(0, row, logp[term])

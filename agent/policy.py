@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange
 
-__all__ = ["SEEDLING", "Policy", "PolicyStats", "open_policy"]
+__all__ = ["SEEDLING", "Policy", "PolicyStats", "open_policy", "serve_weights"]
 
 SEEDLING = Path(__file__).parent / "seedling"
 
@@ -85,6 +86,7 @@ def open_policy(spec: str, **options: Any) -> Policy:
     hf:FOLDER_OR_NAME          any transformers causal language model     (agent/clients/hf.py)
     openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/clients/openai.py)
     vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out
+    vllm:FOLDER_OR_NAME        vLLM in this program; vllm:seedling is the packaged model (agent/clients/vllm_engine.py)
 
     Raises TreewrightError for an unknown kind, with the nearest known one, and for a missing package, with what to
     install.
@@ -97,10 +99,11 @@ def open_policy(spec: str, **options: Any) -> Policy:
     try:
         return _KINDS[kind](rest, options)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors"):
+        if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors", "vllm"):
             raise
+        extra = "vllm" if kind == "vllm" else "train"
         raise TreewrightError(
-            f"policy {spec!r} needs {error.name}, which is not installed; type: pip install 'treewright[train]'"
+            f"policy {spec!r} needs {error.name}, which is not installed; type: pip install 'treewright[{extra}]'"
         ) from error
 
 
@@ -148,9 +151,19 @@ def _openai(rest: str, options: dict[str, Any]) -> Policy:
 
 
 def _vllm(rest: str, options: dict[str, Any]) -> Policy:
+    if "@http" not in rest:
+        return _vllm_here(rest, options)
     from treewright.agent.clients.openai import VLLMPolicy
 
     return VLLMPolicy(*_served("vllm", rest), **options)
+
+
+def _vllm_here(rest: str, options: dict[str, Any]) -> Policy:
+    from treewright.agent.clients.vllm_engine import open_vllm
+
+    if not rest:
+        raise TreewrightError("'vllm:' names no model; write vllm:FOLDER, or vllm:MODEL@http://HOST:PORT/v1")
+    return open_vllm(str(SEEDLING) if rest == "seedling" else rest, **options)
 
 
 def _served(kind: str, rest: str) -> tuple[str, str]:
@@ -158,6 +171,22 @@ def _served(kind: str, rest: str) -> tuple[str, str]:
     if not model or not at:
         raise TreewrightError(f"'{kind}:{rest}' names no server; write {kind}:MODEL@http://HOST:PORT/v1")
     return model, "http" + url
+
+
+async def serve_weights(policy: Any, folder: str | Path) -> str:
+    """Makes a policy serve the weights of a `save_pretrained` folder, in memory or over the wire; the new version.
+
+    A policy that shares an accelerator with the trainer is woken first. Raises TreewrightError for a policy that
+    cannot exchange its weights.
+    """
+    load = getattr(policy, "load_weights", None)
+    if load is None:
+        raise TreewrightError(f"policy {policy.name} cannot take new weights; use seedling, hf:… or vllm:…")
+    if (wake := getattr(policy, "wake", None)) is not None:
+        await wake()
+    done = load(folder)
+    version = await done if inspect.isawaitable(done) else done
+    return str(version)
 
 
 _KINDS: dict[str, Callable[[str, dict[str, Any]], Policy]] = {

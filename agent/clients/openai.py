@@ -17,30 +17,26 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from treewright.agent.clients.engine import ToolContext, together, weights_in, with_tools
+from treewright.agent.clients.line import PrefixLine
 from treewright.agent.policy import PolicyStats
 from treewright.agent.prompts import Template, chat_messages, template_for
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
-__all__ = ["OpenAIPolicy", "ServedContext", "VLLMPolicy"]
+__all__ = ["OpenAIPolicy", "VLLMPolicy"]
 
 log = logging.getLogger(__name__)
 
 PASSING = frozenset({408, 409, 425, 429})
 LONGEST_WAIT = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServedContext(Context):
-    """A context for servers that take tool schemas beside the messages."""
-
-    tools: tuple[ToolSpec, ...] = ()
 
 
 class _Details(BaseModel):
@@ -109,7 +105,7 @@ class OpenAIPolicy:
     together       True asks for all drafts of a node in one request (`n`, seeded by the first seed); False sends one
                    request for each seed, so that a seed gives the same draw wherever the server honours seeds
     window         how many of the newest observations are sent in full; None for all
-    concurrency    requests under way at once
+    concurrency    requests under way at once; the rest waits in the order of `order`, see PrefixLine
     deadline       seconds for one draw(), retries and waiting in line included; attempt_timeout for one request
     api_key_env    environment variable that holds the key; no header is sent when it is not set
     extra          further fields of the request body, e.g. {"top_p": 1}
@@ -130,6 +126,7 @@ class OpenAIPolicy:
         window: int | None = None,
         logprobs: bool = True,
         concurrency: int = 16,
+        order: str = "prefix",
         deadline: float = 120.0,
         attempt_timeout: float = 60.0,
         backoff: float = 0.5,
@@ -151,7 +148,7 @@ class OpenAIPolicy:
         self._jitter = random.Random()
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._slots = asyncio.Semaphore(concurrency)
+        self.line = PrefixLine(concurrency, order)
         self._told: set[str] = set()
         self._busy, self._since = 0, 0.0
 
@@ -171,7 +168,7 @@ class OpenAIPolicy:
     ) -> Context:
         """The conversation as messages; no token ids."""
         messages = chat_messages(task, tools, first, turns, self.window)
-        return ServedContext(0, (), (), messages, tuple(tools))
+        return with_tools(Context(0, (), (), messages), tools)
 
     def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -182,7 +179,7 @@ class OpenAIPolicy:
         }
         if self.logprobs:
             body["logprobs"] = True
-        if self.tools_as == "schema" and isinstance(context, ServedContext) and context.tools:
+        if self.tools_as == "schema" and isinstance(context, ToolContext) and context.tools:
             body["tools"] = [tool.to_openai() for tool in context.tools]
         return body | self.extra
 
@@ -199,7 +196,7 @@ class OpenAIPolicy:
                 if self.together:
                     return await self._batch(body, seeds, effort)
                 tasks = [self._batch(body, [seed], effort) for seed in seeds]
-                return [done for [done] in await _all(tasks)]
+                return [done for [done] in await together(tasks)]
         except TimeoutError as error:
             self.stats.faults += 1
             raise PolicyFault(f"{self.name}: no answer within {self.deadline:g} s; last: {effort.trouble}") from error
@@ -286,9 +283,8 @@ class OpenAIPolicy:
 
     async def _post(self, body: dict[str, Any]) -> httpx.Response:
         client = self._session()
-        key = os.environ.get(self.api_key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        async with self._slots:
+        headers = self._headers()
+        async with self.line.place(body.get("prompt", ())):
             if not self._busy:
                 self._since = time.monotonic()
             self._busy += 1
@@ -302,6 +298,10 @@ class OpenAIPolicy:
                 if not self._busy:
                     self.stats.seconds += time.monotonic() - self._since
 
+    def _headers(self) -> dict[str, str]:
+        key = os.environ.get(self.api_key_env)
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
     def _session(self) -> httpx.AsyncClient:
         """The client of this event loop; connections do not outlive the loop they were made in."""
         loop = asyncio.get_running_loop()
@@ -314,7 +314,7 @@ class OpenAIPolicy:
                 trust_env=not local,
             )
             self._loop, self._busy = loop, 0
-            self._slots = asyncio.Semaphore(self.concurrency)
+            self.line = PrefixLine(self.concurrency, self.line.order)
         return self._client
 
     def _reply(self, response: httpx.Response) -> _Reply:
@@ -354,6 +354,7 @@ class VLLMPolicy(OpenAIPolicy):
     Prompts are built here with the model's own tokenizer, so nothing is tokenised twice. Sampling parameters that a
     server would take from the model's generation settings are sent as neutral. `tokenizer` is a folder or name for
     transformers, or a tokenizer; None takes the model's name. Draws are trainable at temperature 1.
+    With `colocated` the server sleeps while the trainer works.
     """
 
     path = "completions"
@@ -366,12 +367,73 @@ class VLLMPolicy(OpenAIPolicy):
         tokenizer: Any = None,
         template: Template | None = None,
         template_options: dict[str, Any] | None = None,
+        colocated: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, base_url, **{"name": f"vllm:{model}", "together": False, **options})
+        self.colocated = colocated
         if isinstance(tokenizer, str) or tokenizer is None:
             tokenizer = _tokenizer(tokenizer or model)
         self.template = template or template_for(tokenizer, self.window, **(template_options or {}))
+
+    # -- weights and memory: needs a server started with VLLM_SERVER_DEV_MODE=1 ---------------------------------------
+
+    async def load_weights(self, path: str | Path, version: str | None = None) -> str:
+        """Makes the server take the weights of a folder that it can read; returns the new version.
+
+        Waits for the requests under way; those that wait get the new weights. Raises TreewrightError where the server
+        refuses: the weights it then has are unknown, so nothing should be drawn.
+        """
+        name = version or await asyncio.to_thread(weights_in, path)
+        folder = str(await asyncio.to_thread(Path(path).resolve))
+        async with self.line.alone():
+            await self._control("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
+            await self._control("reset_prefix_cache")
+            self._version = name
+        return name
+
+    async def load_adapter(self, path: str | Path, version: str | None = None) -> str:
+        """Makes the server take a LoRA adapter and draws with it from now on; returns the new version.
+
+        The server must be started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
+        """
+        mark = version or await asyncio.to_thread(weights_in, path)
+        folder = str(await asyncio.to_thread(Path(path).resolve))
+        async with self.line.alone():
+            await self._control("v1/load_lora_adapter", {"lora_name": mark, "lora_path": folder})
+            self.model, self._version = mark, f"{self._version.partition('+')[0]}+{mark}"
+        return self._version
+
+    async def sleep(self) -> bool:
+        """Gives the accelerator back until `wake`, if the server shares it with the trainer (`colocated`)."""
+        if not self.colocated:
+            return False
+        async with self.line.alone():
+            await self._control("sleep?level=1")
+        return True
+
+    async def wake(self) -> None:
+        if not self.colocated:
+            return
+        async with self.line.alone():
+            await self._control("wake_up")
+
+    async def _control(self, path: str, body: dict[str, Any] | None = None) -> None:
+        """One order to the server, at its root and not under /v1."""
+        url = self.base_url.join("/" + path)
+        try:
+            reply = await self._session().post(url, json=body, headers=self._headers(), timeout=self.deadline)
+        except httpx.RequestError as error:
+            raise TreewrightError(f"{self.name}: {path} failed: {type(error).__name__}: {error}") from error
+        if reply.status_code == 404:
+            raise TreewrightError(
+                f"{self.name}: the server does not know {path}; start it with VLLM_SERVER_DEV_MODE=1 "
+                "(and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters)"
+            )
+        if reply.status_code != 200:
+            raise TreewrightError(f"{self.name}: {path} failed: {self._explain(reply)}")
+
+    # -- draws ------------------------------------------------------------------------------------------------------
 
     def context(
         self,
@@ -436,16 +498,6 @@ def _tokenizer(name: str) -> Any:
         raise TreewrightError(
             f"no tokenizer for {name!r}; pass tokenizer=FOLDER, the folder that the server was started with"
         ) from error
-
-
-async def _all(coroutines: Sequence[Any]) -> list[Any]:
-    """Results in order; the first failure cancels the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(c) for c in coroutines]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _seconds(retry_after: str | None) -> float:

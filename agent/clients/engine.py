@@ -28,10 +28,14 @@ __all__ = [
     "Told",
     "ToolContext",
     "folder_version",
+    "served_folder",
     "together",
     "weights_in",
     "with_tools",
 ]
+
+
+OPTIMIZER = "optimizer.safetensors"  # what a checkpoint holds beside the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +96,29 @@ def folder_version(folder: str | Path) -> str:
         return str(folder)
     h = hashlib.blake2b(digest_size=16)
     for file in files:
-        if file.name == "optimizer.safetensors":
+        if file.name == OPTIMIZER:
             continue
         with file.open("rb") as opened:
             while block := opened.read(1 << 22):
                 h.update(block)
     return h.hexdigest()
+
+
+def served_folder(folder: str | Path) -> str:
+    """A folder that vLLM can load: it reads every safetensors file that it finds, the optimizer's too.
+
+    The folder itself where it holds weights alone; else its subfolder `served`, with links to all but the optimizer.
+    """
+    path = Path(folder)
+    if not (path / OPTIMIZER).exists():
+        return str(folder)
+    made = path / "served"
+    made.mkdir(exist_ok=True)
+    for file in path.iterdir():
+        link = made / file.name
+        if file.is_file() and file.name != OPTIMIZER and not link.exists():
+            link.symlink_to(Path("..") / file.name)
+    return str(made)
 
 
 def weights_in(folder: str | Path) -> str:
@@ -141,7 +162,8 @@ class EnginePolicy:
         self.stop_ids = tuple(sorted(template.stop_ids | set(stop_ids)))
         self.line = PrefixLine(concurrency, order)
         self.stats = PolicyStats()
-        self._version, self._busy, self._since, self._closed = version, 0, 0.0, False
+        self._version, self._busy, self._since = version, 0, 0.0
+        self._closed = self._asleep = False
 
     @property
     def version(self) -> str:
@@ -225,7 +247,7 @@ class EnginePolicy:
         """Takes the weights of a folder once the draws under way are done; returns the new version."""
         name = version or await asyncio.to_thread(weights_in, path)
         async with self.line.alone():
-            await self.engine.load_weights(str(path))
+            await self.engine.load_weights(await asyncio.to_thread(served_folder, path))
             self._version = name
         return name
 
@@ -246,13 +268,20 @@ class EnginePolicy:
 
     async def sleep(self) -> bool:
         """Gives the accelerator to the trainer; draws wait until `wake`. False where there is nothing to give."""
-        async with self.line.alone():
-            return await self.engine.sleep()
+        await self.line.shut()
+        try:
+            self._asleep = await self.engine.sleep()
+        finally:
+            if not self._asleep:
+                self.line.reopen()
+        return self._asleep
 
     async def wake(self) -> None:
         """The end of `sleep`; does nothing where that did nothing."""
-        async with self.line.alone():
+        if self._asleep:
             await self.engine.wake()
+            self._asleep = False
+            self.line.reopen()
 
     async def close(self) -> None:
         if not self._closed:

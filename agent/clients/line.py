@@ -83,17 +83,30 @@ class PrefixLine:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """Waits until nobody holds a place and lets nobody in meanwhile: for exchanging weights."""
-        if self._alone:
-            raise TreewrightError("weights are being exchanged already; await the first exchange before another one")
-        self._alone = True
+        await self.shut()
         try:
-            if self.now:
-                self._empty = asyncio.get_running_loop().create_future()
-                await self._empty
             yield
         finally:
-            self._alone, self._empty = False, None
-            self._admit()
+            self.reopen()
+
+    async def shut(self) -> None:
+        """Lets nobody in any more and waits until nobody holds a place."""
+        if self._alone:
+            raise TreewrightError("weights are being exchanged, or the model sleeps; await that before another one")
+        self._alone = True
+        if self.now:
+            self._empty = asyncio.get_running_loop().create_future()
+            try:
+                await self._empty
+            except asyncio.CancelledError:
+                self.reopen()
+                raise
+            finally:
+                self._empty = None
+
+    def reopen(self) -> None:
+        self._alone = False
+        self._admit()
 
     def _leave(self) -> None:
         self.now -= 1

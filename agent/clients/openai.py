@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from treewright.agent.clients.engine import ToolContext, together, weights_in, with_tools
+from treewright.agent.clients.engine import ToolContext, served_folder, together, weights_in, with_tools
 from treewright.agent.clients.line import PrefixLine
 from treewright.agent.policy import PolicyStats
 from treewright.agent.prompts import Template, chat_messages, template_for
@@ -371,7 +371,7 @@ class VLLMPolicy(OpenAIPolicy):
         **options: Any,
     ) -> None:
         super().__init__(model, base_url, **{"name": f"vllm:{model}", "together": False, **options})
-        self.colocated = colocated
+        self.colocated, self._asleep = colocated, False
         if isinstance(tokenizer, str) or tokenizer is None:
             tokenizer = _tokenizer(tokenizer or model)
         self.template = template or template_for(tokenizer, self.window, **(template_options or {}))
@@ -385,7 +385,7 @@ class VLLMPolicy(OpenAIPolicy):
         refuses: the weights it then has are unknown, so nothing should be drawn.
         """
         name = version or await asyncio.to_thread(weights_in, path)
-        folder = str(await asyncio.to_thread(Path(path).resolve))
+        folder = await asyncio.to_thread(lambda: served_folder(Path(path).resolve()))
         async with self.line.alone():
             await self._control("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
             await self._control("reset_prefix_cache")
@@ -408,15 +408,20 @@ class VLLMPolicy(OpenAIPolicy):
         """Gives the accelerator back until `wake`, if the server shares it with the trainer (`colocated`)."""
         if not self.colocated:
             return False
-        async with self.line.alone():
+        await self.line.shut()
+        try:
             await self._control("sleep?level=1")
+            self._asleep = True
+        finally:
+            if not self._asleep:
+                self.line.reopen()
         return True
 
     async def wake(self) -> None:
-        if not self.colocated:
-            return
-        async with self.line.alone():
+        if self._asleep:
             await self._control("wake_up")
+            self._asleep = False
+            self.line.reopen()
 
     async def _control(self, path: str, body: dict[str, Any] | None = None) -> None:
         """One order to the server, at its root and not under /v1."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from treewright.agent.clients.engine import Ask, EnginePolicy, Told, folder_version
+from treewright.agent.clients.engine import Ask, EnginePolicy, Told, folder_version, served_folder
 from treewright.agent.prompts import Window, template_for
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import PolicyFault
@@ -200,7 +200,7 @@ def open_vllm(
     except OSError:
         ends = None
     template = template_for(tokenizer, window, **(template_options or {}))
-    started = VLLMEngine.start(model, **(engine or {}))
+    started = VLLMEngine.start(served_folder(model), **(engine or {}))
     return EnginePolicy(
         started,
         template,

@@ -14,17 +14,15 @@ from pathlib import Path
 
 import httpx
 
+from treewright.agent.clients.engine import served_folder
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["vllm_server"]
 
 ARGUMENTS = (
-    "--enable-prefix-caching",
-    "--logprobs-mode",
-    "processed_logprobs",
-    "--disable-log-stats",
-    "--enable-prompt-tokens-details",
-)
+    "--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", "--disable-log-stats",
+    "--enable-prompt-tokens-details", "--structured-outputs-config", '{"backend": "guidance"}',
+)  # fmt: skip
 ON_CPU = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "64")
 
 
@@ -48,8 +46,9 @@ async def vllm_server(
         "VLLM_NO_USAGE_STATS": "1",
     }
     command = [
-        sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1",
-        "--port", str(port), *ARGUMENTS, *(ON_CPU if cpu else ("--enable-sleep-mode",)), *arguments,
+        sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", served_folder(model),
+        "--served-model-name", str(model), "--host", "127.0.0.1", "--port", str(port),
+        *ARGUMENTS, *(ON_CPU if cpu else ("--enable-sleep-mode",)), *arguments,
     ]  # fmt: skip
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         child = await asyncio.create_subprocess_exec(

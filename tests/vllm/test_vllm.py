@@ -187,8 +187,9 @@ async def test_cancelled_draws_are_freed_and_the_line_keeps_back_what_the_engine
     most = policy.line.limit
     try:
         draw = asyncio.create_task(policy.draw(context, range(most + 9), 1500))
-        while policy.engine.llm.get_num_unfinished_requests() < most:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while policy.engine.llm.get_num_unfinished_requests() < most:  # noqa: ASYNC110 (vLLM has no event for it)
+                await asyncio.sleep(0.01)
         assert policy.line.now == most and policy.line.waiting == 9
         draw.cancel()
         with pytest.raises(asyncio.CancelledError):

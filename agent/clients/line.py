@@ -8,6 +8,7 @@ never what it says, since a draw depends on its prompt and seed alone.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from treewright.envs.errors import TreewrightError
 __all__ = ["ORDERS", "PrefixLine"]
 
 ORDERS = ("prefix", "arrival")
-PATIENCE = 8  # times the limit that others may be let in before one that waits
+PATIENCE = 32  # times the limit that others may be let in before one that waits
+RECENT = 64  # distinct prompts that are taken to be in the server's cache still
 
 
 @dataclass(slots=True)
@@ -25,25 +27,26 @@ class _Waiter:
     ids: tuple[int, ...]
     number: int
     future: asyncio.Future[None]
+    since: int
+    match: int = 0
 
 
 @dataclass(slots=True)
 class PrefixLine:
     """At most `limit` places; the next free one goes to the draw that shares most with those let in before it.
 
-    order  'prefix': longest common prefix with the last one let in, then the order of arrival (longest shared prefix
-           first, Zheng et al. 2024, arXiv:2312.07104); 'arrival': first come, first served. Nobody is passed over
-           more than PATIENCE · limit times.
+    order  'prefix': longest common prefix with one of the RECENT prompts let in, then the order of arrival (longest
+           shared prefix first, Zheng et al. 2024, arXiv:2312.07104); 'arrival': first come, first served. Nobody is
+           passed over more than PATIENCE · limit times.
     """
 
     limit: int
     order: str = "prefix"
     now: int = 0
-    _last: tuple[int, ...] = ()
+    _recent: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=RECENT))
     _waiting: list[_Waiter] = field(default_factory=list)
     _arrived: int = 0
     _let_in: int = 0
-    _since: dict[int, int] = field(default_factory=dict)
     _alone: bool = False
     _empty: asyncio.Future[None] | None = None
 
@@ -61,9 +64,10 @@ class PrefixLine:
     @asynccontextmanager
     async def place(self, ids: Sequence[int] = ()) -> AsyncIterator[None]:
         """Waits for a place and holds it; `ids` is the prompt. A cancelled wait leaves the line."""
-        waiter = _Waiter(tuple(ids), self._arrived, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(tuple(ids), self._arrived, asyncio.get_running_loop().create_future(), self._let_in)
         self._arrived += 1
-        self._since[waiter.number] = self._let_in
+        if self.order == "prefix":
+            waiter.match = max((shared(waiter.ids, seen) for seen in self._recent), default=0)
         self._waiting.append(waiter)
         self._admit()
         try:
@@ -71,7 +75,6 @@ class PrefixLine:
         except asyncio.CancelledError:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
-                del self._since[waiter.number]
             elif not waiter.future.cancelled():
                 self._leave()
             raise
@@ -118,19 +121,24 @@ class PrefixLine:
         while self._waiting and self.now < self.limit and not self._alone:
             waiter = self._next()
             self._waiting.remove(waiter)
-            del self._since[waiter.number]
             if waiter.future.done():
                 continue
             self.now += 1
             self._let_in += 1
-            self._last = waiter.ids
+            self._remember(waiter.ids)
             waiter.future.set_result(None)
+
+    def _remember(self, ids: tuple[int, ...]) -> None:
+        if self.order == "prefix" and ids not in self._recent:
+            self._recent.append(ids)
+            for waiter in self._waiting:
+                waiter.match = max(waiter.match, shared(waiter.ids, ids))
 
     def _next(self) -> _Waiter:
         first = self._waiting[0]
-        if self.order == "arrival" or self._let_in - self._since[first.number] > PATIENCE * self.limit:
+        if self.order == "arrival" or self._let_in - first.since > PATIENCE * self.limit:
             return first
-        return max(self._waiting, key=lambda w: (shared(w.ids, self._last), -w.number))
+        return max(self._waiting, key=lambda w: (w.match, -w.number))
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -354,7 +354,9 @@ class VLLMPolicy(OpenAIPolicy):
     Prompts are built here with the model's own tokenizer, so nothing is tokenised twice. Sampling parameters that a
     server would take from the model's generation settings are sent as neutral. `tokenizer` is a folder or name for
     transformers, or a tokenizer; None takes the model's name. Draws are trainable at temperature 1.
-    With `colocated` the server sleeps while the trainer works.
+    With `colocated` the server sleeps while the trainer works. `extended` is for servers started with
+    --worker-extension-cls treewright.agent.clients.vllm_engine.WeightTaker, as vllm_server does: on a CPU, a model with
+    tied embeddings takes new weights rightly only so.
     """
 
     path = "completions"
@@ -368,10 +370,11 @@ class VLLMPolicy(OpenAIPolicy):
         template: Template | None = None,
         template_options: dict[str, Any] | None = None,
         colocated: bool = False,
+        extended: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, base_url, **{"name": f"vllm:{model}", "together": False, **options})
-        self.colocated, self._asleep = colocated, False
+        self.colocated, self.extended, self._asleep = colocated, extended, False
         if isinstance(tokenizer, str) or tokenizer is None:
             tokenizer = _tokenizer(tokenizer or model)
         self.template = template or template_for(tokenizer, self.window, **(template_options or {}))
@@ -387,7 +390,10 @@ class VLLMPolicy(OpenAIPolicy):
         name = version or await asyncio.to_thread(weights_in, path)
         folder = await asyncio.to_thread(lambda: served_folder(Path(path).resolve()))
         async with self.line.alone():
-            await self._control("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
+            order = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+            if self.extended:
+                order = {"method": "take_folder", "kwargs": {"folder": folder}}
+            await self._control("collective_rpc", order)
             await self._control("reset_prefix_cache")
             self._version = name
         return name

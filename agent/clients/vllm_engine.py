@@ -25,12 +25,32 @@ ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 class WeightTaker:
-    """Mixed into vLLM's worker: weights that arrive as safetensors bytes instead of a folder."""
+    """Mixed into vLLM's worker: new weights from a folder or from safetensors bytes.
+
+    On a CPU vLLM multiplies with packed copies of the weights. A reload packs what the files name anew; the output
+    layer of a model that ties it to its embedding is in no file, and its copy stays the old one (seen in 0.32). It is
+    packed again here.
+    """
+
+    model_runner: Any
+
+    def take_folder(self, folder: str) -> None:
+        self.model_runner.reload_weights(weights_path=folder)
+        self._tie()
 
     def take_weights(self, data: bytes) -> None:
         from safetensors.torch import load
 
-        self.model_runner.reload_weights(weights_iterator=iter(load(data).items()))  # type: ignore[attr-defined]
+        self.model_runner.reload_weights(weights_iterator=iter(load(data).items()))
+        self._tie()
+
+    def _tie(self) -> None:
+        model = self.model_runner.get_model()
+        head = getattr(model, "lm_head", None)
+        if getattr(model.config, "tie_word_embeddings", False) and hasattr(head, "quant_method"):
+            embed = getattr(model.model.embed_tokens, "base_layer", model.model.embed_tokens)
+            head.weight = embed.weight
+            head.quant_method.process_weights_after_loading(head)
 
 
 class VLLMEngine:
@@ -118,7 +138,7 @@ class VLLMEngine:
         self._loop = loop
 
     async def load_weights(self, folder: str) -> None:
-        await self._exchange("reload_weights", {"weights_path": folder})
+        await self._exchange("take_folder", {"folder": folder})
 
     async def load_state(self, state: Mapping[str, Any]) -> None:
         from safetensors.torch import save

@@ -22,6 +22,7 @@ __all__ = ["vllm_server"]
 ARGUMENTS = (
     "--enable-prefix-caching", "--logprobs-mode", "processed_logprobs", "--disable-log-stats",
     "--enable-prompt-tokens-details", "--structured-outputs-config", '{"backend": "guidance"}',
+    "--worker-extension-cls", "treewright.agent.clients.vllm_engine.WeightTaker",
 )  # fmt: skip
 ON_CPU = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "64")
 

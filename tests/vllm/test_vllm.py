@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -28,17 +30,26 @@ GAP = 1e-3  # nats, float32
 BUDGET, SETTINGS = Budget(expansions=6), Settings(max_tokens=48, close=True)
 
 
+class Three(dict):
+    """The policies by name, and the end of the server."""
+
+    stop_server: Any
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def three():
     """The seedling in vLLM in this program, behind vLLM's server, and in transformers."""
     torch.set_num_threads(1)
-    async with vllm_server(SEEDLING, ["--max-model-len", "2048", "--enable-lora", "--max-lora-rank", "8"]) as url:
-        engine = {"max_model_len": 2048, "enable_lora": True, "max_lora_rank": 8}
-        policies = {
-            "here": open_policy("vllm:seedling", engine=engine),
-            "server": open_policy(f"vllm:{SEEDLING}@{url}"),
-            "hf": open_policy("seedling"),
-        }
+    engine = {"max_model_len": 2048, "enable_lora": True, "max_lora_rank": 8}
+    arguments = ["--max-model-len", "2048", "--enable-lora", "--max-lora-rank", "8"]
+    async with AsyncExitStack() as stack:
+        here, url = await asyncio.gather(
+            asyncio.to_thread(open_policy, "vllm:seedling", engine=engine),
+            stack.enter_async_context(vllm_server(SEEDLING, arguments)),
+        )
+        server = open_policy(f"vllm:{SEEDLING}@{url}", extended=True, backoff=0.05)
+        policies = Three(here=here, server=server, hf=open_policy("seedling"))
+        policies.stop_server = stack.aclose
         yield policies
         for policy in policies.values():
             await policy.close()
@@ -221,18 +232,16 @@ async def test_one_model_in_two_event_loops_is_refused_in_words(three):
         await asyncio.to_thread(lambda: asyncio.run(policy.draw(context, [1], 1)))
 
 
-async def test_a_server_that_dies_is_a_fault_within_the_deadline(worlds):
-    async with vllm_server(SEEDLING, ["--max-model-len", "1024"]) as url:
-        policy = open_policy(f"vllm:{SEEDLING}@{url}", deadline=20, backoff=0.05)
-        task = tasks(worlds, 1)[0]
-        assert (await grow(policy, worlds, task)).exact
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    tree = await grow(policy, worlds, task, attempt=1)
-    assert not tree.exact and "a fault persisted" in tree.reasons and loop.time() - began < 22
-    await policy.close()
-
-
 async def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(TreewrightError, match="no tokenizer"):
         open_policy(f"vllm:{tmp_path}")
+
+
+async def test_a_server_that_dies_is_a_fault_within_the_deadline(three, worlds):
+    policy, task, loop = three["server"], tasks(worlds, 1)[0], asyncio.get_running_loop()
+    policy.deadline = 20
+    assert (await grow(policy, worlds, task)).exact
+    await three.stop_server()
+    began = loop.time()
+    tree = await grow(policy, worlds, task, attempt=1)
+    assert not tree.exact and "a fault persisted" in tree.reasons and loop.time() - began < 22

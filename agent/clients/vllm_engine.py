@@ -191,6 +191,11 @@ class VLLMEngine:
         llm, self.llm = self.llm, None
         if llm is not None:
             llm.shutdown()
+            llm.shutdown = _nothing  # its finaliser calls it again, when half of the interpreter is gone
+
+
+def _nothing(timeout: float | None = None) -> None:
+    """Stands for a shutdown that has been done."""
 
 
 def open_vllm(

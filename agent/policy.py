@@ -83,7 +83,8 @@ def open_policy(spec: str, **options: Any) -> Policy:
 
     scripted:MODULE:FUNCTION   a plain function, for tests                (agent/clients/scripted.py)
     seedling[:FOLDER]          the small packaged model, or one built since
-    hf:FOLDER_OR_NAME          any transformers causal language model     (agent/clients/hf.py)
+    hf:FOLDER_OR_NAME          any transformers causal language model     (agent/clients/hf.py); grammar=True: draws
+                               are actions (grammar.py); draft=True: fewer passes (drafting.py)
     openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/clients/openai.py)
     vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out
     vllm:FOLDER_OR_NAME        vLLM in this program; vllm:seedling is the packaged model (agent/clients/vllm_engine.py)
@@ -141,7 +142,14 @@ def _hf(rest: str, options: dict[str, Any]) -> Policy:
 
     if not rest:
         raise TreewrightError("'hf:' names no model; write hf:FOLDER or hf:ORGANISATION/NAME")
-    return HFPolicy.load(rest, **options)
+    kind: type[HFPolicy] = HFPolicy
+    if options.pop("grammar", False):
+        from treewright.agent.clients.grammar import GrammarPolicy as kind
+    if options.pop("draft", False):
+        if kind is not HFPolicy:
+            raise TreewrightError("draft and grammar do not go together yet; choose one")
+        from treewright.agent.clients.drafting import DraftingPolicy as kind
+    return kind.load(rest, **options)
 
 
 def _openai(rest: str, options: dict[str, Any]) -> Policy:

@@ -304,6 +304,8 @@ class _Search:
 
     def _header(self) -> TreeHeader:
         settings = {**asdict(self.settings), "rule": self.rule.name, "budget": asdict(self.budget)}
+        if sampling := getattr(self.policy, "sampling", None):
+            settings["sampling"] = sampling  # how draws differ from plain ones at temperature 1
         root = Outcome(Observation(""), NodeStatus.OPEN)
         run, attempt, version = self.settings.run, self.settings.attempt, self.policy.version
         return TreeHeader(run, self.task, attempt, self.seed, version, settings, root, self.continues)

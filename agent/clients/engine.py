@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from treewright.agent.clients.actions import cached_grammar
 from treewright.agent.clients.line import PrefixLine
 from treewright.agent.policy import PolicyStats
 from treewright.agent.prompts import Template
@@ -134,7 +135,7 @@ class EnginePolicy:
     concurrency  draws under way at once; the rest waits here, in the order of `order` (see PrefixLine), so that the
                  engine is never flooded and its prefix cache stays warm
     deadline     seconds for one draw() with its waiting; then the draws are cancelled and it is a PolicyFault
-    grammar      (tools) -> grammar that every draw must follow; see clients/grammar.py
+    grammar      True: every draw is an action of the node's tools, see clients/actions.py
     masked_exact True if the engine's log-probs are those of the masked distribution, so that such draws may be
                  trained on
     """
@@ -151,7 +152,7 @@ class EnginePolicy:
         concurrency: int = 64,
         order: str = "prefix",
         deadline: float = 300.0,
-        grammar: Any = None,
+        grammar: bool = False,
         masked_exact: bool = False,
     ) -> None:
         if temperature < 0:
@@ -173,7 +174,7 @@ class EnginePolicy:
     def sampling(self) -> dict[str, Any]:
         """What differs from plain sampling at temperature 1; kept in the header of every tree."""
         out: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
-        return out | ({"grammar": "actions"} if self.grammar else {})
+        return out | ({"grammar": "actions of the node's tools"} if self.grammar else {})
 
     def context(
         self,
@@ -197,7 +198,7 @@ class EnginePolicy:
                 f"a prompt of {len(context.ids)} tokens and {max_tokens} new ones do not fit the {self.engine.longest} "
                 f"positions of {self.name}; set window=N to shorten prompts"
             )
-        grammar = self.grammar(getattr(context, "tools", ())) if self.grammar else None
+        grammar = cached_grammar(getattr(context, "tools", ())) if self.grammar else None
         asks = [Ask(context.ids, s, max_tokens, self.temperature, self.stop_ids, grammar) for s in seeds]
         try:
             async with asyncio.timeout(self.deadline):
@@ -243,7 +244,7 @@ class EnginePolicy:
 
     # -- weights and memory -----------------------------------------------------------------------------------------
 
-    async def load_weights(self, path: str | Path, version: str | None = None) -> str:
+    async def load_weights(self, path: str | Path, version: str = "") -> str:
         """Takes the weights of a folder once the draws under way are done; returns the new version."""
         name = version or await asyncio.to_thread(weights_in, path)
         async with self.line.alone():
@@ -258,7 +259,7 @@ class EnginePolicy:
             self._version = version
         return version
 
-    async def load_adapter(self, path: str | Path, version: str | None = None) -> str:
+    async def load_adapter(self, path: str | Path, version: str = "") -> str:
         """Draws from now on with the LoRA adapter in a `peft` folder; returns the new version."""
         name = version or f"{self._version.partition('+')[0]}+{await asyncio.to_thread(weights_in, path)}"
         async with self.line.alone():

@@ -16,13 +16,14 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from treewright.agent.clients.actions import action_schema, cached_grammar, repair_action
 from treewright.agent.clients.engine import ToolContext, served_folder, together, weights_in, with_tools
 from treewright.agent.clients.line import PrefixLine
 from treewright.agent.policy import PolicyStats
@@ -108,6 +109,8 @@ class OpenAIPolicy:
     concurrency    requests under way at once; the rest waits in the order of `order`, see PrefixLine
     deadline       seconds for one draw(), retries and waiting in line included; attempt_timeout for one request
     api_key_env    environment variable that holds the key; no header is sent when it is not set
+    grammar        asks the server to hold the answer to a JSON schema of the tools (response_format)
+    repair         reads an action out of answers that are none; such draws act, like all of these
     extra          further fields of the request body, e.g. {"top_p": 1}
     """
 
@@ -132,6 +135,8 @@ class OpenAIPolicy:
         backoff: float = 0.5,
         api_key_env: str = "OPENAI_API_KEY",
         max_tokens_field: str = "max_tokens",
+        grammar: bool = False,
+        repair: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
         if tools_as not in ("text", "schema"):
@@ -142,7 +147,7 @@ class OpenAIPolicy:
         self.window, self.logprobs = window, logprobs
         self.concurrency, self.deadline, self.attempt_timeout = concurrency, deadline, attempt_timeout
         self.backoff, self.max_tokens_field, self.extra = backoff, max_tokens_field, dict(extra or {})
-        self.api_key_env = api_key_env
+        self.api_key_env, self.grammar, self.repair = api_key_env, grammar, repair
         self.stats = PolicyStats()
         self._version = version or f"{model}@{self.base_url.host}"
         self._jitter = random.Random()
@@ -155,6 +160,14 @@ class OpenAIPolicy:
     @property
     def version(self) -> str:
         return self._version
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What differs from plain sampling at temperature 1; kept in the header of every tree."""
+        out: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
+        if self.grammar:
+            out["grammar"] = "actions of the node's tools"
+        return out | ({"extra": self.extra} if self.extra else {})
 
     # -- prompts ----------------------------------------------------------------------------------------------------
 
@@ -181,6 +194,9 @@ class OpenAIPolicy:
             body["logprobs"] = True
         if self.tools_as == "schema" and isinstance(context, ToolContext) and context.tools:
             body["tools"] = [tool.to_openai() for tool in context.tools]
+        if self.grammar and isinstance(context, ToolContext):
+            schema = {"name": "action", "schema": action_schema(context.tools), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body | self.extra
 
     # -- draws ------------------------------------------------------------------------------------------------------
@@ -194,9 +210,11 @@ class OpenAIPolicy:
         try:
             async with asyncio.timeout(self.deadline):
                 if self.together:
-                    return await self._batch(body, seeds, effort)
-                tasks = [self._batch(body, [seed], effort) for seed in seeds]
-                return [done for [done] in await together(tasks)]
+                    done = await self._batch(body, seeds, effort)
+                else:
+                    tasks = [self._batch(body, [seed], effort) for seed in seeds]
+                    done = [one for [one] in await together(tasks)]
+                return [self._mended(one, context) for one in done]
         except TimeoutError as error:
             self.stats.faults += 1
             raise PolicyFault(f"{self.name}: no answer within {self.deadline:g} s; last: {effort.trouble}") from error
@@ -233,6 +251,11 @@ class OpenAIPolicy:
             trainable=False,
             temperature=self.temperature,
         )
+
+    def _mended(self, done: Completion, context: Context) -> Completion:
+        if not self.repair or done.trainable:
+            return done
+        return replace(done, text=repair_action(done.text, getattr(context, "tools", ())))
 
     def _tell(self, what: str, line: str) -> None:
         """Warns once for each `what`."""
@@ -354,6 +377,8 @@ class VLLMPolicy(OpenAIPolicy):
     Prompts are built here with the model's own tokenizer, so nothing is tokenised twice. Sampling parameters that a
     server would take from the model's generation settings are sent as neutral. `tokenizer` is a folder or name for
     transformers, or a tokenizer; None takes the model's name. Draws are trainable at temperature 1.
+    With `grammar` every draw is an action of the node's tools; masked_exact says that the server was started with
+    --logprobs-mode processed_logprobs, so that such draws have exact log-probs and may be trained on.
     With `colocated` the server sleeps while the trainer works. `extended` is for servers started with
     --worker-extension-cls treewright.agent.clients.vllm_engine.WeightTaker, as vllm_server does: on a CPU, a model with
     tied embeddings takes new weights rightly only so.
@@ -369,11 +394,13 @@ class VLLMPolicy(OpenAIPolicy):
         tokenizer: Any = None,
         template: Template | None = None,
         template_options: dict[str, Any] | None = None,
+        masked_exact: bool = False,
         colocated: bool = False,
         extended: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, base_url, **{"name": f"vllm:{model}", "together": False, **options})
+        self.masked_exact = masked_exact
         self.colocated, self.extended, self._asleep = colocated, extended, False
         if isinstance(tokenizer, str) or tokenizer is None:
             tokenizer = _tokenizer(tokenizer or model)
@@ -381,7 +408,7 @@ class VLLMPolicy(OpenAIPolicy):
 
     # -- weights and memory: needs a server started with VLLM_SERVER_DEV_MODE=1 ---------------------------------------
 
-    async def load_weights(self, path: str | Path, version: str | None = None) -> str:
+    async def load_weights(self, path: str | Path, version: str = "") -> str:
         """Makes the server take the weights of a folder that it can read; returns the new version.
 
         Waits for the requests under way; those that wait get the new weights. Raises TreewrightError where the server
@@ -398,7 +425,7 @@ class VLLMPolicy(OpenAIPolicy):
             self._version = name
         return name
 
-    async def load_adapter(self, path: str | Path, version: str | None = None) -> str:
+    async def load_adapter(self, path: str | Path, version: str = "") -> str:
         """Makes the server take a LoRA adapter and draws with it from now on; returns the new version.
 
         The server must be started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
@@ -454,9 +481,13 @@ class VLLMPolicy(OpenAIPolicy):
         turns: Sequence[Exchange],
         base: Sequence[int],
     ) -> Context:
-        return self.template.context(task, tools, first, turns, base)
+        context = self.template.context(task, tools, first, turns, base)
+        return with_tools(context, tools) if self.grammar else context
 
     def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
+        masked: dict[str, Any] = {}
+        if self.grammar:
+            masked["structured_outputs"] = {"grammar": cached_grammar(getattr(context, "tools", ()))}
         neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
         return {
             "model": self.model,
@@ -468,6 +499,7 @@ class VLLMPolicy(OpenAIPolicy):
             "stop_token_ids": sorted(self.template.stop_ids),
             "skip_special_tokens": False,
             **neutral,
+            **masked,
             **self.extra,
         }
 
@@ -487,7 +519,10 @@ class VLLMPolicy(OpenAIPolicy):
             logprobs,
             choice.finish_reason or "stop",
             self._version,
-            trainable=self.temperature == 1.0 and bool(logprobs) and not self.extra,
+            trainable=self.temperature == 1.0
+            and bool(logprobs)
+            and not self.extra
+            and (self.masked_exact or not self.grammar),
             temperature=self.temperature,
         )
 

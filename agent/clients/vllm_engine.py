@@ -47,7 +47,7 @@ class WeightTaker:
     def _tie(self) -> None:
         model = self.model_runner.get_model()
         head = getattr(model, "lm_head", None)
-        if getattr(model.config, "tie_word_embeddings", False) and hasattr(head, "quant_method"):
+        if getattr(model.config, "tie_word_embeddings", False) and head is not None and hasattr(head, "quant_method"):
             embed = getattr(model.model.embed_tokens, "base_layer", model.model.embed_tokens)
             head.weight = embed.weight
             head.quant_method.process_weights_after_loading(head)

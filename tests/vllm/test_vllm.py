@@ -15,12 +15,14 @@ pytest.importorskip("vllm", reason="needs vLLM; make test-vllm builds a venv wit
 import torch
 from safetensors.torch import save_file
 
+from treewright.agent.clients.actions import action_grammar
 from treewright.agent.clients.vllm_server import vllm_server
 from treewright.agent.collect import open_worlds
 from treewright.agent.config import load_config
 from treewright.agent.loop import Learner, make_trainer, run_loop, tasks_for
 from treewright.agent.policy import SEEDLING, open_policy, serve_weights
 from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.engine import Settings, search
 from treewright.search.rules import best_first
 from treewright.search.types import Budget, Context, PolicyFault
@@ -186,6 +188,41 @@ async def test_a_lora_adapter_is_loaded_while_serving(three, worlds, tmp_path):
         hf.model.load_state_dict(kept)
         hf.refresh()
         three["here"].engine._adapter, three["server"].model = None, str(SEEDLING)
+
+
+@torch.no_grad()
+def masked_gap(hf, grammar, prompt, done):
+    """Largest difference between a draw's log-probs and the model's own under the grammar's mask."""
+    from llguidance import LLMatcher
+    from llguidance.hf import from_tokenizer
+
+    matcher = LLMatcher(
+        from_tokenizer(hf.tokenizer, n_vocab=hf.model.config.vocab_size, eos_token=hf.stop_ids), grammar
+    )
+    logits = hf.model(input_ids=torch.tensor([prompt + done.token_ids])).logits[0, len(prompt) - 1 :]
+    worst, masked = 0.0, 0.0
+    for at, token in enumerate(done.token_ids):
+        bits = matcher.compute_bitmask()
+        allowed = [t for t in range(logits.shape[1]) if bits[t // 8] >> (t % 8) & 1]
+        worst = max(worst, abs(float(logits[at][token] - logits[at][allowed].logsumexp(0)) - done.logprobs[at]))
+        masked = max(masked, float(logits[at].logsumexp(0) - logits[at][allowed].logsumexp(0)))
+        matcher.consume_token(token)
+    return worst, masked
+
+
+@pytest.mark.parametrize("name", ["here", "server"])
+async def test_draws_under_a_grammar_are_actions_with_the_masked_log_probs(three, name):
+    policy = three[name]
+    tools = (ToolSpec("pick", "", {"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"]}),)
+    policy.grammar = policy.masked_exact = True
+    try:
+        context = policy.context(Task("kg", "1", "pick one"), tools, Observation("start"), (), ())
+        done = await policy.draw(context, range(6), 64)
+    finally:
+        policy.grammar = False
+    assert {c.text for c in done} <= {'pick {"n": 1}', 'pick {"n": 22}'} and all(c.trainable for c in done)
+    gaps = [masked_gap(three["hf"], action_grammar(tools), context.ids, c) for c in done]
+    assert max(gap for gap, _ in gaps) < GAP and max(masked for _, masked in gaps) > 0.1
 
 
 async def test_cancelled_draws_are_freed_and_the_line_keeps_back_what_the_engine_cannot_take(three, worlds):

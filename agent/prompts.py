@@ -14,6 +14,7 @@ written in them never becomes the mark.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -35,6 +36,8 @@ __all__ = [
     "chat_messages",
     "template_for",
 ]
+
+log = logging.getLogger(__name__)
 
 LEFT_OUT = "(older observation left out)"
 WINDOWS = {"market": 1}  # the compact form's own windows: pages are long, and small models have short contexts
@@ -158,7 +161,7 @@ class Template:
         if any(size < 1 for size in sizes):
             raise TreewrightError(f"window = {window} would show no observation; give at least 1, or None for all")
         self.encoder = Encoder(tokenizer)
-        self.window = window
+        self.window, self._told = window, False
 
     def _window(self, task: Task) -> int | None:
         return self.window.get(task.suite) if isinstance(self.window, Mapping) else self.window
@@ -206,8 +209,7 @@ class Template:
             for response, block in zip([(), *responses], blocks, strict=True):
                 ids += response
                 ids += self._after(ids, block)
-        keep = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(base, ids, strict=False)))
-        return Context(keep, ids[keep:], ids)
+        return _kept(base, ids)
 
     def _blocks(self, task: Task, tools: Sequence[ToolSpec], shown: Sequence[str]) -> list[Ids]:
         end = len(shown) - 1
@@ -252,13 +254,34 @@ class Template:
             low += 1
         return response[low:]
 
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            log.warning("a prompt was not built by this template (another one, or another window?); encoded from texts")
+
     def _rendered(self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange]) -> Ids:
         """The prompt from texts alone; only for prompts that are no sequence of known blocks."""
+        self._tell()
         blocks = self._blocks(task, tools, _shown(first, turns, self._window(task), self.left_out))
         ids = blocks[0]
         for turn, block in zip(turns, blocks[1:], strict=True):
             ids += self.encoder.plain(_said(turn) if self.drops_thinking else turn.response) + block
         return ids
+
+
+def _kept(base: Ids, ids: Ids) -> Context:
+    keep = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(base, ids, strict=False)))
+    return Context(keep, ids[keep:], ids)
+
+
+def _response_at(slot: int) -> int:
+    """Which response the message in `slot` is; −1 for rules, goal and observations. Slots: rules, goal, then turns."""
+    return (slot - 2) // 2 if slot >= 2 and slot % 2 == 0 else -1
+
+
+def _text_at(slot: int) -> int:
+    """Which of (rules, goal, observations …) the message in `slot` is."""
+    return slot if slot < 2 else (slot + 1) // 2
 
 
 def _said(turn: Exchange) -> str:
@@ -315,7 +338,8 @@ class ChatTemplate(Template):
     """A tokenizer's own chat template, taken apart once by rendering a conversation of placeholders.
 
     Placeholders are replaced by separately encoded text, so that a node costs the encoding of one observation. Where
-    a template shows a message differently depending on later ones, every prompt is rendered anew from the texts.
+    a template shows a message differently depending on later ones, every prompt is rendered anew around the tokens that
+    were sampled.
 
     tools_as  'text' lists the tools in the system message, to be called as `name {…}`; 'schema' gives the template
               their schemas, which it shows in the form that the model was trained on, and observations as tool results
@@ -382,22 +406,72 @@ class ChatTemplate(Template):
     def turn(self, seen: str, last: bool) -> Ids:
         return self.between + self.encoder.plain(seen) + (self.prompt if last else self.header)
 
-    def _responses(self, blocks: Sequence[Ids], base: Ids) -> list[Ids] | None:
-        return super()._responses(blocks, base) if self.local else None
+    def context(
+        self,
+        task: Task,
+        tools: Sequence[ToolSpec],
+        first: Observation,
+        turns: Sequence[Exchange],
+        base: Sequence[int],
+    ) -> Context:
+        if self.local or not turns:
+            return super().context(task, tools, first, turns, base)
+        base, window = tuple(base), self._window(task)
+        goal = f"{task.goal}\n\n"
+        before = _shown(first, turns[:-1], window, self.left_out)
+        responses = self._walk([self._rules(tools), goal + before[0], *before[1:]], tools, base)
+        if responses is None:
+            ids = self._rendered(task, tools, first, turns)
+        else:
+            if self.drops_thinking:
+                responses[-1] = self._visible(responses[-1])
+            shown = _shown(first, turns, window, self.left_out)
+            ids = self._conversation([self._rules(tools), goal + shown[0], *shown[1:]], tools, responses)
+        return _kept(base, ids)
 
     def _rendered(self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange]) -> Ids:
         if self.local:
             return super()._rendered(task, tools, first, turns)
-        messages = chat_messages(task, tools, first, turns, self._window(task))[1:]
-        return self._conversation([self._rules(tools), *(m.content for m in messages)], tools)
+        self._tell()
+        shown = _shown(first, turns, self._window(task), self.left_out)
+        said = [self.encoder.plain(_said(turn)) for turn in turns]
+        return self._conversation([self._rules(tools), f"{task.goal}\n\n{shown[0]}", *shown[1:]], tools, said)
 
-    def _conversation(self, texts: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Ids:
-        """The whole prompt for message texts, rendered anew."""
-        between, order = self._cut(len(texts), tools)
+    def _conversation(self, texts: Sequence[str], tools: Sequence[ToolSpec] = (), responses: Sequence[Ids] = ()) -> Ids:
+        """The whole prompt: rules, goal and observations as texts, responses as the tokens they are."""
+        between, order = self._cut(len(texts) + len(responses), tools)
         ids = self.encoder.template(between[0])
-        for i, after in zip(order, between[1:], strict=True):
-            ids += self.encoder.plain(texts[i]) + self.encoder.template(after)
+        for slot, after in zip(order, between[1:], strict=True):
+            at = _response_at(slot)
+            ids += self.encoder.plain(texts[_text_at(slot)]) if at < 0 else responses[at]
+            block = self.encoder.template(after)
+            ids += block if at < 0 else self._after(ids, block)
         return ids
+
+    def _walk(self, texts: Sequence[str], tools: Sequence[ToolSpec], base: Ids) -> list[Ids] | None:
+        """The responses in `base`, a prompt with these texts and the response to it; None if it is no such thing."""
+        count = len(texts) - 2
+        between, order = self._cut(len(texts) + count, tools)
+        responses: list[Ids] = [()] * count
+        ids = self.encoder.template(between[0])
+        if base[: len(ids)] != ids:
+            return None
+        at = len(ids)
+        for slot, after in zip(order, between[1:], strict=True):
+            block, which = self.encoder.template(after), _response_at(slot)
+            if which < 0:
+                ids = self.encoder.plain(texts[_text_at(slot)]) + block
+                if base[at : at + len(ids)] != ids:
+                    return None
+                at += len(ids)
+            else:
+                block = self._unmarked(block)
+                found = _find(base, block, at)
+                if found < 0:
+                    return None
+                responses[which] = base[at:found]
+                at = found + len(block)
+        return [*responses, base[at:]]
 
     def _messages(self, slots: int) -> list[dict[str, str]]:
         """system, user, assistant, user, … with a placeholder in each."""

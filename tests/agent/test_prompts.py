@@ -221,3 +221,38 @@ def test_a_template_that_ignores_schemas_is_refused_when_asked_to_show_them():
     assert "Be brief." in template_for(chatml(), system="Be brief.").encoder.text(
         template_for(chatml(), system="Be brief.").context(TASK, TOOLS, FIRST, (), ()).ids
     )
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_template_that_is_not_prefix_stable_keeps_sampled_tokens_though_the_tokenizer_writes_others(window):
+    template = template_for(chatml(SYSTEM_LAST, lower=True), window)
+    odd = [
+        tuple(template.encoder.tokenizer.convert_tokens_to_ids(list(word))) + say(template, "")
+        for word in ("LooK", "HeLLo", "WaiT", "OpeN")
+    ]
+    assert all(template.encoder.plain(template.encoder.text(ids[:-1])) != ids[:-1] for ids in odd)
+    contexts = walk(template, [(ids, f"room {i}") for i, ids in enumerate(odd)])
+    for n, context in enumerate(contexts):
+        assert all(any(context.ids[i : i + len(ids)] == ids for i in range(len(context.ids))) for ids in odd[:n])
+    said = [ids for ids in odd]
+    cut = walk(template, [(said[0][:-1], "room"), (said[1], "room")])[-1]  # the first response ran out of tokens
+    assert any(cut.ids[i : i + len(said[0])] == said[0] for i in range(len(cut.ids)))
+
+
+def test_thinking_is_dropped_by_rule_where_prompts_are_rendered_anew():
+    moved = SYSTEM_LAST.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+    template = template_for(chatml(moved, lower=True))
+    assert template.drops_thinking and not template.local
+    odd = tuple(template.encoder.tokenizer.convert_tokens_to_ids(list("LooK"))) + say(template, "")
+    said = template.encoder.template("Hmm\n</think>\n\n") + odd
+    *_, last = walk(template, [(said, "dark"), (said, "light")])
+    text = template.encoder.text(last.ids)
+    assert "hmm" not in text.lower() and text.count("LooK<|im_end|>") == 2
+
+
+def test_a_prompt_that_was_built_otherwise_says_so_once(caplog):
+    template = template_for(chatml(SYSTEM_LAST))
+    turns = [Exchange("look", None, Observation("a door"))]
+    for _ in range(2):
+        assert template.context(TASK, TOOLS, FIRST, turns, (5, 6, 7)).keep == 0
+    assert caplog.text.count("not built by this template") == 1

@@ -27,10 +27,11 @@ from treewright.agent.clients.actions import action_schema, cached_grammar, repa
 from treewright.agent.clients.engine import ToolContext, served_folder, together, weights_in, with_tools
 from treewright.agent.clients.line import PrefixLine
 from treewright.agent.policy import PolicyStats
-from treewright.agent.prompts import Template, chat_messages, template_for
-from treewright.envs.errors import TreewrightError
+from treewright.agent.prompts import Template, chat_messages, native_text, template_for
+from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
-from treewright.search.types import Completion, Context, Exchange, PolicyFault
+from treewright.search.screen import parse_action
+from treewright.search.types import Completion, Context, Exchange, Message, PolicyFault
 
 __all__ = ["OpenAIPolicy", "VLLMPolicy"]
 
@@ -109,6 +110,10 @@ class OpenAIPolicy:
     concurrency    requests under way at once; the rest waits in the order of `order`, see PrefixLine
     deadline       seconds for one draw(), retries and waiting in line included; attempt_timeout for one request
     api_key_env    environment variable that holds the key; no header is sent when it is not set
+    price_in, price_out  money for a million tokens of prompt and of answer; a search with a money budget reserves the
+                   most that a draw can cost before it asks, and counts what the server reports
+    longest_prompt tokens; longer prompts are refused, which bounds that reserve. Where a prompt is text, its bytes
+                   count: a token has at least one
     grammar        asks the server to hold the answer to a JSON schema of the tools (response_format)
     repair         reads an action out of answers that are none; such draws act, like all of these
     extra          further fields of the request body, e.g. {"top_p": 1}
@@ -135,6 +140,9 @@ class OpenAIPolicy:
         backoff: float = 0.5,
         api_key_env: str = "OPENAI_API_KEY",
         max_tokens_field: str = "max_tokens",
+        price_in: float = 0.0,
+        price_out: float = 0.0,
+        longest_prompt: int = 32_768,
         grammar: bool = False,
         repair: bool = False,
         extra: dict[str, Any] | None = None,
@@ -147,6 +155,7 @@ class OpenAIPolicy:
         self.window, self.logprobs = window, logprobs
         self.concurrency, self.deadline, self.attempt_timeout = concurrency, deadline, attempt_timeout
         self.backoff, self.max_tokens_field, self.extra = backoff, max_tokens_field, dict(extra or {})
+        self.price_in, self.price_out, self.longest_prompt = price_in, price_out, longest_prompt
         self.api_key_env, self.grammar, self.repair = api_key_env, grammar, repair
         self.stats = PolicyStats()
         self._version = version or f"{model}@{self.base_url.host}"
@@ -169,6 +178,10 @@ class OpenAIPolicy:
             out["grammar"] = "actions of the node's tools"
         return out | ({"extra": self.extra} if self.extra else {})
 
+    def dearest(self, max_tokens: int) -> float:
+        """The most money that one draw can cost."""
+        return (self.longest_prompt * self.price_in + max_tokens * self.price_out) / 1e6
+
     # -- prompts ----------------------------------------------------------------------------------------------------
 
     def context(
@@ -181,12 +194,16 @@ class OpenAIPolicy:
     ) -> Context:
         """The conversation as messages; no token ids."""
         messages = chat_messages(task, tools, first, turns, self.window)
+        if self.tools_as == "schema":
+            messages = (Message("system", native_text("")), *messages[1:])
         return with_tools(Context(0, (), (), messages), tools)
 
     def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": m.role, "content": m.content} for m in context.messages],
+            "messages": _native(context.messages)
+            if self.tools_as == "schema"
+            else [{"role": m.role, "content": m.content} for m in context.messages],
             self.max_tokens_field: max_tokens,
             "temperature": self.temperature,
         }
@@ -207,6 +224,12 @@ class OpenAIPolicy:
             raise TreewrightError(f"a draw needs max_tokens >= 1, not {max_tokens}")
         effort = _Effort(time.monotonic() + self.deadline)
         body = self._body(context, max_tokens)
+        size = len(context.ids) or len(json.dumps(body, ensure_ascii=False).encode())
+        if size > self.longest_prompt:
+            raise PolicyFault(
+                f"{self.name}: a prompt of {size} {'tokens' if context.ids else 'bytes'} is longer than longest_prompt "
+                f"= {self.longest_prompt}; raise that, or set window=N to shorten prompts"
+            )
         try:
             async with asyncio.timeout(self.deadline):
                 if self.together:
@@ -231,8 +254,23 @@ class OpenAIPolicy:
             if not self.logprobs:
                 asked.pop("logprobs", None)
             reply = await self._ask(asked, effort)
-            done += [self._completion(choice) for choice in reply.choices[:left]]
+            done += self._counted([self._completion(choice) for choice in reply.choices[:left]], reply, body)
         return done
+
+    def _counted(self, done: list[Completion], reply: _Reply, body: dict[str, Any]) -> list[Completion]:
+        """The drafts with their share of what the server counted; of the most they can have cost if it did not."""
+        usage, most = reply.usage or _Usage(), int(body.get(self.max_tokens_field) or body.get("max_tokens") or 0)
+        sampled = [len(c.token_ids) for c in done]
+        if not all(sampled):
+            whole = usage.completion_tokens if usage.completion_tokens is not None else most * len(reply.choices)
+            each, rest = divmod(whole * len(done) // len(reply.choices), len(done))
+            sampled = [each + (i < rest) for i in range(len(done))]
+        read = usage.prompt_tokens if usage.prompt_tokens is not None else self.longest_prompt
+        shares = [read if i == 0 else 0 for i in range(len(done))]
+        return [
+            replace(c, hidden=0 if c.token_ids else n, money=(p * self.price_in + n * self.price_out) / 1e6)
+            for c, n, p in zip(done, sampled, shares, strict=True)
+        ]
 
     def _completion(self, choice: _Choice) -> Completion:
         self._tell("hidden", f"{self.name} does not show its prompts as token ids; its draws are not trained on")
@@ -336,8 +374,9 @@ class OpenAIPolicy:
                 limits=httpx.Limits(max_connections=self.concurrency),
                 trust_env=not local,
             )
-            self._loop, self._busy = loop, 0
-            self.line = PrefixLine(self.concurrency, self.line.order)
+            if self._loop not in (None, loop):
+                self._busy, self.line = 0, PrefixLine(self.concurrency, self.line.order)
+            self._loop = loop
         return self._client
 
     def _reply(self, response: httpx.Response) -> _Reply:
@@ -544,6 +583,44 @@ def _tokenizer(name: str) -> Any:
         raise TreewrightError(
             f"no tokenizer for {name!r}; pass tokenizer=FOLDER, the folder that the server was started with"
         ) from error
+
+
+def _native(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages in which the assistant's calls are tool calls and what followed is their result."""
+    out: list[dict[str, Any]] = []
+    open_calls: list[str] = []
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            said, calls = _calls(message.content, i)
+            out.append({"role": "assistant", "content": said, **({"tool_calls": calls} if calls else {})})
+            open_calls = [call["id"] for call in calls]
+        elif open_calls:
+            shown = [message.content, *["(shown with the first call of this turn)"] * (len(open_calls) - 1)]
+            out += [
+                {"role": "tool", "tool_call_id": name, "content": text}
+                for name, text in zip(open_calls, shown, strict=True)
+            ]
+            open_calls = []
+        else:
+            out.append({"role": message.role, "content": message.content})
+    return out
+
+
+def _calls(text: str, turn: int) -> tuple[str, list[dict[str, Any]]]:
+    """What was said before the calls, and the calls; no calls where the text is no action."""
+    try:
+        action = parse_action(text)
+    except InvalidAction:
+        return text, []
+    calls = [
+        {
+            "id": f"call_{turn}_{i}",
+            "type": "function",
+            "function": {"name": c.name, "arguments": json.dumps(dict(c.arguments), ensure_ascii=False)},
+        }
+        for i, c in enumerate(action.calls)
+    ]
+    return text.partition("<tool_call>")[0].strip() if "<tool_call>" in text else "", calls
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -184,14 +184,12 @@ def _served(kind: str, rest: str) -> tuple[str, str]:
 async def serve_weights(policy: Any, folder: str | Path) -> str:
     """Makes a policy serve the weights of a `save_pretrained` folder, in memory or over the wire; the new version.
 
-    A policy that shares an accelerator with the trainer is woken first. Raises TreewrightError for a policy that
+    A policy that sleeps, because it shares an accelerator with the trainer, is woken for it. Raises TreewrightError for a policy that
     cannot exchange its weights.
     """
     load = getattr(policy, "load_weights", None)
     if load is None:
         raise TreewrightError(f"policy {policy.name} cannot take new weights; use seedling, hf:… or vllm:…")
-    if (wake := getattr(policy, "wake", None)) is not None:
-        await wake()
     done = load(folder)
     version = await done if inspect.isawaitable(done) else done
     return str(version)

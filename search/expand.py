@@ -158,13 +158,8 @@ class Expander:
         steps += sum(d.outcome.steps for d in chain if d.outcome)
         if chain and above is not None:
             chain[-1:], judged = await self._judge(above, chain[-1:])
-        cost = Spent(
-            closing_tokens=tokens,
-            closing_steps=steps,
-            judge_tokens=judged,
-            seconds=time.monotonic() - began,
-            money=money,
-        )
+        took = time.monotonic() - began
+        cost = Spent(closing_tokens=tokens, closing_steps=steps, judge_tokens=judged, seconds=took, money=money)
         return Expansion(seq, node, True, 1 if chain else 0, outcome, tuple(chain), cost, fault)
 
     async def _roll(self, spot: Spot) -> tuple[list[Draft], Spot, str | None]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -247,14 +248,14 @@ class EnginePolicy:
     async def load_weights(self, path: str | Path, version: str = "") -> str:
         """Takes the weights of a folder once the draws under way are done; returns the new version."""
         name = version or await asyncio.to_thread(weights_in, path)
-        async with self.line.alone():
+        async with self._exchange():
             await self.engine.load_weights(await asyncio.to_thread(served_folder, path))
             self._version = name
         return name
 
     async def load_state(self, state: Mapping[str, Any], version: str) -> str:
         """Takes tensors by name (as in a `state_dict`) without a detour over files."""
-        async with self.line.alone():
+        async with self._exchange():
             await self.engine.load_state(state)
             self._version = version
         return version
@@ -262,10 +263,23 @@ class EnginePolicy:
     async def load_adapter(self, path: str | Path, version: str = "") -> str:
         """Draws from now on with the LoRA adapter in a `peft` folder; returns the new version."""
         name = version or f"{self._version.partition('+')[0]}+{await asyncio.to_thread(weights_in, path)}"
-        async with self.line.alone():
+        async with self._exchange():
             await self.engine.load_adapter(str(path))
             self._version = name
         return name
+
+    @asynccontextmanager
+    async def _exchange(self) -> AsyncIterator[None]:
+        """Nobody draws meanwhile; a model that sleeps is woken, and who waited for that draws with the new weights."""
+        if self._asleep:
+            await self.engine.wake()
+            self._asleep = False
+        else:
+            await self.line.shut()
+        try:
+            yield
+        finally:
+            self.line.reopen()
 
     async def sleep(self) -> bool:
         """Gives the accelerator to the trainer; draws wait until `wake`. False where there is nothing to give."""

@@ -15,7 +15,8 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -455,7 +456,7 @@ class VLLMPolicy(OpenAIPolicy):
         """
         name = version or await asyncio.to_thread(weights_in, path)
         folder = await asyncio.to_thread(lambda: served_folder(Path(path).resolve()))
-        async with self.line.alone():
+        async with self._exchange():
             order = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
             if self.extended:
                 order = {"method": "take_folder", "kwargs": {"folder": folder}}
@@ -471,10 +472,23 @@ class VLLMPolicy(OpenAIPolicy):
         """
         mark = version or await asyncio.to_thread(weights_in, path)
         folder = str(await asyncio.to_thread(Path(path).resolve))
-        async with self.line.alone():
+        async with self._exchange():
             await self._control("v1/load_lora_adapter", {"lora_name": mark, "lora_path": folder})
             self.model, self._version = mark, f"{self._version.partition('+')[0]}+{mark}"
         return self._version
+
+    @asynccontextmanager
+    async def _exchange(self) -> AsyncIterator[None]:
+        """Nobody draws meanwhile; a server that sleeps is woken, and who waited for that draws with the new weights."""
+        if self._asleep:
+            await self._control("wake_up")
+            self._asleep = False
+        else:
+            await self.line.shut()
+        try:
+            yield
+        finally:
+            self.line.reopen()
 
     async def sleep(self) -> bool:
         """Gives the accelerator back until `wake`, if the server shares it with the trainer (`colocated`)."""

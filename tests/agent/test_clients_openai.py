@@ -422,12 +422,12 @@ async def test_vllm_is_sent_the_grammar_and_such_draws_are_trained_on_only_with_
 
 async def test_weights_adapters_and_sleep_of_a_server(tmp_path, local):
     (tmp_path / "model.safetensors").write_bytes(b"new")
-    calls, status = [], 200
+    calls, statuses = [], [200]
 
     async def control(request):
         body = await request.body()
         calls.append((request.url.path, dict(request.query_params), json.loads(body) if body else None))
-        return Response(status_code=status)
+        return Response(status_code=statuses[-1])
 
     fake = FakeVLLM(local)
     async with serving(fake, control) as url:
@@ -444,6 +444,7 @@ async def test_weights_adapters_and_sleep_of_a_server(tmp_path, local):
         ]  # fmt: skip
         assert calls[2][2] == {"method": "take_folder", "kwargs": {"folder": str(tmp_path)}}
         for status, says in ((404, "VLLM_SERVER_DEV_MODE"), (500, "HTTP 500")):
+            statuses.append(status)
             with pytest.raises(TreewrightError, match=says):
                 await policy.load_weights(tmp_path)
         await policy.close()

@@ -184,8 +184,8 @@ def _served(kind: str, rest: str) -> tuple[str, str]:
 async def serve_weights(policy: Any, folder: str | Path) -> str:
     """Makes a policy serve the weights of a `save_pretrained` folder, in memory or over the wire; the new version.
 
-    A policy that sleeps, because it shares an accelerator with the trainer, is woken for it. Raises TreewrightError for a policy that
-    cannot exchange its weights.
+    A policy that sleeps, because it shares an accelerator with the trainer, is woken for it. Raises TreewrightError for
+    a policy that cannot exchange its weights.
     """
     load = getattr(policy, "load_weights", None)
     if load is None:

@@ -29,12 +29,14 @@ from torch import Tensor
 
 from treewright.agent.clients.hf import HFPolicy
 from treewright.agent.clients.runners import ModelRunner
-from treewright.agent.clients.sampling import KV, Drawn, Request, pick, uniforms
+from treewright.agent.clients.sampling import Drawn, Request, pick, uniforms
 from treewright.envs.errors import TreewrightError
+from treewright.kernels.decode import Path
 from treewright.search.types import Completion
 
 __all__ = ["DraftTree", "Drafter", "DraftingPolicy", "drafted", "fuse"]
 
+KV = list[tuple[Tensor, Tensor]]  # for each layer keys and values [1, kv heads, tokens, head dim]
 START = -1  # stands before the first token of a response in the siblings' table
 
 
@@ -137,10 +139,11 @@ class Drafter:
 
 @torch.inference_mode()
 def drafted(
-    model: Any, request: Request, seed: int, prompt: tuple[KV, Tensor], stop_ids: Sequence[int], drafter: Drafter
+    model: Any, request: Request, seed: int, prompt: tuple[Path, Tensor], stop_ids: Sequence[int], drafter: Drafter
 ) -> tuple[Drawn, int]:
     """The draw that `sampling.generate` makes for `seed`, and the number of forward passes after the prompt's."""
-    kv, logits = prompt
+    path, logits = prompt
+    kv = _joined(path)
     u = torch.from_numpy(uniforms([seed], request.max_tokens)[0]).to(logits.device)
     ids: list[int] = []
     logprobs: list[float] = []
@@ -161,17 +164,24 @@ def drafted(
         drafter.learn(tokens, after)
         passes += 1
         children = {(parents[i], tokens[i]): i for i in range(1, len(tokens))}
-        at, path = 0, [0]
+        at, taken = 0, [0]
         while (going := draw(after[at])) and (at, ids[-1]) in children:
             at = children[at, ids[-1]]
-            path.append(at)
-        keep = torch.tensor(path, device=logits.device)
+            taken.append(at)
+        keep = torch.tensor(taken, device=logits.device)
         kv = [
             (torch.cat([k, a.index_select(2, keep)], 2), torch.cat([v, b.index_select(2, keep)], 2))
             for (k, v), (a, b) in zip(kv, fresh, strict=True)
         ]
     drafter.remember(ids)
     return Drawn(tuple(ids), tuple(logprobs)), passes
+
+
+def _joined(path: Path) -> KV:
+    """Keys and values of a whole prompt, layer by layer."""
+    keys = torch.cat([stretch.keys for stretch in path], 2)
+    values = torch.cat([stretch.values for stretch in path], 2)
+    return [(k[None], v[None]) for k, v in zip(keys, values, strict=True)]
 
 
 def _check(model: Any, kv: KV, tokens: Sequence[int], parents: Sequence[int]) -> tuple[Tensor, KV]:
@@ -210,7 +220,7 @@ class DraftingPolicy(HFPolicy):
 
     def __init__(self, model: Any, tokenizer: Any, *, drafter: Drafter | None = None, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
-        self.runner = ModelRunner(model)  # the slim runner's keys are laid out in another order
+        self.runner = ModelRunner(model)  # keys and values as the model's own forward lays them out
         self.drafter = drafter or Drafter(model.config.vocab_size)
         self.passes = self.checked = 0
 
@@ -230,13 +240,15 @@ class DraftingPolicy(HFPolicy):
             began, out = time.monotonic(), []
             with torch.inference_mode():
                 for request in requests:
-                    prompt, row = self._prefill(request.ids), []
+                    logits, row = self._prefill(request.ids), []
+                    prompt = (self._cache.path(request.ids), logits)
                     for seed in request.seeds:
                         done, passes = drafted(self.model, request, seed, prompt, self.stop_ids, self.drafter)
                         self.passes += passes
                         self.checked += len(done.ids) - 1
                         row.append(self._completion(done))
                     out.append(row)
+                    self._cache.trim()
             self.stats.seconds += time.monotonic() - began
             self.stats.requests += len(requests)
             return out

@@ -13,9 +13,10 @@ from torch import Tensor
 from treewright.agent.clients.actions import cached_grammar
 from treewright.agent.clients.engine import with_tools
 from treewright.agent.clients.hf import HFPolicy
-from treewright.agent.clients.sampling import KV, Request, Rows, Runner, generate
+from treewright.agent.clients.sampling import Request, Rows, Runner, generate
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.kernels.decode import Path, Stretch
 from treewright.search.types import Completion, Context, Exchange
 
 __all__ = ["GrammarPolicy"]
@@ -68,9 +69,11 @@ class GrammarPolicy(HFPolicy):
                     first = self._matcher(self._tokens, request.grammar)
                     if first.is_error():
                         raise TreewrightError(f"the tools make no grammar: {first.get_error()}")
-                    kv, logits = self._prefill(request.ids)
+                    logits = self._prefill(request.ids)
                     masked = _MaskedRunner(self.runner, first, len(request.seeds))
-                    (drawn,) = generate(masked, [request], [(kv, masked.mask(logits[None], [first])[0])], self.stop_ids)
+                    prompt = (self._cache.path(request.ids), masked.mask(logits[None], [first])[0])
+                    (drawn,) = generate(masked, [request], [prompt], self.stop_ids)
+                    self._cache.trim()
                     out.append([self._completion(one) for one in drawn])
             self.stats.seconds += time.monotonic() - began
             self.stats.requests += len(requests)
@@ -81,6 +84,7 @@ class _MaskedRunner:
     """A runner whose rows give −inf to every token that the grammar does not allow there."""
 
     def __init__(self, runner: Runner, first: Any, count: int) -> None:
+        self.shares = runner.shares
         self.runner, self.matchers = runner, [first.deep_copy() for _ in range(count)]
 
     @property
@@ -90,11 +94,11 @@ class _MaskedRunner:
     def refresh(self) -> None:
         self.runner.refresh()
 
-    def prefill(self, ids: Sequence[int], past: KV | None) -> tuple[KV, Tensor]:
-        return self.runner.prefill(ids, past)
+    def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
+        return self.runner.prefill(ids, path)
 
-    def rows(self, prompts: Sequence[KV], repeats: Sequence[int], room: int) -> Rows:
-        return _MaskedRows(self, self.runner.rows(prompts, repeats, room), list(self.matchers))
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> Rows:
+        return _MaskedRows(self, self.runner.rows(paths, repeats, room), list(self.matchers))
 
     def mask(self, logits: Tensor, matchers: Sequence[Any]) -> Tensor:
         """logits [B, V] with −inf where the row's grammar does not go on; rows that are done stay as they are."""

@@ -71,7 +71,7 @@ def run(
     suites = suites_of(settings)
 
     async def work() -> None:
-        actor = open_policy(settings.policy.spec)
+        actor = open_policy(settings.policy.spec, **settings.policy.options)
         try:
             async with open_worlds(suites, settings.worlds.sessions or None, settings.worlds.deadline) as w:
                 world = next(iter(w.values()))
@@ -175,7 +175,7 @@ def collect(
     found = suites_of(cfg)
 
     async def work() -> None:
-        store, actor = TreeStore.open(cfg.store_path), open_policy(cfg.policy.spec)
+        store, actor = TreeStore.open(cfg.store_path), open_policy(cfg.policy.spec, **cfg.policy.options)
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 todo = tasks_for(worlds, split, batch, tasks)
@@ -250,7 +250,7 @@ def loop(
 
     async def work() -> None:
         learner = Learner(make_trainer(cfg, model_folder(cfg.policy.spec)), cfg.home / "checkpoints", cfg.loop.keep)
-        actor, first = open_policy(cfg.policy.spec), 0
+        actor, first = open_policy(cfg.policy.spec, **cfg.policy.options), 0
         before = checkpoint.latest(learner.folder)
         if before is not None:
             first = int(checkpoint.restore(learner.trainer, before)["iteration"])
@@ -301,7 +301,7 @@ def eval_(
     found = suites_of(cfg)
 
     async def work() -> None:
-        actor = open_policy(cfg.policy.spec)
+        actor = open_policy(cfg.policy.spec, **cfg.policy.options)
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 todo = tasks_for(worlds, cfg.eval.split, 0, tasks)

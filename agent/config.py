@@ -25,9 +25,11 @@ class _Section(BaseModel):
 
 
 class PolicySection(_Section):
-    """spec: seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | scripted:MODULE:FUNCTION"""
+    """spec: seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | vllm:NAME_OR_FOLDER |
+    scripted:MODULE:FUNCTION; options of that kind of policy, e.g. {"grammar": true} (see docs/policies.md)"""
 
     spec: str = "seedling"
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class WorldsSection(_Section):
@@ -211,4 +213,10 @@ def to_toml(config: Config) -> str:
 
 
 def _line(key: str, value: Any) -> str:
-    return f"# {key} =" if value is None else f"{key} = {json.dumps(value)}"
+    return f"# {key} =" if value is None else f"{key} = {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)

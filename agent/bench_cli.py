@@ -20,6 +20,7 @@ HOMES = {
     "kernels": "treewright.kernels.bench",
     "policy": "treewright.agent.bench_policy",
     "store": "treewright.agent.bench_store",
+    "worlds": "treewright.agent.bench_worlds",
 }
 
 

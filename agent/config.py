@@ -54,7 +54,7 @@ class SearchSection(_Section):
     rule: str = "best_first"
     draws: int = Field(default=2, ge=1)
     root_draws: int = Field(default=4, ge=1)
-    evaluator: Literal["likelihood", "none"] = "likelihood"
+    evaluator: Literal["likelihood", "tests", "none"] = "likelihood"
     expansions: int | None = Field(default=4, ge=0)
     policy_tokens: int | None = Field(default=None, ge=1)
     env_steps: int | None = Field(default=None, ge=1)

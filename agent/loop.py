@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treewright.agent.code_judge import TestsPassed
 from treewright.agent.collect import Failure, World, collect
 from treewright.agent.config import Config, SearchSection
 from treewright.agent.judge import Likelihood
@@ -53,6 +54,8 @@ def budget_of(section: SearchSection) -> Budget:
 
 
 def evaluator_of(section: SearchSection) -> Evaluator | None:
+    if section.evaluator == "tests":
+        return TestsPassed()
     return Likelihood() if section.evaluator == "likelihood" else None
 
 

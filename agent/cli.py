@@ -247,7 +247,7 @@ def loop(
     """
     from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.loop import Learner, Round, make_trainer, model_folder, run_loop
-    from treewright.agent.policy import open_policy
+    from treewright.agent.policy import open_policy, serve_weights
     from treewright.search.store import TreeStore
     from treewright.training import checkpoint
 
@@ -256,11 +256,11 @@ def loop(
 
     async def work() -> None:
         learner = Learner(make_trainer(cfg, model_folder(cfg.policy.spec)), cfg.home / "checkpoints", cfg.loop.keep)
-        actor, first = open_policy(cfg.policy.spec), 0
+        actor, first = open_policy(cfg.policy.spec, **cfg.policy.options), 0
         before = checkpoint.latest(learner.folder)
         if before is not None:
             first = int(checkpoint.restore(learner.trainer, before)["iteration"])
-            actor.load_weights(before.path)  # type: ignore[attr-defined]
+            await serve_weights(actor, before.path)
             console.print(f"going on from {before.path} with iteration {first + 1}")
         store = TreeStore.open(cfg.store_path)
         try:

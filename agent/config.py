@@ -25,11 +25,13 @@ class _Section(BaseModel):
 
 
 class PolicySection(_Section):
-    """spec: seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | scripted:MODULE:FUNCTION |
-    langgraph:MODULE:GRAPH. For acting (run, collect, eval): contexts that the draws of a node go through in turn,
+    """spec: seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | vllm:NAME_OR_FOLDER |
+    scripted:MODULE:FUNCTION | langgraph:MODULE:GRAPH; options of that kind of policy, e.g. {"grammar": true} (see
+    docs/policies.md). For acting (run, collect, eval): contexts that the draws of a node go through in turn,
     plain | history:N | examples:N (of the store `memory`) | rephrased:MODULE:FUNCTION; distinct: no draw twice"""
 
     spec: str = "seedling"
+    options: dict[str, Any] = Field(default_factory=dict)
     contexts: tuple[str, ...] = ("plain",)
     distinct: bool = False
     memory: Path | None = None
@@ -231,4 +233,10 @@ def to_toml(config: Config) -> str:
 
 
 def _line(key: str, value: Any) -> str:
-    return f"# {key} =" if value is None else f"{key} = {json.dumps(value)}"
+    return f"# {key} =" if value is None else f"{key} = {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)

@@ -68,7 +68,7 @@ async def _measured(
 
     source, out = model_folder(config.policy.spec), {}
     async with open_worlds(names) as worlds:
-        policy = open_policy(config.policy.spec)
+        policy = open_policy(config.policy.spec, **config.policy.options)
         stage, _ = await measure(console, "before", worlds, policy, plan, "before")
         out["before"] = stage.alone
         batches = await _grow(console, config, worlds, policy)

@@ -13,6 +13,7 @@ from typing import Any
 from treewright.agent.collect import Failure, World, collect
 from treewright.agent.config import Config, SearchSection
 from treewright.agent.judge import open_evaluator
+from treewright.agent.policy import serve_weights
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
@@ -172,9 +173,10 @@ def model_folder(spec: str) -> Path | str:
     kind, _, rest = spec.partition(":")
     if kind == "seedling":
         return Path(rest) if rest else SEEDLING
-    if kind == "hf" and rest:
-        return rest
-    raise TreewrightError(f"policy {spec!r} cannot be trained here; use seedling or hf:NAME_OR_FOLDER")
+    if kind in ("hf", "vllm") and rest:
+        name = rest.partition("@http")[0]  # a server is started with the folder's name, so its model's name is that
+        return SEEDLING if (kind, name) == ("vllm", "seedling") else name
+    raise TreewrightError(f"policy {spec!r} cannot be trained here; use seedling, hf:NAME_OR_FOLDER or vllm:FOLDER")
 
 
 def success_by_suite(trees: Sequence[Tree]) -> dict[str, float]:
@@ -252,8 +254,10 @@ async def run_loop(
         )  # fmt: skip
         usable = [t for t in trees if t.exact or config.train.allow_biased]
         collected = time.monotonic() - began
+        if (sleep := getattr(policy, "sleep", None)) is not None:
+            await sleep()  # the trainer may need the accelerator
         stats, saved = await asyncio.to_thread(learner.learn, usable, {"iteration": index + 1})
-        policy.load_weights(saved.path)
+        await serve_weights(policy, saved.path)
         stats |= {
             "collect_s": collected,
             "inexact": float(len(trees) - len(usable)),

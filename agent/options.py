@@ -45,9 +45,7 @@ QuestionFile = Annotated[
 ]
 PolicySpec = Annotated[
     str | None,
-    typer.Option(
-        "--policy", "-p", help="seedling | hf:FOLDER | openai:MODEL@URL | vllm:MODEL@URL | scripted:MODULE:FUNCTION"
-    ),
+    typer.Option("--policy", "-p", help="seedling | hf:FOLDER | openai:MODEL@URL | vllm:MODEL@URL | vllm:FOLDER | …"),
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange
 
-__all__ = ["SEEDLING", "Policy", "PolicyStats", "open_policy"]
+__all__ = ["SEEDLING", "Policy", "PolicyStats", "open_policy", "serve_weights"]
 
 SEEDLING = Path(__file__).parent / "seedling"
 
@@ -82,10 +83,12 @@ def open_policy(spec: str, **options: Any) -> Policy:
 
     scripted:MODULE:FUNCTION   a plain function, for tests                (agent/clients/scripted.py)
     seedling[:FOLDER]          the small packaged model, or one built since
-    hf:FOLDER_OR_NAME          any transformers causal language model     (agent/clients/hf.py)
+    hf:FOLDER_OR_NAME          any transformers causal language model     (agent/clients/hf.py); grammar=True: draws
+                               are actions (grammar.py); draft=True: fewer passes (drafting.py)
     openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/clients/openai.py)
     vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out
     langgraph:MODULE:GRAPH     your own compiled LangGraph agent          (agent/clients/langgraph.py)
+    vllm:FOLDER_OR_NAME        vLLM in this program; vllm:seedling is the packaged model (agent/clients/vllm_engine.py)
 
     Raises TreewrightError for an unknown kind, with the nearest known one, and for a missing package, with what to
     install.
@@ -98,10 +101,11 @@ def open_policy(spec: str, **options: Any) -> Policy:
     try:
         return _KINDS[kind](rest, options)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors"):
+        if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors", "vllm"):
             raise
+        extra = "vllm" if kind == "vllm" else "train"
         raise TreewrightError(
-            f"policy {spec!r} needs {error.name}, which is not installed; type: pip install 'treewright[train]'"
+            f"policy {spec!r} needs {error.name}, which is not installed; type: pip install 'treewright[{extra}]'"
         ) from error
 
 
@@ -139,7 +143,14 @@ def _hf(rest: str, options: dict[str, Any]) -> Policy:
 
     if not rest:
         raise TreewrightError("'hf:' names no model; write hf:FOLDER or hf:ORGANISATION/NAME")
-    return HFPolicy.load(rest, **options)
+    kind: type[HFPolicy] = HFPolicy
+    if options.pop("grammar", False):
+        from treewright.agent.clients.grammar import GrammarPolicy as kind
+    if options.pop("draft", False):
+        if kind is not HFPolicy:
+            raise TreewrightError("draft and grammar do not go together yet; choose one")
+        from treewright.agent.clients.drafting import DraftingPolicy as kind
+    return kind.load(rest, **options)
 
 
 def _openai(rest: str, options: dict[str, Any]) -> Policy:
@@ -149,6 +160,8 @@ def _openai(rest: str, options: dict[str, Any]) -> Policy:
 
 
 def _vllm(rest: str, options: dict[str, Any]) -> Policy:
+    if "@http" not in rest:
+        return _vllm_here(rest, options)
     from treewright.agent.clients.openai import VLLMPolicy
 
     return VLLMPolicy(*_served("vllm", rest), **options)
@@ -161,11 +174,33 @@ def _langgraph(rest: str, options: dict[str, Any]) -> Policy:
     return GraphPolicy(load_named(rest, "policy langgraph"), **{"name": f"langgraph:{rest}", **options})
 
 
+def _vllm_here(rest: str, options: dict[str, Any]) -> Policy:
+    from treewright.agent.clients.vllm_engine import open_vllm
+
+    if not rest:
+        raise TreewrightError("'vllm:' names no model; write vllm:FOLDER, or vllm:MODEL@http://HOST:PORT/v1")
+    return open_vllm(str(SEEDLING) if rest == "seedling" else rest, **options)
+
+
 def _served(kind: str, rest: str) -> tuple[str, str]:
     model, at, url = rest.partition("@http")
     if not model or not at:
         raise TreewrightError(f"'{kind}:{rest}' names no server; write {kind}:MODEL@http://HOST:PORT/v1")
     return model, "http" + url
+
+
+async def serve_weights(policy: Any, folder: str | Path) -> str:
+    """Makes a policy serve the weights of a `save_pretrained` folder, in memory or over the wire; the new version.
+
+    A policy that sleeps, because it shares an accelerator with the trainer, is woken for it. Raises TreewrightError for
+    a policy that cannot exchange its weights.
+    """
+    load = getattr(policy, "load_weights", None)
+    if load is None:
+        raise TreewrightError(f"policy {policy.name} cannot take new weights; use seedling, hf:… or vllm:…")
+    done = load(folder)
+    version = await done if inspect.isawaitable(done) else done
+    return str(version)
 
 
 _KINDS: dict[str, Callable[[str, dict[str, Any]], Policy]] = {

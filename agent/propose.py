@@ -145,7 +145,7 @@ def open_proposer(section: PolicySection) -> Policy:
     Raises TreewrightError for a context that is not known, and for examples without `policy.memory`.
     """
     variants = [_variant(name, section) for name in section.contexts]
-    policy = open_policy(section.spec)
+    policy = open_policy(section.spec, **section.options)
     if variants != [plain]:
         policy = Variety(policy, variants)
     return Distinct(policy) if section.distinct else policy

@@ -202,7 +202,7 @@ class _Worker:
 
     async def run(self) -> int:
         config, job = self.config, self.job
-        store, actor = TreeStore.open(job.url), open_policy(config.policy.spec)
+        store, actor = TreeStore.open(job.url), open_policy(config.policy.spec, **config.policy.options)
         try:
             async with open_worlds(suites_of(config), config.worlds.sessions or None, config.worlds.deadline) as worlds:
                 tasks = {tree_id_of(config, t): t for t in tasks_for(worlds, job.split, job.batch, job.tasks)}

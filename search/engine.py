@@ -376,7 +376,9 @@ class _Search:
         if draws < 1:
             raise TreewrightError(f"rule {self.rule.name!r} gave node {node} {draws} draws; at least 1 is needed")
         steps = draws if self.work.eager else 1
-        return Spent(1, draws * self.settings.max_tokens, 0, steps)
+        dearest = getattr(self.policy, "dearest", None)  # most that one draw can cost, for policies that cost money
+        money = draws * dearest(self.settings.max_tokens) if dearest is not None else 0.0
+        return Spent(1, draws * self.settings.max_tokens, 0, steps, money=money)
 
     def _unfinished(self, node: int) -> bool:
         """Open, or a draft that may still be executed: its effect is not known to wait for commit."""
@@ -393,6 +395,8 @@ class _Search:
             del settings["share_results"]
         if self.evidence is not None:
             settings["evidence"] = self.evidence.name
+        if sampling := getattr(self.policy, "sampling", None):
+            settings["sampling"] = sampling  # how draws differ from plain ones at temperature 1
         root = Outcome(Observation(""), NodeStatus.OPEN)
         run, attempt, version = self.settings.run, self.settings.attempt, self.policy.version
         return TreeHeader(run, self.task, attempt, self.seed, version, settings, root, self.continues)

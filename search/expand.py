@@ -94,8 +94,8 @@ class Pop:
 
     def expansion(self) -> Expansion:
         """The immutable result."""
-        tokens = sum(len(done.token_ids) for done in self.drawn)
-        cost = Spent(1, tokens, self.judged, self.steps, seconds=time.monotonic() - self.began)
+        tokens, money = sum(done.tokens for done in self.drawn), math.fsum(done.money for done in self.drawn)
+        cost = Spent(1, tokens, self.judged, self.steps, time.monotonic() - self.began, money)
         drawn = self.draws if self.drawn else self.reused
         return Expansion(self.seq, self.node, False, drawn, self.outcome, tuple(self.drafts), cost, self.fault)
 
@@ -225,11 +225,13 @@ class Expander:
         above = self.spot(node) if outcome is None or outcome.status is NodeStatus.OPEN else None
         if above is not None:
             chain, above, fault = await self._roll(above)
-        judged, tokens = 0, sum(len(d.completion.token_ids) for d in chain)
+        judged, tokens = 0, sum(d.completion.tokens for d in chain)
+        money = math.fsum(d.completion.money for d in chain)
         steps += sum(d.outcome.steps for d in chain if d.outcome)
         if chain and above is not None:
             chain[-1:], judged = await self._judge(above, chain[-1:])
-        cost = Spent(closing_tokens=tokens, closing_steps=steps, judge_tokens=judged, seconds=time.monotonic() - began)
+        took = time.monotonic() - began
+        cost = Spent(closing_tokens=tokens, closing_steps=steps, judge_tokens=judged, seconds=took, money=money)
         return Expansion(seq, node, True, 1 if chain else 0, outcome, tuple(chain), cost, fault)
 
     async def _roll(self, spot: Spot) -> tuple[list[Draft], Spot, str | None]:

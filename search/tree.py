@@ -318,6 +318,14 @@ class Tree:
             ids = (ids + self.ids[i])[: self.keep[i]] + self.delta[i]
         return ids
 
+    def prompt_hash(self, node: int) -> str:
+        """32 hex digits that name the prompt which the children of `node` are drawn from; "" without token ids.
+
+        Equal for equal tokens, in whatever tree or store they are.
+        """
+        ids = self.context_ids(node)
+        return digest(*map(str, ids)) if ids else ""
+
     def key(self, node: int) -> int:
         """The step key of `node`: it derives from the draw seed, which is unique along the path.
 
@@ -465,6 +473,11 @@ class Node:
     @property
     def logprobs(self) -> tuple[float, ...]:
         return self.tree.logprobs[self.id]
+
+    @property
+    def prompt_hash(self) -> str:
+        """Names the prompt that this node's children are drawn from."""
+        return self.tree.prompt_hash(self.id)
 
     @property
     def observation(self) -> Observation | None:

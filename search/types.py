@@ -112,8 +112,10 @@ class Completion:
 
     token_ids  [T] as sampled, the end-of-turn token included; never re-tokenised afterwards
     logprobs   [T] natural log under the distribution they were sampled from; empty if the server returns none
-    trainable  drawn at temperature 1, untruncated, without grammar, with exact log-probs
+    trainable  drawn at temperature 1, untruncated, with exact log-probs: under a grammar those of the masked
+               distribution
     share      share of the node's mass where draws are not i.i.d.; None: its multiplicity over K. Kept as Draft.share
+    hidden     sampled tokens that the server counted but did not show;  money  what the draw cost
     """
 
     text: str
@@ -125,6 +127,13 @@ class Completion:
     origin: Origin = Origin.POLICY
     temperature: float = 1.0
     share: float | None = None
+    hidden: int = 0
+    money: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens, for budgets."""
+        return len(self.token_ids) or self.hidden
 
     @property
     def logprob(self) -> float:

@@ -146,7 +146,7 @@ class HFPolicy:
         if not seeds:
             return []
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(Request(context.ids, tuple(seeds), max_tokens, self.temperature), loop.create_future())
+        waiting = _Waiting(self._request(context, tuple(seeds), max_tokens), loop.create_future())
         self._waiting.append(waiting)
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._work())
@@ -172,6 +172,9 @@ class HFPolicy:
     def vocabulary(self) -> int:
         """How many tokens a draw chooses from."""
         return int(self.model.config.get_text_config().vocab_size)
+
+    def _request(self, context: Context, seeds: tuple[int, ...], max_tokens: int) -> Request:
+        return Request(context.ids, seeds, max_tokens, self.temperature)
 
     async def _work(self) -> None:
         """Runs what waits, batch after batch, until nothing does."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from treewright.agent.clients.openai import ServedContext
+from treewright.agent.clients.engine import ToolContext
 from treewright.agent.policy import PolicyStats
 from treewright.agent.prompts import chat_messages
 from treewright.envs.errors import TreewrightError
@@ -66,7 +66,7 @@ class GraphPolicy:
     ) -> Context:
         """The conversation as messages; no token ids."""
         messages = chat_messages(task, tools, first, turns, None)
-        return ServedContext(0, (), (), messages if self.tools_as == "text" else messages[1:], tuple(tools))
+        return ToolContext(0, (), (), messages if self.tools_as == "text" else messages[1:], tuple(tools))
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One run of the graph for each seed. Raises PolicyFault where the graph fails or takes too long."""

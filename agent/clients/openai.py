@@ -15,32 +15,31 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from treewright.agent.clients.actions import action_schema, cached_grammar, repair_action
+from treewright.agent.clients.engine import ToolContext, served_folder, together, weights_in, with_tools
+from treewright.agent.clients.line import PrefixLine
 from treewright.agent.policy import PolicyStats
-from treewright.agent.prompts import Template, chat_messages, template_for
-from treewright.envs.errors import TreewrightError
+from treewright.agent.prompts import Template, chat_messages, native_text, template_for
+from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
-from treewright.search.types import Completion, Context, Exchange, PolicyFault
+from treewright.search.screen import parse_action
+from treewright.search.types import Completion, Context, Exchange, Message, PolicyFault
 
-__all__ = ["OpenAIPolicy", "ServedContext", "VLLMPolicy"]
+__all__ = ["OpenAIPolicy", "VLLMPolicy"]
 
 log = logging.getLogger(__name__)
 
 PASSING = frozenset({408, 409, 425, 429})
 LONGEST_WAIT = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServedContext(Context):
-    """A context for servers that take tool schemas beside the messages."""
-
-    tools: tuple[ToolSpec, ...] = ()
 
 
 class _Details(BaseModel):
@@ -115,9 +114,15 @@ class OpenAIPolicy:
     together       True asks for all drafts of a node in one request (`n`, seeded by the first seed); False sends one
                    request for each seed, so that a seed gives the same draw wherever the server honours seeds
     window         how many of the newest observations are sent in full; None for all
-    concurrency    requests under way at once
+    concurrency    requests under way at once; the rest waits in the order of `order`, see PrefixLine
     deadline       seconds for one draw(), retries and waiting in line included; attempt_timeout for one request
     api_key_env    environment variable that holds the key; no header is sent when it is not set
+    price_in, price_out  money for a million tokens of prompt and of answer; a search with a money budget reserves the
+                   most that a draw can cost before it asks, and counts what the server reports
+    longest_prompt tokens; longer prompts are refused, which bounds that reserve. Where a prompt is text, its bytes
+                   count: a token has at least one
+    grammar        asks the server to hold the answer to a JSON schema of the tools (response_format)
+    repair         reads an action out of answers that are none; such draws act, like all of these
     extra          further fields of the request body, e.g. {"top_p": 1}
     """
 
@@ -136,11 +141,17 @@ class OpenAIPolicy:
         window: int | None = None,
         logprobs: bool = True,
         concurrency: int = 16,
+        order: str = "prefix",
         deadline: float = 120.0,
         attempt_timeout: float = 60.0,
         backoff: float = 0.5,
         api_key_env: str = "OPENAI_API_KEY",
         max_tokens_field: str = "max_tokens",
+        price_in: float = 0.0,
+        price_out: float = 0.0,
+        longest_prompt: int = 32_768,
+        grammar: bool = False,
+        repair: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
         if tools_as not in ("text", "schema"):
@@ -151,19 +162,32 @@ class OpenAIPolicy:
         self.window, self.logprobs = window, logprobs
         self.concurrency, self.deadline, self.attempt_timeout = concurrency, deadline, attempt_timeout
         self.backoff, self.max_tokens_field, self.extra = backoff, max_tokens_field, dict(extra or {})
-        self.api_key_env = api_key_env
+        self.price_in, self.price_out, self.longest_prompt = price_in, price_out, longest_prompt
+        self.api_key_env, self.grammar, self.repair = api_key_env, grammar, repair
         self.stats = PolicyStats()
         self._version = version or f"{model}@{self.base_url.host}"
         self._jitter = random.Random()
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._slots = asyncio.Semaphore(concurrency)
+        self.line = PrefixLine(concurrency, order)
         self._told: set[str] = set()
         self._busy, self._since = 0, 0.0
 
     @property
     def version(self) -> str:
         return self._version
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What differs from plain sampling at temperature 1; kept in the header of every tree."""
+        out: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
+        if self.grammar:
+            out["grammar"] = "actions of the node's tools"
+        return out | ({"extra": self.extra} if self.extra else {})
+
+    def dearest(self, max_tokens: int) -> float:
+        """The most money that one draw can cost."""
+        return (self.longest_prompt * self.price_in + max_tokens * self.price_out) / 1e6
 
     # -- prompts ----------------------------------------------------------------------------------------------------
 
@@ -177,19 +201,26 @@ class OpenAIPolicy:
     ) -> Context:
         """The conversation as messages; no token ids."""
         messages = chat_messages(task, tools, first, turns, self.window)
-        return ServedContext(0, (), (), messages, tuple(tools))
+        if self.tools_as == "schema":
+            messages = (Message("system", native_text("")), *messages[1:])
+        return with_tools(Context(0, (), (), messages), tools)
 
     def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": m.role, "content": m.content} for m in context.messages],
+            "messages": _native(context.messages)
+            if self.tools_as == "schema"
+            else [{"role": m.role, "content": m.content} for m in context.messages],
             self.max_tokens_field: max_tokens,
             "temperature": self.temperature,
         }
         if self.logprobs:
             body["logprobs"] = True
-        if self.tools_as == "schema" and isinstance(context, ServedContext) and context.tools:
+        if self.tools_as == "schema" and isinstance(context, ToolContext) and context.tools:
             body["tools"] = [tool.to_openai() for tool in context.tools]
+        if self.grammar and isinstance(context, ToolContext):
+            schema = {"name": "action", "schema": action_schema(context.tools), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body | self.extra
 
     # -- draws ------------------------------------------------------------------------------------------------------
@@ -200,12 +231,20 @@ class OpenAIPolicy:
             raise TreewrightError(f"a draw needs max_tokens >= 1, not {max_tokens}")
         effort = _Effort(time.monotonic() + self.deadline)
         body = self._body(context, max_tokens)
+        size = len(context.ids) or len(json.dumps(body, ensure_ascii=False).encode())
+        if size > self.longest_prompt:
+            raise PolicyFault(
+                f"{self.name}: a prompt of {size} {'tokens' if context.ids else 'bytes'} is longer than longest_prompt "
+                f"= {self.longest_prompt}; raise that, or set window=N to shorten prompts"
+            )
         try:
             async with asyncio.timeout(self.deadline):
                 if self.together:
-                    return await self._batch(body, seeds, effort)
-                tasks = [self._batch(body, [seed], effort) for seed in seeds]
-                return [done for [done] in await _all(tasks)]
+                    done = await self._batch(body, seeds, effort)
+                else:
+                    tasks = [self._batch(body, [seed], effort) for seed in seeds]
+                    done = [one for [one] in await together(tasks)]
+                return [self._mended(one, context) for one in done]
         except TimeoutError as error:
             self.stats.faults += 1
             raise PolicyFault(f"{self.name}: no answer within {self.deadline:g} s; last: {effort.trouble}") from error
@@ -222,8 +261,23 @@ class OpenAIPolicy:
             if not self.logprobs:
                 asked.pop("logprobs", None)
             reply = await self._ask(asked, effort)
-            done += [self._completion(choice) for choice in reply.choices[:left]]
+            done += self._counted([self._completion(choice) for choice in reply.choices[:left]], reply, body)
         return done
+
+    def _counted(self, done: list[Completion], reply: _Reply, body: dict[str, Any]) -> list[Completion]:
+        """The drafts with their share of what the server counted; of the most they can have cost if it did not."""
+        usage, most = reply.usage or _Usage(), int(body.get(self.max_tokens_field) or body.get("max_tokens") or 0)
+        sampled = [len(c.token_ids) for c in done]
+        if not all(sampled):
+            whole = usage.completion_tokens if usage.completion_tokens is not None else most * len(reply.choices)
+            each, rest = divmod(whole * len(done) // len(reply.choices), len(done))
+            sampled = [each + (i < rest) for i in range(len(done))]
+        read = usage.prompt_tokens if usage.prompt_tokens is not None else self.longest_prompt
+        shares = [read if i == 0 else 0 for i in range(len(done))]
+        return [
+            replace(c, hidden=0 if c.token_ids else n, money=(p * self.price_in + n * self.price_out) / 1e6)
+            for c, n, p in zip(done, sampled, shares, strict=True)
+        ]
 
     def _completion(self, choice: _Choice) -> Completion:
         self._tell("hidden", f"{self.name} does not show its prompts as token ids; its draws are not trained on")
@@ -243,6 +297,11 @@ class OpenAIPolicy:
             temperature=self.temperature,
         )
 
+    def _mended(self, done: Completion, context: Context) -> Completion:
+        if not self.repair or done.trainable:
+            return done
+        return replace(done, text=repair_action(done.text, getattr(context, "tools", ())))
+
     # -- judging ----------------------------------------------------------------------------------------------------
 
     async def first_tokens(self, prompts: Sequence[str]) -> list[dict[str, float]]:
@@ -250,7 +309,7 @@ class OpenAIPolicy:
 
         Raises PolicyFault where the server gives no alternatives.
         """
-        return await _all([self._first_tokens(prompt) for prompt in prompts])
+        return await together([self._first_tokens(prompt) for prompt in prompts])
 
     async def _first_tokens(self, prompt: str) -> dict[str, float]:
         body = self._message(prompt, 1) | {"logprobs": True, "top_logprobs": 20, "temperature": 0}
@@ -320,9 +379,8 @@ class OpenAIPolicy:
 
     async def _post(self, body: dict[str, Any]) -> httpx.Response:
         client = self._session()
-        key = os.environ.get(self.api_key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        async with self._slots:
+        headers = self._headers()
+        async with self.line.place(body.get("prompt", ())):
             if not self._busy:
                 self._since = time.monotonic()
             self._busy += 1
@@ -337,6 +395,10 @@ class OpenAIPolicy:
                 if not self._busy:
                     self.stats.seconds += time.monotonic() - self._since
 
+    def _headers(self) -> dict[str, str]:
+        key = os.environ.get(self.api_key_env)
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
     def _session(self) -> httpx.AsyncClient:
         """The client of this event loop; connections do not outlive the loop they were made in."""
         loop = asyncio.get_running_loop()
@@ -348,8 +410,9 @@ class OpenAIPolicy:
                 limits=httpx.Limits(max_connections=self.concurrency),
                 trust_env=not local,
             )
-            self._loop, self._busy = loop, 0
-            self._slots = asyncio.Semaphore(self.concurrency)
+            if self._loop not in (None, loop):
+                self._busy, self.line = 0, PrefixLine(self.concurrency, self.line.order)
+            self._loop = loop
         return self._client
 
     def _reply(self, response: httpx.Response) -> _Reply:
@@ -389,6 +452,11 @@ class VLLMPolicy(OpenAIPolicy):
     Prompts are built here with the model's own tokenizer, so nothing is tokenised twice. Sampling parameters that a
     server would take from the model's generation settings are sent as neutral. `tokenizer` is a folder or name for
     transformers, or a tokenizer; None takes the model's name. Draws are trainable at temperature 1.
+    With `grammar` every draw is an action of the node's tools; masked_exact says that the server was started with
+    --logprobs-mode processed_logprobs, so that such draws have exact log-probs and may be trained on.
+    With `colocated` the server sleeps while the trainer works. `extended` is for servers started with
+    --worker-extension-cls treewright.agent.clients.vllm_engine.WeightTaker, as vllm_server does: on a CPU, a model with
+    tied embeddings takes new weights rightly only so.
     """
 
     path = "completions"
@@ -401,12 +469,97 @@ class VLLMPolicy(OpenAIPolicy):
         tokenizer: Any = None,
         template: Template | None = None,
         template_options: dict[str, Any] | None = None,
+        masked_exact: bool = False,
+        colocated: bool = False,
+        extended: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, base_url, **{"name": f"vllm:{model}", "together": False, **options})
+        self.masked_exact = masked_exact
+        self.colocated, self.extended, self._asleep = colocated, extended, False
         if isinstance(tokenizer, str) or tokenizer is None:
             tokenizer = _tokenizer(tokenizer or model)
         self.template = template or template_for(tokenizer, self.window, **(template_options or {}))
+
+    # -- weights and memory: needs a server started with VLLM_SERVER_DEV_MODE=1 ---------------------------------------
+
+    async def load_weights(self, path: str | Path, version: str = "") -> str:
+        """Makes the server take the weights of a folder that it can read; returns the new version.
+
+        Waits for the requests under way; those that wait get the new weights. Raises TreewrightError where the server
+        refuses: the weights it then has are unknown, so nothing should be drawn.
+        """
+        name = version or await asyncio.to_thread(weights_in, path)
+        folder = await asyncio.to_thread(lambda: served_folder(Path(path).resolve()))
+        async with self._exchange():
+            order = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+            if self.extended:
+                order = {"method": "take_folder", "kwargs": {"folder": folder}}
+            await self._control("collective_rpc", order)
+            await self._control("reset_prefix_cache")
+            self._version = name
+        return name
+
+    async def load_adapter(self, path: str | Path, version: str = "") -> str:
+        """Makes the server take a LoRA adapter and draws with it from now on; returns the new version.
+
+        The server must be started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
+        """
+        mark = version or await asyncio.to_thread(weights_in, path)
+        folder = str(await asyncio.to_thread(Path(path).resolve))
+        async with self._exchange():
+            await self._control("v1/load_lora_adapter", {"lora_name": mark, "lora_path": folder})
+            self.model, self._version = mark, f"{self._version.partition('+')[0]}+{mark}"
+        return self._version
+
+    @asynccontextmanager
+    async def _exchange(self) -> AsyncIterator[None]:
+        """Nobody draws meanwhile; a server that sleeps is woken, and who waited for that draws with the new weights."""
+        if self._asleep:
+            await self._control("wake_up")
+            self._asleep = False
+        else:
+            await self.line.shut()
+        try:
+            yield
+        finally:
+            self.line.reopen()
+
+    async def sleep(self) -> bool:
+        """Gives the accelerator back until `wake`, if the server shares it with the trainer (`colocated`)."""
+        if not self.colocated:
+            return False
+        await self.line.shut()
+        try:
+            await self._control("sleep?level=1")
+            self._asleep = True
+        finally:
+            if not self._asleep:
+                self.line.reopen()
+        return True
+
+    async def wake(self) -> None:
+        if self._asleep:
+            await self._control("wake_up")
+            self._asleep = False
+            self.line.reopen()
+
+    async def _control(self, path: str, body: dict[str, Any] | None = None) -> None:
+        """One order to the server, at its root and not under /v1."""
+        url = self.base_url.join("/" + path)
+        try:
+            reply = await self._session().post(url, json=body, headers=self._headers(), timeout=self.deadline)
+        except httpx.RequestError as error:
+            raise TreewrightError(f"{self.name}: {path} failed: {type(error).__name__}: {error}") from error
+        if reply.status_code == 404:
+            raise TreewrightError(
+                f"{self.name}: the server does not know {path}; start it with VLLM_SERVER_DEV_MODE=1 "
+                "(and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters)"
+            )
+        if reply.status_code != 200:
+            raise TreewrightError(f"{self.name}: {path} failed: {self._explain(reply)}")
+
+    # -- draws ------------------------------------------------------------------------------------------------------
 
     def context(
         self,
@@ -416,9 +569,13 @@ class VLLMPolicy(OpenAIPolicy):
         turns: Sequence[Exchange],
         base: Sequence[int],
     ) -> Context:
-        return self.template.context(task, tools, first, turns, base)
+        context = self.template.context(task, tools, first, turns, base)
+        return with_tools(context, tools) if self.grammar else context
 
     def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
+        masked: dict[str, Any] = {}
+        if self.grammar:
+            masked["structured_outputs"] = {"grammar": cached_grammar(getattr(context, "tools", ()))}
         neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
         return {
             "model": self.model,
@@ -430,6 +587,7 @@ class VLLMPolicy(OpenAIPolicy):
             "stop_token_ids": sorted(self.template.stop_ids),
             "skip_special_tokens": False,
             **neutral,
+            **masked,
             **self.extra,
         }
 
@@ -449,7 +607,10 @@ class VLLMPolicy(OpenAIPolicy):
             logprobs,
             choice.finish_reason or "stop",
             self._version,
-            trainable=self.temperature == 1.0 and bool(logprobs) and not self.extra,
+            trainable=self.temperature == 1.0
+            and bool(logprobs)
+            and not self.extra
+            and (self.masked_exact or not self.grammar),
             temperature=self.temperature,
         )
 
@@ -473,14 +634,42 @@ def _tokenizer(name: str) -> Any:
         ) from error
 
 
-async def _all(coroutines: Sequence[Any]) -> list[Any]:
-    """Results in order; the first failure cancels the others."""
+def _native(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages in which the assistant's calls are tool calls and what followed is their result."""
+    out: list[dict[str, Any]] = []
+    open_calls: list[str] = []
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            said, calls = _calls(message.content, i)
+            out.append({"role": "assistant", "content": said, **({"tool_calls": calls} if calls else {})})
+            open_calls = [call["id"] for call in calls]
+        elif open_calls:
+            shown = [message.content, *["(shown with the first call of this turn)"] * (len(open_calls) - 1)]
+            out += [
+                {"role": "tool", "tool_call_id": name, "content": text}
+                for name, text in zip(open_calls, shown, strict=True)
+            ]
+            open_calls = []
+        else:
+            out.append({"role": message.role, "content": message.content})
+    return out
+
+
+def _calls(text: str, turn: int) -> tuple[str, list[dict[str, Any]]]:
+    """What was said before the calls, and the calls; no calls where the text is no action."""
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(c) for c in coroutines]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+        action = parse_action(text)
+    except InvalidAction:
+        return text, []
+    calls = [
+        {
+            "id": f"call_{turn}_{i}",
+            "type": "function",
+            "function": {"name": c.name, "arguments": json.dumps(dict(c.arguments), ensure_ascii=False)},
+        }
+        for i, c in enumerate(action.calls)
+    ]
+    return text.partition("<tool_call>")[0].strip() if "<tool_call>" in text else "", calls
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -15,11 +15,14 @@ from starlette.routing import Route
 
 from treewright.agent.clients.hf import HFPolicy
 from treewright.agent.clients.openai import OpenAIPolicy, VLLMPolicy
-from treewright.agent.policy import Policy, open_policy
+from treewright.agent.policy import Policy, open_policy, serve_weights
+from treewright.envs import maze
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task, ToolSpec
+from treewright.search.engine import Settings, search
+from treewright.search.rules import best_first
 from treewright.search.screen import parse_action
-from treewright.search.types import Context, Exchange, PolicyFault
+from treewright.search.types import Budget, Context, Exchange, PolicyFault
 
 from .small import compact, qwen3
 
@@ -52,8 +55,12 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(server):
-    app = Starlette(routes=[Route("/v1/{rest:path}", server.answer, methods=["POST"])])
+async def serving(server, control=None):
+    """`control` answers what goes to other places than the model's, vLLM's orders among them."""
+    routes = [Route(path, server.answer, methods=["POST"]) for path in ("/v1/completions", "/v1/chat/completions")]
+    if control is not None:
+        routes.append(Route("/{rest:path}", control, methods=["POST"]))
+    app = Starlette(routes=routes)
     sock = socket.create_server(("127.0.0.1", 0))
     web = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
     web.capture_signals = contextlib.nullcontext
@@ -344,3 +351,103 @@ async def test_ids_and_log_probs_that_do_not_match_are_malformed(local):
 def test_a_missing_tokenizer_says_what_to_pass(tmp_path):
     with pytest.raises(TreewrightError, match="pass tokenizer=FOLDER"):
         open_policy(f"vllm:{tmp_path}@http://127.0.0.1:1/v1")
+
+
+# -- budgets, tools, repair -----------------------------------------------------------------------------------------
+
+
+async def grown(policy, **ceilings):
+    return await search(
+        maze.SUITE.tasks("train", 1)[0], maze.SUITE, policy, rule=best_first(draws=3), budget=Budget(**ceilings),
+        settings=Settings(max_tokens=40, width=2, retries=0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("reported", [True, False])
+async def test_budgets_of_tokens_and_money_are_never_exceeded(reported):
+    def answer(body):
+        reply = said(*['go {"to": 1}'] * body["n"])
+        reply["usage"] = {"prompt_tokens": 100, "completion_tokens": 40 * body["n"]} if reported else None
+        return reply
+
+    async with opened(Server(answer), price_in=1.0, price_out=1000.0, longest_prompt=4000) as policy:
+        assert policy.dearest(40) == pytest.approx(0.044)
+        tree = await grown(policy, policy_tokens=700)
+        assert tree.stopped_by == "policy_tokens" and 400 < tree.spent.policy_tokens <= 700
+        tree = await grown(policy, money=0.5)
+        assert tree.stopped_by == "money" and 0.2 < tree.spent.money <= 0.5
+        policy.longest_prompt = 10
+        with pytest.raises(PolicyFault, match="longer than longest_prompt = 10"):
+            await policy.draw(root(policy), [1], 9)
+
+
+async def test_a_conversation_with_schemas_shows_calls_as_tool_calls_and_observations_as_their_results():
+    server = Server()
+    async with opened(server, tools_as="schema") as policy:
+        two = '<tool_call>{"name": "search", "arguments": {"entity": "a"}}</tool_call>'
+        turns = [
+            Exchange("Hm. " + two + two, None, Observation("eve")),
+            Exchange("what?", None, Observation("error: no action")),
+            Exchange('search {"entity": "é"}', None, Observation("bob")),
+        ]
+        await policy.draw(policy.context(TASK, TOOLS, FIRST, turns, ()), [1], 9)
+    messages = server.seen[0][1]["messages"]
+    roles = ["system", "user", "assistant", "tool", "tool", "assistant", "user", "assistant", "tool"]
+    assert [m["role"] for m in messages] == roles
+    assert "Tools:" not in messages[0]["content"] and messages[2]["content"] == "Hm."
+    assert [c["id"] for c in messages[2]["tool_calls"]] == [m["tool_call_id"] for m in messages[3:5]]
+    assert messages[3]["content"] == "eve" and messages[5] == {"role": "assistant", "content": "what?"}
+    assert json.loads(messages[7]["tool_calls"][0]["function"]["arguments"]) == {"entity": "é"}
+
+
+async def test_a_server_is_asked_for_the_schema_of_an_action_and_what_is_none_is_repaired():
+    server = Server(said("Sure: search {'entity': 'ada'} - done"))
+    async with opened(server, grammar=True, repair=True) as policy:
+        assert policy.sampling == {"grammar": "actions of the node's tools"}
+        (done,) = await policy.draw(root(policy), [1], 9)
+    assert done.text == 'search {"entity": "ada"}' and not done.trainable
+    sent = server.seen[0][1]["response_format"]["json_schema"]["schema"]["anyOf"][0]
+    assert sent["properties"]["name"] == {"const": "search"}
+
+
+async def test_vllm_is_sent_the_grammar_and_such_draws_are_trained_on_only_with_masked_log_probs(local):
+    server = FakeVLLM(local)
+    async with serving(server) as url:
+        for exact in (False, True):
+            policy = VLLMPolicy("m", url, tokenizer=compact(), grammar=True, masked_exact=exact)
+            (done,) = await policy.draw(root(policy), [1], 5)
+            assert done.trainable is exact and "search" in server.seen[-1][1]["structured_outputs"]["grammar"]
+            await policy.close()
+
+
+async def test_weights_adapters_and_sleep_of_a_server(tmp_path, local):
+    (tmp_path / "model.safetensors").write_bytes(b"new")
+    calls, statuses = [], [200]
+
+    async def control(request):
+        body = await request.body()
+        calls.append((request.url.path, dict(request.query_params), json.loads(body) if body else None))
+        return Response(status_code=statuses[-1])
+
+    fake = FakeVLLM(local)
+    async with serving(fake, control) as url:
+        policy = VLLMPolicy("m", url, tokenizer=compact(), version="v1", colocated=True, extended=True)
+        assert await policy.sleep() is True
+        waits = asyncio.create_task(policy.draw(root(policy), [1], 3))
+        await asyncio.sleep(0.05)
+        assert not waits.done() and not fake.seen
+        version = await serve_weights(policy, tmp_path)
+        assert (await waits)[0].policy_version == version == policy.version != "v1"
+        assert (await policy.load_adapter(tmp_path)).startswith(version + "+") and policy.model != "m"
+        assert [c[0] for c in calls] == [
+            "/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"
+        ]  # fmt: skip
+        assert calls[2][2] == {"method": "take_folder", "kwargs": {"folder": str(tmp_path)}}
+        for status, says in ((404, "VLLM_SERVER_DEV_MODE"), (500, "HTTP 500")):
+            statuses.append(status)
+            with pytest.raises(TreewrightError, match=says):
+                await policy.load_weights(tmp_path)
+        await policy.close()
+    with pytest.raises(TreewrightError, match="collective_rpc failed: ConnectError"):
+        await policy.load_weights(tmp_path)
+    await policy.close()

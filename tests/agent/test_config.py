@@ -55,3 +55,12 @@ def test_the_printed_configuration_reads_back_as_itself(tmp_path):
     path = tmp_path / "all.toml"
     path.write_text(to_toml(Config()))
     assert load_config(path) == Config()
+
+
+def test_options_of_a_policy_survive_the_way_through_a_file(tmp_path):
+    given = load_config(None, ['policy.options={"grammar": true, "engine": {"max_model_len": 99}}'])
+    path = tmp_path / "all.toml"
+    path.write_text(to_toml(given))
+    assert (
+        load_config(path).policy.options == given.policy.options == {"grammar": True, "engine": {"max_model_len": 99}}
+    )

@@ -1,0 +1,284 @@
+"""The real vLLM on a CPU, in this program and as a server, beside transformers: `make test-vllm`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+pytest.importorskip("vllm", reason="needs vLLM; make test-vllm builds a venv with it")
+
+import torch
+from safetensors.torch import save_file
+
+from treewright.agent.clients.actions import action_grammar
+from treewright.agent.clients.vllm_server import vllm_server
+from treewright.agent.collect import open_worlds
+from treewright.agent.config import load_config
+from treewright.agent.loop import Learner, make_trainer, run_loop, tasks_for
+from treewright.agent.policy import SEEDLING, open_policy, serve_weights
+from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.engine import Settings, search
+from treewright.search.rules import best_first
+from treewright.search.types import Budget, Context, PolicyFault
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+GAP = 1e-3  # nats, float32
+BUDGET, SETTINGS = Budget(expansions=6), Settings(max_tokens=48, close=True)
+
+
+class Three(dict):
+    """The policies by name, and the end of the server."""
+
+    stop_server: Any
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def three():
+    """The seedling in vLLM in this program, behind vLLM's server, and in transformers."""
+    torch.set_num_threads(1)
+    engine = {"max_model_len": 2048, "enable_lora": True, "max_lora_rank": 8}
+    arguments = ["--max-model-len", "2048", "--enable-lora", "--max-lora-rank", "8"]
+    async with AsyncExitStack() as stack:
+        here, url = await asyncio.gather(
+            asyncio.to_thread(open_policy, "vllm:seedling", engine=engine),
+            stack.enter_async_context(vllm_server(SEEDLING, arguments)),
+        )
+        server = open_policy(f"vllm:{SEEDLING}@{url}", extended=True, backoff=0.05)
+        policies = Three(here=here, server=server, hf=open_policy("seedling"))
+        policies.stop_server = stack.aclose
+        yield policies
+        for policy in policies.values():
+            await policy.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def worlds():
+    async with open_worlds(["kg"]) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def plain(three):
+    yield
+    for policy in three.values():
+        policy.temperature = 1.0
+
+
+def tasks(worlds, count=3):
+    return tasks_for(worlds, "train", 0, count)
+
+
+async def grow(policy, worlds, task, temperature=1.0, **more):
+    policy.temperature = temperature
+    settings = Settings(**{"max_tokens": 48, "close": True, **more})
+    return await search(
+        task, worlds["kg"].pool, policy, rule=best_first(root_draws=4), budget=BUDGET, settings=settings
+    )
+
+
+def gap(a, b):
+    assert a.ids == b.ids
+    return max(abs(x - y) for i in range(1, len(a)) for x, y in zip(a.logprobs[i], b.logprobs[i], strict=True))
+
+
+@torch.no_grad()
+def scored(model, tree):
+    """Largest difference between the tree's log-probs and those of `model` on the same tokens."""
+    worst = 0.0
+    for node in range(1, len(tree)):
+        prompt, ids = tree.context_ids(tree.parent[node]), tree.ids[node]
+        logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        own = logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)]
+        worst = max(worst, float((own - torch.tensor(tree.logprobs[node])).abs().max()))
+    return worst
+
+
+async def test_greedy_trees_are_equal_and_log_probs_agree(three, worlds):
+    for task in tasks(worlds):
+        here, server, hf = [await grow(three[name], worlds, task, 0.0) for name in ("here", "server", "hf")]
+        assert gap(here, hf) < GAP and gap(server, hf) < GAP
+
+
+async def test_sampled_trees_follow_their_seeds_and_their_log_probs_are_the_model_s_own(three, worlds):
+    for task in tasks(worlds):
+        here, server = [await grow(three[name], worlds, task) for name in ("here", "server")]
+        again = await grow(three["here"], worlds, task)
+        other = await grow(three["here"], worlds, task, seed=1)
+        assert here.exact and here.ids == again.ids == server.ids and other.ids != here.ids
+        assert len(here) > 4 and gap(here, server) < GAP
+        assert scored(three["hf"].model, here) < GAP
+
+
+async def test_after_a_training_step_all_three_serve_the_new_weights(three, worlds, tmp_path):
+    config = load_config(None, [f"folder={tmp_path}", "loop.iterations=1", "loop.tasks=6", "search.expansions=2"])
+    learner, task, before = Learner(make_trainer(config, SEEDLING), tmp_path / "checkpoints"), tasks(worlds)[2], {}
+    for name, policy in three.items():
+        before[name] = await grow(policy, worlds, task, 0.0)
+        policy.temperature = 1.0
+    try:
+        await run_loop(config, worlds, three["here"], learner)
+        (done,) = learner.rounds
+        assert done.stats["sampler_gap"] < GAP and done.trained != done.drawn_by
+        saved = next((tmp_path / "checkpoints").glob("step-*"))
+        versions = {await serve_weights(policy, saved) for name, policy in three.items() if name == "server"}
+        await serve_weights(three["hf"], saved)
+        assert versions == {three["here"].version}
+        after = {name: await grow(policy, worlds, task, 0.0) for name, policy in three.items()}
+        assert gap(after["here"], after["hf"]) < GAP and gap(after["server"], after["hf"]) < GAP
+        first = [(a.ids[1], a.logprobs[1]) for a in (before["here"], after["here"])]
+        assert first[0] != first[1]
+        await serve_weights(three["here"], SEEDLING)
+        back = await grow(three["here"], worlds, task, 0.0)
+        assert gap(back, before["here"]) < 1e-5
+        await three["here"].load_state(three["hf"].model.state_dict(), "in memory")
+        again = await grow(three["here"], worlds, task, 0.0)
+        assert gap(again, after["hf"]) < GAP and three["here"].version == "in memory"
+    finally:
+        for policy in three.values():
+            await serve_weights(policy, SEEDLING)
+
+
+async def test_a_folder_without_weights_is_refused_before_anything_changes(three, tmp_path):
+    for policy in three.values():
+        version = policy.version
+        with pytest.raises(TreewrightError, match="cannot load weights"):
+            await serve_weights(policy, tmp_path)
+        assert policy.version == version
+
+
+def adapter(folder, model, rank=4):
+    """A random LoRA adapter in peft's layout, and the same change made to a copy of the weights."""
+    made, tensors, config = torch.Generator().manual_seed(5), {}, model.config
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for layer in range(config.num_hidden_layers):
+        for part in ("q_proj", "v_proj"):
+            name = f"model.layers.{layer}.self_attn.{part}"
+            out, into = state[f"{name}.weight"].shape
+            a, b = (torch.randn(*shape, generator=made) * 0.2 for shape in ((rank, into), (out, rank)))
+            tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+            state[f"{name}.weight"] += b @ a * 2.0
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"bias": "none", "task_type": "CAUSAL_LM"}))
+    return state
+
+
+async def test_a_lora_adapter_is_loaded_while_serving(three, worlds, tmp_path):
+    hf, task = three["hf"], tasks(worlds)[2]
+    plain = await grow(hf, worlds, task, 0.0)
+    changed = adapter(tmp_path, hf.model)
+    kept = {name: weight.clone() for name, weight in hf.model.state_dict().items()}
+    try:
+        for name in ("here", "server"):
+            before = three[name].version
+            assert await three[name].load_adapter(tmp_path) != before
+        hf.model.load_state_dict(changed)
+        hf.refresh()
+        want = await grow(hf, worlds, task, 0.0)
+        assert plain.ids != want.ids or gap(plain, want) > 0.05
+        for name in ("here", "server"):
+            assert gap(await grow(three[name], worlds, task, 0.0), want) < GAP, name
+    finally:
+        hf.model.load_state_dict(kept)
+        hf.refresh()
+        three["here"].engine._adapter, three["server"].model = None, str(SEEDLING)
+
+
+@torch.no_grad()
+def masked_gap(hf, grammar, prompt, done):
+    """Largest difference between a draw's log-probs and the model's own under the grammar's mask."""
+    from llguidance import LLMatcher
+    from llguidance.hf import from_tokenizer
+
+    matcher = LLMatcher(
+        from_tokenizer(hf.tokenizer, n_vocab=hf.model.config.vocab_size, eos_token=hf.stop_ids), grammar
+    )
+    logits = hf.model(input_ids=torch.tensor([prompt + done.token_ids])).logits[0, len(prompt) - 1 :]
+    worst, masked = 0.0, 0.0
+    for at, token in enumerate(done.token_ids):
+        bits = matcher.compute_bitmask()
+        allowed = [t for t in range(logits.shape[1]) if bits[t // 8] >> (t % 8) & 1]
+        worst = max(worst, abs(float(logits[at][token] - logits[at][allowed].logsumexp(0)) - done.logprobs[at]))
+        masked = max(masked, float(logits[at].logsumexp(0) - logits[at][allowed].logsumexp(0)))
+        matcher.consume_token(token)
+    return worst, masked
+
+
+@pytest.mark.parametrize("name", ["here", "server"])
+async def test_draws_under_a_grammar_are_actions_with_the_masked_log_probs(three, name):
+    policy = three[name]
+    tools = (ToolSpec("pick", "", {"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"]}),)
+    policy.grammar = policy.masked_exact = True
+    try:
+        context = policy.context(Task("kg", "1", "pick one"), tools, Observation("start"), (), ())
+        done = await policy.draw(context, range(6), 64)
+    finally:
+        policy.grammar = False
+    assert {c.text for c in done} <= {'pick {"n": 1}', 'pick {"n": 22}'} and all(c.trainable for c in done)
+    gaps = [masked_gap(three["hf"], action_grammar(tools), context.ids, c) for c in done]
+    assert max(gap for gap, _ in gaps) < GAP and max(masked for _, masked in gaps) > 0.1
+
+
+async def test_cancelled_draws_are_freed_and_the_line_keeps_back_what_the_engine_cannot_take(three, worlds):
+    policy = three["here"]
+    task = tasks(worlds, 1)[0]
+    async with worlds["kg"].pool.lease("t", (0,)) as session:
+        seen = await session.env.reset(task, 0)
+        context = policy.context(task, await worlds["kg"].pool.tools(session), seen, (), ())
+    policy.stop_ids, stops = (), policy.stop_ids
+    most = policy.line.limit
+    try:
+        draw = asyncio.create_task(policy.draw(context, range(most + 9), 1500))
+        async with asyncio.timeout(60):
+            while policy.engine.llm.get_num_unfinished_requests() < most:  # noqa: ASYNC110 (vLLM has no event for it)
+                await asyncio.sleep(0.01)
+        assert policy.line.now == most and policy.line.waiting == 9
+        draw.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await draw
+        policy.deadline, deadline = 0.5, policy.deadline
+        with pytest.raises(PolicyFault, match="no answer within"):
+            await policy.draw(context, [1], 1800)
+        policy.deadline = deadline
+        assert policy.engine.llm.get_num_unfinished_requests() == policy.line.now == policy.line.waiting == 0
+        (short,) = await policy.draw(context, [1], 4)
+        assert len(short.token_ids) == 4 and short.finish_reason == "length"
+    finally:
+        policy.stop_ids = stops
+
+
+async def test_sleeping_frees_nothing_on_a_cpu_and_drawing_goes_on(three, worlds):
+    for name in ("here", "server"):
+        assert await three[name].sleep() is False
+        await three[name].wake()
+        assert len(await grow(three[name], worlds, tasks(worlds)[0])) > 1
+
+
+async def test_one_model_in_two_event_loops_is_refused_in_words(three):
+    policy = three["here"]
+
+    context = Context(0, (5, 6), (5, 6))
+    await policy.draw(context, [1], 1)
+    with pytest.raises(TreewrightError, match="another event loop"):
+        await asyncio.to_thread(lambda: asyncio.run(policy.draw(context, [1], 1)))
+
+
+async def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TreewrightError, match="no tokenizer"):
+        open_policy(f"vllm:{tmp_path}")
+
+
+async def test_a_server_that_dies_is_a_fault_within_the_deadline(three, worlds):
+    policy, task, loop = three["server"], tasks(worlds, 1)[0], asyncio.get_running_loop()
+    policy.deadline = 20
+    assert (await grow(policy, worlds, task)).exact
+    await three.stop_server()
+    began = loop.time()
+    tree = await grow(policy, worlds, task, attempt=1)
+    assert not tree.exact and "a fault persisted" in tree.reasons and loop.time() - began < 22

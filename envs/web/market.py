@@ -46,6 +46,7 @@ class MarketEnvironment(WebEnvironment):
             headers={TOKEN_HEADER: self.token},
             part=600,
             quiet=0.0,
+            calm=None,  # every character of these pages is state
             reuse=True,  # the site's policy forbids scripts, so its pages cannot keep anything
         )
         self.site = site

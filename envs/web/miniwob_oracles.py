@@ -310,22 +310,6 @@ def _table(page: _Seen) -> Action:
     return _filled(page, [cells[cells.index(name) + 1] for name in wanted])
 
 
-def _number(page: _Seen) -> Action:
-    wanted = re.findall(r"-?\d+", page.goal)[0]
-    return _filled(page, [wanted], "spinbutton")
-
-
-def _autocomplete(page: _Seen) -> Action:
-    start, end = (*page.quoted(), "")[:2]
-    field = page.all("textbox")[0]
-    if field.value.startswith(start) and field.value.endswith(end) and field.value != start:
-        return _submit(page)
-    offers = [x for x in page.all("option", "menuitem") if x.name.startswith(start) and x.name.endswith(end)]
-    if offers:
-        return _click(offers[0])
-    return _click(field) if not page.done else Action.of("type", text=start) if len(page.done) == 1 else _submit(page)
-
-
 def _odd_even(page: _Seen) -> Action:
     numbers = [x.words for x in page.all("shape") if re.fullmatch(r"-?\d+", x.words)]
     if len(page.done) >= len(numbers):
@@ -335,11 +319,6 @@ def _odd_even(page: _Seen) -> Action:
 
 
 # Pointing.
-
-
-def _ascending(page: _Seen) -> Action:
-    numbers = sorted((x for x in page.all("shape") if x.words.isdigit()), key=lambda x: int(x.words))
-    return _click(numbers[len(page.done)] if len(page.done) < len(numbers) else None)
 
 
 def _coordinate(page: _Seen) -> Action:
@@ -498,7 +477,6 @@ def _guess(page: _Seen) -> Action:
 
 
 _EXPERTS: dict[str, Expert] = {
-    "ascending-numbers": _ascending,
     "button-delay": _delay,
     "buy-ticket": _buy,
     "choose-list": _option,
@@ -548,19 +526,14 @@ _EXPERTS: dict[str, Expert] = {
     "guess-number": _guess,
     "identify-shape": _identify,
     "login-user": _login,
-    "login-user-popup": _login,
     "navigate-tree": _tree,
     "odd-or-even": _odd_even,
     "read-table": _table,
-    "read-table-2": _table,
     "scroll-text": _last_word,
     "simple-algebra": _algebra,
     "simple-arithmetic": _arithmetic,
     "text-transform": _transform,
     "unicode-test": _named_button,
-    "use-autocomplete": _autocomplete,
-    "use-autocomplete-nodelay": _autocomplete,
-    "use-spinner": _number,
 }
 KNOWN = tuple(_EXPERTS)
 """The tasks that have an expert."""

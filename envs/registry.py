@@ -17,6 +17,9 @@ BUILT_IN = {
     "stdlib": "treewright.envs.retrieval.stdlib",
     "workbench": "treewright.envs.tools.workbench",
     "market": "treewright.envs.web.market",
+    "bazaar": "treewright.envs.web.bazaar",
+    "miniwob": "treewright.envs.web.miniwob",
+    "webarena": "treewright.envs.web.webarena",
 }
 
 
@@ -38,7 +41,7 @@ def suite(name: str) -> Suite:
                 raise TreewrightError(f"no suite named {name!r}; {hint}")
             found = found.load()
     except ImportError as error:
-        extra = "web" if name == "market" else "train"
+        extra = "web" if ".web." in BUILT_IN.get(name, "") else "train"
         raise TreewrightError(
             f"suite {name!r} needs a package that is missing ({error.name}); type: pip install 'treewright[{extra}]'"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ HOMES = {
     "control": "treewright.agent.control",
     "credit": "treewright.training.bench_credit",
     "kernels": "treewright.kernels.bench",
+    "web": "treewright.agent.bench_web",
 }
 
 
@@ -27,6 +29,9 @@ def bench(
     quick: Annotated[bool, typer.Option(help="End within a minute on two cores; says that it is quick.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures with hardware, versions and commit.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot, where matplotlib is installed.")] = None,
+    peer_python: Annotated[
+        Path | None, typer.Option(help="An interpreter that has the peer to compare with, where a benchmark has one.")
+    ] = None,
 ) -> None:
     """Measure: a table, and JSON with hardware, versions and commit. Nothing is timed on a red correctness gate.
 
@@ -42,6 +47,10 @@ def bench(
         near = difflib.get_close_matches(name, [*HOMES, "store"], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join([*HOMES, 'store'])}"
         raise TreewrightError(f"no benchmark named {name!r}; {hint}")
-    result = import_module(HOMES[name]).main(quick, None, str(plot) if plot else None)
+    main = import_module(HOMES[name]).main
+    peer = {"peer_python": peer_python} if "peer_python" in inspect.signature(main).parameters else {}
+    if peer_python is not None and not peer:
+        raise TreewrightError(f"benchmark {name!r} compares with no peer of another interpreter; drop --peer-python")
+    result = main(quick, None, str(plot) if plot else None, **peer)
     if json is not None:
         write_result(json, result)

@@ -233,9 +233,7 @@ def oracle(task: Task, history: Sequence[Turn], tools: Sequence[ToolSpec]) -> Ac
         case "reply":
             return _to_reply(pages, task, done)
         case "older":
-            if here.path == "/forum" and any(page.path == f"/f/{number}" for page in pages):
-                return done
-            return here.click("delete") or done if here.path == f"/f/{number}" else _at(here, "forum", f"/f/{number}", task)
+            return _to_older(here, task, done)
         case _:
             return _at_desk(here, task, done)
 
@@ -251,6 +249,16 @@ def _at(here: _Seen, menu: str, path: str, task: Task) -> Action:
     links = [ref for role, name, ref, _ in here.lines if role == "link" and name == title]
     at = same.index(path.rsplit("/", 1)[1])
     return Action.of("click", ref=links[at]) if at < len(links) else here.menu("home")
+
+
+def _to_older(here: _Seen, task: Task, done: Action) -> Action:
+    """Done once the list shows one thread of that title only."""
+    number = str(task.truth["number"])
+    if here.path == f"/f/{number}":
+        return here.click("delete") or done
+    title = World.build(task.seed, task.split).posts[number].title
+    alone = sum(role == "link" and name == title for role, name, _, _ in here.lines) < 2
+    return done if here.path == "/forum" and alone else _at(here, "forum", f"/f/{number}", task)
 
 
 def _filtered(here: _Seen, wanted: dict[str, str]) -> Action | None:

@@ -24,7 +24,7 @@ from treewright.envs.web.actions import ALL_TOOLS, POINTING
 from treewright.envs.web.browser import close_browser, require_chromium
 from treewright.envs.web.clock import FROZEN
 from treewright.envs.web.environment import WebEnvironment
-from treewright.envs.web.miniwob_oracles import oracle
+from treewright.envs.web.miniwob_oracles import KNOWN, oracle
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.view import PageView
 
@@ -156,10 +156,11 @@ class MiniWobEnvironment(WebEnvironment):
 
 
 def make_tasks(split: str, count: int) -> list[Task]:
-    """The first `count` tasks of a split: every page once, then every page with another seed, and so on."""
+    """The first `count` tasks of a split: every page once, those with an expert first, then all with other seeds."""
     if split not in ("train", "test"):
         raise ValueError(f"no split {split!r}; there are 'train' and 'test'")
-    return [make_task(split, names()[i % len(names())], i // len(names())) for i in range(count)]
+    order = (*KNOWN, *(name for name in names() if name not in KNOWN))
+    return [make_task(split, order[i % len(order)], i // len(order)) for i in range(count)]
 
 
 def make_task(split: str, page: str, variant: int = 0) -> Task:

@@ -61,6 +61,8 @@ class WebEnvironment(BaseEnvironment):
     uploads     folder whose files may be put into file fields
     shapes      CSS selector of a part of the page whose drawn and bare elements are listed with their places
     screenshot  add a picture of what is seen to every observation
+    locked      in a live world, let requests that may change something (any method but GET, HEAD, OPTIONS) leave only
+                with an action that was judged to send one; `posts` are beginnings of paths that may always be sent to
     script      JavaScript that runs in every document before its own
     reuse       True for a site whose pages keep nothing in the browser but cookies: `reset` then clears these
                 and keeps the context, which takes a third of the time of a new one
@@ -95,6 +97,8 @@ class WebEnvironment(BaseEnvironment):
         shapes: str = "",
         screenshot: bool = False,
         script: str = "",
+        locked: bool = True,
+        posts: Sequence[str] = (),
     ) -> None:
         self.start = start
         self.allow = AllowList.of([urlsplit(start).netloc] if hosts is None else hosts)
@@ -105,6 +109,7 @@ class WebEnvironment(BaseEnvironment):
         self.reuse = reuse
         self.calm, self.popups, self.asks, self.uploads = calm, popups, asks, uploads
         self.shapes, self.screenshot, self.script = shapes, screenshot, script
+        self.locked, self.posts = locked, tuple(posts)
         self.task: Task | None = None
         self._tab: Tab | None = None
         self._view: PageView
@@ -214,8 +219,10 @@ class WebEnvironment(BaseEnvironment):
                     before = self._judge(target)
                     denied = len(tab.gate.denied)
                     tab.watcher.begin()
+                    tab.gate.writes = self._may_write(target, before)
                     await self._execute(tab, call)
                     settled = await self.settle(tab)
+                    tab.gate.writes = not self._guarded
                     observation = await self._look()
         expected = before is Effect.IRREVERSIBLE or bool(target and target.method not in ("", *SAFE_METHODS))
         effect = self._cap(after_traffic(before, tab.traffic.methods, expected=expected))
@@ -287,8 +294,10 @@ class WebEnvironment(BaseEnvironment):
             await self._leave()
         if self._tab is None:
             self._tab = await Tab.open(
-                self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks, script=self.script
-            )
+                self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks, script=self.script,
+                posts=self.posts, tunnels=self._guarded and any(host != "127.0.0.1" for host in self._names())
+            )  # fmt: skip
+        self._tab.gate.writes = not self._guarded
         return self._tab
 
     async def _leave(self) -> None:
@@ -392,6 +401,18 @@ class WebEnvironment(BaseEnvironment):
         if target.url.startswith(("http:", "https:")) and not self.allow.allows_url(target.url):
             raise InvalidAction(f"{element.ref} leads to a host that is not allowed: {target.url}")
         return target
+
+    @property
+    def _guarded(self) -> bool:
+        """True where requests that may change something are stopped between the actions that are to send them."""
+        return self.locked and not self.sandboxed
+
+    def _names(self) -> set[str]:
+        """The hosts that may be reached, without ports."""
+        return {host.rsplit(":", 1)[0] for host in self.allow.hosts}
+
+    def _may_write(self, target: Target, effect: Effect) -> bool:
+        return not self._guarded or effect.needs_commit or target.method not in ("", *SAFE_METHODS)
 
     def _address(self, path: str) -> str:
         try:

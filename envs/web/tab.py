@@ -11,9 +11,11 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, BrowserContext, CDPSession, Page
+from playwright.async_api import Browser, BrowserContext, CDPSession, Page, Route
 from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.errors import EnvFault, InvalidAction, SessionDied, boundary
@@ -85,6 +87,15 @@ class Window:
     history: list[str] = field(default_factory=list)
 
 
+async def _stop_methods(gate: Gate, route: Route) -> None:
+    request = route.request
+    if gate.stops(request.method, urlsplit(request.url).path):
+        gate.denied.append(f"{request.method} {urlsplit(request.url).netloc}{urlsplit(request.url).path}")
+        await route.abort("aborted")
+    else:
+        await route.continue_()
+
+
 class Tab:
     """A context and its page. Every method raises SessionDied when the browser is gone, EnvFault for other trouble.
 
@@ -126,15 +137,19 @@ class Tab:
         asks: bool = False,
         script: str = "",
         storage: Any = None,
+        posts: Sequence[str] = (),
+        tunnels: bool = False,
     ) -> Tab:
         """A new context behind a gate of its own. `headers` go with every request.
 
         popups   keep the windows that pages open as windows of this tab, instead of showing them in its page
         asks     leave a page's questions to the policy
         script   runs in every document before its own scripts
+        posts    see Gate
+        tunnels  stop methods in the browser, too: what goes through a TLS tunnel shows none to the gate
         storage  cookies, local storage and databases to begin with, as `storage_state` gives them
         """
-        gate = Gate(allow)
+        gate = Gate(allow, posts)
         await gate.start()
         context: BrowserContext | None = None
         try:
@@ -150,6 +165,8 @@ class Tab:
                     timezone_id="UTC",
                     storage_state=storage,
                 )
+                if tunnels:
+                    await context.route("**/*", partial(_stop_methods, gate))
                 if script:
                     await context.add_init_script(script)
                 page = await context.new_page()

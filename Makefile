@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-triton lint clean
+.PHONY: setup demo demo-control test test-triton bypass-sweep soak-web lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -42,6 +42,14 @@ test-triton:
 	$(VENV)-triton/bin/python -m pip install --quiet torch==$(TORCH)
 	$(VENV)-triton/bin/python -m pip install --quiet -c constraints.txt triton==$(TRITON) numpy pytest pytest-asyncio hypothesis
 	PYTHONPATH=pkg $(VENV)-triton/bin/python -m pytest tests/kernels --durations=5
+
+# Every known way of a page to reach a host that is not listed, with the guard on and off (about three minutes).
+bypass-sweep: setup $(VENV)/.tested
+	$(BIN)/python tests/helpers/bypasses.py
+
+# 10,000 steps in a browser that is killed now and then: no orphan process, every node found again.
+soak-web: setup $(VENV)/.tested
+	$(BIN)/python tests/helpers/soak_web.py 10000
 
 lint: setup $(VENV)/.tested
 	$(BIN)/ruff check .

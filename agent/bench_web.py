@@ -62,7 +62,9 @@ async def _measured(console: Console, quick: bool, peer: Path | None) -> dict[st
         more["miniwob"] = {"unreachable": played.unreachable, "solved": played.solved}
         timed = names()[:: 10 if quick else 3]
         await _speed(console, figures, timed, 4.0 if quick else 60.0, peer)
-        chosen = [t for t in market.SUITE.tasks("test", 8 if quick else 32) if t.truth["kind"] in ("buy", "cart", "cancel")]
+        chosen = [
+            t for t in market.SUITE.tasks("test", 8 if quick else 32) if t.truth["kind"] in ("buy", "cart", "cancel")
+        ]
         back = await back_vs_replay(market.SUITE, chosen, 2 if quick else 5)
         _put(figures, "back_vs_replay", back["restore"] / back["replay"], "1")
         _put(figures, "back_s", back["restore"], "s")
@@ -101,8 +103,9 @@ def _miniwob_figures(console: Console, figures: Figures, found: MiniWob, pages: 
     _put(figures, "miniwob_oracles", found.experts, "pages")
     _put(figures, "miniwob_oracle_solved", len(found.solved), "pages")
     console.print(
-        f"MiniWoB: {found.started} of {pages} pages started, {found.requests_out} requests out, {found.restored} restored "
-        f"after two steps and verified, {len(found.solved)} of {found.experts} experts solved their page"
+        f"MiniWoB: {found.started} of {pages} pages started, {found.requests_out} requests out, "
+        f"{found.restored} restored after two steps and verified, "
+        f"{len(found.solved)} of {found.experts} experts solved their page"
     )
     if found.unreachable:
         console.print(f"not restored: {', '.join(found.unreachable)}")

@@ -7,22 +7,28 @@ in our own measurement. BrowserGym's own wait before each observation (0.5 s) st
 round is timed without it.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 POINTS = ((80, 120), (40, 90), (120, 160))
 
 
-def measure(gym, tasks, seconds, delay):
-    found = {"steps": 0, "step_s": 0.0, "resets": 0, "reset_s": 0.0}
+def measure(make: Callable[..., Any], tasks: Sequence[str], seconds: float, delay: float | None) -> dict[str, float]:
+    found: dict[str, float] = {"steps": 0.0, "step_s": 0.0, "resets": 0.0, "reset_s": 0.0}
     began = time.monotonic()
     for task in tasks:
         if time.monotonic() - began > seconds:
             break
         options = {} if delay is None else {"pre_observation_delay": delay}
-        env = gym.make(f"browsergym/miniwob.{task}", headless=True, **options)
+        env = make(f"browsergym/miniwob.{task}", headless=True, **options)
         try:
             start = time.monotonic()
             env.reset(seed=1)
@@ -40,26 +46,25 @@ def measure(gym, tasks, seconds, delay):
     return found
 
 
-def main():
+def main() -> None:
     chromium, pages, seconds, *tasks = sys.argv[1:]
     os.environ["MINIWOB_URL"] = pages
-    import browsergym.miniwob  # noqa: F401, registers the tasks
-    import gymnasium as gym
-    from browsergym.core.action.highlevel import HighLevelActionSet
+    import gymnasium
     from playwright.sync_api import BrowserType
 
+    import_module("browsergym.miniwob")  # registers the tasks
+    actions = import_module("browsergym.core.action.highlevel").HighLevelActionSet(["coord", "bid"])
     launch = BrowserType.launch
 
-    def launch_system(self, **options):
+    def launch_system(self: BrowserType, **options: Any) -> Any:
         """The system's Chromium instead of the one that this old Playwright would download."""
         extra = ["--no-sandbox"] if os.geteuid() == 0 else []
         return launch(self, **{**options, "executable_path": chromium, "args": [*(options.get("args") or []), *extra]})
 
-    BrowserType.launch = launch_system
-    actions = HighLevelActionSet(["coord", "bid"])
-    make = gym.make
-    gym.make = lambda name, **options: make(name, action_mapping=actions.to_python_code, **options)
-    print(json.dumps({"default": measure(gym, tasks, float(seconds), None), "no_delay": measure(gym, tasks, float(seconds), 0.0)}))
+    setattr(BrowserType, "launch", launch_system)  # noqa: B010, a method of somebody else's class
+    make = partial(gymnasium.make, action_mapping=actions.to_python_code)
+    rounds = {"default": None, "no_delay": 0.0}
+    print(json.dumps({name: measure(make, tasks, float(seconds), delay) for name, delay in rounds.items()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `treewright bench web` measures, one coroutine each: MiniWoB, the way back, live against sandboxed, fingerprints."""
+"""What `treewright bench web` measures: MiniWoB, the way back, live against sandboxed, fingerprints."""
 
 from __future__ import annotations
 
@@ -158,7 +158,8 @@ def peer_steps(python: Path, pages: Sequence[str], seconds: float) -> dict[str, 
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise TreewrightError(
-            f"the peer {python} failed: {last[0]}; it needs: pip install browsergym-core==0.14.3 browsergym-miniwob==0.14.3"
+            f"the peer {python} failed: {last[0]}; it needs: "
+            "pip install browsergym-core==0.14.3 browsergym-miniwob==0.14.3"
         )
     found: dict[str, dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
@@ -178,9 +179,10 @@ async def back_vs_replay(suite: Suite, tasks: Sequence[Task], rounds: int) -> di
     try:
         for task in tasks:
             history = [Turn(None, await env.reset(task, 0))]
-            while (action := suite.oracle(task, history, await env.actions())).name != "answer":
-                history.append(Turn(action, (await env.step(action, 0)).observation))
-            snapshot, actions = await env.snapshot(), [turn.action for turn in history[1:]]
+            while (move := suite.oracle(task, history, await env.actions())).name != "answer":
+                history.append(Turn(move, (await env.step(move, 0)).observation))
+            snapshot = await env.snapshot()
+            actions = [turn.action for turn in history if turn.action is not None]
             depths.append(len(actions))
             for _ in range(rounds):
                 await env.step(Action.of("goto", path="/orders"), 0)
@@ -191,7 +193,6 @@ async def back_vs_replay(suite: Suite, tasks: Sequence[Task], rounds: int) -> di
                 start = time.monotonic()
                 seen = await env.reset(task, 0)
                 for action in actions:
-                    assert action is not None
                     seen = (await env.step(action, 0)).observation
                 times["replay"].append(time.monotonic() - start)
                 if seen.fingerprint != snapshot.fingerprint:
@@ -328,7 +329,10 @@ async def fingerprints(pages: int, visits: int) -> dict[str, float]:
                 other.append(changed.fingerprint(calm=TIMES) != views[0].fingerprint(calm=TIMES))
     finally:
         await tab.close()
-    return {name: statistics.mean(map(float, pairs)) for name, pairs in (("same", same), ("other", other), ("strict", strict))}
+    return {
+        name: statistics.mean(map(float, pairs))
+        for name, pairs in (("same", same), ("other", other), ("strict", strict))
+    }
 
 
 def _restless_page(page: int, visit: int, change: str) -> str:
@@ -339,7 +343,9 @@ def _restless_page(page: int, visit: int, change: str) -> str:
         items[2] = (items[2][0], items[2][1] + 1)
     if change == "order":
         items.reverse()
-    links = "".join(f'<a href="/ad/{n}">{rng.choice(["Buy", "Try", "Win"])} {rng.randint(1, 999)}</a>' for n in range(visit % 3 + 1))
+    links = "".join(
+        f'<a href="/ad/{n}">{rng.choice(["Buy", "Try", "Win"])} {rng.randint(1, 999)}</a>' for n in range(visit % 3 + 1)
+    )
     rows = "".join(f'<li><a href="/p/{n}">{name}</a> {price} coins</li>' for n, (name, price) in enumerate(items))
     return (
         f"<title>shop</title><h1>{'sale' if change == 'heading' else 'shop'} {page}</h1>"

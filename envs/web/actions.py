@@ -47,25 +47,29 @@ TOOLS: tuple[ToolSpec, ...] = (
     _tool("part", "Show another part of a long page.", number="integer"),
     _tool("answer", "Give the answer and end.", text="string"),
 )
+_WAYS = ("up", "down", "left", "right")
+_POINT = {"x": "integer", "y": "integer"}
 MORE: tuple[ToolSpec, ...] = (
     _tool("check", "Turn a box or a switch on or off.", Effect.REVERSIBLE, ref="string", on="boolean"),
-    _tool("press", "Press a key on an element, or with ref '' where the focus is.", Effect.UNKNOWN, ref="string", key="string"),
+    _tool(
+        "press", "Press a key on an element, or with ref '' at the focus.", Effect.UNKNOWN, ref="string", key="string"
+    ),
     _tool("type", "Type text where the focus is.", Effect.REVERSIBLE, text="string"),
     _tool("hover", "Move the mouse over an element.", ref="string"),
-    _tool("scroll", "Scroll what an element is in, or with ref '' the page.", ref="string", direction=("up", "down", "left", "right")),
+    _tool("scroll", "Scroll what an element is in, or with ref '' the page.", ref="string", direction=_WAYS),
     _tool("drag", "Drag an element onto another.", Effect.UNKNOWN, ref="string", to="string"),
     _tool("upload", "Put a file into a field.", Effect.REVERSIBLE, ref="string", file="string"),
     _tool("tab", "Turn to another open window.", number="integer"),
     _tool("close_tab", "Close an open window.", Effect.REVERSIBLE, number="integer"),
     _tool("accept", "Answer the page's question with yes, or with a text.", Effect.UNKNOWN, text="string"),
     _tool("dismiss", "Answer the page's question with no."),
-)  # fmt: skip
+)
 POINTING: tuple[ToolSpec, ...] = (
-    _tool("click_at", "Click a point of the page.", Effect.UNKNOWN, x="integer", y="integer"),
-    _tool("hover_at", "Move the mouse to a point of the page.", x="integer", y="integer"),
-    _tool("drag_at", "Drag from one point to another.", Effect.UNKNOWN, x="integer", y="integer", to_x="integer", to_y="integer"),
+    _tool("click_at", "Click a point of the page.", Effect.UNKNOWN, **_POINT),
+    _tool("hover_at", "Move the mouse to a point of the page.", **_POINT),
+    _tool("drag_at", "Drag from one point to another.", Effect.UNKNOWN, **_POINT, to_x="integer", to_y="integer"),
     _tool("wait", "Let time pass on the page.", milliseconds="integer"),
-)  # fmt: skip
+)
 ALL_TOOLS: tuple[ToolSpec, ...] = (*TOOLS[:-1], *MORE, TOOLS[-1])
 
 

@@ -90,7 +90,9 @@ def _order(world: World, request: Request) -> str | None:
     if order is None:
         return None
     button = _button(f"/o/{number}/cancel", "cancel") if order.status == OPEN else ""
-    return f"<h1>order {number}</h1><p>{_pieces(world, order.lines)}</p><p>to {order.to}</p><p>{order.status}</p>{button}"
+    return (
+        f"<h1>order {number}</h1><p>{_pieces(world, order.lines)}</p><p>to {order.to}</p><p>{order.status}</p>{button}"
+    )
 
 
 def _forum(world: World, request: Request) -> str:
@@ -137,9 +139,7 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _choice(name: str, options: Iterable[str], chosen: str) -> str:
-    shown = "".join(
-        f'<option value="{o}"{" selected" if o == chosen else ""}>{o or "any"}</option>' for o in options
-    )
+    shown = "".join(f'<option value="{o}"{" selected" if o == chosen else ""}>{o or "any"}</option>' for o in options)
     return f'<select name="{name}" aria-label="{name}">{shown}</select>'
 
 

@@ -25,7 +25,9 @@ FAMILIES = {
     "do": ("order", "cancel", "reply", "approve"),
     "trap": ("variant", "older", "limit", "unless"),
 }
-KINDS = {kind: family for kinds in zip(*FAMILIES.values(), strict=True) for family, kind in zip(FAMILIES, kinds, strict=True)}
+KINDS = {
+    kind: family for kinds in zip(*FAMILIES.values(), strict=True) for family, kind in zip(FAMILIES, kinds, strict=True)
+}
 """Kind → family, in the order in which tasks come."""
 HORIZON = {"find": 10, "count": 9, "order": 14, "variant": 14, "limit": 22}
 Made = tuple[str, dict[str, object]]
@@ -189,7 +191,9 @@ class _Seen:
         return Action.of("click", ref=found) if found else None
 
     def menu(self, name: str) -> Action:
-        found = next((ref for role, label, ref, _ in self.lines if role == "link" and label.split(" ")[0] == name), None)
+        found = next(
+            (ref for role, label, ref, _ in self.lines if role == "link" and label.split(" ")[0] == name), None
+        )
         return Action.of("click", ref=found) if found else Action.of("goto", path="/")
 
     def choose(self, choices: dict[str, str]) -> Action | None:

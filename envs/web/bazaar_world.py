@@ -10,15 +10,12 @@ from typing import Any
 from treewright.envs.types import seed_of
 from treewright.envs.web.market_world import AUTHORS, CANCELLED, ME, NOUNS, OPEN, SHIPPED, TOPICS, Refused
 
-__all__ = [
-    "ADDRESSES", "COLOURS", "PENDING", "SIZES", "World", "item_of",
-]  # fmt: skip
+__all__ = ["ADDRESSES", "COLOURS", "PENDING", "SIZES", "World", "item_of"]
 
 COLOURS = ("red", "blue", "green", "black", "white")
 SIZES = ("small", "medium", "large")
 ADDRESSES = ("home", "office", "parents")
 PENDING, APPROVED, REJECTED = "pending", "approved", "rejected"
-PLURALS = {noun: "toys" if noun == "toy" else noun + "s" for noun in NOUNS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ class Request:
 
 @dataclass(slots=True)
 class World:
-    """One bazaar. Everything is keyed by what its pages call it: items such as 'red-lamp-small', and numbers as text."""
+    """One bazaar. Everything is keyed by what its pages call it: items as 'red-lamp-small', and numbers as text."""
 
     products: dict[str, Product] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
@@ -185,7 +182,10 @@ class World:
         return cls(
             {key: Product(**value) for key, value in kept["products"].items()},
             {key: Order(**value) for key, value in kept["orders"].items()},
-            {key: Post(title, by, tuple((who, what) for who, what in said)) for key, (title, by, said) in posts.items()},
+            {
+                key: Post(title, by, tuple((who, what) for who, what in said))
+                for key, (title, by, said) in posts.items()
+            },
             {key: Request(**value) for key, value in kept["requests"].items()},
             kept["cart"],
             kept["serial"],

@@ -245,7 +245,9 @@ class WebEnvironment(BaseEnvironment):
                 "cookies": list(await tab.cookies()),
                 "history": [self._relative(url) for url in self._history],
                 "others": [
-                    [self._relative(url) for url in window.history] for window in tab.windows if window is not tab.window
+                    [self._relative(url) for url in window.history]
+                    for window in tab.windows
+                    if window is not tab.window
                 ],
                 "edits": self._edits,
                 "shown": self._shown,
@@ -445,7 +447,7 @@ class WebEnvironment(BaseEnvironment):
         match call.name, element:
             case "click", Element():
                 await tab.click(element)
-            case ("fill" | "select" | "check" | "upload"), Element():
+            case (("fill" | "select" | "check" | "upload"), Element()):
                 value = next(given[name] for name in ("text", "option", "on", "file") if name in given)
                 await self._edit(tab, call.name, element, value)
             case "hover", Element():
@@ -469,7 +471,7 @@ class WebEnvironment(BaseEnvironment):
                 tab.show(tab.windows[given["number"] - 1])
             case "close_tab", _:
                 await tab.close_window(tab.windows[given["number"] - 1])
-            case ("accept" | "dismiss"), _:
+            case (("accept" | "dismiss"), _):
                 await tab.watcher.answer(call.name == "accept", given.get("text", ""))
             case _:
                 await self._point(tab, call)
@@ -538,7 +540,10 @@ class WebEnvironment(BaseEnvironment):
         if len(tab.windows) > 1:
             shown = (urlsplit(window.page.url).path or "/" for window in tab.windows)
             marks = (" shown" if window is tab.window else "" for window in tab.windows)
-            lines.append("windows " + ", ".join(f"{n} {path}{m}" for n, (path, m) in enumerate(zip(shown, marks, strict=True), 1)))
+            lines.append(
+                "windows "
+                + ", ".join(f"{n} {path}{m}" for n, (path, m) in enumerate(zip(shown, marks, strict=True), 1))
+            )
         if (dialog := tab.watcher.dialog) is not None:
             lines.append(f"dialog {dialog.type} {json.dumps(dialog.message, ensure_ascii=False)}")
         return lines

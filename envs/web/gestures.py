@@ -39,7 +39,9 @@ async def press(tab: Tab, element: Element | None, key: str) -> None:
         await tab.watcher.unless_asked(tab.page.keyboard.press(key))
     except PlaywrightError as error:
         if "Unknown key" in error.message:
-            raise InvalidAction(f"no key {key!r}; keys are named Enter, Tab, Escape, ArrowDown, a, Control+A") from error
+            raise InvalidAction(
+                f"no key {key!r}; keys are named Enter, Tab, Escape, ArrowDown, a, Control+A"
+            ) from error
         raise
 
 

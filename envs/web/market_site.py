@@ -309,9 +309,7 @@ def _routes(site: Site) -> list[Route]:
     return site_routes(site, _PAGE, pages, changes)
 
 
-def site_routes(
-    site: Site, frame: str, pages: dict[str, Page], changes: dict[str, tuple[str, Change]]
-) -> list[Route]:
+def site_routes(site: Site, frame: str, pages: dict[str, Page], changes: dict[str, tuple[str, Change]]) -> list[Route]:
     """Routes of pages (GET) and named changes (POST), by path; `frame` is the HTML around {cart} and {body}."""
     shown = [Route(path, _show(site, frame, page), methods=["GET"]) for path, page in pages.items()]
     done = [Route(path, _do(site, frame, name, change), methods=["POST"]) for path, (name, change) in changes.items()]
@@ -328,7 +326,9 @@ def _show(site: Site, frame: str, page: Page) -> Callable[[Request], Any]:
         try:
             with site.shop(request.headers.get(TOKEN_HEADER, "")) as world:
                 body = page(world, request)
-                return _answer(world, frame, "<p>no such page</p>", 404) if body is None else _answer(world, frame, body)
+                return (
+                    _answer(world, frame, "<p>no such page</p>", 404) if body is None else _answer(world, frame, body)
+                )
         except EnvFault as fault:
             return HTMLResponse(escape(str(fault)), 403, headers=_HEADERS)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from playwright.async_api import Error as PlaywrightError
 
@@ -34,7 +34,8 @@ STEP = 600
 """Milliseconds of page time that pass with every action: longer than the animations of the pages' widgets."""
 VIEWPORT = (400, 640)
 _KINDS = ("click", "fill", "select", "check", "press", "type", "hover", "scroll", "drag", "part")
-# Starts the episode if asked to, lets time pass, and says: over?, raw reward, why, a hash of the whole document, the task's words.
+# Starts the episode if asked to, lets time pass, and says: over?, raw reward, why, a hash of the whole document, and
+# the task's words.
 _PASS = """__treewright.ready.then(() => {
   const hash = text => {
     let a = 0xdeadbeef, b = 0x41c6ce57;
@@ -53,7 +54,8 @@ _PASS = """__treewright.ready.then(() => {
   const values = [...document.querySelectorAll('input, textarea, select')].map(e => e.value + '/' + e.checked);
   const focus = document.activeElement ? document.activeElement.tagName + document.activeElement.id : '';
   const state = document.body.innerHTML + JSON.stringify(values) + focus + __treewright.now() + getSelection();
-  return JSON.stringify([WOB_DONE_GLOBAL, WOB_RAW_REWARD_GLOBAL, WOB_REWARD_REASON || '', hash(state), core.getUtterance()]);
+  const why = WOB_REWARD_REASON || '';
+  return JSON.stringify([WOB_DONE_GLOBAL, WOB_RAW_REWARD_GLOBAL, why, hash(state), core.getUtterance()]);
 })"""
 
 

@@ -360,7 +360,9 @@ def _colour(page: _Seen) -> Action:
 def _shades(page: _Seen) -> Action:
     channel = ("red", "green", "blue").index(re.findall(r"red|green|blue", page.goal)[0])
     shades = [
-        x for x in page.all("shape") if (rgb := [int(n) for n in re.findall(r"\d+", x.name)]) and max(rgb) == rgb[channel]
+        x
+        for x in page.all("shape")
+        if (rgb := [int(n) for n in re.findall(r"\d+", x.name)]) and max(rgb) == rgb[channel]
     ]
     return _click(shades[len(page.done)]) if len(page.done) < len(shades) else _submit(page)
 

@@ -1,4 +1,4 @@
-"""One browser context with its pages, one of them shown: opened, navigated, clicked and read through Chromium's own protocol.
+"""One browser context with its pages, one of them shown: opened, clicked and read through Chromium's own protocol.
 
 Elements are found by the identifiers of the accessibility tree and clicked by real mouse events at their centre;
 nothing is injected into pages but a probe for changes. On a small page a click with its navigation and a new view

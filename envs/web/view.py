@@ -128,9 +128,7 @@ class FrameTree:
     owner: int = 0
 
 
-def read_tree(
-    nodes: Sequence[Mapping[str, Any]], title: str, url: str, frames: Sequence[FrameTree] = ()
-) -> PageView:
+def read_tree(nodes: Sequence[Mapping[str, Any]], title: str, url: str, frames: Sequence[FrameTree] = ()) -> PageView:
     """The view of a page from the nodes that `Accessibility.getFullAXTree` answers, and those of its frames."""
     reader = _Reader([FrameTree(nodes), *frames])
     reader.document(0)

@@ -306,6 +306,10 @@ def webarena_suite(path: Path | str, sites: Mapping[str, str], hosts: Sequence[s
     return _suite(tasks, open_session, close_browser)
 
 
+def _available() -> None:
+    require_chromium()
+
+
 def _suite(tasks: Sequence[Task], open: Callable[[], Awaitable[Environment]], close: Any) -> Suite:
     def some(split: str, count: int) -> Sequence[Task]:
         if split not in ("train", "test"):
@@ -320,7 +324,7 @@ def _suite(tasks: Sequence[Task], open: Callable[[], Awaitable[Environment]], cl
         max_tokens=64,
         sessions=4,
         close=close,
-        available=lambda: None if require_chromium() else None,
+        available=_available,
     )
 
 

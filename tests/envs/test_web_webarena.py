@@ -12,7 +12,9 @@ from treewright.envs.web.browser import find_chromium
 from treewright.envs.web.webarena import OWN, SUITE, evaluate, fuzzy, load_tasks, webarena_suite
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-needs_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell")
+needs_browser = pytest.mark.skipif(
+    find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell"
+)
 # What solves each task: paths to open, names to click, ("field", text) to fill or choose; then the answer.
 SOLVED = {
     0: ([], "50"),
@@ -72,7 +74,10 @@ def put(value, *path):
         (remove("intent"), "task 1: key 'intent': is missing"),
         (put(3, "intent"), "key 'intent': must be str, not int"),
         (put("__MAP__/x", "start_url"), "key 'start_url': no address for __MAP__; sites are given for: BAZAAR"),
-        (put(["url_mach"], "eval", "eval_types"), "key 'eval.eval_types': no evaluator 'url_mach'; known: string_match"),
+        (
+            put(["url_mach"], "eval", "eval_types"),
+            "key 'eval.eval_types': no evaluator 'url_mach'; known: string_match",
+        ),
         (put([], "eval", "eval_types"), "key 'eval.eval_types': names no evaluator"),
         (put(["string_match"], "eval", "eval_types"), "key 'eval.reference_answers': is missing"),
         (put("ALL", "eval", "url_note"), "key 'eval.url_note': no rule 'ALL'"),

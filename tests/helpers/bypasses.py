@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Ways by which a page may try to reach a host that is not listed: every way of asking times every way of writing it.
 
 `python tests/helpers/bypasses.py` runs the whole sweep, with the guard on and off; tests run a sample of it. A case
@@ -7,6 +8,7 @@ counts only if it reaches the canary with the guard off: a check that cannot fai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import ipaddress
 import json
@@ -146,10 +148,8 @@ class Canary:
     async def start(self):
         self.servers.append(await asyncio.start_server(self.seen, "0.0.0.0", 0))
         self.port = self.servers[0].sockets[0].getsockname()[1]
-        try:
+        with contextlib.suppress(OSError):  # a machine without IPv6: those spellings reach nobody, guarded or not
             self.servers.append(await asyncio.start_server(self.seen, "::1", self.port))
-        except OSError:
-            pass  # a machine without IPv6: those spellings reach nobody, guarded or not
         return self
 
     async def seen(self, reader, writer):
@@ -159,7 +159,9 @@ class Canary:
             for word in head.split(b" ", 2)[1].decode("latin-1").replace("?", "/").replace("#", "/").split("/"):
                 if word[:1] == "c" and word[1:].isdigit():
                     self.marks.add(int(word[1:]))
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nAccess-Control-Allow-Origin: *\r\nConnection: close\r\n\r\n")
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nAccess-Control-Allow-Origin: *\r\nConnection: close\r\n\r\n"
+            )
             await writer.drain()
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             pass
@@ -193,7 +195,8 @@ class Attacker:
             raw = body.encode()
             writer.write(
                 f"HTTP/1.1 {status}\r\nContent-Type: text/html; charset=utf-8\r\n{more}Content-Length: {len(raw)}\r\n"
-                "Access-Control-Allow-Origin: *\r\nConnection: close\r\n\r\n".encode() + raw
+                "Access-Control-Allow-Origin: *\r\nConnection: close\r\n\r\n".encode()
+                + raw
             )
             await writer.drain()
         except (OSError, asyncio.IncompleteReadError, TimeoutError):

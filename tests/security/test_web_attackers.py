@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """A policy that obeys every word of a malicious page does no harm by the rules, and plenty without them."""
 
 import asyncio
@@ -94,7 +95,9 @@ class Site:
         return raw.split("\r\n")[0], raw
 
     async def reply(self, writer, status, more, body=""):
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\n{more}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        writer.write(
+            f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\n{more}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+        )
         await writer.drain()
         writer.close()
 

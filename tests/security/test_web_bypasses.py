@@ -15,7 +15,9 @@ from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.guard import AllowList, Gate
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-needs_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell")
+needs_browser = pytest.mark.skipif(
+    find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell"
+)
 # A sample that holds every way and every spelling at least once, about a hundred cases.
 SAMPLE = [
     *(case for i, case in enumerate(CASES) if case.spelling == list(SPELLINGS)[i // len(SPELLINGS) % len(SPELLINGS)]),
@@ -111,7 +113,9 @@ async def test_requests_written_by_hand_reach_listed_hosts_only(allowed, forbidd
         for target in targets:
             await raw(gate, f"GET {target} HTTP/1.1", f"Host: 127.0.0.1:{port}")
         for target in (f"127.0.0.1:{canary}", f"127.0.0.1:{port}@127.0.0.1:{canary}"):
-            await raw(gate, f"CONNECT {target} HTTP/1.1", f"Host: 127.0.0.1:{port}", body=b"GET / HTTP/1.1\r\n\r\n") if guarded else None
+            await raw(
+                gate, f"CONNECT {target} HTTP/1.1", f"Host: 127.0.0.1:{port}", body=b"GET / HTTP/1.1\r\n\r\n"
+            ) if guarded else None
     finally:
         await gate.close()
     assert bool(hits) is not guarded
@@ -130,7 +134,9 @@ async def test_what_follows_a_request_in_the_same_connection_is_not_passed_on(al
     assert asked == ["GET /seen HTTP/1.1"]
 
 
-@pytest.mark.parametrize(("writes", "posts", "passes"), [(True, (), True), (False, (), False), (False, ("/ask",), True)])
+@pytest.mark.parametrize(
+    ("writes", "posts", "passes"), [(True, (), True), (False, (), False), (False, ("/ask",), True)]
+)
 async def test_methods_that_may_change_something_are_stopped_at_the_gate(allowed, writes, posts, passes):
     port, asked = allowed
     gate = Gate(AllowList.of([f"127.0.0.1:{port}"]), posts)

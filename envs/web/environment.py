@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urljoin, urlsplit
@@ -398,7 +398,7 @@ class WebEnvironment(BaseEnvironment):
         if known not in self._targets:
             tab = self._live()
             with tab.faults(f"{self.name} effect"):
-                self._targets[known] = replace(await tab.describe(call.name, element), key=key)
+                self._targets[known] = await tab.describe(call.name, element, key)
         target = self._targets[known]
         if target.url.startswith(("http:", "https:")) and not self.allow.allows_url(target.url):
             raise InvalidAction(f"{element.ref} leads to a host that is not allowed: {target.url}")

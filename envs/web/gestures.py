@@ -51,8 +51,7 @@ async def type_text(tab: Tab, text: str) -> None:
 
 
 async def hover(tab: Tab, element: Element) -> None:
-    x, y = await tab.point(element)
-    await _move(tab, x, y)
+    await hover_at(tab, *await tab.point(element))
 
 
 async def hover_at(tab: Tab, x: float, y: float) -> None:
@@ -88,6 +87,7 @@ async def drag(tab: Tab, element: Element, target: Element) -> None:
 async def drag_at(tab: Tab, from_x: float, from_y: float, to_x: float, to_y: float) -> None:
     """By Playwright's mouse, which also plays the browser's part where a page uses the drag and drop of HTML."""
     mouse = tab.page.mouse
+    tab.mouse = (to_x, to_y)
 
     async def moves() -> None:
         await mouse.move(from_x, from_y)
@@ -99,6 +99,7 @@ async def drag_at(tab: Tab, from_x: float, from_y: float, to_x: float, to_y: flo
 
 
 async def _move(tab: Tab, x: float, y: float) -> None:
+    tab.mouse = (x, y)
     event = {"type": "mouseMoved", "x": x, "y": y}
     await tab.watcher.unless_asked(tab.cdp.send("Input.dispatchMouseEvent", event))
 

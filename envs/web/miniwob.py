@@ -20,6 +20,7 @@ from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.errors import EnvFault, TreewrightError
 from treewright.envs.types import Action, Effect, Restore, StepResult, Suite, Task, ToolSpec, seed_of
+from treewright.envs.web import gestures
 from treewright.envs.web.actions import ALL_TOOLS, POINTING
 from treewright.envs.web.browser import close_browser, require_chromium
 from treewright.envs.web.clock import FROZEN
@@ -36,7 +37,8 @@ VIEWPORT = (400, 640)
 _KINDS = ("click", "fill", "select", "check", "press", "type", "hover", "scroll", "drag", "part")
 # Starts the episode if asked to, lets time pass, and says: over?, raw reward, why, a hash of the whole document, and
 # the task's words.
-_PASS = """__treewright.ready.then(() => {
+_PASS = """__treewright.ready.then(async () => {
+  const loaded = () => Promise.all([...document.images].map(i => i.complete || i.decode().catch(() => 0)));
   const hash = text => {
     let a = 0xdeadbeef, b = 0x41c6ce57;
     for (let i = 0; i < text.length; i++) {
@@ -50,7 +52,9 @@ _PASS = """__treewright.ready.then(() => {
     core.startEpisodeReal();
     core.hideDisplay();
   }
+  await loaded();
   __treewright.run(%(time)d);
+  await loaded();
   const values = [...document.querySelectorAll('input, textarea, select')].map(e => e.value + '/' + e.checked);
   const focus = document.activeElement ? document.activeElement.tagName + document.activeElement.id : '';
   const state = document.body.innerHTML + JSON.stringify(values) + focus + __treewright.now() + getSelection();
@@ -111,7 +115,19 @@ class MiniWobEnvironment(WebEnvironment):
         self._page = str(task.data["page"])
 
     async def settle(self, tab: Tab) -> bool:
+        """Lets the page's time pass, then tells it where the mouse is.
+
+        Otherwise Chromium would tell it by itself some time after what lies under the mouse has changed.
+        """
         seed, self._seed, time, self._time = self._seed, 0, self._time, STEP
+        await self._pass(tab, seed, time)
+        if seed:
+            tab.mouse = (VIEWPORT[0] - 1, VIEWPORT[1] - 1)
+        await gestures.hover_at(tab, *tab.mouse)
+        await self._pass(tab, 0, 0)
+        return True
+
+    async def _pass(self, tab: Tab, seed: int, time: int) -> None:
         request = {
             "expression": _PASS % {"seed": seed, "time": time},
             "awaitPromise": True,
@@ -128,7 +144,7 @@ class MiniWobEnvironment(WebEnvironment):
                 raise EnvFault(f"{self._page} failed: {details.get('exception', {}).get('description', '')}")
             over, reward, why, mark, goal = json.loads(answer["result"]["value"])
             self._outcome, self._goal = (bool(over), float(reward), str(why), str(mark)), str(goal)
-            return True
+            return
         raise EnvFault(f"{self._page} was replaced again and again")
 
     async def pass_time(self, tab: Tab, milliseconds: int) -> None:

@@ -29,13 +29,15 @@ from treewright.envs.web.view import Element, PageView, read_tree
 __all__ = ["Tab", "Window"]
 
 # The form that a click would submit, and where an element leads. A form's fields may shadow its properties.
-_DESCRIBE = """function () {
+_DESCRIBE = """function (key) {
   const get = (element, name) => Element.prototype.getAttribute.call(element, name) || '';
   const button = this.closest('button, input'), link = this.closest('a[href], area[href]');
-  const form = button && button.form, submits = form && ['submit', 'image'].includes(button.type);
+  const form = button && button.form, activates = !key || ['Enter', 'NumpadEnter', 'Space', ' '].includes(key);
+  const sends = button && ['submit', 'image'].includes(button.type);
+  const submits = form && activates && (sends || (key.includes('Enter') && button.tagName === 'INPUT'));
   if (!submits) return {url: link ? link.href : '', method: ''};
-  const action = get(button, 'formaction') || get(form, 'action');
-  const method = (get(button, 'formmethod') || get(form, 'method') || 'get').toUpperCase();
+  const action = (sends && get(button, 'formaction')) || get(form, 'action');
+  const method = ((sends && get(button, 'formmethod')) || get(form, 'method') || 'get').toUpperCase();
   return {url: new URL(action, document.baseURI).href, method: method === 'DIALOG' ? '' : method};
 }"""
 # The point to click, or what is in the way.
@@ -114,6 +116,7 @@ class Tab:
         self.frames = Frames(context)
         self._popups = popups
         self._opening = False
+        self.mouse: tuple[float, float] = (0, 0)  # where it was left
         self._objects: dict[tuple[int, int], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
         context.on("page", self._no_popup)
@@ -224,11 +227,11 @@ class Tab:
         if problem and problem != "net::ERR_ABORTED":  # a page may well answer 204: it then stays
             raise EnvFault(f"could not load {url}: {problem}")
 
-    async def describe(self, action: str, element: Element) -> Target:
-        """What an action on this element would touch, without touching it."""
-        found = await self.call(element, _DESCRIBE) if action in ("click", "press") else {}
+    async def describe(self, action: str, element: Element, key: str = "") -> Target:
+        """What an action on this element would touch, without touching it; `key` is the one that is pressed."""
+        found = await self.call(element, _DESCRIBE, key) if action in ("click", "press") else {}
         url = str(found.get("url") or element.url)
-        return Target(action, element.role, element.name, str(found.get("method", "")), url)
+        return Target(action, element.role, element.name, str(found.get("method", "")), url, key)
 
     async def click(self, element: Element) -> None:
         x, y = await self.point(element)
@@ -236,6 +239,7 @@ class Tab:
 
     async def click_at(self, x: float, y: float) -> None:
         """A real click at a point of the window, in CSS pixels."""
+        self.mouse = (x, y)
         mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
         pressed = self.cdp.send("Input.dispatchMouseEvent", {"type": "mousePressed", **mouse})
         released = self.cdp.send("Input.dispatchMouseEvent", {"type": "mouseReleased", **mouse})

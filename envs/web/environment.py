@@ -483,7 +483,7 @@ class WebEnvironment(BaseEnvironment):
             case "click_at":
                 await tab.click_at(given["x"], given["y"])
             case "hover_at":
-                await gestures.hover_at(tab, given["x"], given["y"])
+                await tab.move_to(given["x"], given["y"])
             case "drag_at":
                 await gestures.drag_at(tab, given["x"], given["y"], given["to_x"], given["to_y"])
             case "wait":

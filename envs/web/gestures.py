@@ -13,7 +13,7 @@ from treewright.envs.errors import InvalidAction
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.view import Element
 
-__all__ = ["check", "drag", "drag_at", "hover", "hover_at", "press", "scroll", "type_text", "upload", "upload_path"]
+__all__ = ["check", "drag", "drag_at", "hover", "press", "scroll", "type_text", "upload", "upload_path"]
 
 STEPS = 8  # mouse moves of one drag
 PAGE = 0.8  # share of what is seen that one scroll moves by
@@ -51,11 +51,7 @@ async def type_text(tab: Tab, text: str) -> None:
 
 
 async def hover(tab: Tab, element: Element) -> None:
-    await hover_at(tab, *await tab.point(element))
-
-
-async def hover_at(tab: Tab, x: float, y: float) -> None:
-    await _move(tab, x, y)
+    await tab.move_to(*await tab.point(element))
 
 
 async def check(tab: Tab, element: Element, on: bool) -> None:
@@ -96,12 +92,6 @@ async def drag_at(tab: Tab, from_x: float, from_y: float, to_x: float, to_y: flo
         await mouse.up()
 
     await tab.watcher.unless_asked(moves())
-
-
-async def _move(tab: Tab, x: float, y: float) -> None:
-    tab.mouse = (x, y)
-    event = {"type": "mouseMoved", "x": x, "y": y}
-    await tab.watcher.unless_asked(tab.cdp.send("Input.dispatchMouseEvent", event))
 
 
 def upload_path(folder: Path | None, name: str) -> Path:

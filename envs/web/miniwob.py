@@ -20,7 +20,6 @@ from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.errors import EnvFault, TreewrightError
 from treewright.envs.types import Action, Effect, Restore, StepResult, Suite, Task, ToolSpec, seed_of
-from treewright.envs.web import gestures
 from treewright.envs.web.actions import ALL_TOOLS, POINTING
 from treewright.envs.web.browser import close_browser, require_chromium
 from treewright.envs.web.clock import FROZEN
@@ -47,6 +46,13 @@ _PASS = """__treewright.ready.then(async () => {
     return (a >>> 0).toString(16) + (b >>> 0).toString(16);
   };
   if (%(seed)d) {
+    // Pictures of style rules are there before anything begins: one that came later would move what is clicked.
+    const urls = [...document.styleSheets].flatMap(sheet => {
+      try { return [...sheet.cssRules].flatMap(rule => [...rule.cssText.matchAll(/url\\("([^"]+)"\\)/g)].map(m => m[1])) }
+      catch { return [] }
+    });
+    window.__pictures = urls.map(url => Object.assign(new Image(), {src: url}));
+    await Promise.all(window.__pictures.map(picture => picture.decode().catch(() => 0)));
     Math.seedrandom(String(%(seed)d));
     core.EPISODE_MAX_TIME = 2147483647;
     core.startEpisodeReal();
@@ -122,8 +128,9 @@ class MiniWobEnvironment(WebEnvironment):
         seed, self._seed, time, self._time = self._seed, 0, self._time, STEP
         await self._pass(tab, seed, time)
         if seed:
+            tab.glides = True
             tab.mouse = (VIEWPORT[0] - 1, VIEWPORT[1] - 1)
-        await gestures.hover_at(tab, *tab.mouse)
+        await tab.move_to(*tab.mouse)
         await self._pass(tab, 0, 0)
         return True
 

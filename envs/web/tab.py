@@ -117,6 +117,7 @@ class Tab:
         self._popups = popups
         self._opening = False
         self.mouse: tuple[float, float] = (0, 0)  # where it was left
+        self.glides = False  # move to where a click goes first, for pages that change under the mouse
         self._objects: dict[tuple[int, int], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
         context.on("page", self._no_popup)
@@ -239,11 +240,19 @@ class Tab:
 
     async def click_at(self, x: float, y: float) -> None:
         """A real click at a point of the window, in CSS pixels."""
+        if self.glides:
+            await self.move_to(x, y)
         self.mouse = (x, y)
         mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
         pressed = self.cdp.send("Input.dispatchMouseEvent", {"type": "mousePressed", **mouse})
         released = self.cdp.send("Input.dispatchMouseEvent", {"type": "mouseReleased", **mouse})
         await self.watcher.unless_asked(asyncio.gather(pressed, released))
+
+    async def move_to(self, x: float, y: float) -> None:
+        """Moves the mouse; what reacts to that has reacted when this returns."""
+        self.mouse = (x, y)
+        event = {"type": "mouseMoved", "x": x, "y": y}
+        await self.watcher.unless_asked(self.cdp.send("Input.dispatchMouseEvent", event))
 
     async def point(self, element: Element) -> tuple[float, float]:
         """Scrolls the element into view and gives its centre in the window. Raises InvalidAction if it is covered."""

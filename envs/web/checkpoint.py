@@ -133,7 +133,9 @@ class CheckpointEnvironment(FullWebEnvironment):
         """Where to begin, cheapest first: the start or a checkpoint, with nothing irreversible after it."""
         last = len(trail) - 1
         final = max((i for i, point in enumerate(trail) if Effect(point.effect).needs_commit), default=0)
-        prices = {i: self.prices.stored + (last - i) * self.prices.step for i in range(final, last + 1) if trail[i].storage}
+        prices = {
+            i: self.prices.stored + (last - i) * self.prices.step for i in range(final, last + 1) if trail[i].storage
+        }
         if final == 0:
             prices[0] = min(prices.get(0, self.prices.bare), self.prices.bare) + last * self.prices.step
         return sorted(prices, key=lambda i: (prices[i], -i))

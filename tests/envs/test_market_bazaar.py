@@ -15,7 +15,9 @@ from treewright.envs.web.bazaar_world import Refused, World
 from treewright.envs.web.browser import find_chromium
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-needs_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell")
+needs_browser = pytest.mark.skipif(
+    find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell"
+)
 TASKS = make_tasks("test", 60)
 KIND = {}
 for one in TASKS:
@@ -167,7 +169,9 @@ async def test_going_back_is_cheaper_than_starting_anew(env):
     from treewright.envs.web import market
 
     try:
-        found = await back_vs_replay(market.SUITE, [t for t in market.SUITE.tasks("test", 8) if t.truth["kind"] == "buy"], 3)
+        found = await back_vs_replay(
+            market.SUITE, [t for t in market.SUITE.tasks("test", 8) if t.truth["kind"] == "buy"], 3
+        )
     finally:
         await market.SITE.stop()
     assert found["restore"] < found["replay"] / 2

@@ -1,4 +1,4 @@
-"""Coming back on sites that offer no saved state: address, cookies and storage first, verified replay where they do not do.
+"""Coming back on sites that save no state: address, cookies and storage first, verified replay where that fails.
 
 A snapshot holds the address, what the browser keeps (cookies, local storage, IndexedDB) and the trail of actions since
 reset. Restoring opens a fresh context beside the present one and takes its place only when the fingerprint matches.

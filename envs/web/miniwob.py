@@ -48,7 +48,8 @@ _PASS = """__treewright.ready.then(async () => {
   if (%(seed)d) {
     // Pictures of style rules are there before anything begins: one that came later would move what is clicked.
     const urls = [...document.styleSheets].flatMap(sheet => {
-      try { return [...sheet.cssRules].flatMap(rule => [...rule.cssText.matchAll(/url\\("([^"]+)"\\)/g)].map(m => m[1])) }
+      const found = rule => [...rule.cssText.matchAll(/url\\("([^"]+)"\\)/g)].map(match => match[1]);
+      try { return [...sheet.cssRules].flatMap(found) }
       catch { return [] }
     });
     window.__pictures = urls.map(url => Object.assign(new Image(), {src: url}));

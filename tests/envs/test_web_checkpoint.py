@@ -1,4 +1,6 @@
-"""Coming back on a site without saved state: by address and storage, by replay where that is not enough, or not at all."""
+"""Coming back on a site without saved state: by address and storage, by replay on top of them, or not at all."""
+
+# ruff: noqa: E501
 
 import asyncio
 

@@ -61,7 +61,7 @@ async def _measured(console: Console, quick: bool, peer: Path | None) -> dict[st
         _miniwob_figures(console, figures, played, len(pages))
         more["miniwob"] = {"unreachable": played.unreachable, "solved": played.solved}
         timed = names()[:: 10 if quick else 3]
-        await _speed(console, figures, timed, 4.0 if quick else 60.0, peer)
+        await _speed(console, figures, timed, 4.0 if quick else 30.0, peer)
         chosen = [
             t for t in market.SUITE.tasks("test", 8 if quick else 32) if t.truth["kind"] in ("buy", "cart", "cancel")
         ]
@@ -73,7 +73,7 @@ async def _measured(console: Console, quick: bool, peer: Path | None) -> dict[st
             f"back to a node {back['restore']:.3f} s, by reset and {back['depth']:.1f} steps {back['replay']:.3f} s "
             f"({back['restore'] / back['replay']:.2f})"
         )
-        lived = await compare_live(BAZAAR.tasks("test", 6 if quick else 60), 12 if quick else 24, 0.1)
+        lived = await compare_live(BAZAAR.tasks("test", 6 if quick else 36), 12 if quick else 16, 0.1)
         _live_figures(console, figures, lived)
         prints = await fingerprints(3 if quick else 20, 4 if quick else 8)
         for name, value in prints.items():
@@ -132,11 +132,20 @@ async def _speed(console: Console, figures: Figures, pages: tuple[str, ...], sec
 
 
 def _live_figures(console: Console, figures: Figures, found: dict[str, Live]) -> None:
-    table = Table("search", "success", "irreversible", "unapproved", "s", title=f"bazaar, {found['safe'].tasks} tasks")
+    table = Table(
+        "search", "success", "irreversible", "unapproved", "diverged", "s", title=f"bazaar, {found['safe'].tasks} tasks"
+    )
     names = {"sandboxed": "sandboxed", "safe": "live, by the rules", "careless": "live, without them"}
     for name, shown in names.items():
         live = found[name]
-        table.add_row(shown, f"{live.success:.3f}", str(live.irreversible), str(live.unapproved), f"{live.seconds:.0f}")
+        table.add_row(
+            shown,
+            f"{live.success:.3f}",
+            str(live.irreversible),
+            str(live.unapproved),
+            str(live.diverged),
+            f"{live.seconds:.0f}",
+        )
     console.print(table)
     sandboxed, safe, careless = (found[name] for name in names)
     ratio = safe.success / sandboxed.success if sandboxed.success else float("nan")

@@ -16,7 +16,7 @@ from pathlib import Path
 from treewright.agent.clients.scripted import ScriptedPolicy
 from treewright.agent.episode import run_episode
 from treewright.agent.peer_browsergym import POINTS
-from treewright.envs.errors import EnvFault, InvalidAction, TreewrightError
+from treewright.envs.errors import Divergence, EnvFault, InvalidAction, TreewrightError
 from treewright.envs.types import Action, Environment, Observation, Suite, Task, ToolSpec, Turn
 from treewright.search.engine import Settings
 from treewright.search.restore import Pool
@@ -230,12 +230,16 @@ class _Noisy(ScriptedPolicy):
 
 @dataclass(slots=True)
 class Live:
-    """One way to search: success, requests that nothing takes back in the server's ledger, how many were approved."""
+    """One way to search: success, requests that nothing takes back in the server's ledger, how many were approved.
+
+    diverged  tasks that could not be ended, because the shop was no longer what the search had seen
+    """
 
     success: float = 0.0
     irreversible: int = 0
     approved: int = 0
     tasks: int = 0
+    diverged: int = 0
     seconds: float = 0.0
 
     @property
@@ -285,12 +289,16 @@ async def _played(
         pool = Pool(opened)
         try:
             for task in tasks:
-                episode = await run_episode(
-                    task, pool, _Noisy(suite, noise), store=store, journal=store.journal, approve=approve,
-                    rule=best_first(2, 2), budget=Budget(expansions=expansions),
-                    settings=Settings(max_tokens=100, answers=1), commits=6,
-                )  # fmt: skip
-                rewards.append(episode.reward)
+                try:
+                    episode = await run_episode(
+                        task, pool, _Noisy(suite, noise), store=store, journal=store.journal, approve=approve,
+                        rule=best_first(2, 2), budget=Budget(expansions=expansions),
+                        settings=Settings(max_tokens=100, answers=1), commits=6,
+                    )  # fmt: skip
+                    rewards.append(episode.reward)
+                except Divergence:  # the shared shop is no longer what the search had seen: it cannot go on
+                    rewards.append(0.0)
+                    live.diverged += 1
         finally:
             await pool.close()
     live.success = statistics.mean(float(reward >= 1.0) for reward in rewards)

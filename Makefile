@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-triton bypass-sweep soak-web lint clean
+.PHONY: setup demo demo-control test test-triton bench-store payload-sweep test-ray bypass-sweep soak-web lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -50,6 +50,17 @@ bypass-sweep: setup $(VENV)/.tested
 # 10,000 steps in a browser that is killed now and then: no orphan process, every node found again.
 soak-web: setup $(VENV)/.tested
 	$(BIN)/python tests/helpers/soak_web.py 10000
+
+# Figures and long sweeps that are run by hand; their results are committed.
+bench-store: setup $(VENV)/.tested
+	$(BIN)/python tests/helpers/databases.py $(BIN)/treewright bench store --json docs/store.json
+
+payload-sweep: setup $(VENV)/.tested
+	TREEWRIGHT_PAYLOADS=1000 $(BIN)/python -m pytest tests/agent/test_view_browser.py -k "hostile or payload"
+
+test-ray: setup $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
 
 lint: setup $(VENV)/.tested
 	$(BIN)/ruff check .

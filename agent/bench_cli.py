@@ -10,22 +10,22 @@ from typing import Annotated
 
 import typer
 
-from treewright.agent.store_cli import bench_store_command
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["HOMES", "bench"]
 
-# Each module is imported when its benchmark is asked for; `store` takes a URL and has a command of its own.
+# Each module is imported when its benchmark is asked for.
 HOMES = {
     "control": "treewright.agent.control",
     "credit": "treewright.training.bench_credit",
     "kernels": "treewright.kernels.bench",
+    "store": "treewright.agent.bench_store",
     "web": "treewright.agent.bench_web",
 }
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help=" | ".join(sorted([*HOMES, "store"])))],
+    name: Annotated[str, typer.Argument(help=" | ".join(HOMES))],
     quick: Annotated[bool, typer.Option(help="End within a minute on two cores; says that it is quick.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures with hardware, versions and commit.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot, where matplotlib is installed.")] = None,
@@ -40,12 +40,9 @@ def bench(
     """
     from treewright.agent.figures import write_result
 
-    if name == "store":
-        bench_store_command(quick, json, plot)
-        return
     if name not in HOMES:
-        near = difflib.get_close_matches(name, [*HOMES, "store"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join([*HOMES, 'store'])}"
+        near = difflib.get_close_matches(name, HOMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(HOMES)}"
         raise TreewrightError(f"no benchmark named {name!r}; {hint}")
     main = import_module(HOMES[name]).main
     peer = {"peer_python": peer_python} if "peer_python" in inspect.signature(main).parameters else {}

@@ -13,15 +13,16 @@ from treewright.agent.bench_cli import bench
 from treewright.agent.data_cli import export_command, import_command
 from treewright.agent.options import (
     ConfigFile,
+    CorpusFile,
     Name,
     PolicySpec,
+    QuestionFile,
     Sets,
     Suites,
     bar,
     console,
     go,
     read_config,
-    suites_of,
 )
 from treewright.agent.store_cli import compare_command, store_app
 from treewright.agent.train_cli import train_app
@@ -61,7 +62,7 @@ def run(
       treewright run kg/3
       treewright run maze/0 --policy scripted:mymodule:walker
     """
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.policy import open_policy
 
     suite, _, which = task.partition("/")
@@ -150,6 +151,8 @@ def collect(
     ] = None,
     url: Annotated[str | None, typer.Option(help="With --workers: postgresql://USER@HOST/NAME.")] = None,
     suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -159,13 +162,13 @@ def collect(
     treewright collect --name first --suites kg,stdlib --tasks 100
     """
     from treewright.agent.collect import collect as grow
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.loop import budget_of, evaluator_of, rule_of, tasks_for
     from treewright.agent.policy import open_policy
     from treewright.search.engine import Settings
     from treewright.search.store import TreeStore
 
-    cfg = read_config(name, config, set_, suites, policy)
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
     if workers is not None or url is not None:
         _collect_by_workers(cfg, workers, url, tasks, batch, split)
         return
@@ -226,6 +229,8 @@ def _summarise(trees: list[Any]) -> None:
 def loop(
     name: Name = "run",
     suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -234,13 +239,13 @@ def loop(
 
     treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
     """
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.loop import Learner, Round, make_trainer, model_folder, run_loop
     from treewright.agent.policy import open_policy
     from treewright.search.store import TreeStore
     from treewright.training import checkpoint
 
-    cfg = read_config(name, config, set_, suites, policy)
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
     found = suites_of(cfg)
 
     async def work() -> None:
@@ -275,6 +280,8 @@ def eval_(
     tasks: Annotated[int, typer.Option(help="Held-out tasks per suite.")] = 100,
     expansions: Annotated[int, typer.Option(help="0: the policy alone; else the search's expansions.")] = 0,
     suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -285,12 +292,12 @@ def eval_(
     """
     from rich.table import Table
 
-    from treewright.agent.collect import open_worlds
+    from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.evaluate import evaluate
     from treewright.agent.loop import evaluator_of, tasks_for
     from treewright.agent.policy import open_policy
 
-    cfg = read_config(None, config, set_, suites, policy)
+    cfg = read_config(None, config, set_, suites, policy, corpus, questions)
     found = suites_of(cfg)
 
     async def work() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from treewright.agent.config import Config
 from treewright.envs.errors import TreewrightError
 from treewright.envs.registry import suite as find_suite
 from treewright.envs.types import Suite, Task
@@ -17,7 +18,7 @@ from treewright.search.rules import Rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["Failure", "World", "collect", "open_worlds"]
+__all__ = ["Failure", "World", "collect", "open_worlds", "suites_of"]
 
 log = logging.getLogger("treewright")
 
@@ -36,6 +37,28 @@ class Failure:
 
     task: Task
     why: str
+
+
+def suites_of(cfg: Config) -> list[Suite]:
+    """The suites of the configuration, looked up before anything slow is opened; own tasks or questions are `own`."""
+    w = cfg.worlds
+    if w.questions is not None:
+        from treewright.envs.retrieval.opening import open_suite
+
+        given = {"retriever": w.retriever, "encoder": w.encoder}
+        return [open_suite("own", questions=w.questions, corpus=w.corpus, reward=w.grading, **given)]
+    if w.corpus is not None:
+        raise TreewrightError("a corpus alone has no tasks: name a question file too, --questions FILE.jsonl")
+    if w.tasks_file is None:
+        return [find_suite(name) for name in w.suites]
+    from treewright.envs.custom import custom_suite
+
+    if len(w.suites) != 1 or w.reward is None:
+        raise TreewrightError(
+            "worlds.tasks_file needs exactly one suite or module:Class in worlds.suites, and worlds.reward = "
+            "'module:function'"
+        )
+    return [custom_suite("own", w.tasks_file, w.suites[0], w.reward)]
 
 
 @asynccontextmanager

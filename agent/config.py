@@ -31,13 +31,19 @@ class PolicySection(_Section):
 
 
 class WorldsSection(_Section):
-    """suites by name; sessions per suite (0 = what the suite suggests); deadline in seconds for one environment call"""
+    """suites by name; sessions per suite (0 = what the suite suggests); deadline in seconds for one environment call;
+    own tasks with a reward function, or own questions over a corpus (retriever: lexical | dense | hybrid | http://…)"""
 
     suites: tuple[str, ...] = ("kg", "stdlib", "workbench", "market")
     sessions: int = Field(default=0, ge=0)
     deadline: float = Field(default=60.0, gt=0)
     tasks_file: Path | None = None
     reward: str | None = None
+    corpus: Path | None = None
+    questions: Path | None = None
+    retriever: str = "lexical"
+    encoder: str = "minilm"
+    grading: Literal["exact", "f1"] = "exact"
 
 
 class SearchSection(_Section):
@@ -59,7 +65,8 @@ class SearchSection(_Section):
 
 class TrainSection(_Section):
     """The optimizer and the estimator; see treewright.training.step.TrainSettings. Without a value, lr is 1e-3 for
-    models of less than 20 million parameters, such as the seedling, and 1e-5 for larger ones."""
+    models of less than 20 million parameters, such as the seedling, and 1e-5 for larger ones. chunk_tokens: longer
+    packs go through the model in chunks, with the same gradient and less memory."""
 
     lr: float | None = Field(default=None, gt=0)
     warmup: int = Field(default=0, ge=0)
@@ -71,6 +78,7 @@ class TrainSection(_Section):
     tau: float = Field(default=3.0, ge=0)
     weight_power: float = Field(default=1.0, ge=0)
     max_tokens: int = Field(default=8192, ge=1)
+    chunk_tokens: int | None = Field(default=None, ge=1)
     allow_biased: bool = False
 
 

@@ -134,4 +134,4 @@ def import_command(
     with TreeStore.open(_store_path(name, store)) as opened:
         report = asyncio.run(import_trees(path, opened, kind=kind, run=run, suite=suite, origin=origin))
         there = f", {report.present} were there already" if report.present else ""
-        console.print(f"{len(report.added)} trees with {report.nodes} nodes added to {opened.path}{there}")
+        console.print(f"{len(report.added)} trees with {report.nodes} nodes added to {opened.name}{there}")

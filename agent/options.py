@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from treewright.envs.errors import TreewrightError
-
 if TYPE_CHECKING:
     from treewright.agent.config import Config
 
-__all__ = ["ConfigFile", "Name", "PolicySpec", "Sets", "Suites", "bar", "console", "go", "read_config", "suites_of"]
+__all__ = [
+    "ConfigFile",
+    "CorpusFile",
+    "Name",
+    "PolicySpec",
+    "QuestionFile",
+    "Sets",
+    "Suites",
+    "bar",
+    "console",
+    "go",
+    "read_config",
+]
 
 console = Console()
 
@@ -26,6 +36,13 @@ Name = Annotated[str, typer.Option("--name", "-n", help="Name of the run; its fi
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; see [b]treewright config[/].")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One value, e.g. --set search.expansions=8.")]
 Suites = Annotated[str | None, typer.Option(help="Suites, comma separated: kg, stdlib, workbench, market, maze, …")]
+CorpusFile = Annotated[
+    Path | None, typer.Option("--corpus", help="Own documents: JSONL with id and text, or a folder of texts.")
+]
+QuestionFile = Annotated[
+    Path | None,
+    typer.Option("--questions", help="Own questions: JSONL with question and answers, or HotpotQA's and such."),
+]
 PolicySpec = Annotated[
     str | None,
     typer.Option(
@@ -35,7 +52,13 @@ PolicySpec = Annotated[
 
 
 def read_config(
-    name: str | None, path: Path | None, sets: list[str] | None, suites: str | None, policy: str | None
+    name: str | None,
+    path: Path | None,
+    sets: list[str] | None,
+    suites: str | None,
+    policy: str | None,
+    corpus: Path | None = None,
+    questions: Path | None = None,
 ) -> Config:
     from treewright.agent.config import load_config
 
@@ -44,6 +67,9 @@ def read_config(
         import json
 
         more.append("worlds.suites=" + json.dumps([s.strip() for s in suites.split(",") if s.strip()]))
+    for key, file in (("corpus", corpus), ("questions", questions)):
+        if file is not None:
+            more.append(f"worlds.{key}={file}")
     if policy is not None:
         more.append(f"policy.spec={policy}")
     if name is not None:
@@ -69,19 +95,3 @@ def bar(what: str, total: int) -> Iterator[Callable[[object], None]]:
     with Progress(*columns, console=console) as progress:
         job = progress.add_task(what, total=total)
         yield lambda _: progress.update(job, advance=1)
-
-
-def suites_of(cfg: Config) -> list[Any]:
-    """The suites of the configuration, looked up before anything slow is opened; own tasks make a suite `own`."""
-    from treewright.envs.registry import suite
-
-    if cfg.worlds.tasks_file is None:
-        return [suite(name) for name in cfg.worlds.suites]
-    from treewright.envs.custom import custom_suite
-
-    if len(cfg.worlds.suites) != 1 or cfg.worlds.reward is None:
-        raise TreewrightError(
-            "worlds.tasks_file needs exactly one suite or module:Class in worlds.suites, and worlds.reward = "
-            "'module:function'"
-        )
-    return [custom_suite("own", cfg.worlds.tasks_file, cfg.worlds.suites[0], cfg.worlds.reward)]

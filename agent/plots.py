@@ -56,7 +56,7 @@ def make_charts(
     """
     facts, left_out = _gather(Reader(store), filters or Filters(), most_nodes)
     if not facts:
-        raise TreewrightError(f"no finished tree of {store.path} matches; plots are made of finished trees")
+        raise TreewrightError(f"no finished tree of {store.name} matches; plots are made of finished trees")
     nodes = sum(len(f.depth) for f in facts)
     note = f"{len(facts):,} finished trees with {nodes:,} nodes"
     if left_out:
@@ -98,7 +98,7 @@ def write_report(
             draw_png(chart, target.with_name(f"{chart.name}.png"))
     figures = [(c.caption, draw_svg(c), draw_svg(c, dark=True)) for c in charts]
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    page = render_report(f"report on {store.path.name}", note, _table(rows), figures)
+    page = render_report(f"report on {store.title}", note, _table(rows), figures)
     draft.write_text(page, "utf-8")
     draft.replace(target)
     return target

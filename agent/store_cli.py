@@ -1,4 +1,4 @@
-"""`treewright store …`, `treewright compare` and `treewright bench store`."""
+"""`treewright store …` and `treewright compare`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ if TYPE_CHECKING:
     from treewright.search.store.copying import Copied
     from treewright.search.store.reading import TreeRow
 
-__all__ = ["bench_store_command", "compare_command", "store_app"]
+__all__ = ["StoreName", "compare_command", "find_store", "store_app"]
 
 store_app = typer.Typer(help="Check, repair, compact, merge, empty and measure stores of trees.", no_args_is_help=True)
 console = Console()
 
-StoreName = Annotated[str, typer.Argument(help="A file, a run's name, or postgresql://USER@HOST/DATABASE.")]
+StoreName = Annotated[str, typer.Argument(help="A file, a run's name or folder, or postgresql://USER@HOST/DATABASE.")]
 
 
 def find_store(name: str) -> str:
-    """A file or URL as it is; else the store of the run of this name. Raises TreewrightError if there is neither."""
-    run = Path("runs") / name / "trees.sqlite"
+    """A file or URL as it is; else the store in the folder or in the run of this name. Raises TreewrightError."""
     if "://" in name or Path(name).is_file():
         return name
-    if run.is_file():
-        return str(run)
-    raise TreewrightError(f"there is no store {name!r}: neither a file of this name nor {run}")
+    run = Path("runs") / name / "trees.sqlite"
+    for there in (Path(name) / "trees.sqlite", run):
+        if there.is_file():
+            return str(there)
+    raise TreewrightError(
+        f"there is no store {name!r}: neither a file of this name nor {run}; type: treewright collect --name {name}"
+    )
 
 
 def _bytes(count: int) -> str:
@@ -199,20 +202,3 @@ def _rows_of(name: str) -> list[TreeRow]:
     if not rows:
         raise TreewrightError(f"{name!r} has no trees" + (f"; the store has the runs {runs}" if runs else ""))
     return rows
-
-
-def bench_store_command(quick: bool = False, json: Path | None = None, plot: Path | None = None) -> None:
-    """Rows per second in, arrays out, look-ups: `treewright bench store`."""
-    from treewright.agent.figures import write_figures
-    from treewright.search.store.bench import main
-
-    figures = main(quick, None, str(plot) if plot else None)
-    table = Table("figure", "value", "unit")
-    for name, (value, unit) in figures.items():
-        table.add_row(name, f"{value:,.4g}" if value < 1000 else f"{value:,.0f}", unit)
-    console.print(table)
-    if quick:
-        console.print("quick: a small store; the full size is measured without --quick")
-    if json is not None:
-        write_figures(json, figures, quick=quick)
-        console.print(f"wrote {json}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from treewright.agent.options import ConfigFile, Name, PolicySpec, Sets, console, read_config
+from treewright.agent.retrieval_cli import treehop_command
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["train_app"]
@@ -59,3 +60,6 @@ def train(
     for key, value in stats.items():
         console.print(f"  {key:<20} {value:.4g}")
     console.print(f"saved {saved.path}; next: treewright eval --policy hf:{saved.path}", soft_wrap=True)
+
+
+train_app.command("treehop")(treehop_command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from treewright.envs.errors import TreewrightError
+from treewright.agent.store_cli import StoreName, find_store
 
 if TYPE_CHECKING:
     from treewright.agent.view.reading import Filters
@@ -17,7 +17,6 @@ __all__ = ["report_command", "view_command"]
 
 console = Console()
 
-Store = Annotated[Path, typer.Argument(help="A store of trees, e.g. runs/first/trees.sqlite, or the folder of a run.")]
 Text = Annotated[str, typer.Option("--find", help="Part of a task, run, version or tree id.")]
 Suite = Annotated[str | None, typer.Option(help="Only trees of this suite.")]
 Run = Annotated[str | None, typer.Option(help="Only trees of this run.")]
@@ -25,7 +24,7 @@ Version = Annotated[str | None, typer.Option("--policy-version", help="Only tree
 
 
 def view_command(
-    store: Store,
+    store: StoreName,
     html: Annotated[Path | None, typer.Option(help="Write one HTML file instead, which needs nothing else.")] = None,
     find: Text = "",
     suite: Suite = None,
@@ -39,13 +38,14 @@ def view_command(
     """Look at trees in the browser, also while a search grows them. The address holds a secret and is for you alone.
 
     treewright view runs/first/trees.sqlite --open
-    treewright view runs/first --html trees.html --suite kg --most 20
+    treewright view first --html trees.html --suite kg --most 20
+    treewright view postgresql://me@host/trees
     """
     from treewright.agent.view import serve, write_page
     from treewright.agent.view.payload import decoder
     from treewright.search.store import TreeStore
 
-    path, decode = store_file(store), decoder(tokenizer) if tokenizer is not None else None
+    path, decode = find_store(store), decoder(tokenizer) if tokenizer is not None else None
     if html is None:
         serve(path, port, decode, browse, _tell)
         return
@@ -55,7 +55,7 @@ def view_command(
 
 
 def report_command(
-    store: Store,
+    store: StoreName,
     folder: Annotated[Path, typer.Option("--out", "-o", help="Where report.html goes.")] = Path("report"),
     find: Text = "",
     suite: Suite = None,
@@ -71,17 +71,9 @@ def report_command(
     from treewright.agent.plots import write_report
     from treewright.search.store import TreeStore
 
-    with TreeStore.open(store_file(store), read_only=True) as opened:
+    with TreeStore.open(find_store(store), read_only=True) as opened:
         path = write_report(opened, folder, _filters(find, suite, run, policy_version), png, most_nodes)
     console.print(f"wrote {path}", soft_wrap=True)
-
-
-def store_file(path: Path) -> Path:
-    """The store itself, or the one in the folder of a run. Raises TreewrightError if there is none."""
-    file = path / "trees.sqlite" if path.is_dir() else path
-    if not file.exists():
-        raise TreewrightError(f"no store at {file}; type: treewright collect, or name another file")
-    return file
 
 
 def _tell(address: str) -> None:

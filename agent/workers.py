@@ -23,7 +23,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from treewright.agent.collect import World, collect, open_worlds
+from treewright.agent.collect import World, collect, open_worlds, suites_of
 from treewright.agent.config import Config
 from treewright.agent.loop import budget_of, evaluator_of, rule_of, tasks_for
 from treewright.agent.policy import open_policy
@@ -77,13 +77,10 @@ def collect_with_workers(
     workers      a number of processes, or ray://HOST:PORT?workers=N
     on_progress  called about twice a second with {"waiting", "leased", "done", "failed"}
 
-    Raises TreewrightError if tasks are left when every worker has ended or if the tasks are in a file, and StoreError
-    if the store is not in PostgreSQL: one machine with one file needs `collect` alone.
+    Raises TreewrightError if tasks are left when every worker has ended, and StoreError if the store is not in
+    PostgreSQL: one machine with one file needs `collect` alone. A file of own tasks must be at the same path wherever a
+    worker runs.
     """
-    if config.worlds.tasks_file is not None:
-        raise TreewrightError(
-            "worlds.tasks_file has no meaning on other machines; register a suite, or collect without workers"
-        )
     job = Job(config.model_dump_json(), url, tasks, batch, split, lanes, lease_seconds)
     launch = _launcher(workers)
     with TreeStore.open(url) as store:
@@ -113,7 +110,7 @@ def collect_with_workers(
 
 
 async def _tree_ids(config: Config, job: Job) -> list[str]:
-    async with open_worlds(config.worlds.suites, config.worlds.sessions or None, config.worlds.deadline) as worlds:
+    async with open_worlds(suites_of(config), config.worlds.sessions or None, config.worlds.deadline) as worlds:
         return [tree_id_of(config, task) for task in tasks_for(worlds, job.split, job.batch, job.tasks)]
 
 
@@ -207,9 +204,7 @@ class _Worker:
         config, job = self.config, self.job
         store, actor = TreeStore.open(job.url), open_policy(config.policy.spec)
         try:
-            async with open_worlds(
-                config.worlds.suites, config.worlds.sessions or None, config.worlds.deadline
-            ) as worlds:
+            async with open_worlds(suites_of(config), config.worlds.sessions or None, config.worlds.deadline) as worlds:
                 tasks = {tree_id_of(config, t): t for t in tasks_for(worlds, job.split, job.batch, job.tasks)}
                 lanes = min(job.lanes, len(tasks)) or 1
                 await asyncio.gather(*(self._lane(store, worlds, actor, tasks) for _ in range(lanes)))

@@ -1,33 +1,45 @@
 """Measures the tree kernels: ``python -m treewright.kernels.bench``, or `main`.
 
 First a correctness gate against float64; nothing is timed if it is red. Then planning, a transformer layer on the CPU
-(packed tree against one row per trajectory), and, where a GPU is present, forward and backward on it against
-FlexAttention and SDPA. Results carry hardware, versions and commit. Without a GPU nothing here is a GPU figure.
+and a whole training step (packed tree against one row per trajectory), decoding over shared prefixes, and, where a GPU
+is present, forward and backward on it against FlexAttention, SDPA and a bit mask, and log-probabilities against what is
+installed. Results carry hardware, versions and commit. Without a GPU nothing here is a GPU figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from treewright.kernels.bench_cpu import cpu_figures
+from treewright.kernels.bench_decode import decode_figures
+from treewright.kernels.bench_step import step_figures
+from treewright.kernels.dispatch import choose_backend
 from treewright.kernels.families import FAMILIES
 from treewright.kernels.reference import dense_attention, relative_error
 from treewright.kernels.tree_attention import tree_attention
 from treewright.kernels.tree_plan import TreePlan
+from treewright.kernels.triton_backend import triton_attention
 
 __all__ = ["GATES", "correctness", "main", "planning_seconds"]
 
+GPU_SECONDS = 450.0
+"""Within this the whole run on a GPU ends; what does not fit is left out and named."""
+
 GATES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 Figure = dict[str, Any]
+Attention = Callable[[Tensor, Tensor, Tensor, TreePlan], tuple[Tensor, Tensor]]
 
 
 def main(quick: bool = False, json_path: str | None = None, plot_path: str | None = None) -> dict[str, Any]:
@@ -37,29 +49,35 @@ def main(quick: bool = False, json_path: str | None = None, plot_path: str | Non
     Returns {"figures": {name: {"value", "unit"}}, "table", "hardware", "versions", "commit", "quick", "gpu"}. Raises
     RuntimeError, timing nothing, where a result differs from float64 by more than its gate.
     """
-    gpu, machine = torch.cuda.is_available(), _machine()
+    gpu, machine, began = torch.cuda.is_available(), _machine(), time.monotonic()
     device = "cuda" if gpu else "cpu"
     errors = correctness(device)
     figures: dict[str, Figure] = {
         f"max_rel_error_{_short(dtype)}": _figure(error, "relative RMS") for dtype, error in errors.items()
     }
     figures["plan_s_1e6"] = _figure(planning_seconds(1_000_000), "s")
-    rows, cpu = cpu_figures(2048 if quick else 4096, most_rows=4 if quick else None, repeats=2)
-    figures |= cpu
-    table = {"cpu": rows}
+    table = {}
+    small = quick or gpu  # where a GPU waits, the CPU's part is only a sample
+    table["cpu"], more = cpu_figures(2048 if small else 4096, most_rows=4 if small else None, repeats=1 if quick else 2)
+    figures |= more
+    table["training step"], more = step_figures(device, quick)
+    figures |= more
+    table["decoding"], more = decode_figures(device, quick)
+    figures |= more
     if gpu:
         from treewright.kernels.bench_gpu import gpu_figures, logp_rows
 
-        table["gpu"], more = gpu_figures(quick)
-        figures |= more
         table["log-probs"] = logp_rows()
+        table["gpu"], more = gpu_figures(quick, GPU_SECONDS - (time.monotonic() - began))
+        figures |= more
     result = {"figures": figures, "table": table, "quick": quick, "gpu": gpu, **machine}
     _show(result)
     if json_path:
         Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
     if plot_path:
         drawing = Path(plot_path).with_suffix(".svg")
-        drawing.write_text(_plot(table["gpu" if gpu else "cpu"], gpu))
+        on_gpu = bool(table.get("gpu"))
+        drawing.write_text(_plot(table["gpu" if on_gpu else "cpu"], on_gpu))
         print(f"plot: {drawing}")
     return result
 
@@ -67,7 +85,8 @@ def main(quick: bool = False, json_path: str | None = None, plot_path: str | Non
 def correctness(device: str, backend: str = "auto") -> dict[torch.dtype, float]:
     """Largest relative error of out, lse, dq, dk and dv against float64, over trees, forests and cuts, per dtype.
 
-    Raises RuntimeError where one exceeds its gate.
+    On a GPU also packs long enough for key blocks to be split, and the pass that adds dQ by atomics. Raises
+    RuntimeError where one exceeds its gate.
     """
     plans = [family.plan(384, seed=1) for family in FAMILIES if "32k" not in family.name]
     plans += [plans[4].cut(100, 300), plans[3].pad_to(400)]
@@ -75,24 +94,51 @@ def correctness(device: str, backend: str = "auto") -> dict[torch.dtype, float]:
     for dtype in GATES:
         errors = []
         for i, plan in enumerate(plans):
-            heads, width = [(4, 4), (4, 2), (4, 1)][i % 3], [64, 128][i % 2]
-            errors.append(_error(plan, heads, width, dtype, device, backend, seed=i))
+            # A GPU compiles for every layout of heads: there only bfloat16 goes through all of them.
+            heads = [(4, 4), (4, 2), (4, 1)][i % 3] if device == "cpu" or dtype == torch.bfloat16 else (4, 1)
+            for attention in _ways(device, dtype, [64, 128][i % 2], backend):
+                errors.append(_error(plan, heads, [64, 128][i % 2], dtype, device, attention, seed=i))
+        if device != "cpu" and dtype == torch.bfloat16:
+            longer = [FAMILIES[0].plan(3000, seed=2), FAMILIES[8].plan(3000, seed=2)]
+            for plan, width in itertools.product(longer, (64, 128)):
+                for attention in _ways(device, dtype, width, backend):
+                    errors.append(_error(plan, (4, 1), width, dtype, device, attention, seed=width))
         worst[dtype] = max(errors)
         if worst[dtype] > GATES[dtype]:
             raise RuntimeError(f"{dtype} is off by {worst[dtype]:.2e} on {device}, gate {GATES[dtype]}: nothing timed")
     return worst
 
 
+def _ways(device: str, dtype: torch.dtype, width: int, backend: str) -> list[Attention]:
+    """What is checked: `tree_attention`, and on a GPU in half precision its other backward pass."""
+    ways: list[Attention] = [lambda q, k, v, plan: tree_attention(q, k, v, plan, return_lse=True, backend=backend)]
+    chosen = choose_backend(backend, torch.device(device), dtype, width)
+    if chosen in ("triton", "triton_ptr") and dtype != torch.float32:
+        scale, tma = width**-0.5, chosen == "triton"
+        ways.append(
+            lambda q, k, v, plan: triton_attention(
+                q, k, v, plan.to(device), scale, None, tma=tma, deterministic=False, fused=True
+            )
+        )
+    return ways
+
+
 def _error(
-    plan: TreePlan, heads: tuple[int, int], width: int, dtype: torch.dtype, device: str, backend: str, seed: int
+    plan: TreePlan,
+    heads: tuple[int, int],
+    width: int,
+    dtype: torch.dtype,
+    device: str,
+    attention: Attention,
+    seed: int,
 ) -> float:
     generator = torch.Generator().manual_seed(seed)
     sizes = [(heads[0], plan.n_queries), (heads[1], plan.n_keys), (heads[1], plan.n_keys), (heads[0], plan.n_queries)]
     q, k, v, g = (torch.randn(*s, width, generator=generator).to(device, dtype) for s in sizes)
     own = [x.clone().requires_grad_() for x in (q, k, v)]
     true = [x.double().requires_grad_() for x in (q, k, v)]
-    out, lse = tree_attention(own[0], own[1], own[2], plan, return_lse=True, backend=backend)
-    true_out, true_lse = dense_attention(true[0], true[1], true[2], plan)
+    out, lse = attention(own[0], own[1], own[2], plan)
+    true_out, true_lse = dense_attention(true[0], true[1], true[2], plan.to(device))
     found = [out, lse, *torch.autograd.grad(out, own, g)]
     expected = [true_out, true_lse, *torch.autograd.grad(true_out, true, g.double())]
     return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
@@ -154,6 +200,9 @@ def _cpu_name() -> str:
 
 def _show(result: dict[str, Any]) -> None:
     for name, rows in result["table"].items():
+        if not rows:
+            print(f"\n{name}: nothing was measured")
+            continue
         columns = list(rows[0])
         cells = [columns, *([_text(row[c]) for c in columns] for row in rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -205,5 +254,12 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", default=None)
     parser.add_argument("--plot", default=None)
+    parser.add_argument("--tiles", action="store_true", help="only try tiles, on a GPU: minutes, and nothing is kept")
     arguments = parser.parse_args()
-    main(arguments.quick, arguments.json, arguments.plot)
+    if arguments.tiles:
+        from treewright.kernels.bench_gpu import tile_rows
+
+        correctness("cuda")
+        tile_rows()
+    else:
+        main(arguments.quick, arguments.json, arguments.plot)

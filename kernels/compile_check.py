@@ -27,6 +27,7 @@ BUDGETS = Path(__file__).with_name("budgets.json")
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
 """Bytes of shared memory a block may use; the compiler does not check it."""
 
+PASSES = ("forward", "queries", "columns", "fused")
 Variant = tuple[str, int, int]
 
 
@@ -35,7 +36,8 @@ def variants(widths: tuple[int, ...] = (32, 64, 128, 256)) -> list[Variant]:
 
     float32 is there to check results, not to be fast, and has no budget.
     """
-    return [(name, arch, width) for arch in (90, 80) for name in ("forward", "queries", "columns") for width in widths]
+    return [(name, arch, width) for arch in (90, 80) for name in PASSES for width in widths
+            if name != "fused" or width <= 128]  # fmt: skip
 
 
 def measure(variant: Variant) -> dict[str, int]:
@@ -61,10 +63,11 @@ def _source(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], Any]
     name, arch, width = variant
     tma = arch >= 90
     tile = tile_for(name, tma, torch.bfloat16, width)
-    kernel = getattr(triton_kernels, f"{name}_kernel")
+    kernel = getattr(triton_kernels, f"{'columns' if name == 'fused' else name}_kernel")
     constants: dict[str, Any] = {
         "GROUPS": 4, "D": width, "BLOCK_Q": tile.block_q, "BLOCK_K": tile.block_k, "COMPUTE": tl.bfloat16,
         "PRECISION": "ieee", "WINDOW": False, "TMA": tma, "ADD": False,
+        "FUSED": name == "fused",
     }  # fmt: skip
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     blocks = {"q_in": tile.block_q, "g_in": tile.block_q, "k_in": tile.block_k, "v_in": tile.block_k}
@@ -75,11 +78,13 @@ def _source(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], Any]
         elif argument in blocks:
             signature[argument] = f"tensordesc<bf16[1,{blocks[argument]},{width}]>" if tma else "*bf16"
         else:
-            signature[argument] = _plain_type(argument)
+            signature[argument] = _plain_type(argument, name == "fused")
     return kernel, signature, constants, tile
 
 
-def _plain_type(argument: str) -> str:
+def _plain_type(argument: str, fused: bool) -> str:
+    if argument == "d_q_out" and fused:
+        return "*fp32"
     if argument in ("out", "d_q_out", "d_k_out", "d_v_out"):
         return "*bf16"
     if argument in ("lse", "delta"):

@@ -1,157 +1,289 @@
 """Decoding many branches at once over the prefixes they share.
 
-Each stretch of shared keys is read once for all branches below it, as one matrix product, and the partial results are
-merged by their log-sum-exps, which is exact (after Juravsky et al. 2024, "Hydragen", arXiv:2402.05099, here with any
-number of levels). All branches stand at the same depth; they grow by one token each per step.
+A path through a tree of prompts is a row of stretches, each with its keys and values, each stored once. The keys of a
+stretch that several branches have in common are read once for all of them, as one matrix product, and what the parts
+give is merged by log-sum-exps, which is exact (after Juravsky et al. 2024, "Hydragen", arXiv:2402.05099, here with any
+number of levels and branches of different lengths). What is short is copied to each branch instead: there one call more
+costs more than it saves.
 """
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from treewright.kernels.sdpa import sdpa_attention
+from treewright.kernels.tree_attention import tree_attention
 from treewright.kernels.tree_plan import TreePlan
 
-__all__ = ["BranchCache", "level_attention"]
+__all__ = ["PAYS", "BranchCache", "Path", "PromptCache", "Stretch", "assembled", "path_length"]
+
+PAYS = 1 << 18
+"""Numbers per layer that are read again and again (further branches × tokens × heads × head size, keys only) from which
+a call of its own pays. Measured on one CPU core: the two ways meet between 200,000 and 260,000 for 2 to 32 branches."""
 
 
-@dataclass(slots=True)
-class _Level:
-    """Stretches of equal length between two forks.
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """Consecutive tokens of a path, the first at depth `start`: keys and values [layers, Hkv, length, D]."""
 
-    keys, values  per layer [S, Hkv, capacity, D]; the first `length` tokens count
-    owner         int64 [B]; the stretch on each branch's path
-    """
-
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-    owner: Tensor
     start: int
-    length: int = 0
-
-
-class BranchCache:
-    """Keys and values of B branches, shared where the branches share.
-
-    Begin with one branch; `prefill` runs its prompt, `fork` multiplies branches, `append` adds one token to each,
-    `keep` drops the finished ones. ``length`` is the depth that the next token will have.
-    """
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._levels = [_Level({}, {}, torch.zeros(1, dtype=torch.int64, device=device), 0)]
-        self._grown: set[int] = set()
-
-    @property
-    def n_branches(self) -> int:
-        return self._levels[-1].owner.shape[0]
+    keys: Tensor
+    values: Tensor
 
     @property
     def length(self) -> int:
-        return self._levels[-1].start + self._levels[-1].length
+        return self.keys.shape[2]
 
-    def has_prompt(self, layer: int) -> bool:
-        """Whether this layer has seen `prefill`."""
-        return layer in self._levels[0].keys
+    @property
+    def nbytes(self) -> int:
+        return self.keys.numel() * self.keys.element_size() + self.values.numel() * self.values.element_size()
 
-    def fork(self, counts: int | Tensor) -> None:
-        """Branch b becomes ``counts[b]`` branches, neighbours of each other. Raises ValueError for a count below 1."""
-        device = self._levels[-1].owner.device
-        wanted = torch.as_tensor(counts, dtype=torch.int64, device=device).expand(self.n_branches)
-        if int(wanted.min()) < 1:
-            raise ValueError("a fork count is below 1; drop branches with keep()")
-        origin = torch.repeat_interleave(torch.arange(self.n_branches, device=device), wanted)
-        for level in self._levels:
-            level.owner = level.owner[origin]
-        rows = torch.arange(len(origin), device=device)
-        if self._levels[-1].length == 0 and self._levels[-1].start:
-            self._levels.pop()
-        self._levels.append(_Level({}, {}, rows, self.length))
+    def split(self, at: int) -> tuple[Stretch, Stretch]:
+        """The first `at` tokens and the rest, each in memory of its own, so that either can be freed."""
+        first, rest = ((self.keys[:, :, part].clone(), self.values[:, :, part].clone())
+                       for part in (slice(at), slice(at, None)))  # fmt: skip
+        return Stretch(self.start, *first), Stretch(self.start + at, *rest)
+
+
+Path = Sequence[Stretch]
+"""Stretches from the first token on, without gaps."""
+
+
+def path_length(path: Path) -> int:
+    """Tokens on a path."""
+    return path[-1].start + path[-1].length if path else 0
+
+
+class PromptCache:
+    """Takes up keys and values of `count` new tokens behind `path`, layer after layer, while a model runs them.
+
+    positions  int64 [1, count], their depths
+    """
+
+    def __init__(self, path: Path, count: int, device: torch.device | str = "cpu") -> None:
+        self._path, self._start = path, path_length(path)
+        stop = self._start + count
+        self._plan = TreePlan.from_segments([-1], [stop]).cut(self._start, stop)
+        self._new: dict[int, tuple[Tensor, Tensor]] = {}
+        self.positions = torch.arange(self._start, stop, device=device)[None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
+        """What the new tokens see, [1, Hq, T, D], for q [1, Hq, T, D] and k, v [1, Hkv, T, D]."""
+        self._new[layer] = k[0], v[0]
+        keys = torch.cat([*(s.keys[layer] for s in self._path), k[0]], 1)
+        values = torch.cat([*(s.values[layer] for s in self._path), v[0]], 1)
+        out = tree_attention(q[0], keys, values, self._plan, scale, window=window)
+        return out[None]
+
+    def stretch(self) -> Stretch:
+        """The new tokens as the path's next stretch, once every layer has attended."""
+        keys, values = zip(*(self._new[layer] for layer in sorted(self._new)), strict=True)
+        return Stretch(self._start, torch.stack(keys), torch.stack(values))
+
+
+@dataclass(slots=True)
+class _Shared:
+    """A stretch on the paths of branches [first, stop)."""
+
+    stretch: Stretch
+    first: int
+    stop: int
+
+
+class BranchCache:
+    """Keys and values of B branches: ``paths[i]`` is continued by ``repeats[i]`` branches, neighbours of each other.
+
+    paths      equal prefixes are shared where they are the same `Stretch` objects of neighbouring paths
+    room       how many tokens each branch can take
+    pays       what is read again less than this is copied; None: `PAYS`
+    positions  int64 [B, 1], the depth of each branch's next token
+
+    One token of every branch is an `attend` per layer, then `advance`.
+    """
+
+    def __init__(self, paths: Sequence[Path], repeats: Sequence[int], room: int, pays: int | None = None) -> None:
+        sample = paths[0][0].keys
+        least = (PAYS if pays is None else pays) / (sample.shape[1] * sample.shape[3])
+        self._shared, own = _divided(paths, list(accumulate(repeats, initial=0)), least)
+        keys, values, depth = assembled(own, repeats, room, sample)
+        self._keys, self._values = list(keys), list(values)
+        self._at, self._lowest = depth.shape[1] - room, torch.finfo(keys.dtype).min
+        lengths = [path_length(path) for path in paths]
+        count = torch.tensor(repeats, device=keys.device)
+        self.positions = torch.tensor(lengths, device=keys.device).repeat_interleave(count)[:, None]
+        depth[:, self._at :] = self.positions + torch.arange(room, device=keys.device)
+        self._depth = depth
+        self._padding = self._bias(depth >= 0, keys.dtype)
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def n_branches(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens of which all branches below read one copy."""
+        return sum(part.stretch.length for part in self._shared)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the branches' own parts."""
+        return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
+        """Takes one token of each branch, k, v [B, Hkv, 1, D]; returns what q [B, Hq, 1, D] sees, [B, Hq, 1, D]."""
+        keys, values, at = self._keys[layer], self._values[layer], self._at
+        keys[:, :, at], values[:, :, at] = k[:, :, 0], v[:, :, 0]
+        grouped = q.reshape(len(q), keys.shape[1], -1, q.shape[3])  # query heads that share a key stand as rows
+        mask = self._padding if window is None else self._own_mask(window, keys.dtype)
+        stop = at + 1
+        out, lse = _attention(grouped, keys[:, :, :stop], values[:, :, :stop], mask[..., :stop], scale)
+        if self._shared:
+            out = out.to(lse.dtype)
+        for i, part in enumerate(self._shared):
+            rows = slice(part.first, part.stop)
+            more, more_lse = _over(grouped[rows], part.stretch, layer, self._mask(i, window, grouped), scale)
+            total = torch.logaddexp(lse[rows], more_lse)
+            out[rows] = torch.lerp(out[rows], more.to(out.dtype), (more_lse - total).exp_()[..., None])
+            lse[rows] = total
+        return out.to(q.dtype).reshape(q.shape[0], q.shape[1], 1, -1)
+
+    def advance(self) -> None:
+        """To be called when every layer has taken the token."""
+        self.positions = self.positions + 1
+        self._at += 1
+        self._masks.clear()
 
     def keep(self, branches: Tensor) -> None:
-        """Goes on with these branches only, int64 [B'] or bool [B]; stretches that nobody needs are freed."""
-        device = self._levels[-1].owner.device
-        chosen = torch.arange(self.n_branches, device=device)[branches.to(device)]
-        for level in self._levels:
-            used, level.owner = torch.unique(level.owner[chosen], return_inverse=True)
-            for store in (level.keys, level.values):
-                for layer, x in store.items():
-                    if len(used) < x.shape[0]:
-                        store[layer] = x[used]
+        """Goes on with these branches only, int64 [B'], rising."""
+        rows = branches.tolist()
+        if any(a >= b for a, b in pairwise(rows)):
+            raise ValueError(f"branches to keep must rise, not {rows[:8]}; they stay in their order")
+        self._keys, self._values = ([x[branches] for x in y] for y in (self._keys, self._values))
+        self._depth, self._padding = self._depth[branches], self._padding[branches]
+        self.positions = self.positions[branches]
+        for part in self._shared:
+            part.first, part.stop = bisect_left(rows, part.first), bisect_left(rows, part.stop)
+        self._shared = [part for part in self._shared if part.first < part.stop]
+        self._masks.clear()
 
-    def prefill(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
-        """Attention [Hq, T, D] of a prompt, q [Hq, T, D], k, v [Hkv, T, D], which becomes the first stretch."""
-        level = self._levels[-1]
-        if len(self._levels) > 1 or self.n_branches > 1 or layer in level.keys:
-            raise ValueError("prefill comes first, once per layer and with one branch")
-        level.keys[layer], level.values[layer] = k[None], v[None]
-        level.length = k.shape[1]
-        chain = TreePlan.from_segments([-1], [k.shape[1]]).to(q.device)
-        return sdpa_attention(q, k, v, chain, scale, window)[0]
+    def _bias(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, 1, 1, L] to add to scores. The lowest number, not −∞: a stretch of which a branch sees nothing then has
+        a log-sum-exp that vanishes in the sum, and no NaN."""
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, self._lowest)[:, None, None]
 
-    def step(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
-        """One new token per branch: q [B, Hq, D], k, v [B, Hkv, D]; appends and attends. Returns [B, Hq, D]."""
-        if q.shape[0] != self.n_branches:
-            raise ValueError(f"{q.shape[0]} tokens for {self.n_branches} branches; give one each")
-        level = self._levels[-1]
-        if level.start == 0 and layer in level.keys:
-            raise ValueError("fork the prompt first, by 1 where it has a single continuation")
-        if layer in self._grown or not self._grown:
-            self._grown = set()
-            level.length += 1
-        self._grown.add(layer)
-        for store, x in ((level.keys, k), (level.values, v)):
-            store[layer] = _put(store.get(layer), x, level.length)
-        parts = []
-        for part in self._levels:
-            first = 0 if window is None else max(0, self.length - window - part.start)
-            if first < part.length:
-                keys, values = (s[layer][:, :, first : part.length] for s in (part.keys, part.values))
-                parts.append(level_attention(q, keys, values, part.owner, scale))
-        return _merge(parts)
+    def _own_mask(self, window: int, dtype: torch.dtype) -> Tensor:
+        key = (-1, window)
+        if key not in self._masks:
+            seen = (self._depth >= 0) & (self._depth > self.positions - window)
+            self._masks[key] = self._bias(seen, dtype)
+        return self._masks[key]
+
+    def _mask(self, index: int, window: int | None, grouped: Tensor) -> Tensor | None:
+        """[1, 1, rows · groups, L] for shared stretch `index` where a window ends inside or behind it."""
+        if window is None:
+            return None
+        key, part = (index, window), self._shared[index]
+        if key not in self._masks:
+            depth = part.stretch.start + torch.arange(part.stretch.length, device=grouped.device)
+            seen = depth > self.positions[part.first : part.stop] - window
+            self._masks[key] = self._bias(seen, grouped.dtype)[:, 0].expand(-1, grouped.shape[2], -1).flatten(0, 1)
+        return self._masks[key][None, None]
 
 
-def level_attention(q: Tensor, keys: Tensor, values: Tensor, owner: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Each branch's query against its stretch: q [B, Hq, D], keys, values [S, Hkv, L, D], owner int64 [B].
+def _divided(paths: Sequence[Path], bounds: Sequence[int], least: float) -> tuple[list[_Shared], list[list[Stretch]]]:
+    """The stretches to share and, for each path, those to copy. Path i has branches [bounds[i], bounds[i + 1])."""
+    shared: list[_Shared] = []
+    own: list[list[Stretch]] = [[] for _ in paths]
+    todo = [(0, len(paths), 0)]  # paths [a, b) agree in their first `level` stretches
+    while todo:
+        a, stop, level = todo.pop()
+        while a < stop:
+            if len(paths[a]) == level:
+                a += 1
+                continue
+            b = a + 1
+            while b < stop and paths[b][level : level + 1] == paths[a][level : level + 1]:
+                b += 1
+            chain = _common(paths[a:b], level)
+            again = (bounds[b] - bounds[a] - 1) * sum(s.length for s in chain)
+            if again >= least:
+                shared.append(_Shared(_joined(chain), bounds[a], bounds[b]))
+            else:
+                for i in range(a, b):
+                    own[i] += chain
+            todo.append((a, b, level + len(chain)))
+            a = b
+    return shared, own
 
-    Returns out [B, Hq, D] and lse [B, Hq]. Branches of one stretch are rows of one product.
+
+def _common(paths: Sequence[Path], level: int) -> list[Stretch]:
+    """The stretches from `level` on that all these paths have in common."""
+    chain: list[Stretch] = []
+    for here in zip(*(path[level:] for path in paths), strict=False):
+        if any(s is not here[0] for s in here):
+            break
+        chain.append(here[0])
+    return chain
+
+
+def _joined(chain: Sequence[Stretch]) -> Stretch:
+    if len(chain) == 1:
+        return chain[0]
+    return Stretch(chain[0].start, torch.cat([s.keys for s in chain], 2), torch.cat([s.values for s in chain], 2))
+
+
+def assembled(
+    paths: Sequence[Path], repeats: Sequence[int], room: int, sample: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values [layers, B, Hkv, longest + room, D] of path i ``repeats[i]`` times, at the right edge of the
+    first part, and the depth of each column, int64 [B, longest + room], −1 where nothing is.
+
+    sample  any stretch's keys. Padding is zero, so that a masked column is 0 and never NaN.
     """
-    (branches, heads, width), (stretches, kv_heads, _, _) = q.shape, keys.shape
-    order = torch.argsort(owner, stable=True)
-    counts = torch.bincount(owner, minlength=stretches)
-    place = torch.empty_like(owner)
-    before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    place[order] = torch.arange(branches, device=q.device) - before
-    rows = q.new_zeros(stretches, int(counts.max()), heads, width)
-    rows[owner, place] = q
-    grouped = rows.unflatten(2, (kv_heads, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)  # type: ignore[no-untyped-call]
-    scores = (grouped @ keys.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    sizes = [sum(s.length for s in path) for path in paths]
+    width, total = max(sizes), sum(repeats)
+    stretches = [s for path in paths for s in path]
+    shapes = [stretches[0].keys.shape, stretches[0].values.shape] if stretches else [sample.shape] * 2
+    keys, values = (sample.new_zeros(s[0], total, s[1], width + room, s[3]) for s in shapes)
+    depth = torch.full((total, width + room), -1, device=sample.device)
+    row = 0
+    for path, n, size in zip(paths, repeats, sizes, strict=True):
+        column = width - size
+        for stretch in path:
+            after = column + stretch.length
+            keys[:, row : row + n, :, column:after] = stretch.keys[:, None]
+            values[:, row : row + n, :, column:after] = stretch.values[:, None]
+            depth[row : row + n, column:after] = torch.arange(
+                stretch.start, stretch.start + stretch.length, device=sample.device
+            )
+            column = after
+        row += n
+    return keys, values, depth
+
+
+def _over(q: Tensor, stretch: Stretch, layer: int, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Branches' queries [n, Hkv, groups, D] over one stretch: out like q and lse [n, Hkv, groups]."""
+    rows = q.transpose(0, 1).flatten(1, 2)[None]  # branches and query heads of a group are rows of one product
+    out, lse = _attention(rows, stretch.keys[layer][None], stretch.values[layer][None], mask, scale)
+    shape = (q.shape[1], q.shape[0], q.shape[2])
+    return out[0].reshape(*shape, -1).transpose(0, 1), lse[0].reshape(shape).transpose(0, 1)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """q [N, H, R, D] over k, v [N, H, L, D] without causality: out [N, H, R, D] and lse [N, H, R]."""
+    if q.device.type == "cpu":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, attn_mask=bias, scale=scale
+        )
+        return out, lse
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    if bias is not None:
+        scores = scores + bias
     lse = torch.logsumexp(scores, -1)
-    out = torch.exp(scores - lse[..., None]).to(values.dtype) @ values
-    shape = (stretches, kv_heads, -1, heads // kv_heads)
-    out = out.reshape(*shape, width).permute(0, 2, 1, 3, 4).flatten(2, 3)
-    lse = lse.reshape(shape).permute(0, 2, 1, 3).flatten(2, 3)
-    return out[owner, place], lse[owner, place]
-
-
-def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    total = torch.logsumexp(torch.stack([lse for _, lse in parts]), 0)
-    merged = torch.zeros_like(parts[0][0], dtype=total.dtype)
-    for out, lse in parts:
-        merged += out * torch.exp(lse - total)[..., None]
-    return merged.to(parts[0][0].dtype)
-
-
-def _put(store: Tensor | None, x: Tensor, length: int) -> Tensor:
-    """Writes token `length` − 1 of every branch, [B, Hkv, D], doubling the capacity when it is full."""
-    if store is None or store.shape[2] < length:
-        capacity = max(16, 1 << math.ceil(math.log2(length)))
-        bigger = x.new_empty(x.shape[0], x.shape[1], capacity, x.shape[2])
-        if store is not None:
-            bigger[:, :, : length - 1] = store[:, :, : length - 1]
-        store = bigger
-    store[:, :, length - 1] = x
-    return store
+    return torch.exp(scores - lse[..., None]).to(v.dtype) @ v, lse

@@ -26,13 +26,25 @@ class Tile:
     stages: int
 
 
+TRIED: dict[tuple[str, int], Tile] = {}
+"""Tiles by pass and head size in place of the pinned ones, while the benchmark tries them."""
+
+
 def tile_for(name: str, tma: bool, dtype: torch.dtype, width: int) -> Tile:
-    """The tile of pass `name` ("forward", "queries", "columns") for head size `width`.
+    """The tile of pass `name` ("forward", "queries", "columns", "fused") for head size `width`.
 
     Chosen so that nothing spills and shared memory fits (compiled budgets are in budgets.json).
     """
+    if (name, width) in TRIED:
+        return TRIED[name, width]
     if dtype == torch.float32:  # exact products do not use tensor cores
-        return Tile(32, 32, 4, 2) if width <= 64 else Tile(32, 16, 4, 1) if name != "columns" else Tile(16, 32, 4, 1)
+        return (
+            Tile(32, 32, 4, 2)
+            if width <= 64
+            else Tile(32, 16, 4, 1)
+            if name in ("forward", "queries")
+            else Tile(16, 32, 4, 1)
+        )
     if width == 256:
         return Tile(64, 64, 8, 1) if tma else Tile(64, 32, 8, 1)
     if tma:
@@ -40,11 +52,13 @@ def tile_for(name: str, tma: bool, dtype: torch.dtype, width: int) -> Tile:
             "forward": Tile(128, 128 if width == 128 else 64, 8, 2),
             "queries": Tile(128, 64, 8, 2),
             "columns": Tile(64, 128, 8, 2),
+            "fused": Tile(64, 64 if width == 128 else 128, 8, 2),
         }[name]
     return {
         "forward": Tile(128, 64, 8 if width == 128 else 4, 3 if width <= 64 else 2),
         "queries": Tile(64, 64, 4, 2),
         "columns": Tile(32, 64, 4, 2),
+        "fused": Tile(64, 64, 8, 2),
     }[name]
 
 
@@ -58,8 +72,12 @@ def triton_attention(
     *,
     tma: bool,
     deterministic: bool,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """out [Hq, Tq, D] and lse float32 [Hq, Tq], differentiable. `tma`: tiles through tensor descriptors.
+
+    fused  dQ by atomic additions in the pass over keys, instead of a pass of its own that computes two products again;
+           not together with `deterministic`, nor for head sizes above 128, where it would spill
 
     Raises ValueError for dtypes and head sizes that have no kernel.
     """
@@ -70,7 +88,7 @@ def triton_attention(
             'in float32, float16 or bfloat16; use backend="sdpa" or "flex"'
         )
     out, lse = _Triton.apply(  # type: ignore[no-untyped-call]
-        q, k, v, plan, scale, window, tma, deterministic
+        q, k, v, plan, scale, window, tma, deterministic, fused and not deterministic and q.shape[-1] <= 128
     )
     return out, lse
 
@@ -78,7 +96,7 @@ def triton_attention(
 class _Triton(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        plan, scale, window, tma, _ = rest
+        plan, scale, window, tma, *_ = rest
         q, k, v = (_aligned(x) for x in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
@@ -93,23 +111,28 @@ class _Triton(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        plan, scale, window, tma, _ = ctx.rest
+        plan, scale, window, tma, _, fused = ctx.rest
         d_out, d_lse = grads
         g = torch.zeros_like(out) if d_out is None else _aligned(d_out)
         delta = _delta(out, g, d_lse)
-        d_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        tile = tile_for("queries", tma, q.dtype, q.shape[-1])
-        _launch("queries_kernel", -(-q.shape[1] // tile.block_q), q.shape[0], tile, tma, plan, window, scale,
-                (q, k, v, g), (lse, delta, d_q), _rows(plan, tile, window))  # fmt: skip
-        d_k, d_v = _columns(q, k, v, g, lse, delta, ctx.rest)
-        return d_q, d_k, d_v, None, None, None, None, None
+        if fused:
+            d_q = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+            d_k, d_v = _columns(q, k, v, g, lse, delta, d_q, ctx.rest)
+            d_q = d_q.to(q.dtype)
+        else:
+            d_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+            tile = tile_for("queries", tma, q.dtype, q.shape[-1])
+            _launch("queries_kernel", -(-q.shape[1] // tile.block_q), q.shape[0], tile, tma, plan, window, scale,
+                    (q, k, v, g), (lse, delta, d_q), _rows(plan, tile, window))  # fmt: skip
+            d_k, d_v = _columns(q, k, v, g, lse, delta, None, ctx.rest)
+        return d_q, d_k, d_v, None, None, None, None, None, None
 
 
 def _columns(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, lse: Tensor, delta: Tensor, rest: Any
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, lse: Tensor, delta: Tensor, d_q: Tensor | None, rest: Any
 ) -> tuple[Tensor, Tensor]:
-    plan, scale, window, tma, deterministic = rest
-    tile = tile_for("columns", tma, q.dtype, q.shape[-1])
+    plan, scale, window, tma, deterministic, fused = rest
+    tile = tile_for("fused" if fused else "columns", tma, q.dtype, q.shape[-1])
     split = None if deterministic else _split(plan, tile, k.shape[0], q.device)
     columns = plan.columns(tile.block_q, tile.block_k, split)
     # Items of one key block add up, in float32; where each key block is one item, it stores its result.
@@ -119,7 +142,8 @@ def _columns(
     full = (columns.full_first, columns.full_stop) if window is None else (columns.stop, columns.stop)
     lists = (columns.key_block, columns.first, columns.stop, *full)
     _launch("columns_kernel", len(columns.first), k.shape[0], tile, tma, plan, window, scale,
-            (q, k, v, g), (lse, delta, d_k, d_v), lists, ADD=columns.split)  # fmt: skip
+            (q, k, v, g), (lse, delta, d_k, d_v, delta if d_q is None else d_q), lists, ADD=columns.split,
+            FUSED=fused)  # fmt: skip
     return d_k.to(k.dtype), d_v.to(v.dtype)
 
 

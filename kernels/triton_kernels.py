@@ -178,9 +178,9 @@ def queries_kernel(q_in, k_in, v_in, g_in, lse, delta, d_q_out, end, depth, part
 
 
 @triton.jit
-def _column_step(d_k, d_v, k, v, q, g, lse, delta, head, block, start, end, depth, n_q, n_k, q_offset, window, scale,
-                 MASKED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WINDOW: tl.constexpr,
-                 PRECISION: tl.constexpr):  # fmt: skip
+def _column_step(d_k, d_v, d_q_out, k, v, q, g, lse, delta, head, block, start, end, depth, n_q, n_k, q_offset, window,
+                 scale, MASKED: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+                 WINDOW: tl.constexpr, PRECISION: tl.constexpr, FUSED: tl.constexpr):  # fmt: skip
     """One block of queries for one block of keys, transposed: scores are [BLOCK_K, BLOCK_Q]."""
     rows = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     inside = rows < n_q
@@ -201,18 +201,23 @@ def _column_step(d_k, d_v, k, v, q, g, lse, delta, head, block, start, end, dept
     d_weights = tl.dot(v, tl.trans(g), input_precision=PRECISION)
     d_scores = weights * (d_weights - deltas[None, :])
     d_k = tl.dot(d_scores.to(q.dtype), q, d_k, input_precision=PRECISION)
+    if FUSED:
+        d_q = tl.dot(tl.trans(d_scores.to(k.dtype)), k, input_precision=PRECISION)
+        place = rows[:, None] * D + tl.arange(0, D)[None, :]
+        tl.atomic_add(d_q_out + head.to(tl.int64) * n_q * D + place, d_q * scale, mask=inside[:, None], sem="relaxed")
     return d_k, d_v
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def columns_kernel(q_in, k_in, v_in, g_in, lse, delta, d_k_out, d_v_out, end, depth, item_key, item_first, item_stop,
-                   item_full_first, item_full_stop, n_q, n_k, q_offset, window, scale, q_sh, q_st, k_sh, k_st, v_sh,
-                   v_st, g_sh, g_st, GROUPS: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr,
+def columns_kernel(q_in, k_in, v_in, g_in, lse, delta, d_k_out, d_v_out, d_q_out, end, depth, item_key, item_first,
+                   item_stop, item_full_first, item_full_stop, n_q, n_k, q_offset, window, scale, q_sh, q_st, k_sh,
+                   k_st, v_sh, v_st, g_sh, g_st, GROUPS: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr,
                    BLOCK_K: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr,
-                   TMA: tl.constexpr, ADD: tl.constexpr):  # fmt: skip
+                   TMA: tl.constexpr, ADD: tl.constexpr, FUSED: tl.constexpr):  # fmt: skip
     """dK and dV of one work item and one key head, contiguous [Hkv, Tk, D]; one loop over (query head, query block).
 
-    `ADD`: several items share a key block, so they add to zeroed float32 buffers.
+    `ADD`: several items share a key block, so they add to zeroed float32 buffers. `FUSED`: dQ [Hq, Tq, D] is added to
+    such a buffer too, which saves the two products that `queries_kernel` computes again.
     """
     item, kv_head = tl.program_id(0), tl.program_id(1)
     start = tl.load(item_key + item) * BLOCK_K
@@ -227,8 +232,9 @@ def columns_kernel(q_in, k_in, v_in, g_in, lse, delta, d_k_out, d_v_out, end, de
         head, block = kv_head * GROUPS + i // n_full, full_first + i % n_full
         q = _tile(q_in, head, block * BLOCK_Q, n_q, q_sh, q_st, BLOCK_Q, D, TMA).to(COMPUTE)
         g = _tile(g_in, head, block * BLOCK_Q, n_q, g_sh, g_st, BLOCK_Q, D, TMA).to(COMPUTE)
-        d_k, d_v = _column_step(d_k, d_v, k, v, q, g, lse, delta, head, block, start, end, depth, n_q, n_k,
-                                q_offset, window, scale, False, BLOCK_Q, BLOCK_K, WINDOW, PRECISION)  # fmt: skip
+        d_k, d_v = _column_step(d_k, d_v, d_q_out, k, v, q, g, lse, delta, head, block, start, end, depth, n_q,
+                                n_k, q_offset, window, scale, False, D, BLOCK_Q, BLOCK_K, WINDOW, PRECISION,
+                                FUSED)  # fmt: skip
     before = full_first - first
     n_partial = before + stop - full_stop
     for i in range(0, GROUPS * n_partial):
@@ -236,8 +242,9 @@ def columns_kernel(q_in, k_in, v_in, g_in, lse, delta, d_k_out, d_v_out, end, de
         block = tl.where(place < before, first + place, full_stop + place - before)
         q = _tile(q_in, head, block * BLOCK_Q, n_q, q_sh, q_st, BLOCK_Q, D, TMA).to(COMPUTE)
         g = _tile(g_in, head, block * BLOCK_Q, n_q, g_sh, g_st, BLOCK_Q, D, TMA).to(COMPUTE)
-        d_k, d_v = _column_step(d_k, d_v, k, v, q, g, lse, delta, head, block, start, end, depth, n_q, n_k,
-                                q_offset, window, scale, True, BLOCK_Q, BLOCK_K, WINDOW, PRECISION)  # fmt: skip
+        d_k, d_v = _column_step(d_k, d_v, d_q_out, k, v, q, g, lse, delta, head, block, start, end, depth, n_q,
+                                n_k, q_offset, window, scale, True, D, BLOCK_Q, BLOCK_K, WINDOW, PRECISION,
+                                FUSED)  # fmt: skip
     cols = start + tl.arange(0, BLOCK_K)
     inside = cols < n_k
     skipped = kv_head.to(tl.int64) * n_k * D

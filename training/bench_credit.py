@@ -197,7 +197,7 @@ def _plot(reports: Reports, path: Path, console: Console) -> None:
     try:
         make_figure = import_module("matplotlib.figure").Figure
     except ImportError:
-        console.print("no plot: matplotlib is not installed; type: pip install matplotlib")
+        console.print("no plot: matplotlib is not installed; type: pip install 'treewright[plot]'")
         return
     names, schedules = (list(dict.fromkeys(key[i] for key in reports)) for i in (0, 1))
     figure = make_figure(figsize=(1.1 * len(schedules) + 3, 0.4 * len(names) + 2), layout="constrained")

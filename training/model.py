@@ -8,22 +8,25 @@ give on each of its trajectories, outputs and gradients; models with parts for w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from treewright.kernels import BranchCache, TreeChunk, TreeChunkState, TreePlan, tree_attention, tree_logp
+from treewright.kernels import BranchCache, PromptCache, TreeChunk, TreeChunkState, TreePlan, tree_attention, tree_logp
 from treewright.kernels.tree_logp import tree_logp_dot
 
 __all__ = [
     "UnsupportedModel",
     "branch_logits",
     "chunked_backward",
+    "chunked_logprobs",
     "prepare",
     "refuse_unsupported",
     "register",
+    "tree_attention_in",
     "tree_hidden",
     "tree_logprobs",
 ]
@@ -150,19 +153,31 @@ def tree_logprobs(
     return logp, entropy[row]
 
 
-@torch.no_grad()
-def branch_logits(model: nn.Module, ids: Tensor, cache: BranchCache) -> Tensor:
-    """Next-token logits [B, V] of B branches that share prefixes, without gradients.
+@contextmanager
+def tree_attention_in(model: nn.Module) -> Iterator[None]:
+    """The registered attention for the time of a `with` block; whoever else uses the model finds it as it was."""
+    register()
+    config: Any = model.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
-    The first call takes the prompt, ids int64 [T], and gives logits [1, V]. Then `cache.fork(n)` makes n branches, and
-    every further call takes one sampled id per branch, ids int64 [B]. Each shared stretch is read once per step.
+
+@torch.no_grad()
+def branch_logits(model: nn.Module, ids: Tensor, cache: PromptCache | BranchCache) -> Tensor:
+    """Logits [B, V] after the last of ids int64 [B, T], without gradients; the cache takes up their keys and values.
+
+    cache  a `PromptCache`, [1, T] tokens of a prompt behind what is known of it; its `stretch` then extends the path.
+           Or a `BranchCache`, one token [B, 1] of each branch; what branches share is read once.
     """
     _needs_prepare(model)
-    prompt = not cache.has_prompt(0)
-    places = torch.arange(len(ids), device=ids.device) if prompt else torch.full_like(ids, cache.length)
-    shape = (1, -1) if prompt else (-1, 1)
     decoder: Any = model.base_model
-    out = decoder(ids.view(shape), position_ids=places.view(shape), branches=cache, use_cache=False)
+    out = decoder(ids, position_ids=cache.positions, branches=cache, use_cache=False)
+    if isinstance(cache, BranchCache):
+        cache.advance()
     logits: Tensor = model.get_output_embeddings()(out.last_hidden_state[:, -1])  # type: ignore[operator]
     return logits
 
@@ -186,16 +201,9 @@ def chunked_backward(
     forward passes and one backward; K and V of the whole pack stay in memory.
     """
     state = TreeChunkState(plan.to(ids.device), cuts)
-    parts = [torch.nonzero((rows >= c.start) & (rows < c.stop)).flatten() for c in state.chunks]
+    logp, entropy = _first_pass(model, ids, state, rows, targets, chunk)
+    parts = _pairs_by_chunk(state, rows)
     weight = model.get_output_embeddings().weight  # type: ignore[operator]
-    with torch.no_grad():
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        logp, entropy = (torch.empty(rows.shape, dtype=wide, device=ids.device) for _ in range(2))
-        for part, pairs in zip(state.chunks, parts, strict=True):
-            hidden = tree_hidden(model, ids[part.start : part.stop], part)
-            used, row = torch.unique(rows[pairs] - part.start, return_inverse=True)
-            logp[pairs], by_row = tree_logp(hidden[used].to(weight.dtype), weight, row, targets[pairs], chunk)
-            entropy[pairs] = by_row[row]
     with torch.enable_grad():
         logp.requires_grad_(), entropy.requires_grad_()
         value = loss(logp, entropy)
@@ -212,6 +220,41 @@ def chunked_backward(
     return value.detach(), logp.detach(), entropy.detach()
 
 
+@torch.no_grad()
+def chunked_logprobs(
+    model: nn.Module,
+    ids: Tensor,
+    plan: TreePlan,
+    rows: Tensor,
+    targets: Tensor,
+    cuts: int | Sequence[int],
+    chunk: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """What `tree_logprobs` gives, both [M], detached, to the bit as `chunked_backward` sees them with these cuts."""
+    return _first_pass(model, ids, TreeChunkState(plan.to(ids.device), cuts), rows, targets, chunk)
+
+
+@torch.no_grad()
+def _first_pass(
+    model: nn.Module, ids: Tensor, state: TreeChunkState, rows: Tensor, targets: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Runs the chunks in order, which keeps their keys and values in `state`; log-probs and entropies [M]."""
+    weight = model.get_output_embeddings().weight  # type: ignore[operator]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    logp, entropy = (torch.empty(rows.shape, dtype=wide, device=ids.device) for _ in range(2))
+    for part, pairs in zip(state.chunks, _pairs_by_chunk(state, rows), strict=True):
+        hidden = tree_hidden(model, ids[part.start : part.stop], part)
+        used, row = torch.unique(rows[pairs] - part.start, return_inverse=True)
+        logp[pairs], by_row = tree_logp(hidden[used].to(weight.dtype), weight, row, targets[pairs], chunk)
+        entropy[pairs] = by_row[row]
+    return logp, entropy
+
+
+def _pairs_by_chunk(state: TreeChunkState, rows: Tensor) -> list[Tensor]:
+    """For each chunk the pairs that its tokens predict."""
+    return [torch.nonzero((rows >= c.start) & (rows < c.stop)).flatten() for c in state.chunks]
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -224,14 +267,16 @@ def _attention(
     tree: TreePlan | TreeChunk | None = None,
     s_aux: Tensor | None = None,
     softcap: float | None = None,
-    branches: BranchCache | None = None,
+    branches: PromptCache | BranchCache | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, Hq, Tq, D] → ([1, Tq, Hq, D], None). ``s_aux`` are sinks."""
     # Under autocast, norms leave queries and keys in float32 beside values in the working type.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if branches is not None and attention_mask is None and s_aux is None and softcap is None:
-        return _branch_attention(module, query, key, value, scaling, sliding_window, branches), None
+        index: Any = module.layer_idx
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return branches.attend(index, query, key, value, scale, sliding_window).transpose(1, 2), None
     if tree is None:
         raise ValueError('no tree given: call tree_hidden(), or model.set_attn_implementation("sdpa") for plain use')
     if attention_mask is not None:
@@ -249,21 +294,3 @@ def _attention(
     else:
         out = tree_attention(*own, tree, scaling, window=sliding_window, sinks=s_aux)
     return out.transpose(0, 1)[None], None
-
-
-def _branch_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    window: int | None,
-    branches: BranchCache,
-) -> Tensor:
-    """The prompt, query [1, Hq, T, D], or one token of each branch, query [B, Hq, 1, D] → [B, T, Hq, D]."""
-    layer: Any = module.layer_idx
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if not branches.has_prompt(layer):
-        return branches.prefill(layer, query[0], key[0], value[0], scale, window).transpose(0, 1)[None]
-    own = query[:, :, 0], key[:, :, 0], value[:, :, 0]
-    return branches.step(layer, *own, scale, window)[:, None]

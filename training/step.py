@@ -18,7 +18,7 @@ from treewright.search.tree import Tree
 from treewright.training.credit import Credit, TreeArrays, estimate
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.loss import clipped_surrogate
-from treewright.training.model import prepare, tree_logprobs
+from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
 from treewright.training.pack import PackedBatch, pack_trees
 
 __all__ = ["NonFinite", "TrainSettings", "Trainer"]
@@ -35,6 +35,8 @@ class TrainSettings:
     clip             see clipped_surrogate;  grad_clip  largest gradient norm
     estimator, tau, weight_power  the credit of each step, see treewright.training.credit
     max_tokens       largest pack; a longer tree is a pack of its own
+    chunk_tokens     packs longer than this go through the model in chunks of so many tokens: activations of one chunk
+                     in memory, the same gradient, one forward pass more; None: never
     allow_biased     accept inexact trees
     """
 
@@ -48,6 +50,7 @@ class TrainSettings:
     tau: float = 3.0
     weight_power: float = 1.0
     max_tokens: int = 8192
+    chunk_tokens: int | None = None
     allow_biased: bool = False
 
 
@@ -149,25 +152,48 @@ class Trainer:
         return {k: v / (len(groups) if k in per_group else len(packs)) for k, v in sums.items()}
 
     def logprobs(self, pack: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs and predicting entropies [M] of the pack's targets on the tree path."""
+        """Log-probs and predicting entropies [M] of the pack's targets on the tree path; in chunks without gradient."""
+        cuts = self._cuts(pack)
+        if cuts is not None:
+            return chunked_logprobs(self.model, *self._inputs(pack), cuts)
+        return tree_logprobs(self.model, *self._inputs(pack))
+
+    def _cuts(self, pack: PackedBatch) -> int | None:
+        """Tokens per chunk, None where the pack runs whole."""
+        most = self.settings.chunk_tokens
+        return most if most is not None and len(pack) > most else None
+
+    def _inputs(self, pack: PackedBatch) -> tuple[Tensor, TreePlan, Tensor, Tensor]:
+        """ids, plan, rows and target ids as `tree_logprobs` takes them."""
         device = self.model.device
         ids = torch.from_numpy(pack.ids).to(device)
         plan = TreePlan.from_parents(pack.parent)
         target = torch.from_numpy(pack.target).to(device)
         rows = torch.from_numpy(pack.parent.astype(np.int64)).to(device)[target]
-        return tree_logprobs(self.model, ids, plan, rows, ids[target])
+        return ids, plan, rows, ids[target]
 
     def _backward(self, pack: PackedBatch, old: Tensor | None, trees: int) -> dict[str, float]:
-        logp, entropy = self.logprobs(pack)
-        if not bool(torch.isfinite(logp).all()):
-            raise self._refuse("log-probs")
-        coef = torch.from_numpy(pack.coef).to(logp)
-        behaviour = torch.from_numpy(pack.behaviour).to(logp)
-        before = logp.detach() if old is None else old
-        loss, seen = clipped_surrogate(logp, before, coef, behaviour, trees, clip=self.settings.clip)
-        if not bool(torch.isfinite(loss)):
-            raise self._refuse("loss")
-        loss.backward()  # type: ignore[no-untyped-call]
+        seen: Any = None
+
+        def objective(logp: Tensor, entropy: Tensor) -> Tensor:
+            nonlocal seen
+            if not bool(torch.isfinite(logp).all()):
+                raise self._refuse("log-probs")
+            coef = torch.from_numpy(pack.coef).to(logp)
+            behaviour = torch.from_numpy(pack.behaviour).to(logp)
+            before = logp.detach() if old is None else old
+            loss, seen = clipped_surrogate(logp, before, coef, behaviour, trees, clip=self.settings.clip)
+            if not bool(torch.isfinite(loss)):
+                raise self._refuse("loss")
+            return loss
+
+        cuts = self._cuts(pack)
+        if cuts is not None:
+            loss, _, entropy = chunked_backward(self.model, *self._inputs(pack), objective, cuts)
+        else:
+            logp, entropy = tree_logprobs(self.model, *self._inputs(pack))
+            loss = objective(logp, entropy)
+            loss.backward()  # type: ignore[no-untyped-call]
         return {
             "loss": float(loss.detach()),
             "entropy": float(entropy.detach().mean()),

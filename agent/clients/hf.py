@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +19,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from treewright.agent.clients.prefixes import PrefixCache
 from treewright.agent.clients.runners import runner_for
-from treewright.agent.clients.sampling import KV, Drawn, Request, generate
+from treewright.agent.clients.sampling import Drawn, Request, generate
 from treewright.agent.policy import PolicyStats
 from treewright.agent.prompts import Template, Window, template_for
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.kernels.decode import path_length
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
 __all__ = ["HFPolicy", "weights_version"]
@@ -43,49 +43,15 @@ def weights_version(model: Any) -> str:
     return h.hexdigest()
 
 
-class PrefixCache:
-    """Keys, values and last logits of recent prompts, least recently used out first, at most `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self._held: OrderedDict[int, tuple[tuple[int, ...], KV, Tensor, int]] = OrderedDict()
-
-    def longest(self, ids: tuple[int, ...]) -> tuple[int, KV, Tensor] | None:
-        """(length, keys and values, logits) of the longest held prompt that `ids` begins with."""
-        if not self._held:
-            return None
-        marks = list(itertools.accumulate(ids, lambda h, i: hash((h, i)), initial=0))
-        for n in range(len(ids), 0, -1):
-            held = self._held.get(marks[n])
-            if held is not None and held[0] == ids[:n]:
-                self._held.move_to_end(marks[n])
-                return n, held[1], held[2]
-        return None
-
-    def put(self, ids: tuple[int, ...], kv: KV, logits: Tensor) -> None:
-        size = sum(t.numel() * t.element_size() for pair in kv for t in pair)
-        mark = 0
-        for i in ids:
-            mark = hash((mark, i))
-        old = self._held.pop(mark, None)
-        self.size += size - (old[3] if old else 0)
-        self._held[mark] = (ids, kv, logits, size)
-        while self.size > self.limit:
-            self.size -= self._held.popitem(last=False)[1][3]
-
-    def clear(self) -> None:
-        self._held.clear()
-        self.size = 0
-
-
 @dataclass(slots=True)
 class _Waiting:
     request: Request
     future: asyncio.Future[list[Completion]]
 
-    @property
-    def cost(self) -> int:
-        return len(self.request.seeds) * (len(self.request.ids) + self.request.max_tokens)
+    def cost(self, shares: bool) -> int:
+        """Tokens kept for it, with one copy of the prompt or one for each draw."""
+        draws = len(self.request.seeds)
+        return len(self.request.ids) * (1 if shares else draws) + draws * self.request.max_tokens
 
 
 class HFPolicy:
@@ -97,7 +63,8 @@ class HFPolicy:
                       asks; True is faster, and draws differ only where a random number falls within the rounding of
                       the distribution's edges
     max_batch_tokens  prompt and new tokens of all rows that run together
-    cache_bytes       for the keys and values of earlier prompts; 0 turns reuse off, as does batch_requests=False
+    cache_bytes       for the keys and values of earlier prompts; 0 turns reuse between batches off, as does
+                      batch_requests=False
     threads           CPU threads of the worker; None: 1 for small models, else torch's default
     """
 
@@ -220,36 +187,47 @@ class HFPolicy:
         """Takes from the front of the queue what fits together; cancelled requests are dropped."""
         self._waiting = [w for w in self._waiting if not w.future.done()]
         batch, room = self._waiting[:1], self.max_batch_tokens
-        room -= batch[0].cost if batch else 0
+        room -= batch[0].cost(self.runner.shares) if batch else 0
         for waiting in self._waiting[1:] if self.batch_requests else ():
-            if waiting.cost > room:
+            cost = waiting.cost(self.runner.shares)
+            if cost > room:
                 break
-            room -= waiting.cost
+            room -= cost
             batch.append(waiting)
         del self._waiting[: len(batch)]
         return batch
 
     def _run(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        # Neighbours in alphabetical order are neighbours in the tree of prompts: what they share is read once.
+        order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
+        asked = [requests[i] for i in order]
         with self._lock:
             began = time.monotonic()
-            with torch.inference_mode():
-                prompts = [self._prefill(request.ids) for request in requests]
-                drawn = generate(self.runner, requests, prompts, self.stop_ids)
+            try:
+                with torch.inference_mode():
+                    logits = [self._prefill(request.ids) for request in asked]
+                    paths = [self._cache.path(request.ids) for request in asked]
+                    drawn = generate(self.runner, asked, list(zip(paths, logits, strict=True)), self.stop_ids)
+            finally:
+                self._cache.trim()
             self.stats.seconds += time.monotonic() - began
             self.stats.requests += len(requests)
-            return [[self._completion(one) for one in draws] for draws in drawn]
+            place = {i: draws for i, draws in zip(order, drawn, strict=True)}
+            return [[self._completion(one) for one in place[i]] for i in range(len(requests))]
 
-    def _prefill(self, ids: tuple[int, ...]) -> tuple[KV, Tensor]:
-        held = self._cache.longest(ids)
-        length, past = (held[0], held[1]) if held else (0, None)
+    def _prefill(self, ids: tuple[int, ...]) -> Tensor:
+        """The logits after `ids`, whose keys and values the cache holds then."""
+        path, logits = self._cache.longest(ids)
+        if logits is None and path_length(path) == len(ids):
+            path, _ = self._cache.longest(ids[:-1])  # held as part of a longer prompt: the last token runs again
+        length = path_length(path)
         self.stats.cached_tokens += length
         self.stats.prompt_tokens += len(ids) - length
-        if held and length == len(ids):
-            return held[1], held[2]
-        kv, logits = self.runner.prefill(ids[length:], past)
-        if self._cache.limit:
-            self._cache.put(ids, kv, logits)
-        return kv, logits
+        if logits is not None and length == len(ids):
+            return logits
+        stretch, logits = self.runner.prefill(ids[length:], path)
+        self._cache.put(ids, stretch, logits)
+        return logits
 
     def _completion(self, drawn: Drawn) -> Completion:
         stopped = drawn.ids[-1] in self.stop_ids

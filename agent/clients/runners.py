@@ -1,12 +1,13 @@
-"""Two ways to run a transformers causal language model: through its own forward, or through a slim copy of it.
+"""How a transformers causal language model is run for drawing: one way for each kind of model.
 
-The slim forward reads the weights of Llama-shaped models (Llama, Qwen2, Qwen3) and does the same arithmetic with far
-fewer calls: fused projections, rotation as one complex product, fixed key and value buffers, no mask building. It is
-meant for small models, where the calls and not the arithmetic take the time.
+`SlimRunner` takes small float32 Llama-shaped models, `BranchRunner` every other decoder that tree attention is exact
+for, through the model's own layers; both read what branches share once. `ModelRunner` takes the rest, with
+transformers' own cache and a copy of the prompt for every draw.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,209 +15,91 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from treewright.agent.clients.sampling import KV, Runner
+from treewright.agent.clients.sampling import Runner
+from treewright.agent.clients.slim import SlimRunner, is_slim
 from treewright.envs.errors import TreewrightError
+from treewright.kernels.decode import BranchCache, Path, PromptCache, Stretch, assembled, path_length
+from treewright.training.model import UnsupportedModel, branch_logits, refuse_unsupported, tree_attention_in
 
-__all__ = ["ModelRunner", "SlimRunner", "runner_for"]
+__all__ = ["BranchRunner", "ModelRunner", "runner_for"]
 
-SLIM_TYPES = ("llama", "qwen2", "qwen3")
-FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+log = logging.getLogger("treewright.agent")
+CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; half precision: 0.05
 
 
 def runner_for(model: Any) -> Runner:
-    """The slim runner where it is exact (float32, full attention, a fixed rotary table), else the model's own."""
-    return SlimRunner(model) if _slim(model) else ModelRunner(model)
+    """The slim runner where it is exact, else tree attention in the model's own layers, else the model as it is."""
+    if is_slim(model):
+        return SlimRunner(model)
+    why = _unlike(model)
+    if why is None:
+        return BranchRunner(model)
+    log.info("%s draws without sharing prefixes: %s", type(model).__name__, why)
+    return ModelRunner(model)
 
 
-def _slim(model: Any) -> bool:
-    config = model.config
-    rope = getattr(config, "rope_parameters", None) or {}
+@torch.inference_mode()
+def _unlike(model: Any) -> str | None:
+    """Why branches of this model cannot share prefixes, tried on a few tokens; None where they can."""
+    try:
+        refuse_unsupported(model)
+        ids = [i % model.config.get_text_config().vocab_size for i in range(3, 20)]
+        found, expected = (_tried(runner, ids) for runner in (BranchRunner(model), ModelRunner(model)))
+    except (UnsupportedModel, TreewrightError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        return str(error).partition("\n")[0]
+    gap = float((found - expected).abs().max() / expected.abs().max())
+    return None if gap <= CLOSE.get(model.dtype, 0.05) else f"its logits would be off by {gap:.1e} of the largest"
+
+
+def _tried(runner: BranchRunner | ModelRunner, ids: Sequence[int]) -> Tensor:
+    first, _ = runner.prefill(ids[:8], ())
+    second, _ = runner.prefill(ids[8:16], (first,))
     return (
-        config.model_type in SLIM_TYPES
-        and model.dtype == torch.float32
-        and config.hidden_act == "silu"
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and rope.get("rope_type", "default") in FIXED_ROPE
-        and not getattr(config, "quantization_config", None)
+        runner.rows([(first, second), (first,)], [1, 1], 1).step(torch.tensor(ids[-2:], device=runner.device)).float()
     )
 
 
-def _assembled(prompts: Sequence[KV], repeats: Sequence[int], room: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Buffers [B, kv heads, longest + room, head dim] with each prompt at the right edge of the first part, and the
-    lengths [B]. Padding is zero, so that a masked column is 0 and never NaN."""
-    lengths = [kv[0][0].shape[2] for kv in prompts]
-    width, total = max(lengths), sum(repeats)
-    out = []
-    for layer in range(len(prompts[0])):
-        pair = []
-        for which in (0, 1):
-            one = prompts[0][layer][which]
-            buffer = one.new_zeros(total, one.shape[1], width + room, one.shape[3])
-            start = 0
-            for kv, n, size in zip(prompts, repeats, lengths, strict=True):
-                buffer[start : start + n, :, width - size : width] = kv[layer][which]
-                start += n
-            pair.append(buffer)
-        out.append((pair[0], pair[1]))
-    device = prompts[0][0][0].device
-    return out, torch.tensor(lengths, device=device).repeat_interleave(torch.tensor(repeats, device=device))
+class BranchRunner:
+    """Runs a model's own layers with attention that reads what branches share once."""
 
-
-class SlimRunner:
-    """Runs the weights of a Llama-shaped model; equal to its own forward within 1e-5.
-
-    Projections are copies (fused, rotary pairs interleaved): call `refresh` after the model's weights changed.
-    """
+    shares = True
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        config = model.config
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.eps = config.rms_norm_eps
-        self.refresh()
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.embed.device
-        return device
+        return torch.device(self.model.device)
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """Reads the model's weights again."""
-        core = self.model.model
-        self.embed, self.head = core.embed_tokens.weight.detach(), self.model.lm_head.weight.detach().t()
-        self.head_bias, self.norm = self.model.lm_head.bias, core.norm.weight.detach()
-        self.layers = [_Layer(layer, self.heads, self.kv_heads, self.dim) for layer in core.layers]
-        self.table = torch.empty(0, self.dim // 2, dtype=torch.complex64, device=self.embed.device)
+        """Nothing is copied from the model."""
 
-    def _rotation(self, positions: Tensor, longest: int) -> Tensor:
-        """[…, 1, dim/2] complex factors of the rotary embedding at `positions`, all below `longest`."""
-        if longest > len(self.table):
-            size = 1 << max(8, longest - 1).bit_length()
-            cos, sin = self.model.model.rotary_emb(self.embed[:1], torch.arange(size, device=self.device)[None])
-            half = self.dim // 2
-            self.table = torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())
-        return self.table[positions].unsqueeze(-2)
+    def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
+        cache = PromptCache(path, len(ids), self.device)
+        with tree_attention_in(self.model):
+            logits = branch_logits(self.model, torch.tensor([ids], device=self.device), cache)
+        return cache.stretch(), logits[0]
 
-    def prefill(self, ids: Sequence[int], past: KV | None) -> tuple[KV, Tensor]:
-        before = past[0][0].shape[2] if past else 0
-        tokens = torch.tensor(ids, device=self.device)
-        count = len(ids)
-        rotation = self._rotation(torch.arange(before, before + count, device=self.device), before + count)
-        mask = None
-        if before:
-            mask = torch.ones(count, before + count, dtype=torch.bool, device=self.device).tril(before)
-        x, kv = self.embed[tokens], []
-        for i, layer in enumerate(self.layers):
-            q, k, v = layer.project(x, rotation, self.eps)
-            k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
-            if past:
-                k, v = torch.cat([past[i][0], k], 2), torch.cat([past[i][1], v], 2)
-            kv.append((k, v))
-            seen = F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None], k, v, mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads
-            )
-            x = layer.mix(x, seen[0].transpose(0, 1).reshape(count, -1), self.eps)
-        return kv, self._logits(x[-1:])[0]
-
-    def _logits(self, x: Tensor) -> Tensor:
-        x = F.rms_norm(x, x.shape[-1:], self.norm, self.eps)
-        return x @ self.head if self.head_bias is None else torch.addmm(self.head_bias, x, self.head)
-
-    def rows(self, prompts: Sequence[KV], repeats: Sequence[int], room: int) -> _SlimRows:
-        return _SlimRows(self, prompts, repeats, room)
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _BranchRows:
+        return _BranchRows(self.model, BranchCache(paths, repeats, room))
 
 
-class _Layer:
-    """The fused weights of one decoder layer, each [in, out]."""
-
-    def __init__(self, layer: Any, heads: int, kv_heads: int, dim: int) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.heads, self.kv_heads, self.dim = heads, kv_heads, dim
-        order = torch.arange(dim).view(2, dim // 2).t().reshape(-1)  # pairs (i, i + dim/2) side by side
-        self.qkv = torch.cat([
-            _paired(attention.q_proj.weight, order), _paired(attention.k_proj.weight, order), attention.v_proj.weight,
-        ]).t().contiguous()  # fmt: skip
-        self.qkv_bias: Tensor | None = None
-        if attention.q_proj.bias is not None:
-            q, k = (_paired(p.bias[:, None], order)[:, 0] for p in (attention.q_proj, attention.k_proj))
-            self.qkv_bias = torch.cat([q, k, attention.v_proj.bias])
-        self.qk_norm: Tensor | None = None
-        if hasattr(attention, "q_norm"):
-            q, k = attention.q_norm.weight[order], attention.k_norm.weight[order]
-            self.qk_norm = torch.cat([q.expand(heads, dim), k.expand(kv_heads, dim)])
-        self.out, self.out_bias = attention.o_proj.weight.t().contiguous(), attention.o_proj.bias
-        self.gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).t().contiguous()
-        self.gate_up_bias: Tensor | None = None
-        if mlp.gate_proj.bias is not None:
-            self.gate_up_bias = torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias])
-        self.down, self.down_bias = mlp.down_proj.weight.t().contiguous(), mlp.down_proj.bias
-        self.norm_in = layer.input_layernorm.weight.detach()
-        self.norm_mid = layer.post_attention_layernorm.weight.detach()
-
-    def project(self, x: Tensor, rotation: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, heads, dim], k and v [B, kv heads, dim] of x [B, hidden], rotated."""
-        x = F.rms_norm(x, x.shape[-1:], self.norm_in, eps)
-        mixed = x @ self.qkv if self.qkv_bias is None else torch.addmm(self.qkv_bias, x, self.qkv)
-        mixed = mixed.view(len(x), -1, self.dim)
-        turned = self.heads + self.kv_heads
-        qk = mixed[:, :turned]
-        if self.qk_norm is not None:
-            qk = F.rms_norm(qk, (self.dim,), None, eps) * self.qk_norm
-        pairs = torch.view_as_complex(qk.reshape(len(x), turned, -1, 2))
-        qk = torch.view_as_real(pairs * rotation).flatten(-2)
-        return qk[:, : self.heads], qk[:, self.heads :], mixed[:, turned:]
-
-    def mix(self, x: Tensor, seen: Tensor, eps: float) -> Tensor:
-        """Adds what attention saw [B, heads · dim], then the feed-forward block."""
-        x = torch.addmm(x if self.out_bias is None else x + self.out_bias, seen, self.out)
-        y = F.rms_norm(x, x.shape[-1:], self.norm_mid, eps)
-        both = y @ self.gate_up if self.gate_up_bias is None else torch.addmm(self.gate_up_bias, y, self.gate_up)
-        gate, up = both.chunk(2, -1)
-        return torch.addmm(x if self.down_bias is None else x + self.down_bias, F.silu(gate) * up, self.down)
-
-
-def _paired(weight: Tensor, order: Tensor) -> Tensor:
-    """Rows of each head in `order`, so that the two halves that rotate together lie side by side."""
-    return weight.view(-1, len(order), weight.shape[1])[:, order].flatten(0, 1)
-
-
-class _SlimRows:
-    """Draws in progress: fixed buffers, prompts at the right edge, one new column each step."""
-
-    def __init__(self, runner: SlimRunner, prompts: Sequence[KV], repeats: Sequence[int], room: int) -> None:
-        self.runner = runner
-        self.kv, self.position = _assembled(prompts, repeats, room)
-        self.column = self.kv[0][0].shape[2] - room
-        self.longest = self.column + room
-        pad = torch.arange(self.longest, device=runner.device) < (self.column - self.position)[:, None]
-        lowest = torch.finfo(torch.float32).min
-        self.mask = torch.zeros(pad.shape, device=runner.device).masked_fill_(pad, lowest)[:, None, None]
+class _BranchRows:
+    def __init__(self, model: Any, cache: BranchCache) -> None:
+        self.model, self.cache = model, cache
 
     def step(self, tokens: Tensor) -> Tensor:
-        run, at = self.runner, self.column
-        count = len(tokens)
-        rotation = run._rotation(self.position, self.longest)
-        mask = self.mask[..., : at + 1]
-        x = run.embed[tokens]
-        for layer, (keys, values) in zip(run.layers, self.kv, strict=True):
-            q, k, v = layer.project(x, rotation, run.eps)
-            keys[:, :, at], values[:, :, at] = k, v
-            grouped = q.reshape(count, run.kv_heads, -1, run.dim)  # query heads that share a key stand as rows
-            seen = F.scaled_dot_product_attention(grouped, keys[:, :, : at + 1], values[:, :, : at + 1], mask)
-            x = layer.mix(x, seen.reshape(count, -1), run.eps)
-        self.position = self.position + 1
-        self.column += 1
-        return run._logits(x)
+        with tree_attention_in(self.model):
+            return branch_logits(self.model, tokens[:, None], self.cache)
 
     def select(self, rows: Tensor) -> None:
-        self.kv = [(keys[rows], values[rows]) for keys, values in self.kv]
-        self.position, self.mask = self.position[rows], self.mask[rows]
+        self.cache.keep(rows)
 
 
 class ModelRunner:
     """Runs any transformers causal language model through its own forward and cache."""
+
+    shares = False
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -229,10 +112,10 @@ class ModelRunner:
         """Nothing is copied from the model."""
 
     @torch.inference_mode()
-    def prefill(self, ids: Sequence[int], past: KV | None) -> tuple[KV, Tensor]:
-        before = past[0][0].shape[2] if past else 0
+    def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
+        before = path_length(path)
         tokens = torch.tensor([ids], device=self.device)
-        cache = _cache(past or [])
+        cache = _cache([path], [1])
         positions = torch.arange(before, before + len(ids), device=self.device)[None]
         out = self.model(
             input_ids=tokens,
@@ -243,21 +126,27 @@ class ModelRunner:
             logits_to_keep=1,
         )
         layers = out.past_key_values.layers
-        if not all(hasattr(layer, "keys") and layer.keys is not None for layer in layers):
+        held = [
+            (x.keys[0, :, before:], x.values[0, :, before:]) for x in layers if getattr(x, "keys", None) is not None
+        ]
+        if len(held) < len(layers) or len({(k.shape, v.shape) for k, v in held}) > 1:
             kind = self.model.config.model_type
-            raise TreewrightError(f"{kind} models keep more than keys and values between tokens; serve them with vLLM")
-        return [(layer.keys, layer.values) for layer in layers], out.logits[0, -1]
+            raise TreewrightError(
+                f"{kind} models keep more than keys and values of one shape between tokens; serve them with vLLM"
+            )
+        keys, values = zip(*held, strict=True)
+        return Stretch(before, torch.stack(keys), torch.stack(values)), out.logits[0, -1]
 
-    def rows(self, prompts: Sequence[KV], repeats: Sequence[int], room: int) -> _ModelRows:
-        return _ModelRows(self, prompts, repeats)
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _ModelRows:
+        return _ModelRows(self, paths, repeats)
 
 
 class _ModelRows:
-    def __init__(self, runner: ModelRunner, prompts: Sequence[KV], repeats: Sequence[int]) -> None:
-        self.model = runner.model
-        kv, self.position = _assembled(prompts, repeats, 0)
-        self.cache = _cache(kv)
-        width = kv[0][0].shape[2]
+    def __init__(self, runner: ModelRunner, paths: Sequence[Path], repeats: Sequence[int]) -> None:
+        self.model, self.cache = runner.model, _cache(paths, repeats)
+        lengths = torch.tensor([path_length(path) for path in paths], device=runner.device)
+        self.position = lengths.repeat_interleave(torch.tensor(repeats, device=runner.device))
+        width = int(lengths.max())
         self.mask = (torch.arange(width, device=runner.device) >= (width - self.position)[:, None]).long()
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -278,10 +167,13 @@ class _ModelRows:
         self.position, self.mask = self.position[rows], self.mask[rows]
 
 
-def _cache(kv: KV) -> Any:
+def _cache(paths: Sequence[Path], repeats: Sequence[int]) -> Any:
+    """transformers' cache with path i ``repeats[i]`` times, at the right edge."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    for i, (keys, values) in enumerate(kv):
-        cache.update(keys, values, i)
+    if paths[0]:
+        keys, values, _ = assembled(paths, repeats, 0, paths[0][0].keys)
+        for i, pair in enumerate(zip(keys, values, strict=True)):
+            cache.update(*pair, i)
     return cache

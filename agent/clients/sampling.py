@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["KV", "Drawn", "Request", "Rows", "Runner", "generate", "uniforms"]
+from treewright.kernels.decode import Path, Stretch
 
-KV = list[tuple[Tensor, Tensor]]
-"""Keys and values of one prompt, for each layer a pair of [1, kv heads, tokens, head dim]."""
+__all__ = ["Drawn", "Request", "Rows", "Runner", "generate", "uniforms"]
 
 COMPACT_AT = 0.75  # rows are dropped when at most this share of them still runs
 
@@ -54,7 +53,9 @@ class Rows(Protocol):
 
 
 class Runner(Protocol):
-    """How a model is run; `SlimRunner` and `ModelRunner` are two ways of doing the same."""
+    """How a model is run, see `treewright.agent.clients.runners`. `shares`: draws of a prompt read one copy of it."""
+
+    shares: bool
 
     @property
     def device(self) -> torch.device: ...
@@ -62,11 +63,11 @@ class Runner(Protocol):
     def refresh(self) -> None:
         """Reads the model's weights again."""
 
-    def prefill(self, ids: Sequence[int], past: KV | None) -> tuple[KV, Tensor]:
-        """Keys and values of `past` and `ids` together, and the logits [V] after the last id."""
+    def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
+        """Keys and values of `ids`, which continue `path`, and the logits [V] after the last id."""
 
-    def rows(self, prompts: Sequence[KV], repeats: Sequence[int], room: int) -> Rows:
-        """Each prompt `repeats` times, ready to take up to `room` tokens."""
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> Rows:
+        """Each path `repeats` times, ready to take up to `room` tokens."""
 
 
 def uniforms(seeds: Sequence[int], count: int) -> NDArray[np.float64]:
@@ -106,12 +107,12 @@ def pick(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]
 def generate(
     runner: Runner,
     requests: Sequence[Request],
-    prompts: Sequence[tuple[KV, Tensor]],
+    prompts: Sequence[tuple[Path, Tensor]],
     stop_ids: Sequence[int],
 ) -> list[list[Drawn]]:
     """The draws of each request, in the order of its seeds; all requests share one temperature.
 
-    prompts  for each request what `runner.prefill` gave for all its ids
+    prompts  for each request its keys and values and the logits after its last id; neighbours share best
     A draw ends after a stop id, which it keeps, or after its request's max_tokens.
     """
     repeats = [len(request.seeds) for request in requests]
@@ -140,7 +141,7 @@ def generate(
         if not running:
             break
         if rows is None:
-            rows = runner.rows([kv for kv, _ in prompts], repeats, steps - 1)
+            rows = runner.rows([path for path, _ in prompts], repeats, steps - 1)
         if running <= COMPACT_AT * len(at):
             keep = alive.nonzero()[:, 0]
             at, tokens, alive = at[keep], tokens[keep], alive[keep]

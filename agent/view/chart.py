@@ -160,7 +160,7 @@ def draw_png(chart: Chart, path: Path) -> None:
     try:
         make_figure = import_module("matplotlib.figure").Figure
     except ImportError as error:
-        raise TreewrightError("PNG needs matplotlib; type: pip install matplotlib (the HTML needs nothing)") from error
+        raise TreewrightError("PNG needs matplotlib: pip install 'treewright[plot]'") from error
     paper = make_figure(figsize=(7, 4.25), dpi=144, layout="constrained")
     axes = paper.subplots()
     bars = [s for s in chart.series if s.kind == "bars"]

@@ -127,16 +127,21 @@ def write_page(
     reader = Reader(store)
     listing = reader.listing(filters or Filters(), most)
     if not listing.rows:
-        raise TreewrightError(f"no tree of {store.path} matches; type: treewright view {store.path}")
+        raise TreewrightError(f"no tree of {store.name} matches; type: treewright view {store.name}")
     nodes = sum(row.nodes for row, _ in listing.rows)
     if nodes > NODES:
         raise TreewrightError(f"{nodes} nodes are too many for one file ({NODES}); narrow it with --most or filters")
     trees = {row.tree_id: _whole(reader, row.tree_id, decode) for row, _ in listing.rows}
-    data = {"list": list_json(listing), "facets": facets_json(reader.facets()), "trees": trees, "plots": _plots(reader)}
+    data = {
+        "list": list_json(listing),
+        "facets": facets_json(reader.facets()),
+        "trees": trees,
+        "plots": _plots(reader, filters),
+    }
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.write_text(render_page(f"trees of {store.path.name}", data), "utf-8")
+    draft.write_text(render_page(f"trees of {store.title}", data), "utf-8")
     draft.replace(target)
     return target
 
@@ -152,7 +157,7 @@ def _whole(reader: Reader, tree_id: str, decode: Decode | None) -> dict[str, Any
     return found
 
 
-def _plots(reader: Reader) -> dict[str, Any]:
+def _plots(reader: Reader, filters: Filters | None) -> dict[str, Any]:
     from treewright.agent.plots import plots_json
 
-    return plots_json(reader.store)
+    return plots_json(reader.store, filters)

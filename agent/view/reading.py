@@ -116,11 +116,10 @@ class Reader:
 
     def __init__(self, store: TreeStore) -> None:
         self.store = store
-        self._snapshot = store._snapshot  # the store's own way to a consistent read; used in this module alone
 
     def facets(self) -> dict[str, list[str]]:
         """The values that occur in each column a list can be narrowed by."""
-        with self._snapshot() as connection:
+        with self.store.snapshot() as connection:
             found = {}
             for name in ("suite", "split", "run", "policy_version", "status"):
                 values = connection.execute(select(trees.c[name]).distinct().order_by(trees.c[name]).limit(500))
@@ -130,7 +129,7 @@ class Reader:
     def listing(self, filters: Filters, limit: int = 100, offset: int = 0) -> Listing:
         """At most `limit` trees, newest first, from the `offset`-th on."""
         where = filters.where()
-        with self._snapshot() as connection:
+        with self.store.snapshot() as connection:
             count = select(func.count(), func.count(trees.c.ended), func.count().filter(trees.c.success.is_(True)))
             total, done, solved = connection.execute(count.where(*where)).one()
             page = select(trees.c.key, trees.c.id, trees.c.task).where(*where).order_by(trees.c.key.desc())
@@ -141,7 +140,7 @@ class Reader:
 
     def pulse(self, tree_ids: Sequence[str] = ()) -> dict[str, Any]:
         """How far everything is: number of trees, and (status, pops) of some. Cheap enough to ask every second."""
-        with self._snapshot() as connection:
+        with self.store.snapshot() as connection:
             count, running = connection.execute(
                 select(func.count(), func.count().filter(trees.c.status == "running")).select_from(trees)
             ).one()
@@ -155,7 +154,7 @@ class Reader:
 
     def columns(self, tree_id: str, labels: bool = True) -> Columns:
         """A tree without its texts, with or without labels. Raises StoreError if it is not in the store."""
-        with self._snapshot() as connection:
+        with self.store.snapshot() as connection:
             key = key_of(connection, tree_id)
             (row,) = list_trees(connection, [trees.c.key == key])
             task = connection.execute(select(trees.c.task).where(trees.c.key == key)).scalar_one()
@@ -178,7 +177,7 @@ class Reader:
 
     def path(self, tree_id: str, node: int) -> list[Turn]:
         """The turns from the root to `node`. Raises StoreError for unknown nodes and damaged rows."""
-        with self._snapshot() as connection:
+        with self.store.snapshot() as connection:
             key = key_of(connection, tree_id)
             path = _path(connection, key, tree_id, node)
             born = select(nodes.c.born).where(nodes.c.tree == key, nodes.c.id.in_(path))
@@ -187,7 +186,7 @@ class Reader:
 
     def turns(self, tree_id: str) -> list[Turn]:
         """Every node with its texts."""
-        with self._snapshot() as connection:
+        with self.store.snapshot() as connection:
             key = key_of(connection, tree_id)
             return _turns(connection, key, tree_id, expansions.c.tree == key, None)
 

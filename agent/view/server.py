@@ -70,7 +70,7 @@ def make_app(store: TreeStore, token: str, decode: Decode | None = None) -> Star
         return endpoint
 
     async def index(request: Request) -> Response:
-        page = render_page(f"trees of {store.path.name}")
+        page = render_page(f"trees of {store.title}")
         own = {"content-security-policy": policy_of(True) + "; frame-ancestors 'none'"}
         return Response(page, media_type="text/html", headers=own)
 

@@ -1,10 +1,13 @@
-"""Finding documents by words: BM25 over titles and texts, built in memory by tantivy."""
+"""Finding documents by words: BM25 over titles and texts, by tantivy."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import tantivy
@@ -38,24 +41,29 @@ class LexicalIndex:
     """BM25 (Robertson & Zaragoza 2009) over title and text, `title_boost` times heavier in the title.
 
     Words are runs of letters and digits, lower-cased. Hits of equal score stand in corpus order.
+
+    folder  where the index is kept; one that is there already is opened, not built; None builds it in memory
     """
 
-    def __init__(self, docs: Sequence[Doc], title_boost: float = 2.0) -> None:
+    def __init__(self, docs: Sequence[Doc], title_boost: float = 2.0, folder: Path | None = None) -> None:
         builder = tantivy.SchemaBuilder()
         builder.add_text_field("title")
         builder.add_text_field("text")
         builder.add_integer_field("position", stored=True)
         self._schema = builder.build()
         self._size, self._boost = len(docs), title_boost
-        index = tantivy.Index(self._schema)
-        # One thread keeps documents in order and the number of segments small.
-        writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
-        for i, doc in enumerate(docs):
-            writer.add_document(tantivy.Document(title=doc.title, text=doc.text, position=i))
-        writer.commit()
-        writer.wait_merging_threads()
-        index.reload()
-        self._searcher = index.searcher()
+        if folder is None:
+            self._searcher = _fill(tantivy.Index(self._schema), docs).searcher()
+            return
+        if not folder.is_dir():
+            draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+            draft.mkdir(parents=True, exist_ok=True)
+            _fill(tantivy.Index(self._schema, path=str(draft)), docs)
+            try:
+                draft.replace(folder)
+            except OSError:  # somebody else was faster
+                shutil.rmtree(draft)
+        self._searcher = tantivy.Index(self._schema, path=str(folder)).searcher()
 
     async def search(self, query: str, k: int) -> list[Hit]:
         return self.rank(query, k)
@@ -83,3 +91,14 @@ class LexicalIndex:
             should.append((tantivy.Occur.Should, tantivy.Query.boost_query(title, self._boost)))
             should.append((tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "text", word)))
         return tantivy.Query.boolean_query(should)
+
+
+def _fill(index: tantivy.Index, docs: Sequence[Doc]) -> tantivy.Index:
+    # One thread keeps documents in order and the number of segments small.
+    writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
+    for i, doc in enumerate(docs):
+        writer.add_document(tantivy.Document(title=doc.title, text=doc.text, position=i))
+    writer.commit()
+    writer.wait_merging_threads()
+    index.reload()
+    return index

@@ -16,7 +16,7 @@ from treewright.envs.retrieval.index import LexicalIndex, Retriever
 from treewright.envs.retrieval.session import ANSWER, EvidenceWorld, tool
 from treewright.envs.types import Call, Environment, Suite, Task, seed_of
 
-__all__ = ["RetrievalWorld", "first", "make_suite"]
+__all__ = ["RetrievalWorld", "first", "make_suite", "tasks_of"]
 
 T = TypeVar("T")
 
@@ -99,12 +99,10 @@ def make_suite(
     Raises CorpusError if two questions share an id.
     """
     index = LexicalIndex(corpus.docs) if retriever is None else retriever
-    if len({question.id for question in questions}) != len(questions):
-        raise CorpusError(f"suite {name!r}: question ids must be unique")
+    of = tasks_of(name, questions, horizon)
 
-    def tasks(split: str, count: int) -> list[Task]:
-        chosen = [question for question in questions if question.split == split]
-        return [_task(name, question, horizon) for question in first(name, split, chosen, count)]
+    def tasks(split: str, count: int) -> Sequence[Task]:
+        return first(name, split, of.get(split, []), count)
 
     async def open_session() -> Environment:
         return RetrievalWorld(corpus, index, reward=reward)
@@ -121,6 +119,16 @@ def first(name: str, split: str, items: Sequence[T], count: int) -> Sequence[T]:
     if not 0 <= count <= len(items):
         raise ValueError(f"{name}: {count} {split} tasks asked for, there are {len(items)}")
     return items[:count]
+
+
+def tasks_of(name: str, questions: Sequence[Question], horizon: int) -> dict[str, list[Task]]:
+    """The tasks of each split, in the order of the questions. Raises CorpusError if two questions share an id."""
+    if len({question.id for question in questions}) != len(questions):
+        raise CorpusError(f"suite {name!r}: question ids must be unique")
+    found: dict[str, list[Task]] = {}
+    for question in questions:
+        found.setdefault(question.split, []).append(_task(name, question, horizon))
+    return found
 
 
 def _task(name: str, question: Question, horizon: int) -> Task:

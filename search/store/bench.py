@@ -26,7 +26,7 @@ from treewright.search.store.tree_store import TreeStore
 from treewright.search.tree import TreeHeader
 from treewright.search.types import NodeStatus, Outcome
 
-__all__ = ["main"]
+__all__ = ["Figures", "main"]
 
 TOKENS, WIDTH, TREE = 200, 4, 10_000  # tokens of a node, children of a node, nodes of a tree
 LOOKUPS = 5000
@@ -35,16 +35,25 @@ POSTGRES = "TREEWRIGHT_BENCH_POSTGRES"
 Figures = dict[str, tuple[float, str]]
 
 
-def main(quick: bool = False, json_path: str | None = None, plot_path: str | None = None) -> Figures:
+def main(
+    quick: bool = False,
+    json_path: str | None = None,
+    plot_path: str | None = None,
+    more: Callable[[str], Figures] | None = None,
+) -> Figures:
     """{name: (value, unit)}: store_rows_per_s, arrays_s, arrays_nodes, child_lookup_p99_ms, and postgres_rows_per_s.
 
     The last needs an empty PostgreSQL database, named in TREEWRIGHT_BENCH_POSTGRES. `json_path` gets the figures
-    alone; the command line adds hardware, versions and commit. Raises StoreError if what comes back is not equal.
+    alone; the command line adds hardware, versions and commit. `more` measures something else on the same file.
+    Raises StoreError if what comes back is not equal.
     """
     total = 50_000 if quick else 1_000_000
     with tempfile.TemporaryDirectory(prefix="treewright-bench-") as folder:
         _gate(Path(folder) / "gate.db")
-        figures = _measure(str(Path(folder) / "trees.db"), total)
+        path = str(Path(folder) / "trees.db")
+        figures = _measure(path, total)
+        if more is not None:
+            figures |= more(path)
     if (url := os.environ.get(POSTGRES)) is not None:
         rows, seconds = _load(url, total // 10)
         figures["postgres_rows_per_s"] = (rows / seconds, "rows/s")
@@ -156,7 +165,7 @@ def _plot(path: Path, figures: Figures) -> None:
     try:
         drawing = import_module("matplotlib.figure")
     except ImportError:
-        raise StoreError("a plot needs matplotlib: pip install matplotlib, or leave --plot out") from None
+        raise StoreError("a plot needs matplotlib: pip install 'treewright[plot]', or leave --plot out") from None
     figure = drawing.Figure(figsize=(6, 2.5))
     axes = figure.subplots()
     names = [name for name, (_, unit) in figures.items() if unit == "rows/s"]

@@ -177,7 +177,7 @@ class _Loader:
 
     def _nodes(self, key: int, columns: Columns, values: dict[str, Any], spent: Row) -> list[Row]:
         """Writes the nodes, a part at a time, while its rows are in the cache; returns what expansions differ in."""
-        shape, popped = _Shape.of(columns), list[Row]()
+        shape, summed = _Shape.of(columns), []
         constants = {name: value for name, value in values.items() if not isinstance(value, list | _Slices)}
         literals = {"tree": key, **constants}
         sizes = _alike(np.asarray(columns.sizes).tolist())
@@ -186,12 +186,12 @@ class _Loader:
         for first, last in shape.chunks():
             lo, hi = shape.start[first], shape.start[last]
             part = {name: value if name in constants else value[lo:hi] for name, value in values.items()}
-            summed = self.helper.submit(_expansions, range(first, last), shape, part, constants.keys(), spent)
+            work = (range(first, last), shape, part, constants.keys(), spent)
+            summed.append(self.helper.submit(_expansions, *work))
             lists = [part[name] for name in part if name not in constants]
             more = [sizes[lo:hi]] if isinstance(sizes, list) else []
             self.database.load(self.connection, nodes, literals, list(zip(*lists, *more, strict=True)))
-            popped += summed.result()
-        return popped
+        return [row for part in summed for row in part.result()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,9 +127,9 @@ class TreeStore:
         self._writer = Writer(self._database, self._cursors.clear)
 
     @property
-    def path(self) -> Path:
-        """The file. For a database there is none: `name` says which it is, without its password."""
-        return Path(self.name)
+    def title(self) -> str:
+        """What people call it: the file, or the database's name."""
+        return self.name.partition("?")[0].rpartition("/")[2] or self.name
 
     def close(self) -> None:
         """Commits what is queued, lets the store go. Raises an error of the writer that nobody awaited."""
@@ -158,7 +158,7 @@ class TreeStore:
     @property
     def journal(self) -> Journal:
         """The journal of irreversible actions; a store opened read-only can only look at it."""
-        return Journal(self._pen, self._snapshot, self._redact, self._guard)
+        return Journal(self._pen, self.snapshot, self._redact, self._guard)
 
     @property
     def queue(self) -> Queue:
@@ -168,7 +168,7 @@ class TreeStore:
         if self._leasing is None:
             self._pen()
             self._leasing = self._database.plain()
-        return Queue(self._leasing, self._snapshot, self.name)
+        return Queue(self._leasing, self.snapshot, self.name)
 
     def hold(self, lease: Lease) -> None:
         """From now on this store writes the tree of a lease only as long as it is the newest one of its task."""
@@ -283,7 +283,8 @@ class TreeStore:
     # -- reading ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _snapshot(self) -> Iterator[Connection]:
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection whose reads see one state of the store. Raises StoreError where the database does."""
         try:
             with self._reading.connect() as connection:
                 yield connection
@@ -292,18 +293,18 @@ class TreeStore:
 
     def status(self, tree_id: str) -> str | None:
         """'running', 'interrupted' or 'done'; None for a tree that was never begun."""
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             found = connection.execute(select(trees.c.status).where(trees.c.id == tree_id)).scalar_one_or_none()
         return None if found is None else str(found)
 
     def header(self, tree_id: str) -> TreeHeader:
         """What the tree was started with. Raises StoreError if it is unknown or damaged."""
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             return decode_header(*header_rows(connection, key_of(connection, tree_id)), Blobs(connection))
 
     def expansions(self, tree_id: str) -> list[Expansion]:
         """Every committed expansion, equal to what was appended, in order."""
-        with self._snapshot() as connection, collector_paused():
+        with self.snapshot() as connection, collector_paused():
             return self._expansions(connection, tree_id)
 
     def _expansions(self, connection: Connection, tree_id: str) -> list[Expansion]:
@@ -316,7 +317,7 @@ class TreeStore:
 
     def load(self, tree_id: str) -> Tree:
         """The tree as far as it was committed; a done one is unsealed and has its choice and reasons."""
-        with self._snapshot() as connection, collector_paused():
+        with self.snapshot() as connection, collector_paused():
             key = key_of(connection, tree_id)
             tree = Tree.start(decode_header(*header_rows(connection, key), Blobs(connection)))
             for expansion in self._expansions(connection, tree_id):
@@ -344,7 +345,7 @@ class TreeStore:
         held: list[Any] = [trees.c[name] == escape(value) for name, value in texts.items() if value is not None]
         if success is not None:
             held.append(trees.c.success.is_(success))
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             return list_trees(connection, held + conditions(where or {}))
 
     def nodes(
@@ -360,12 +361,12 @@ class TreeStore:
         action   name of a tool that is called in it, or a whole canonical key
         effect   such as "irreversible": as executed, else as declared;  status  what executing it gave, or "draft"
         """
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             return find_nodes(connection, conditions(where or {}), action, effect, status, limit)
 
     def path_to(self, tree_id: str, node: int) -> list[NodeRow]:
         """The nodes from the root to `node`, with what the world showed. Raises StoreError if there is no such node."""
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             return find_path(connection, tree_id, node)
 
     def branches(self, at_least: float, by: str = "value", where: Mapping[str, object] | None = None) -> list[Branch]:
@@ -376,7 +377,7 @@ class TreeStore:
         if by not in ("value", "score"):
             raise StoreError(f"branches cannot be ranked by {by!r}; known: value, score")
         held = conditions(where or {})
-        with self._snapshot() as connection, collector_paused():
+        with self.snapshot() as connection, collector_paused():
             found = [row.id for row in connection.execute(select(trees.c.id).where(*held).order_by(trees.c.key))]
             columns = load_arrays(connection, found)
             scores = load_scores(connection, found) if by == "score" else None
@@ -388,12 +389,12 @@ class TreeStore:
 
     def arrays(self, tree_ids: Sequence[str]) -> dict[str, NDArray[Any]]:
         """[N] numpy columns over the nodes of these trees, without texts; see `load_arrays` for names and dtypes."""
-        with self._snapshot() as connection, collector_paused():
+        with self.snapshot() as connection, collector_paused():
             return load_arrays(connection, tree_ids)
 
     def check(self) -> list[str]:
         """One line per damage in the file; empty if it is whole."""
-        with self._snapshot() as connection:
+        with self.snapshot() as connection:
             return check(connection, self._database)
 
 

@@ -103,6 +103,30 @@ def test_own_tasks_with_a_reward_function_and_an_own_world(tmp_path):
     assert "own" in done.stdout
 
 
+def test_a_corpus_and_questions_run_without_code(tmp_path):
+    (tmp_path / "guess.py").write_text(
+        "def make(task, turns, tools, rng):\n"
+        "    return 'search krill' if not turns else rng.choice(['answer krill', 'answer ice'])\n"
+    )
+    (tmp_path / "c.jsonl").write_text('{"title": "Whale", "text": "Whales eat krill."}\n')
+    (tmp_path / "q.jsonl").write_text(
+        "".join(f'{{"id": "q{i}", "question": "what do whales eat?", "answer": "Krill"}}\n' for i in range(8))
+    )
+    line = ["collect", "--name", "c", "--corpus", "c.jsonl", "--questions", "q.jsonl", "--tasks", "4"]
+    here = {**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"}
+
+    def run(*more):
+        words = [*COMMAND, *line, "--policy", "scripted:guess:make", *more]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=here, timeout=120)
+
+    done = run()
+    assert done.returncode == 0 and "own" in done.stdout, done.stdout + done.stderr
+    shown = call("show", "--name", "c", cwd=tmp_path)
+    assert shown.count("own-q") == 4
+    wrong = run("--set", "worlds.retriever=lexicle", "--set", "name=d")
+    assert wrong.returncode == 2 and "no retriever 'lexicle'" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
@@ -113,6 +137,7 @@ def test_own_tasks_with_a_reward_function_and_an_own_world(tmp_path):
         (["bench", "kernel"], "kernels"),
         (["run", "maze/no-such-task", *WALK], "maze/0"),
         (["collect", "--workers", "2", "--suites", "maze"], "--url postgresql://USER@HOST/NAME"),
+        (["collect", "--corpus", "c.jsonl"], "--questions FILE.jsonl"),
     ],
 )
 def test_a_mistake_is_one_line_with_what_to_type(words, hint, tmp_path):

@@ -8,12 +8,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from treewright.agent.clients.hf import HFPolicy, PrefixCache, weights_version
-from treewright.agent.clients.runners import ModelRunner, SlimRunner, runner_for
-from treewright.agent.clients.sampling import pick, uniforms
+from treewright.agent.clients.hf import HFPolicy, weights_version
+from treewright.agent.clients.prefixes import PrefixCache
+from treewright.agent.clients.runners import BranchRunner, ModelRunner, runner_for
+from treewright.agent.clients.sampling import Request, generate, pick, uniforms
+from treewright.agent.clients.slim import SlimRunner
 from treewright.agent.policy import Policy, open_policy
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task
+from treewright.kernels import BranchCache, Stretch, decode
 from treewright.search.types import Context, Exchange, PolicyFault
 
 from .small import chatml, compact, qwen3, randomised
@@ -108,27 +111,94 @@ def test_the_slim_forward_equals_the_models_own(make):
     slim, own = SlimRunner(model), ModelRunner(model)
     prompts, steps = [prompt(i, n) for i, n in enumerate((5, 23, 90))], torch.arange(30).view(5, 6) + 7
     with torch.inference_mode():
-        first = [(slim.prefill(ids, None), own.prefill(ids, None)) for ids in prompts]
+        first = [(slim.prefill(ids, ()), own.prefill(ids, ())) for ids in prompts]
         for (_, a), (_, b) in first:
             assert (a - b).abs().max() < 1e-5
-        rows = [r.rows([pair[i][0] for pair in first], [1, 2, 3], 8) for i, r in enumerate((slim, own))]
+        rows = [r.rows([[pair[i][0]] for pair in first], [1, 2, 3], 8) for i, r in enumerate((slim, own))]
         for t, tokens in enumerate(steps):
             if t == 3:
-                keep = torch.tensor([5, 1, 2])
+                keep = torch.tensor([1, 2, 5])
                 for r in rows:
                     r.select(keep)
             a, b = (r.step(tokens[:3] if t >= 3 else tokens) for r in rows)
             assert (a - b).abs().max() < 1e-5
         for runner in (slim, own):
-            part, _ = runner.prefill(prompts[2][:40], None)
-            _, logits = runner.prefill(prompts[2][40:], part)
+            part, _ = runner.prefill(prompts[2][:40], ())
+            _, logits = runner.prefill(prompts[2][40:], [part])
             assert (logits - first[2][1][1]).abs().max() < 1e-5
 
 
-def test_models_of_other_shapes_run_through_their_own_forward():
-    sliding = qwen3(layer_types=["full_attention", "sliding_attention"], sliding_window=8, use_sliding_window=True)
-    for model in (gpt2(), sliding, qwen3().to(torch.bfloat16)):
-        assert isinstance(runner_for(model), ModelRunner)
+def sliding(**changes):
+    return qwen3(
+        layer_types=["full_attention", "sliding_attention"], sliding_window=8, use_sliding_window=True, **changes
+    )
+
+
+def paths_of(runner, prompts):
+    """Paths and last logits of prompts through a trie of their prefixes."""
+    cache, last = PrefixCache(1 << 30), []
+    for ids in prompts:
+        path, _ = cache.longest(ids)
+        stretch, logits = runner.prefill(ids[sum(s.length for s in path) :], path)
+        cache.put(ids, stretch, logits)
+        last.append(logits)
+    return [cache.path(ids) for ids in prompts], last
+
+
+@pytest.mark.parametrize("make", [qwen3, sliding, gpt2, llama])
+def test_draws_over_shared_prefixes_are_those_of_rows_with_a_copy_each(make, monkeypatch):
+    model = make()
+    monkeypatch.setattr(decode, "PAYS", 1)
+    shared = prompt(0, 40)
+    prompts = [
+        shared,
+        shared + prompt(1, 20),
+        shared + prompt(1, 20) + prompt(2, 5),
+        shared + prompt(3, 9),
+        prompt(4, 12),
+    ]
+    requests = [Request(ids, tuple(range(7 * i, 7 * i + 3)), 9 - i) for i, ids in enumerate(prompts)]
+    tree, plain = runner_for(model), ModelRunner(model)
+    assert isinstance(tree, SlimRunner if make in (qwen3, llama) else BranchRunner)
+    with torch.inference_mode():
+        paths, last = paths_of(tree, prompts)
+        assert paths[0][0] is paths[1][0] is paths[2][0] is paths[3][0] and paths[1][1] is paths[2][1]
+        assert BranchCache(paths, [3] * 5, 9).shared_tokens == 40 + 20 + 5 + 9 + 12
+        found = generate(tree, requests, list(zip(paths, last, strict=True)), [])
+        whole = [plain.prefill(ids, ()) for ids in prompts]
+        expected = generate(plain, requests, [([stretch], logits) for stretch, logits in whole], [])
+    for ids, draws, wanted in zip(prompts, found, expected, strict=True):
+        for draw, want in zip(draws, wanted, strict=True):
+            assert draw.ids == want.ids
+            assert torch.allclose(torch.tensor(draw.logprobs), torch.tensor(want.logprobs), atol=1e-5)
+            assert torch.allclose(torch.tensor(draw.logprobs), reference(model, ids, draw.ids), atol=1e-5)
+
+
+def test_a_shared_prefix_is_kept_once_however_many_draw_from_it(monkeypatch):
+    monkeypatch.setattr(decode, "PAYS", 1)
+    runner = runner_for(qwen3())
+    shared = prompt(0, 300)
+    with torch.inference_mode():
+        paths, _ = paths_of(runner, [shared + prompt(i, 10) for i in range(6)])
+        few, many = (runner.rows(paths, [n] * 6, 5).cache for n in (1, 8))
+    assert many.shared_tokens == 300 + 6 * 10
+    assert many.nbytes <= 8 * few.nbytes and few.nbytes < paths[0][0].nbytes
+
+
+def test_every_kind_of_model_has_one_way_to_run():
+    for model in (gpt2(), sliding(), qwen3().to(torch.bfloat16)):
+        assert isinstance(runner_for(model), BranchRunner)
+        assert model.config._attn_implementation != "treewright"
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert isinstance(runner_for(llama(rope_parameters=dynamic)), ModelRunner)
+    assert isinstance(runner_for(llama(attention_dropout=0.1).to(torch.bfloat16)), ModelRunner)
+
+
+def test_a_model_whose_attention_sees_more_than_positions_is_not_shared():
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = randomised(BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)))
+    assert isinstance(runner_for(model), ModelRunner)
 
 
 # -- the policy -----------------------------------------------------------------------------------------------------
@@ -136,9 +206,8 @@ def test_models_of_other_shapes_run_through_their_own_forward():
 
 @pytest.mark.parametrize(
     "make",
-    [qwen3, gpt2, lambda: qwen3(layer_types=["full_attention", "sliding_attention"], sliding_window=8,
-                                use_sliding_window=True)],
-)  # fmt: skip
+    [qwen3, gpt2, sliding, lambda: llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})],
+)
 async def test_draws_carry_the_log_probs_of_a_plain_forward(make):
     model = make()
     one = policy(model)
@@ -179,7 +248,7 @@ async def test_requests_that_wait_together_run_together(monkeypatch):
     run = one._run
     monkeypatch.setattr(one, "_run", lambda requests: sizes.append(len(requests)) or run(requests))
     await asyncio.gather(*(one.draw(context(prompt(i, 9)), [1, 2], 3) for i in range(5)))
-    one.max_batch_tokens = 50  # a request of 2 draws costs 24
+    one.max_batch_tokens = 30  # a request of 2 draws costs 9 + 6
     await asyncio.gather(*(one.draw(context(prompt(i, 9)), [1, 2], 3) for i in range(5)))
     assert sizes == [5, 2, 2, 1]
     await one.close()
@@ -209,17 +278,50 @@ async def test_later_prompts_reuse_what_was_computed_for_earlier_ones():
     assert await reusing.draw(context(ids), [9], 6) == [again] and reusing.stats.prompt_tokens == before
 
 
-def test_the_prefix_cache_keeps_to_its_bytes_and_drops_what_was_unused_longest():
-    def kv(n):
-        return [(torch.zeros(1, 1, n, 4), torch.zeros(1, 1, n, 4))]
+def held(cache, *prompts):
+    """Puts prompts, one number per token as keys and values, then trims."""
+    for ids in prompts:
+        path, _ = cache.longest(ids)
+        at = sum(s.length for s in path)
+        numbers = torch.tensor(ids[at:], dtype=torch.float32).view(1, 1, -1, 1)
+        cache.put(ids, Stretch(at, numbers, numbers), torch.tensor([float(len(ids))]))
+    cache.trim()
 
-    cache = PrefixCache(32 * 30)
-    cache.put((1,) * 10, kv(10), torch.zeros(1))
-    cache.put((2,) * 10, kv(10), torch.zeros(1))
-    assert cache.longest((1,) * 12)[0] == 10 and cache.longest((1,) * 9) is None
-    cache.put((3,) * 15, kv(15), torch.zeros(1))
-    assert cache.size == 32 * 25 and cache.longest((2,) * 10) is None and cache.longest((1,) * 10)
-    cache.put((4,) * 99, kv(99), torch.zeros(1))
+
+def spelled(path):
+    return tuple(int(x) for s in path for x in s.keys.flatten())
+
+
+def test_the_prefix_cache_holds_what_prompts_share_once():
+    rng, cache, prompts = random.Random(0), PrefixCache(1 << 30), []
+    for _ in range(200):
+        known = rng.choice(prompts) if prompts else ()
+        prompts.append(
+            known[: rng.randrange(len(known) + 1)] + tuple(rng.randrange(3) for _ in range(rng.randrange(1, 6)))
+        )
+        held(cache, prompts[-1])
+    for ids in prompts:
+        path, logits = cache.longest(ids)
+        assert spelled(path) == ids and [s.start for s in path] == [
+            sum(s.length for s in path[:i]) for i in range(len(path))
+        ]
+        assert logits is None or logits.item() == len(ids)
+    prefixes = {ids[:n] for ids in prompts for n in range(1, len(ids) + 1)}
+    stored = {id(s): s.length for ids in prompts for s in cache.path(ids)}
+    assert sum(stored.values()) == len(prefixes)
+
+
+def test_the_prefix_cache_keeps_to_its_bytes_and_drops_what_was_unused_longest():
+    cache = PrefixCache(8 * 30 + 12)
+    held(cache, (1,) * 10, (2,) * 10)
+    assert spelled(cache.longest((1,) * 12)[0]) == (1,) * 10 and len(spelled(cache.longest((1,) * 9)[0])) == 9
+    held(cache, (3,) * 15)
+    assert cache.size <= 8 * 30 + 12 and not cache.longest((2,) * 10)[0] and spelled(cache.longest((1,) * 10)[0])
+    held(cache, (1,) * 10 + (4,) * 8)
+    assert spelled(cache.longest((1,) * 10 + (4,) * 9)[0]) == (1,) * 10 + (4,) * 8, (
+        "a prefix outlives what continues it"
+    )
+    held(cache, (5,) * 99)
     assert cache.size == 0
 
 

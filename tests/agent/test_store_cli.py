@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from treewright.agent import store_cli
-from treewright.agent.store_cli import bench_store_command, compare_command, store_app
+from treewright.agent.bench_cli import bench
+from treewright.agent.store_cli import compare_command, find_store, store_app
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task
 from treewright.search.store import TreeStore
@@ -90,13 +92,18 @@ def test_a_store_that_is_not_there_is_named_with_the_places_looked_at(home):
 
 
 def test_the_benchmark_writes_its_figures_with_the_hardware(home, monkeypatch):
-    from treewright.search.store import bench
+    from treewright.agent import bench_store
 
-    monkeypatch.setattr(bench, "main", lambda quick, json_path, plot_path: {"store_rows_per_s": (5.0, "rows/s")})
-    bench_store_command(quick=True, json=home / "out" / "store.json")
+    monkeypatch.setattr(bench_store, "measure", lambda *given, more: {"store_rows_per_s": (5.0, "rows/s")})
+    bench("store", quick=True, json=home / "out" / "store.json")
     body = json.loads((home / "out" / "store.json").read_text())
     assert body["figures"] == {"store_rows_per_s": {"value": 5.0, "unit": "rows/s"}} and body["hardware"]["cores"]
     assert body["quick"] is True
+
+
+def test_a_folder_and_the_name_of_a_run_find_their_store(home):
+    for name in ("one", "runs/one", "runs/one/trees.sqlite"):
+        assert Path(find_store(name)).samefile(home / "runs" / "one" / "trees.sqlite")
 
 
 def test_every_command_has_help():

@@ -58,10 +58,16 @@ def same(left, right):
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request, tmp_path):
+    """An empty place for a store in either database."""
+    return tmp_path / "t.sqlite" if request.param == "sqlite" else request.getfixturevalue("new_database")()
+
+
 @pytest.mark.parametrize("eager", [True, False])
-async def test_what_is_read_of_a_real_search_equals_the_loaded_tree(tmp_path, eager):
-    await searched(tmp_path / "t.sqlite", eager)
-    with TreeStore.open(tmp_path / "t.sqlite", read_only=True) as store:
+async def test_what_is_read_of_a_real_search_equals_the_loaded_tree(where, eager):
+    await searched(where, eager)
+    with TreeStore.open(where, read_only=True) as store:
         reader = Reader(store)
         (row,) = store.trees()
         tree, found = store.load(row.tree_id), reader.columns(row.tree_id)
@@ -317,7 +323,33 @@ def test_the_commands_write_the_page_and_the_report(tmp_path):
     done = run(app(), ["report", str(tmp_path / "trees.sqlite"), "--out", str(tmp_path / "r")])
     assert done.exit_code == 0 and (tmp_path / "r" / "report.html").read_text().count("<svg") == 10
     missing = run(app(), ["view", str(tmp_path / "none.sqlite")])
-    assert isinstance(missing.exception, TreewrightError) and "no store at" in str(missing.exception)
+    assert isinstance(missing.exception, TreewrightError) and "there is no store" in str(missing.exception)
+
+
+async def test_a_database_is_shown_like_a_file_and_its_password_is_not(new_database, tmp_path):
+    url = write_store(new_database(), walks(3)).replace("tester@", "tester:s3cret@")
+    with TreeStore.open(url, read_only=True) as store:
+        assert store.title and "s3cret" not in store.title + store.name
+        transport = httpx.ASGITransport(make_app(store, "secret"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1/secret") as asked:
+            page, found = await asked.get("/"), (await asked.get("/api/list", params={"text": "WALK-1"})).json()
+            facets, plots = (await asked.get("/api/facets")).json(), (await asked.get("/api/plots")).json()
+            tree = found["rows"][0]["id"]
+            assert (await asked.get(f"/api/tree/{tree}")).status_code == 200
+            assert len((await asked.get(f"/api/path/{tree}/3")).json()) == len(store.path_to(tree, 3))
+    assert page.status_code == 200 and "s3cret" not in page.text
+    assert found["total"] == 2 and facets["run"] == ["first", "second"] and len(plots["plots"]) == 5
+    done = CliRunner().invoke(app(), ["view", url, "--html", str(tmp_path / "v.html")])
+    assert done.exit_code == 0, done.output
+
+
+def test_the_plots_of_a_file_are_of_the_trees_that_match(store, tmp_path):
+    def note(filters):
+        page = write_page(tmp_path / "t.html", store, filters).read_text("utf-8")
+        data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)[1])
+        return data["plots"]["note"]
+
+    assert note(None).startswith("6 finished trees") and note(Filters(run="first")).startswith("3 finished trees")
 
 
 def test_a_large_tree_is_read_as_columns_and_one_path(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from databases import cluster, execute, missing
+from databases import execute
 
 from treewright.agent import workers
 from treewright.agent.config import load_config
@@ -19,14 +20,6 @@ from treewright.envs.errors import TreewrightError
 from treewright.search.store import StoreError, TreeStore
 
 TASKS = 6
-
-
-@pytest.fixture(scope="module")
-def new_database():
-    if (why := missing()) is not None:
-        pytest.skip(why)
-    with cluster() as new:
-        yield new
 
 
 @pytest.fixture
@@ -121,6 +114,19 @@ def test_the_same_line_again_finds_everything_done(config, new_database, expecte
     monkeypatch.setattr(workers, "Processes", None)
     assert collect_with_workers(config, url, 1, tasks=TASKS)["done"] == TASKS
     assert digests(url) == expected
+
+
+def test_workers_grow_trees_of_own_tasks(config, new_database, tmp_path):
+    own = tmp_path / "tasks.jsonl"
+    lines = ({"id": f"t{i}", "goal": "find the exit", "seed": i, "split": "train"} for i in range(2))
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    worlds = config.worlds.model_copy(update={"tasks_file": own, "reward": "slow_walker:reward"})
+    url = new_database()
+    assert collect_with_workers(config.model_copy(update={"worlds": worlds}), url, 1, tasks=2)["done"] == 2
+    with TreeStore.open(url, read_only=True) as store:
+        assert {row.suite for row in store.trees()} == {"own"}
+        tree = store.load(store.trees()[0].tree_id)
+        assert {tree.outcome_of(leaf) for leaf in tree.leaves()} <= {0.0, 0.25}
 
 
 def test_what_cannot_be_is_said_before_anything_starts(config, tmp_path, new_database):

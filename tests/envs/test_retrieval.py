@@ -136,7 +136,7 @@ DOC = {"id": "a", "title": "T", "text": "body"}
         ('{"id": "b", ', "line 2, column 13: not JSON"),
         ("[1]", "line 2: expected a JSON object, got list"),
         ({"id": "b"}, "line 2: field 'text' is missing"),
-        ({"id": 7, "text": "x"}, "line 2: field 'id' must be a non-empty string, got 7"),
+        ({"id": [7], "text": "x"}, "line 2: field 'id' must be a non-empty string"),
         ({"id": "b", "text": " "}, "line 2: field 'text' must be"),
         ({"id": "b", "text": "x", "title": None}, "line 2: field 'title' must be"),
         (DOC, "line 2: field 'id' repeats 'a' of line 1"),

@@ -1,4 +1,7 @@
-"""Databases to test stores on: a file, or a throw-away PostgreSQL cluster run from the system's binaries."""
+"""Databases to test stores on: a file, or a throw-away PostgreSQL cluster run from the system's binaries.
+
+As a script it runs a command beside such a cluster: `python databases.py treewright bench store`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -106,3 +110,10 @@ def execute(url, *statements):
             return result.fetchall() if result.returns_rows else []
     finally:
         engine.dispose()
+
+
+if __name__ == "__main__":
+    if (why := missing()) is not None:
+        sys.exit(why)
+    with cluster(fsync="on") as new_url:
+        sys.exit(subprocess.run(sys.argv[1:], env=os.environ | {"TREEWRIGHT_BENCH_POSTGRES": new_url()}).returncode)

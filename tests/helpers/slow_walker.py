@@ -12,3 +12,7 @@ def make(task, turns, tools, rng):
     time.sleep(float(os.environ.get("SLOW_WALKER", "0")))
     texts, weights = zip(*TABLE, strict=True)
     return rng.choices(texts, weights)[0]
+
+
+def reward(task, history):
+    return 0.25

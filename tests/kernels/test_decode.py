@@ -3,10 +3,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from treewright.kernels.decode import BranchCache
+from treewright.kernels.decode import BranchCache, PromptCache, Stretch, path_length
 
-HQ, HKV, D = 4, 2, 8
+HQ, HKV, D, LAYERS = 4, 2, 8, 2
 SCALE = D**-0.5
+
+
+def stretch(start, length):
+    return Stretch(start, *(torch.randn(LAYERS, HKV, length, D).double() for _ in range(2)))
+
+
+def tree():
+    """Paths of a tree with forks at depths 0, 7 and 12, one of them ending inside another."""
+    top, other = stretch(0, 7), stretch(0, 4)
+    left = stretch(7, 5)
+    return [
+        [top],
+        [top, left],
+        [top, left, stretch(12, 2)],
+        [top, left, stretch(12, 20)],
+        [top, stretch(7, 1)],
+        [other],
+    ]
 
 
 def dense(q, k, v, window):
@@ -18,76 +36,90 @@ def dense(q, k, v, window):
     return torch.einsum("hl,hld->hd", weights, v)
 
 
-class Paths:
-    """The same branches with every path in full."""
+class Whole:
+    """The same branches, each with its path in full."""
 
-    def __init__(self, k, v):
-        self.paths = [[k, v]]
-
-    def fork(self, counts):
-        self.paths = [[*path] for path, n in zip(self.paths, counts, strict=True) for _ in range(n)]
-
-    def keep(self, index):
-        self.paths = [self.paths[i] for i in index]
+    def __init__(self, paths, repeats):
+        self.rows = []
+        for path, n in zip(paths, repeats, strict=True):
+            kv = [torch.cat([getattr(s, name) for s in path], 2) for name in ("keys", "values")]
+            self.rows += [[*kv] for _ in range(n)]
 
     def step(self, q, k, v, window):
-        for path, k_new, v_new in zip(self.paths, k, v, strict=True):
-            path[0] = torch.cat([path[0], k_new[:, None]], 1)
-            path[1] = torch.cat([path[1], v_new[:, None]], 1)
-        return torch.stack([dense(x, *path, window) for x, path in zip(q, self.paths, strict=True)])
+        """q [layers, B, Hq, 1, D] and k, v alike."""
+        for i, row in enumerate(self.rows):
+            row[0], row[1] = torch.cat([row[0], k[:, i]], 2), torch.cat([row[1], v[:, i]], 2)
+        return torch.stack([self._seen(q[layer], layer, window) for layer in range(LAYERS)])
+
+    def _seen(self, q, layer, window):
+        return torch.stack([dense(q[i, :, 0], k[layer], v[layer], window) for i, (k, v) in enumerate(self.rows)])
 
 
 def tokens(n):
-    return torch.randn(n, HQ, D).double(), torch.randn(n, HKV, D).double(), torch.randn(n, HKV, D).double()
+    return [torch.randn(LAYERS, n, heads, 1, D).double() for heads in (HQ, HKV, HKV)]
+
+
+@pytest.mark.parametrize("window", [None, 5, 13])
+@pytest.mark.parametrize("pays", [1, 20 * HKV * D, 1 << 40])
+def test_branches_give_what_their_whole_paths_give(window, pays):
+    torch.manual_seed(0)
+    paths, repeats = tree(), [1, 3, 1, 2, 1, 2]
+    cache, whole = BranchCache(paths, repeats, 12, pays), Whole(paths, repeats)
+    keeps = {2: [0, 1, 3, 4, 5, 6, 8, 9], 5: [1, 2, 4, 6], 9: [3]}
+    for step in range(12):
+        if step in keeps:
+            cache.keep(torch.tensor(keeps[step]))
+            whole.rows = [whole.rows[i] for i in keeps[step]]
+        new = tokens(cache.n_branches)
+        expected = whole.step(*new, window)
+        found = torch.stack([cache.attend(i, *(x[i] for x in new), SCALE, window) for i in range(LAYERS)])
+        cache.advance()
+        assert torch.allclose(found[..., 0, :], expected, atol=1e-13)
+
+
+def test_only_what_is_read_often_enough_is_shared():
+    paths, repeats = tree(), [1, 3, 1, 2, 1, 2]
+    numbers = HKV * D
+    assert BranchCache(paths, repeats, 1, 1 << 40).shared_tokens == 0
+    assert BranchCache(paths, repeats, 1, 1).shared_tokens == 7 + 5 + 20 + 4
+    # The trunk is read by 8 branches, 7 · 7 tokens again; the next most read stretch has 5 · 5.
+    assert BranchCache(paths, repeats, 1, 49 * numbers).shared_tokens == 7
+    assert BranchCache(paths, repeats, 1, 50 * numbers).shared_tokens == 0
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_branches_over_many_levels_give_what_full_paths_give(window):
+def test_a_prompt_in_parts_sees_what_it_sees_in_one(window):
     torch.manual_seed(0)
-    q, k, v = torch.randn(HQ, 7, D).double(), torch.randn(HKV, 7, D).double(), torch.randn(HKV, 7, D).double()
-    cache, paths = BranchCache(), Paths(k, v)
-    for layer in range(2):
-        out = cache.prefill(layer, q, k, v, SCALE, window)
-    expected = torch.stack([dense(q[:, t], k[:, : t + 1], v[:, : t + 1], window) for t in range(7)], 1)
-    assert torch.allclose(out, expected, atol=1e-13)
-
-    moves = [("fork", [3]), ("grow", 2), ("fork", [1, 3, 2]), ("fork", [1] * 6), ("grow", 20), ("keep", [1, 2, 5]),
-             ("grow", 1), ("fork", [2, 1, 1]), ("keep", [0, 3]), ("grow", 3)]  # fmt: skip
-    length = 7
-    for move, value in moves:
-        if move == "fork":
-            cache.fork(torch.tensor(value)), paths.fork(value)
-        elif move == "keep":
-            cache.keep(torch.tensor(value)), paths.keep(value)
-        else:
-            for _ in range(value):
-                assert cache.length == length
-                step = tokens(cache.n_branches)
-                found = [cache.step(layer, *step, SCALE, window) for layer in range(2)]
-                expected = paths.step(*step, window)
-                length += 1
-                assert all(torch.allclose(x, expected, atol=1e-13) for x in found)
+    q, k, v = (torch.randn(LAYERS, 1, heads, 30, D).double() for heads in (HQ, HKV, HKV))
+    path, outs = [], []
+    for start, stop in ((0, 11), (11, 12), (12, 30)):
+        cache = PromptCache(path, stop - start)
+        assert cache.positions.tolist() == [list(range(start, stop))]
+        outs.append(
+            [cache.attend(i, *(x[i][:, :, start:stop] for x in (q, k, v)), SCALE, window) for i in range(LAYERS)]
+        )
+        path = [*path, cache.stretch()]
+    assert path_length(path) == 30
+    for layer in range(LAYERS):
+        out = torch.cat([part[layer] for part in outs], 2)[0]
+        expected = [
+            dense(q[layer, 0, :, t], k[layer, 0, :, : t + 1], v[layer, 0, :, : t + 1], window) for t in range(30)
+        ]
+        assert torch.allclose(out, torch.stack(expected, 1), atol=1e-13)
 
 
-def test_dropped_branches_free_their_stretches():
-    cache = BranchCache()
-    cache.prefill(0, *(x.transpose(0, 1) for x in tokens(3)), SCALE)
-    cache.fork(4)
-    cache.step(0, *tokens(4), SCALE)
-    cache.keep(torch.tensor([False, True, False, False]))
-    assert cache.n_branches == 1
-    assert cache._levels[-1].keys[0].shape[0] == 1
+def test_branches_that_end_free_their_part_and_stay_in_order():
+    cache = BranchCache(tree(), [1, 3, 1, 2, 1, 2], 4, 1)
+    before = cache.nbytes
+    with pytest.raises(ValueError, match="must rise"):
+        cache.keep(torch.tensor([3, 1]))
+    cache.keep(torch.tensor([8, 9]))
+    assert cache.n_branches == 2 and cache.shared_tokens == 4 and cache.nbytes * 5 == before
 
 
-def test_misuse_says_what_to_do_next():
-    cache = BranchCache()
-    cache.prefill(0, *(x.transpose(0, 1) for x in tokens(3)), SCALE)
-    with pytest.raises(ValueError, match="fork the prompt first"):
-        cache.step(0, *tokens(1), SCALE)
-    with pytest.raises(ValueError, match="prefill comes first"):
-        cache.prefill(0, *(x.transpose(0, 1) for x in tokens(3)), SCALE)
-    cache.fork(2)
-    with pytest.raises(ValueError, match="1 tokens for 2 branches"):
-        cache.step(0, *tokens(1), SCALE)
-    with pytest.raises(ValueError, match="below 1"):
-        cache.fork(0)
+def test_a_split_stretch_keeps_nothing_of_the_other_part_alive():
+    whole = stretch(3, 9)
+    first, rest = whole.split(4)
+    assert (first.start, first.length, rest.start, rest.length) == (3, 4, 7, 5)
+    assert torch.equal(torch.cat([first.keys, rest.keys], 2), whole.keys)
+    assert rest.values.untyped_storage().nbytes() == rest.values.numel() * 8

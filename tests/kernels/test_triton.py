@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 
 import numpy as np
@@ -17,6 +19,7 @@ from tests.kernels.trees import inputs, outputs_and_gradients, random_parents  #
 from treewright.kernels import TreePlan, tree_attention, triton_backend  # noqa: E402
 from treewright.kernels.reference import dense_attention, relative_error  # noqa: E402
 
+tree_attention_module = importlib.import_module("treewright.kernels.tree_attention")
 DEVICE = "cuda" if ON_GPU else "cpu"
 GATE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 BACKENDS = ["triton_ptr", "triton"]
@@ -81,6 +84,38 @@ def test_long_columns_are_split_and_add_up(backend, monkeypatch):
     assert plan.columns(32, 32, 2).split
     check(plan, backend, torch.float32, (1, 1), 32)
     check(plan, backend, torch.float32, (1, 1), 32, deterministic=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("name", "window"), [("forest", None), ("rectangular cut", 17)])
+def test_query_gradients_added_in_the_pass_over_keys_are_the_same(backend, name, window, monkeypatch):
+    plain = triton_backend.triton_attention
+    monkeypatch.setattr(tree_attention_module, "triton_attention", functools.partial(plain, fused=True))
+    monkeypatch.setattr(triton_backend, "_split", lambda *_: 2)
+    launched = []
+    launch = triton_backend._launch
+    monkeypatch.setattr(triton_backend, "_launch", lambda n, *a, **o: launched.append(n) or launch(n, *a, **o))
+    check(PLANS[name], backend, torch.float32, (4, 2), 32, window=window)
+    assert launched == ["forward_kernel", "columns_kernel"]
+    check(PLANS[name], backend, torch.bfloat16, (2, 1), 64, window=window)
+    for width, options in ((32, {"deterministic": True}), (256, {})):
+        launched.clear()
+        check(PLANS["single tokens and padding"], backend, torch.float32, (1, 1), width, **options)
+        assert "queries_kernel" in launched, "no atomics where bits must repeat, nor where registers do not suffice"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PLANS)
+def test_the_bit_mask_baseline_computes_the_same(name, dtype):
+    from treewright.kernels.bitmask import bitmask_attention, packed_mask
+
+    plan = PLANS[name].to(DEVICE)
+    q, k, v, *_ = (x.to(DEVICE) for x in inputs(PLANS[name], (4, 2), 64, dtype))
+    words = packed_mask(plan, rows=37)
+    bits = (words[:, :, None] >> torch.arange(32, device=DEVICE)) & 1
+    assert torch.equal(bits.flatten(1)[:, : plan.n_keys].bool(), plan.dense_mask())
+    expected, _ = dense_attention(q.double(), k.double(), v.double(), plan)
+    assert relative_error(bitmask_attention(q, k, v, words, plan.q_offset), expected) <= GATE[dtype]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

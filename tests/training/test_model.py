@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
 
-from treewright.kernels import BranchCache, TreePlan  # noqa: E402
+from treewright.kernels import BranchCache, PromptCache, TreePlan  # noqa: E402
 from treewright.training.model import (  # noqa: E402
     UnsupportedModel,
     branch_logits,
     chunked_backward,
     prepare,
     refuse_unsupported,
+    tree_attention_in,
     tree_hidden,
     tree_logprobs,
 )
@@ -162,20 +166,29 @@ def test_chunks_without_trained_tokens_still_pass_gradients_on():
 def test_branches_decode_as_if_each_had_its_own_cache(build):
     torch.manual_seed(0)
     model = build().double()
-    prepare(model)
-    prompt = torch.randint(0, 97, (7,))
-    cache, paths = BranchCache(), [prompt.tolist()]
-    found = [branch_logits(model, prompt, cache)]
-    seen = [[list(p) for p in paths]]
-    for count in (3, 1, 2, 1):
-        cache.fork(count)
-        new = torch.randint(0, 97, (len(paths) * count,))
-        paths = [[*path, int(new[i * count + j])] for i, path in enumerate(paths) for j in range(count)]
-        found.append(branch_logits(model, new, cache))
-        seen.append(paths)
-    model.set_attn_implementation("sdpa")
-    for logits, branches in zip(found, seen, strict=True):
-        expected = torch.stack([model(torch.tensor([path]), use_cache=False).logits[0, -1] for path in branches])
+    texts = [torch.randint(0, 97, (n,)).tolist() for n in (7, 5, 2)]  # a prompt, one that continues it, another
+    paths, whole, found = [], [], []
+
+    def grow(ids, path, before):
+        cache = PromptCache(path, len(ids))
+        found.append((before + ids, branch_logits(model, torch.tensor([ids]), cache)[0]))
+        return [*path, cache.stretch()]
+
+    with tree_attention_in(model):
+        first = grow(texts[0], [], [])
+        paths = [first, grow(texts[1], first, texts[0]), grow(texts[2], [], [])]
+        whole = [texts[0], texts[0], texts[0] + texts[1], texts[0] + texts[1], texts[2]]
+        cache = BranchCache(paths, [2, 2, 1], room=6, pays=1)
+        assert cache.shared_tokens == 7 + 5
+        for step in range(6):
+            if step == 3:
+                cache.keep(torch.tensor([0, 2, 3]))
+                whole = [whole[i] for i in (0, 2, 3)]
+            new = torch.randint(0, 97, (len(whole), 1))
+            whole = [text + ids for text, ids in zip(whole, new.tolist(), strict=True)]
+            found += zip(whole, branch_logits(model, new, cache), strict=True)
+    for text, logits in found:
+        expected = model(torch.tensor([text]), use_cache=False).logits[0, -1]
         assert torch.allclose(logits, expected, atol=1e-10)
 
 
@@ -253,3 +266,14 @@ def test_misuse_says_what_to_do_next():
         model.model(ids[None, :4], tree=plan, past_key_values=cache, use_cache=True)
     with pytest.raises(ValueError, match="predicted by nothing"):
         tree_logprobs(model, ids, plan, torch.tensor([-1, 0]), torch.tensor([0, 0]))
+
+
+def test_the_decoding_example_of_the_kernels_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "branch_logits(" in b]
+    torch.manual_seed(0)
+    model = qwen3(max_position_embeddings=256)
+    names = {"model": model, "ids": torch.randint(0, 97, (100,)), "tokens": torch.arange(8)}
+    exec(block, names)
+    whole = torch.cat([names["ids"].expand(8, -1), torch.arange(8)[:, None]], 1)
+    assert torch.allclose(names["logits"], model(whole, use_cache=False).logits[:, -1], atol=1e-5)

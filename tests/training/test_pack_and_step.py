@@ -144,6 +144,36 @@ def test_an_update_makes_better_than_average_actions_likelier():
     assert stats["trees"] == 6 and stats["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("chunk", [23, 64])
+def test_packs_in_chunks_give_the_gradient_of_whole_packs(chunk, monkeypatch):
+    """Two minibatches, so that the ratio to the old log-probs matters and some of it is clipped."""
+    trees = [random_tree(s, window=True) for s in range(4)]
+    step, gradients, runs = Trainer._step, [], {}
+    monkeypatch.setattr(Trainer, "_step", lambda t: (gradients.append(gradient(t.model).clone()), step(t))[1])
+    for size in (None, chunk):
+        settings = TrainSettings(lr=0.1, minibatches=2, max_tokens=130, chunk_tokens=size, clip=0.01, grad_clip=1e9)
+        trainer, sizes = Trainer(tiny_model(3), settings), []
+        trainer.model.model.register_forward_pre_hook(lambda _, args, n=sizes: n.append(args[0].numel()))
+        stats = trainer.update(trees)
+        runs[size] = gradients[-2:], stats, sizes
+    assert len(gradients) == 4
+    (whole, stats, long), (parts, same, short) = runs[None], runs[chunk]
+    assert stats["clipped"] > 0
+    for a, b in zip(whole, parts, strict=True):
+        assert float(a.norm()) > 1e-3 and float((a - b).norm() / a.norm()) <= 1e-9
+    assert max(short) <= chunk < max(long)
+    assert all(abs(same[k] - v) <= 1e-9 * max(1, abs(v)) for k, v in stats.items())
+
+
+def test_old_log_probs_of_chunked_packs_are_the_same_bits_as_those_they_are_compared_with():
+    trees, arrays, credit = credited(range(4))
+    trainer = Trainer(tiny_model(dtype=torch.float32), TrainSettings(chunk_tokens=20))
+    (pack,) = pack_trees(trees, arrays, credit)
+    old, _ = trainer.logprobs(pack)
+    stats = trainer._backward(pack, old, len(trees))
+    assert stats["kl"] == 0 and stats["clipped"] == 0 and not old.requires_grad
+
+
 def test_trees_are_consumed_once():
     trees = [random_tree(s) for s in range(3)]
     trainer = Trainer(tiny_model())

@@ -145,7 +145,7 @@ def _chosen(store: TreeStore, where: TreeFilter) -> list[TreeRow]:
     found = [row for row in done if where.exact is None or row.exact is where.exact]
     if not found:
         count = len(store.trees(status="done"))
-        raise TreewrightError(f"none of the {count} finished trees in {store.path} passes the filter; loosen it")
+        raise TreewrightError(f"none of the {count} finished trees in {store.name} passes the filter; loosen it")
     return found
 
 

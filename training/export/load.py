@@ -114,7 +114,7 @@ async def _add(store: TreeStore, grown: Grown) -> bool:
     if status == "done":
         if store.load(tree.tree_id).digest() != tree.digest():
             raise TreewrightError(
-                f"tree {tree.tree_id} is in {store.path} with other content; import into another store, or, for "
+                f"tree {tree.tree_id} is in {store.name} with other content; import into another store, or, for "
                 "conversations, under another --run"
             )
         return False
@@ -127,7 +127,7 @@ async def _add(store: TreeStore, grown: Grown) -> bool:
         # repr, because NaN is not equal to itself
         if repr(begun) != repr(list(grown.expansions[:have])):
             raise TreewrightError(
-                f"tree {tree.tree_id} is {status} in {store.path} and grew otherwise; import into another store"
+                f"tree {tree.tree_id} is {status} in {store.name} and grew otherwise; import into another store"
             )
     first = 1 + sum(len(e.drafts) for e in grown.expansions[:have])
     for expansion in grown.expansions[have:]:

@@ -1,0 +1,180 @@
+"""A slim forward for small Llama-shaped models (Llama, Qwen2, Qwen3).
+
+It reads the model's weights and does the same arithmetic with far fewer calls: fused projections, rotation as one
+complex product, fixed key and value buffers, no mask building. For small models the calls and not the arithmetic take
+the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from treewright.kernels.decode import BranchCache, Path, Stretch, path_length
+
+__all__ = ["SlimRunner", "is_slim"]
+
+SLIM_TYPES = ("llama", "qwen2", "qwen3")
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+
+
+def is_slim(model: Any) -> bool:
+    """Whether the slim forward is exact for this model: float32, full attention, a fixed rotary table."""
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type in SLIM_TYPES
+        and model.dtype == torch.float32
+        and config.hidden_act == "silu"
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and rope.get("rope_type", "default") in FIXED_ROPE
+        and not getattr(config, "quantization_config", None)
+    )
+
+
+class SlimRunner:
+    """Runs the weights of a Llama-shaped model; equal to its own forward within 1e-5.
+
+    Projections are copies (fused, rotary pairs interleaved): call `refresh` after the model's weights changed.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        config = model.config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps, self.scale = config.rms_norm_eps, self.dim**-0.5
+        self.refresh()
+
+    shares = True
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.embed.device
+        return device
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Reads the model's weights again."""
+        core = self.model.model
+        self.embed, self.head = core.embed_tokens.weight.detach(), self.model.lm_head.weight.detach().t()
+        self.head_bias, self.norm = self.model.lm_head.bias, core.norm.weight.detach()
+        self.layers = [_Layer(layer, self.heads, self.kv_heads, self.dim) for layer in core.layers]
+        self.table = torch.empty(0, self.dim // 2, dtype=torch.complex64, device=self.embed.device)
+
+    def _rotation(self, positions: Tensor, longest: int) -> Tensor:
+        """[…, 1, dim/2] complex factors of the rotary embedding at `positions`, all below `longest`."""
+        if longest > len(self.table):
+            size = 1 << max(8, longest - 1).bit_length()
+            cos, sin = self.model.model.rotary_emb(self.embed[:1], torch.arange(size, device=self.device)[None])
+            half = self.dim // 2
+            self.table = torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())
+        return self.table[positions].unsqueeze(-2)
+
+    def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
+        before, count = path_length(path), len(ids)
+        tokens = torch.tensor(ids, device=self.device)
+        rotation = self._rotation(torch.arange(before, before + count, device=self.device), before + count)
+        mask = None
+        if before:
+            mask = torch.ones(count, before + count, dtype=torch.bool, device=self.device).tril(before)
+        x, new = self.embed[tokens], []
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.project(x, rotation, self.eps)
+            k, v = k.transpose(0, 1), v.transpose(0, 1)
+            new.append((k, v))
+            if path:
+                k, v = torch.cat([*(s.keys[i] for s in path), k], 1), torch.cat([*(s.values[i] for s in path), v], 1)
+            grouped = self.heads != self.kv_heads
+            seen = F.scaled_dot_product_attention(
+                q.transpose(0, 1)[None], k[None], v[None], mask, is_causal=mask is None, enable_gqa=grouped
+            )
+            x = layer.mix(x, seen[0].transpose(0, 1).reshape(count, -1), self.eps)
+        keys, values = zip(*new, strict=True)
+        return Stretch(before, torch.stack(keys), torch.stack(values)), self._logits(x[-1:])[0]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        x = F.rms_norm(x, x.shape[-1:], self.norm, self.eps)
+        return x @ self.head if self.head_bias is None else torch.addmm(self.head_bias, x, self.head)
+
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _SlimRows:
+        return _SlimRows(self, BranchCache(paths, repeats, room), max(map(path_length, paths)) + room)
+
+
+class _Layer:
+    """The fused weights of one decoder layer, each [in, out]."""
+
+    def __init__(self, layer: Any, heads: int, kv_heads: int, dim: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.heads, self.kv_heads, self.dim = heads, kv_heads, dim
+        order = torch.arange(dim).view(2, dim // 2).t().reshape(-1)  # pairs (i, i + dim/2) side by side
+        self.qkv = torch.cat([
+            _paired(attention.q_proj.weight, order), _paired(attention.k_proj.weight, order), attention.v_proj.weight,
+        ]).t().contiguous()  # fmt: skip
+        self.qkv_bias: Tensor | None = None
+        if attention.q_proj.bias is not None:
+            q, k = (_paired(p.bias[:, None], order)[:, 0] for p in (attention.q_proj, attention.k_proj))
+            self.qkv_bias = torch.cat([q, k, attention.v_proj.bias])
+        self.qk_norm: Tensor | None = None
+        if hasattr(attention, "q_norm"):
+            q, k = attention.q_norm.weight[order], attention.k_norm.weight[order]
+            self.qk_norm = torch.cat([q.expand(heads, dim), k.expand(kv_heads, dim)])
+        self.out, self.out_bias = attention.o_proj.weight.t().contiguous(), attention.o_proj.bias
+        self.gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).t().contiguous()
+        self.gate_up_bias: Tensor | None = None
+        if mlp.gate_proj.bias is not None:
+            self.gate_up_bias = torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias])
+        self.down, self.down_bias = mlp.down_proj.weight.t().contiguous(), mlp.down_proj.bias
+        self.norm_in = layer.input_layernorm.weight.detach()
+        self.norm_mid = layer.post_attention_layernorm.weight.detach()
+
+    def project(self, x: Tensor, rotation: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, heads, dim], k and v [B, kv heads, dim] of x [B, hidden], rotated."""
+        x = F.rms_norm(x, x.shape[-1:], self.norm_in, eps)
+        mixed = x @ self.qkv if self.qkv_bias is None else torch.addmm(self.qkv_bias, x, self.qkv)
+        mixed = mixed.view(len(x), -1, self.dim)
+        turned = self.heads + self.kv_heads
+        qk = mixed[:, :turned]
+        if self.qk_norm is not None:
+            qk = F.rms_norm(qk, (self.dim,), None, eps) * self.qk_norm
+        pairs = torch.view_as_complex(qk.reshape(len(x), turned, -1, 2))
+        qk = torch.view_as_real(pairs * rotation).flatten(-2)
+        return qk[:, : self.heads], qk[:, self.heads :], mixed[:, turned:]
+
+    def mix(self, x: Tensor, seen: Tensor, eps: float) -> Tensor:
+        """Adds what attention saw [B, heads · dim], then the feed-forward block."""
+        x = torch.addmm(x if self.out_bias is None else x + self.out_bias, seen, self.out)
+        y = F.rms_norm(x, x.shape[-1:], self.norm_mid, eps)
+        both = y @ self.gate_up if self.gate_up_bias is None else torch.addmm(self.gate_up_bias, y, self.gate_up)
+        gate, up = both.chunk(2, -1)
+        return torch.addmm(x if self.down_bias is None else x + self.down_bias, F.silu(gate) * up, self.down)
+
+
+def _paired(weight: Tensor, order: Tensor) -> Tensor:
+    """Rows of each head in `order`, so that the two halves that rotate together lie side by side."""
+    return weight.view(-1, len(order), weight.shape[1])[:, order].flatten(0, 1)
+
+
+class _SlimRows:
+    """Draws in progress."""
+
+    def __init__(self, runner: SlimRunner, cache: BranchCache, longest: int) -> None:
+        self.runner, self.cache, self.longest = runner, cache, longest
+
+    def step(self, tokens: Tensor) -> Tensor:
+        run, cache = self.runner, self.cache
+        rotation = run._rotation(cache.positions[:, 0], self.longest)
+        x = run.embed[tokens]
+        for i, layer in enumerate(run.layers):
+            q, k, v = layer.project(x, rotation, run.eps)
+            seen = cache.attend(i, q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), run.scale)
+            x = layer.mix(x, seen.reshape(len(tokens), -1), run.eps)
+        cache.advance()
+        return run._logits(x)
+
+    def select(self, rows: Tensor) -> None:
+        self.cache.keep(rows)

@@ -182,3 +182,21 @@ async def test_a_name_is_resolved_once_for_each_connection_and_never_to_a_privat
     finally:
         await gate.close()
     assert len(looked) == 3 and called == ["93.184.216.34"] and asked == []
+
+
+@needs_browser
+@pytest.mark.parametrize(("tunnels", "answer"), [(False, "204"), (True, "stopped")])
+async def test_methods_are_stopped_in_the_browser_too_where_a_tunnel_would_hide_them(allowed, tunnels, answer):
+    from treewright.envs.web.tab import Tab
+
+    port, asked = allowed
+    tab = await Tab.open(AllowList.of([f"127.0.0.1:{port}"]), {}, (400, 300), tunnels=tunnels)
+    try:
+        tab.gate.writes = False
+        await tab.navigate(f"http://127.0.0.1:{port}/page")
+        sent = "fetch('/x', {method: 'DELETE'}).then(r => String(r.status), () => 'stopped')"
+        assert await tab.page.evaluate(sent) == answer
+        assert f"DELETE 127.0.0.1:{port}/x" in tab.gate.denied
+    finally:
+        await tab.close()
+    assert not [line for line in asked if line.startswith("DELETE")]

@@ -134,6 +134,10 @@ def _request(world: World, request: Request) -> str | None:
     return f"<h1>refund {number}</h1><p>{found.customer}, {found.coins} coins</p><p>{found.status}</p>{shown}"
 
 
+def _refused(world: World, request: Request) -> str:
+    return f"<h1>refused</h1><p>{escape(request.query_params.get('why', ''))}</p>"
+
+
 def _list(items: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
@@ -202,7 +206,7 @@ def bazaar_routes(site: Site) -> list[Route]:
     pages: dict[str, Page] = {
         **{"/": _home, "/shop": _shop, "/p/{name}": _product, "/cart": _cart, "/checkout": _checkout},
         **{"/orders": _orders, "/o/{name}": _order, "/forum": _forum, "/f/{name}": _post},
-        **{"/desk": _desk, "/r/{name}": _request},
+        **{"/desk": _desk, "/r/{name}": _request, "/refused": _refused},
     }
     changes: dict[str, tuple[str, Change]] = {
         "/cart/add": ("add", _add),
@@ -215,4 +219,4 @@ def bazaar_routes(site: Site) -> list[Route]:
         "/r/{name}/approve": ("approve", _approve),
         "/r/{name}/reject": ("reject", _reject),
     }
-    return site_routes(site, _FRAME, pages, changes)
+    return site_routes(site, _FRAME, pages, changes, refused="/refused")

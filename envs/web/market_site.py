@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 import uvicorn
 from starlette.applications import Starlette
@@ -309,10 +309,19 @@ def _routes(site: Site) -> list[Route]:
     return site_routes(site, _PAGE, pages, changes)
 
 
-def site_routes(site: Site, frame: str, pages: dict[str, Page], changes: dict[str, tuple[str, Change]]) -> list[Route]:
-    """Routes of pages (GET) and named changes (POST), by path; `frame` is the HTML around {cart} and {body}."""
+def site_routes(
+    site: Site, frame: str, pages: dict[str, Page], changes: dict[str, tuple[str, Change]], refused: str = ""
+) -> list[Route]:
+    """Routes of pages (GET) and named changes (POST), by path; `frame` is the HTML around {cart} and {body}.
+
+    refused  the page that a change which was refused leads to, with the reason as `?why=`: a page with an address
+             can be come back to. Without it the answer to the POST says why.
+    """
     shown = [Route(path, _show(site, frame, page), methods=["GET"]) for path, page in pages.items()]
-    done = [Route(path, _do(site, frame, name, change), methods=["POST"]) for path, (name, change) in changes.items()]
+    done = [
+        Route(path, _do(site, frame, refused, name, change), methods=["POST"])
+        for path, (name, change) in changes.items()
+    ]
     return shown + done
 
 
@@ -335,7 +344,7 @@ def _show(site: Site, frame: str, page: Page) -> Callable[[Request], Any]:
     return handle
 
 
-def _do(site: Site, frame: str, name: str, change: Change) -> Callable[[Request], Any]:
+def _do(site: Site, frame: str, refused: str, name: str, change: Change) -> Callable[[Request], Any]:
     async def handle(request: Request) -> Response:
         token = request.headers.get(TOKEN_HEADER, "")
         form = dict(parse_qsl((await request.body()).decode()))
@@ -346,6 +355,8 @@ def _do(site: Site, frame: str, name: str, change: Change) -> Callable[[Request]
         except EnvFault as fault:
             return HTMLResponse(escape(str(fault)), 403, headers=_HEADERS)
         except (Refused, ValueError) as reason:
+            if refused:
+                return RedirectResponse(f"{refused}?why={quote(str(reason))}", 303)
             with site.shop(token) as world:
                 return _answer(world, frame, f"<p>{escape(str(reason))}</p>", 409)
         return RedirectResponse(there, 303)

@@ -181,3 +181,15 @@ async def test_going_back_is_cheaper_than_starting_anew(env):
 async def test_fingerprints_tell_visits_from_changes():
     found = await fingerprints(2, 3)
     assert found["same"] == 1.0 and found["other"] == 1.0 and found["strict"] == 0.0
+
+
+@needs_browser
+async def test_a_refusal_has_an_address_of_its_own_and_can_be_come_back_to(env):
+    await env.reset(KIND["reply"], 0)
+    await env.step(Action.of("goto", path=f"/f/{KIND['reply'].truth['number']}"), 0)
+    send = next(e.ref for e in env._view.elements.values() if e.name == "send")
+    seen = (await env.step(Action.of("click", ref=send), 0)).observation
+    assert 'text "write something first"' in seen.text
+    snapshot = await env.snapshot()
+    await env.step(Action.of("goto", path="/"), 0)
+    assert await env.restore(snapshot) == seen

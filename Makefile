@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-triton bench-store payload-sweep test-ray bypass-sweep soak-web lint clean
+.PHONY: setup demo demo-control test test-verifiers test-triton bench-store payload-sweep test-ray bypass-sweep soak-web lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -25,7 +25,7 @@ demo: setup
 demo-control: setup
 	$(BIN)/treewright bench control --json runs/control.json
 
-test: setup $(VENV)/.tested
+test: setup $(VENV)/.tested $(VENV)-servers/.ready
 	$(BIN)/python -m pytest --durations=10
 
 $(VENV)/.tested: $(STAMP)
@@ -33,6 +33,18 @@ $(VENV)/.tested: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/foreign.txt
 	bash scripts/postgres.sh
 	touch $(VENV)/.tested
+
+# Third-party MCP servers that tests explore over stdio, with the mcp version that they need.
+$(VENV)-servers/.ready: tests/foreign-servers.txt
+	$(PYTHON) -m venv $(VENV)-servers
+	$(VENV)-servers/bin/python -m pip install --quiet -r tests/foreign-servers.txt
+	touch $(VENV)-servers/.ready
+
+# The adapter for verifiers against the package itself and its many dependencies (about a minute, 570 MB).
+test-verifiers:
+	$(PYTHON) -m venv $(VENV)-verifiers
+	$(VENV)-verifiers/bin/python -m pip install --quiet verifiers==0.4.0 jsonschema pytest pytest-asyncio
+	PYTHONPATH=pkg $(VENV)-verifiers/bin/python -P -m pytest tests/envs/test_verifiers.py
 
 # The Triton kernels without a GPU: the interpreter against float64, and compiling for sm_80 and sm_90 within budgets.
 TRITON ?= 3.7.1
@@ -68,4 +80,4 @@ lint: setup $(VENV)/.tested
 	$(BIN)/mypy -p treewright
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-triton $(VENV)-servers $(VENV)-verifiers runs build dist .pytest_cache .mypy_cache .ruff_cache

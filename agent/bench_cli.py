@@ -19,8 +19,10 @@ HOMES = {
     "control": "treewright.agent.control",
     "credit": "treewright.training.bench_credit",
     "kernels": "treewright.kernels.bench",
+    "search": "treewright.agent.bench_search",
     "store": "treewright.agent.bench_store",
     "web": "treewright.agent.bench_web",
+    "worlds": "treewright.agent.bench_worlds",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from treewright.agent.options import (
     go,
     read_config,
 )
+from treewright.agent.plans import plans_command
 from treewright.agent.store_cli import compare_command, store_app
 from treewright.agent.train_cli import train_app
 from treewright.agent.view_cli import report_command, view_command
@@ -87,11 +89,12 @@ def run(
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
     from treewright.agent.evaluate import evaluate
-    from treewright.agent.loop import evaluator_of
+    from treewright.agent.loop import acting_rule_of, evaluator_of
 
     _, trees = await evaluate(
         [task], {world.suite.name: world}, actor, expansions=expansions, draws=cfg.search.draws,
-        root_draws=cfg.search.root_draws, evaluator=evaluator_of(cfg.search), seed=cfg.seed,
+        root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search), evaluator=evaluator_of(cfg.search),
+        seed=cfg.seed,
     )  # fmt: skip
     for tree in trees:
         _print_tree(tree)
@@ -294,7 +297,7 @@ def eval_(
 
     from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.evaluate import evaluate
-    from treewright.agent.loop import evaluator_of, tasks_for
+    from treewright.agent.loop import acting_rule_of, evaluator_of, tasks_for
     from treewright.agent.policy import open_policy
 
     cfg = read_config(None, config, set_, suites, policy, corpus, questions)
@@ -308,8 +311,8 @@ def eval_(
                 with bar("evaluating", len(todo)) as advance:
                     results, _ = await evaluate(
                         todo, worlds, actor, expansions=expansions, draws=cfg.search.draws,
-                        root_draws=cfg.search.root_draws, evaluator=evaluator_of(cfg.search), seed=cfg.seed,
-                        on_tree=advance,
+                        root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search),
+                        evaluator=evaluator_of(cfg.search), seed=cfg.seed, on_tree=advance,
                     )  # fmt: skip
         finally:
             await actor.close()
@@ -414,6 +417,7 @@ def seedling(
 
 app.command()(bench)
 app.add_typer(train_app, name="train")
+app.command("plans")(plans_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("view")(view_command)
@@ -424,6 +428,8 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Entry point of the console script: errors made for people are shown as one line, without a trace."""
+    # Trees are many small objects that stay: by default the collector visits them again and again, a sixth of the time.
+    gc.set_threshold(20_000, 20, 20)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading and saving a model need no bar beside ours
     try:
         app()

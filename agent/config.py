@@ -47,12 +47,14 @@ class WorldsSection(_Section):
 
 
 class SearchSection(_Section):
-    """How trees are grown: rule and draws, the budget per tree, expansions in flight, trees in flight."""
+    """How trees are grown: rule, its options (such as alpha of astar) and draws, the budget per tree, expansions in
+    flight, trees in flight."""
 
     rule: str = "best_first"
+    options: dict[str, Any] = Field(default_factory=dict)
     draws: int = Field(default=2, ge=1)
     root_draws: int = Field(default=4, ge=1)
-    evaluator: Literal["likelihood", "none"] = "likelihood"
+    evaluator: Literal["likelihood", "tests", "none"] = "likelihood"
     expansions: int | None = Field(default=4, ge=0)
     policy_tokens: int | None = Field(default=None, ge=1)
     env_steps: int | None = Field(default=None, ge=1)

@@ -11,7 +11,7 @@ import numpy as np
 from treewright.agent.collect import World, collect
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
-from treewright.search.rules import best_first, chains
+from treewright.search.rules import Rule, best_first, chains
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
@@ -64,6 +64,7 @@ async def evaluate(
     expansions: int = 0,
     draws: int = 2,
     root_draws: int = 4,
+    rule: Rule | None = None,
     evaluator: Evaluator | None = None,
     seed: int = 0,
     run: str = "eval",
@@ -73,14 +74,15 @@ async def evaluate(
 ) -> tuple[dict[str, Evaluation], list[Tree]]:
     """Success by suite, and the trees. `expansions=0` is the policy alone: one sampled rollout for each task.
 
-    With search, the rule goes by the evaluator's estimate alone and the answer is chosen by pooled mass and score.
+    With search and without a `rule`, the order goes by the evaluator's estimate alone (with `draws` and `root_draws`)
+    and the answer is chosen by pooled mass and score.
     """
     alone = expansions == 0
     trees = await collect(
         tasks,
         worlds,
         policy,
-        rule=chains(1) if alone else best_first(draws, root_draws, weighted=False),
+        rule=chains(1) if alone else rule or best_first(draws, root_draws, weighted=False),
         budget=Budget(expansions=expansions),
         settings=Settings(run=run, seed=seed, max_tokens=10_000, close=alone),
         evaluator=None if alone else evaluator,

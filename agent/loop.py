@@ -9,19 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treewright.agent.code_judge import TestsPassed
 from treewright.agent.collect import Failure, World, collect
 from treewright.agent.config import Config, SearchSection
 from treewright.agent.judge import Likelihood
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
-from treewright.search.rules import Rule, rule
+from treewright.search.rules import Rule, options_of, rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator
 
 __all__ = [
     "Learner",
     "Round",
+    "acting_rule_of",
     "budget_of",
     "evaluator_of",
     "grow_for_training",
@@ -36,10 +38,17 @@ SMALL, SMALL_LR, LARGE_LR = 20_000_000, 1e-3, 1e-5
 
 
 def rule_of(section: SearchSection) -> Rule:
-    """The rule named in the configuration with its draws. `chains` has no inner draws."""
+    """The rule named in the configuration with its options, and the draws it takes. `chains` has no inner draws."""
     if section.rule == "chains":
-        return rule("chains", draws=section.root_draws)
-    return rule(section.rule, draws=section.draws, root_draws=section.root_draws)
+        return rule("chains", **{"draws": section.root_draws, **section.options})
+    draws = {"draws": section.draws, "root_draws": section.root_draws}
+    taken = {name: value for name, value in draws.items() if name in options_of(section.rule)}
+    return rule(section.rule, **{**taken, **section.options})
+
+
+def acting_rule_of(section: SearchSection) -> Rule | None:
+    """The rule to act by, None for the usual one: the configuration's default is made for training."""
+    return None if section.rule == "best_first" and not section.options else rule_of(section)
 
 
 def budget_of(section: SearchSection) -> Budget:
@@ -52,6 +61,8 @@ def budget_of(section: SearchSection) -> Budget:
 
 
 def evaluator_of(section: SearchSection) -> Evaluator | None:
+    if section.evaluator == "tests":
+        return TestsPassed()
     return Likelihood() if section.evaluator == "likelihood" else None
 
 

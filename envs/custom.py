@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from treewright.envs.errors import RestoreUnsupported, TreewrightError
-from treewright.envs.registry import names, suite
+from treewright.envs.registry import SCHEMES, names, suite
 from treewright.envs.types import (
     Action,
     Effect,
@@ -135,7 +135,8 @@ def custom_suite(
     judge = load_named(reward, "reward") if isinstance(reward, str) else reward
     if not callable(judge):
         raise TreewrightError(f"reward must be a function (task, history) -> float, not {judge!r}")
-    inner = suite(open) if isinstance(open, str) and ":" not in open else None
+    named = isinstance(open, str) and (":" not in open or open.partition(":")[0] in SCHEMES)
+    inner = suite(open) if named and isinstance(open, str) else None
     opener = inner.open if inner else _opener(open)
 
     async def open_session() -> Environment:

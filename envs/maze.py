@@ -12,6 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from treewright.envs.errors import EnvFault, InvalidAction, SessionDied
 from treewright.envs.types import (
@@ -67,7 +68,8 @@ class Faults:
         return self.at.get(self.calls - 1)
 
 
-def _open_walls(size: int, seed: int) -> dict[Cell, tuple[str, ...]]:
+@lru_cache(maxsize=256)
+def _open_walls(size: int, seed: int) -> Mapping[Cell, tuple[str, ...]]:
     """Exits of every cell: a random spanning tree and a few extra doors."""
     rng = random.Random(f"maze {size} {seed}")
     exits: dict[Cell, set[str]] = {(x, y): set() for x in range(size) for y in range(size)}
@@ -106,6 +108,15 @@ def _distances(exits: Mapping[Cell, Sequence[str]], goal: Cell) -> dict[Cell, in
     return far
 
 
+@lru_cache(maxsize=4096)
+def _observation(size: int, at: Cell, pressed: int, ended: bool, ways: tuple[str, ...]) -> Observation:
+    """What a state looks like; states are few and come again and again."""
+    x, y = at
+    goal = " goal" if at == (size - 1, size - 1) else ""
+    text = "stopped" if ended else f"at {x},{y}{goal} open {' '.join(ways)}"
+    return Observation(text, digest("maze", f"{size} {at} {pressed} {ended}"))
+
+
 class Maze(BaseEnvironment):
     """One walker. Sandboxed by default; live (`sandboxed=False`) all sessions share the ledger of pressed buttons."""
 
@@ -130,7 +141,8 @@ class Maze(BaseEnvironment):
     async def reset(self, task: Task, key: int) -> Observation:
         self._alive()
         self.size = int(task.data.get("size", 3))
-        self.exits = _open_walls(self.size, task.seed)
+        self.seed = task.seed
+        self.exits = _open_walls(self.size, self.seed)
         self.at: Cell = (0, 0)
         self.pressed = 0
         self.ended = False
@@ -161,21 +173,18 @@ class Maze(BaseEnvironment):
 
     async def snapshot(self) -> Snapshot:
         self._alive()
-        data = json.dumps([self.size, self.at, self.pressed, self.ended, sorted(self.exits.items())]).encode()
+        data = json.dumps([self.size, self.seed, self.at, self.pressed, self.ended]).encode()
         return Snapshot(Restore.STATE, data, self._seen().fingerprint, len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         self._alive()
-        self.size, at, self.pressed, self.ended, exits = json.loads(snapshot.data)
+        self.size, self.seed, at, self.pressed, self.ended = json.loads(snapshot.data)
         self.at = (at[0], at[1])
-        self.exits = {(c[0], c[1]): tuple(ways) for c, ways in exits}
+        self.exits = _open_walls(self.size, self.seed)
         return self._seen()
 
     def _seen(self) -> Observation:
-        x, y = self.at
-        goal = " goal" if self.at == (self.size - 1, self.size - 1) else ""
-        text = "stopped" if self.ended else f"at {x},{y}{goal} open {' '.join(self.exits[self.at])}"
-        return Observation(text, digest("maze", f"{self.size} {self.at} {self.pressed} {self.ended}"))
+        return _observation(self.size, self.at, self.pressed, self.ended, self.exits[self.at])
 
     def _alive(self) -> None:
         if self.dead:

@@ -9,18 +9,28 @@ from importlib.metadata import entry_points
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Suite
 
-__all__ = ["BUILT_IN", "names", "suite"]
+__all__ = ["BUILT_IN", "SCHEMES", "names", "suite"]
 
 BUILT_IN = {
     "maze": "treewright.envs.maze",
     "kg": "treewright.envs.retrieval.kg",
     "stdlib": "treewright.envs.retrieval.stdlib",
     "workbench": "treewright.envs.tools.workbench",
+    "office": "treewright.envs.tools.office",
     "market": "treewright.envs.web.market",
     "bazaar": "treewright.envs.web.bazaar",
     "miniwob": "treewright.envs.web.miniwob",
     "webarena": "treewright.envs.web.webarena",
+    "code": "treewright.envs.code.world",
 }
+
+SCHEMES = {
+    "mcp": "treewright.envs.tools.mcp_suite:mcp_suite",
+    "agentdojo": "treewright.envs.tools.agentdojo:agentdojo_suite",
+    "gym": "treewright.envs.tools.gym:gym_suite",
+    "verifiers": "treewright.envs.tools.verifiers:verifiers_suite",
+}
+"""Names of the form SCHEME:REST are suites too; the function gets REST. `mcp:uvx mcp-server-time`, say."""
 
 
 def names() -> list[str]:
@@ -31,13 +41,19 @@ def names() -> list[str]:
 def suite(name: str) -> Suite:
     """The suite of that name. Raises TreewrightError with the nearest known name, or with what to install."""
     try:
+        scheme, colon, rest = name.partition(":")
         if name in BUILT_IN:
             found = import_module(BUILT_IN[name]).SUITE
+        elif colon and scheme in SCHEMES:
+            module, _, function = SCHEMES[scheme].partition(":")
+            found = getattr(import_module(module), function)(rest)
         else:
             found = next((e for e in entry_points(group="treewright.envs") if e.name == name), None)
             if found is None:
-                near = difflib.get_close_matches(name, names(), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names())}"
+                near = [f"{s}:" for s in difflib.get_close_matches(scheme, SCHEMES, n=1)] if colon else []
+                near += difflib.get_close_matches(name, names(), n=1)
+                known = ", ".join([*names(), *(f"{s}:…" for s in SCHEMES)])
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
                 raise TreewrightError(f"no suite named {name!r}; {hint}")
             found = found.load()
     except ImportError as error:

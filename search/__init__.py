@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from treewright.search.engine import Settings, search
+from treewright.search.plan_memory import PlanMemory
 from treewright.search.restore import Pool
 from treewright.search.rules import RULES, Rule, best_first, rule
 from treewright.search.tree import Node, Tree
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluator",
     "Node",
     "NodeStatus",
+    "PlanMemory",
     "Pool",
     "Proposer",
     "Rule",

@@ -10,7 +10,7 @@ from treewright.envs.types import Effect
 from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus
 
-__all__ = ["choose_by_mass", "content_key"]
+__all__ = ["choose_by_mass", "choose_by_score", "content_key", "ends"]
 
 
 def _fold(value: object) -> object:
@@ -33,6 +33,20 @@ def content_key(tree: Tree, node: int) -> str:
     return f"{said}\n{seen.fingerprint if changed and seen else ''}"
 
 
+def ends(tree: Tree) -> list[int]:
+    """The leaves to choose from: those the world ended and those that wait for commit; without any, the cut ones."""
+    leaves = tree.leaves()
+    return [i for i in leaves if tree.status[i] is NodeStatus.TERMINAL] + tree.waiting() or leaves
+
+
+def choose_by_score(tree: Tree) -> int | None:
+    """The leaf of the highest score, then of the highest mass, then the first; None if there is no leaf at all.
+
+    For rules that act: how often a draw was made says little where many draws are made at every node.
+    """
+    return max(ends(tree), key=lambda i: (_score(tree, i), tree.mass[i], -i), default=None)
+
+
 def choose_by_mass(tree: Tree) -> int | None:
     """The leaf to go for: answers are pooled by content, each leaf counts its mass times its score.
 
@@ -40,8 +54,7 @@ def choose_by_mass(tree: Tree) -> int | None:
     unexecuted; only if there are neither, those that the horizon cut. Within the winning answer the leaf of the
     highest score, then the lowest id, is chosen. None if there is no leaf at all.
     """
-    leaves = tree.leaves()
-    found = [i for i in leaves if tree.status[i] is NodeStatus.TERMINAL] + tree.waiting() or leaves
+    found = ends(tree)
     if not found:
         return None
     pooled: dict[str, float] = defaultdict(float)

@@ -13,22 +13,22 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from treewright.envs.errors import EnvFault, TreewrightError
 from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, seed_of
-from treewright.search.choose import choose_by_mass
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
 from treewright.search.restore import Pool, Snapshots
-from treewright.search.rules import Rule, best_first
+from treewright.search.rules import Rule, best_first, frontier_of
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Outcome, Proposer, Spent
 
 __all__ = ["Keeper", "Settings", "Stepper", "search"]
 
 
+BUNDLE, LINGER = 64, 0.02  # expansions, and seconds one of them waits, before they are handed to the store together
 GRACE = 1.0  # seconds that an expansion begun within the time budget may take beyond it
 
 
@@ -117,10 +117,6 @@ def _pool_of(env: Environment | Suite | Pool) -> tuple[Pool, bool]:
     return Pool(given), False
 
 
-def _minus(spent: Spent) -> Spent:
-    return Spent(*(-getattr(spent, f.name) for f in fields(Spent)))
-
-
 class _Search:
     """One running search. Everything a resume needs is in the header and the expansions; this object is disposable."""
 
@@ -140,10 +136,12 @@ class _Search:
         self.task, self.pool, self.policy, self.rule = task, pool, policy, rule
         self.evaluator, self.budget, self.settings, self.store = evaluator, budget, settings, store
         self.on_expansion, self.continues = on_expansion, continues
-        self.frontier, self.open_nodes = Frontier(), deque[int]()
+        self.open_nodes = deque[int]()
         self.snapshots = Snapshots()
         self.recorded: Sequence[Expansion] = ()
         self.reserved = Spent()
+        self.unsaved: list[tuple[Expansion, int]] = []
+        self.linger: asyncio.TimerHandle | None = None
         self.finished = self.popped = 0
         self.began, self.earlier = time.monotonic(), 0.0
         self.seed = seed_of(settings.seed, task.suite, task.id, settings.attempt)
@@ -158,6 +156,7 @@ class _Search:
             await self.close()
         finally:
             if self.store is not None:
+                self._save()
                 await asyncio.shield(self.store.flush())
         return await self.finish()
 
@@ -168,23 +167,27 @@ class _Search:
         if status == "done" and self.store is not None:
             return self.store.load(header.tree_id)
         self.tree, self.work = await self._begin(header, resume=status is not None)
+        self.frontier: Frontier = frontier_of(self.rule, self.tree)
         if self.tree.status[0] is NodeStatus.OPEN:
             self._offer(0)
         return None
 
     async def close(self) -> None:
-        """Finishes every open node by one rollout, if the settings say so."""
+        """Prunes what the rule gave up; finishes every open node by one rollout, if the settings say so."""
+        if self.rule.prunes is not None and self.frontier.dropped:
+            self.tree.prune(self.frontier.dropped, self.rule.prunes)
         if self.settings.close and self.tree.status[0] is not NodeStatus.FAULT:
             self.open_nodes.extend(i for i in range(len(self.tree)) if self._unfinished(i))
             # Closing rollouts do not depend on each other: their number in flight changes nothing.
             await self._grow(self._next_open, max(self.settings.width, self.pool.size))
 
     async def finish(self) -> Tree:
-        self.tree.chosen = choose_by_mass(self.tree)
+        self.tree.chosen = self.rule.choose(self.tree)
         if any(self._unfinished(i) for i in range(len(self.tree))):
             self.tree.inexact("open nodes were not closed")
         self.tree.reveal()
         if self.store is not None:
+            self._save()
             self.store.finish(self.tree)
             await self.store.flush()
         return self.tree
@@ -207,7 +210,7 @@ class _Search:
                 if expansion is None:
                     return
                 flying.popleft()
-                self.reserved = self.reserved + _minus(reserve)
+                self.reserved = self.reserved + -reserve
                 self._apply(expansion)
         finally:
             pending = [job for job, _ in flying if isinstance(job, asyncio.Task)]
@@ -246,32 +249,43 @@ class _Search:
         new = self.tree.apply(expansion)
         self.finished += sum(self.tree.status[i] in (NodeStatus.TERMINAL, NodeStatus.TRUNCATED) for i in new)
         if not expansion.closing:
+            self.frontier.applied(expansion.node, new)
             for node in new:
                 self._offer(node)
         if self.store is not None and expansion.seq >= len(self.recorded):
-            self.store.append_nowait(self.tree.tree_id, expansion, new.start)
+            self.unsaved.append((expansion, new.start))
+            if len(self.unsaved) == 1:
+                self.linger = asyncio.get_running_loop().call_later(LINGER, self._save)
+            elif len(self.unsaved) == BUNDLE:
+                self._save()
         if self.on_expansion is not None:
             self.on_expansion(self.tree, new)
+
+    def _save(self) -> None:
+        """Hands what waits to the store, in one go: it becomes one transaction."""
+        if self.linger is not None:
+            self.linger.cancel()
+        waiting, self.unsaved = self.unsaved, []
+        if self.store is not None:
+            for expansion, first in waiting:
+                self.store.append_nowait(self.tree.tree_id, expansion, first)
 
     def _offer(self, node: int) -> None:
         """Puts a node on the frontier if a pop could do something with it."""
         status = self.tree.status[node]
         if status is NodeStatus.OPEN or (not self.work.eager and self._unfinished(node)):
-            self.frontier.push(node, self.rule.priority(self.tree[node]))
+            self.frontier.offer(node)
 
     def _next(self) -> tuple[int, Spent] | None:
-        if not len(self.frontier) or self._stored_growth_ended():
+        node = None if self._stored_growth_ended() else self.frontier.peek()
+        if node is None:
             return None
         if self.settings.answers is not None and self.finished >= self.settings.answers:
             self.tree.stopped_by = "answers"
             return None
-        node = self.frontier.pop()
         reserve = self._reserve(node)
         self.tree.stopped_by = self._over(reserve)
-        if self.tree.stopped_by is None:
-            return node, reserve
-        self.frontier.push(node, self.rule.priority(self.tree[node]))
-        return None
+        return (self.frontier.take(), reserve) if self.tree.stopped_by is None else None
 
     def _next_open(self) -> tuple[int, Spent] | None:
         return (self.open_nodes.popleft(), Spent()) if self.open_nodes else None
@@ -284,7 +298,9 @@ class _Search:
         """The ceiling that one more pop could pass. Stored pops were made within the time they had."""
         if len(self.tree.pops) < len(self.recorded):
             return replace(self.budget, seconds=None).exhausted(self.tree.spent + self.reserved, reserve)
-        spent = replace(self.tree.spent, seconds=self._seconds()) + self.reserved
+        spent = self.tree.spent + self.reserved
+        if self.budget.seconds is not None:
+            spent = replace(spent, seconds=self._seconds())
         return self.budget.exhausted(spent, reserve)
 
     def _reserve(self, node: int) -> Spent:
@@ -417,6 +433,7 @@ class Stepper:
     def apply(self, pop: Pop) -> None:
         """Adds the result to the tree, the frontier and the store."""
         self._search._apply(pop.expansion())
+        self._search._save()  # whoever drives from outside may stop at any step
 
     async def finish(self) -> Tree:
         """Closes open nodes if the settings say so, chooses, reveals, and waits until the store has it all."""

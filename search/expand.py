@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
@@ -33,6 +34,18 @@ from treewright.search.types import (
 __all__ = ["Expander", "Pop", "Spot"]
 
 HELD_SPOTS = 4096
+
+
+@lru_cache(maxsize=1024)
+def draw_seed(seed: int, slot: int) -> int:
+    """The seed of a draw at a node; asked for when it is drawn and when it is screened."""
+    return seed_of(seed, slot)
+
+
+@lru_cache(maxsize=1024)
+def step_key(seed: int) -> int:
+    """The key of the step that a draw is executed with; see Tree.key."""
+    return seed_of(seed, "step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +108,7 @@ class Expander:
     snapshots: Snapshots
     tools: dict[int, tuple[ToolSpec, ...]]
     spots: OrderedDict[int, Spot]
+    read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
 
     # -- pops ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +147,10 @@ class Expander:
     async def explore(self, pop: Pop) -> None:
         """Executes the drafts, if the rule is eager."""
         if self.eager and pop.spot is not None:
-            results = await asyncio.gather(*(self._execute(pop.spot, d) for d in pop.drafts))
+            if self.pool.size == 1:  # they would only queue for the one session
+                results = [await self._execute(pop.spot, d) for d in pop.drafts]
+            else:
+                results = await asyncio.gather(*(self._execute(pop.spot, d) for d in pop.drafts))
             pop.steps += sum(r.steps for r in results)
             pop.drafts = [_executed(d, r) for d, r in zip(pop.drafts, results, strict=True)]
 
@@ -197,7 +214,7 @@ class Expander:
     # -- draws --------------------------------------------------------------------------------------------------
 
     async def _draw(self, spot: Spot, draws: int) -> Sequence[Completion]:
-        seeds = [seed_of(spot.seed, i) for i in range(draws)]
+        seeds = [draw_seed(spot.seed, i) for i in range(draws)]
         drawn = await self.policy.draw(spot.context, seeds, self.max_tokens)
         if len(drawn) != draws:
             raise PolicyFault(f"the policy returned {len(drawn)} completions for {draws} seeds")
@@ -207,13 +224,24 @@ class Expander:
         self, spot: Spot, tools: Sequence[ToolSpec], slot: int, mult: int, share: float, done: Completion
     ) -> Draft:
         """Text to action. What cannot be parsed or validated stays a draft, with the reason as its error."""
+        action, error = self._read(done.text, tools)
+        return Draft(0, slot, mult, share, draw_seed(spot.seed, slot), done, action, error)
+
+    def _read(self, text: str, tools: Sequence[ToolSpec]) -> tuple[Action | None, str | None]:
+        """The action of a text, or what is wrong with it. The same text is said at many nodes of a tree."""
+        held = self.read.get(text)
+        if held is not None and held[0] is tools:
+            return held[1], held[2]
         action, error = None, None
         try:
-            action = parse_action(done.text, tools)
+            action = parse_action(text, tools)
             validate_action(action, tools)
         except InvalidAction as invalid:
             action, error = None, str(invalid)
-        return Draft(0, slot, mult, share, seed_of(spot.seed, slot), done, action, error)
+        if len(self.read) >= HELD_SPOTS:
+            self.read.clear()
+        self.read[text] = (tools, action, error)
+        return action, error
 
     async def _judge(self, spot: Spot, drafts: list[Draft]) -> tuple[list[Draft], int]:
         if self.evaluator is None or not drafts:
@@ -255,7 +283,7 @@ class Expander:
                 return Outcome(Observation(""), NodeStatus.DRAFT, math.nan, Effect.IRREVERSIBLE, steps=replayed)
         session.at = None
         try:
-            result = await self.pool.timed(session.env.step(action, seed_of(draft.seed, "step")), "step")
+            result = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
         except InvalidAction as error:
             session.at = spot.seed
             return self._invalid(spot, draft, str(error), replayed)
@@ -291,7 +319,7 @@ class Expander:
             turns = (*spot.turns, Exchange(done.text, action, seen))
             base = spot.context.ids + done.token_ids
             context = self.policy.context(self.task, tools, self._first(), turns, base)
-            point = Waypoint(draft.seed, seed_of(draft.seed, "step"), action, seen.fingerprint)
+            point = Waypoint(draft.seed, step_key(draft.seed), action, seen.fingerprint)
             logprob = spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0)
             self._hold(Spot((*spot.path, point), turns, context, logprob))
             keep, delta = context.keep, context.delta
@@ -362,7 +390,10 @@ def _executed(draft: Draft, outcome: Outcome) -> Draft:
     if outcome.status is NodeStatus.DRAFT:
         return replace(draft, effect=outcome.effect)
     error = outcome.error if outcome.error is not None else draft.error
-    return replace(draft, effect=outcome.effect, outcome=outcome, error=error)
+    return Draft(
+        draft.after, draft.slot, draft.mult, draft.share, draft.seed, draft.completion, draft.action, error,
+        outcome.effect, draft.score, outcome,
+    )  # fmt: skip
 
 
 def _lost(status: NodeStatus, why: str) -> Outcome:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 from treewright.envs.errors import ActionTimeout, Divergence, InvalidAction, RestoreUnsupported
 from treewright.envs.types import Action, Environment, Restore, Snapshot, Task, ToolSpec
@@ -61,6 +62,27 @@ class Snapshots:
         return seed in self._held
 
 
+class _Begun(Awaitable[T]):
+    """An awaitable that ran until it first waited, for `first`; awaiting this goes on from there."""
+
+    def __init__(self, running: Generator[Any, Any, T], first: Any) -> None:
+        self._running, self._first = running, first
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        waits_for = self._first
+        while True:
+            try:
+                sent = yield waits_for
+            except BaseException as error:
+                step = functools.partial(self._running.throw, error)
+            else:
+                step = functools.partial(self._running.send, sent)
+            try:
+                waits_for = step()
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """One live environment and where it stands (a waypoint's seed, None = unknown)."""
@@ -88,21 +110,9 @@ class Pool:
     _made: int = 0
     _gate: asyncio.Semaphore | None = None
 
-    @asynccontextmanager
-    async def lease(self, tree: str, prefer: Sequence[int] = ()) -> AsyncIterator[Session]:
+    def lease(self, tree: str, prefer: Sequence[int] = ()) -> Lease:
         """A session for a while; one that stands at the first possible of `prefer` (seeds, best first) if idle."""
-        if self._gate is None:
-            self._gate = asyncio.Semaphore(self.size)
-        async with self._gate:
-            session = await self._take(tree, prefer)
-            try:
-                yield session
-            except BaseException:
-                # A call may have been cut in its middle: what the session shows next could be anything.
-                session.lost()
-                raise
-            finally:
-                self._idle.append(session)
+        return Lease(self, tree, prefer)
 
     async def _take(self, tree: str, prefer: Sequence[int]) -> Session:
         for seed in prefer:
@@ -140,7 +150,14 @@ class Pool:
     async def timed(self, call: Awaitable[T], what: str) -> T:
         """Awaits an environment call; past the deadline it becomes an ActionTimeout."""
         try:
-            return await asyncio.wait_for(call, self.deadline)
+            # A world inside this process answers before it ever waits: then no timer has to be set.
+            running = call.__await__()
+            try:
+                first = next(running)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            async with asyncio.timeout(self.deadline):
+                return await _Begun(running, first)
         except TimeoutError as error:
             raise ActionTimeout(f"{what}: no answer within {self.deadline:g} s") from error
 
@@ -205,3 +222,34 @@ class Pool:
 
     async def tools(self, session: Session) -> tuple[ToolSpec, ...]:
         return tuple(await self.timed(session.env.actions(), "actions"))
+
+
+class Lease:
+    """`async with` it to hold a session; see Pool.lease."""
+
+    __slots__ = ("_gate", "_pool", "_prefer", "_session", "_tree")
+
+    def __init__(self, pool: Pool, tree: str, prefer: Sequence[int]) -> None:
+        self._pool, self._tree, self._prefer = pool, tree, prefer
+
+    async def __aenter__(self) -> Session:
+        pool = self._pool
+        if pool._gate is None:
+            pool._gate = asyncio.Semaphore(pool.size)
+        self._gate = pool._gate
+        await self._gate.acquire()
+        try:
+            self._session = await pool._take(self._tree, self._prefer)
+        except BaseException:
+            self._gate.release()
+            raise
+        return self._session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            # A call may have been cut in its middle: what the session shows next could be anything.
+            self._session.lost()
+        self._pool._idle.append(self._session)
+        self._gate.release()

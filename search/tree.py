@@ -248,6 +248,12 @@ class Tree:
         if self.observation[node] is None and observation is not None:
             self.observation[node], self._truth[node] = observation, reward
 
+    def prune(self, nodes: Sequence[int], reason: str) -> None:
+        """Gives up nodes that were never expanded; without a recorded keep probability the tree is inexact."""
+        for node in nodes:
+            self.status[node] = NodeStatus.PRUNED
+        self.inexact(reason)
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     def path(self, node: int) -> list[int]:

@@ -201,7 +201,19 @@ class Spent:
     closing_steps: int = 0
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Spent)))
+        return Spent(
+            self.expansions + other.expansions,
+            self.policy_tokens + other.policy_tokens,
+            self.judge_tokens + other.judge_tokens,
+            self.env_steps + other.env_steps,
+            self.seconds + other.seconds,
+            self.money + other.money,
+            self.closing_tokens + other.closing_tokens,
+            self.closing_steps + other.closing_steps,
+        )
+
+    def __neg__(self) -> Spent:
+        return Spent(*(-getattr(self, f.name) for f in fields(Spent)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +239,17 @@ class Budget:
         A ceiling of n expansions admits exactly n; without a reserve, reaching a ceiling counts as passing it.
         """
         total = spent + reserve if reserve else spent
-        for f in fields(self):
-            limit = getattr(self, f.name)
+        for name in CEILINGS:
+            limit = getattr(self, name)
             if limit is None:
                 continue
-            used = getattr(total, f.name)
-            if used > limit or (used >= limit and (reserve is None or getattr(reserve, f.name) == 0)):
-                return f.name
+            used = getattr(total, name)
+            if used > limit or (used >= limit and (reserve is None or getattr(reserve, name) == 0)):
+                return name
         return None
+
+
+CEILINGS = tuple(f.name for f in fields(Budget))
 
 
 @dataclass(frozen=True, slots=True)

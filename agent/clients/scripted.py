@@ -16,7 +16,7 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange
 
-__all__ = ["END", "Choices", "Script", "ScriptedPolicy", "scripted_choice"]
+__all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_choice"]
 
 END, ACT = 256, 257
 REMEMBERED = 65_536
@@ -29,7 +29,7 @@ Choices = Sequence[tuple[str, float]] | Callable[[Task, Turns, Sequence[ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
-class _Situation:
+class Situation:
     """What a script is told about a node. The token ids of a context cannot carry it."""
 
     task: Task
@@ -59,7 +59,7 @@ class ScriptedPolicy:
         self.logprob, self.trainable = logprob, trainable
         self.stats = PolicyStats()
         self._version = version
-        self._known: OrderedDict[tuple[int, ...], _Situation] = OrderedDict()
+        self._known: OrderedDict[tuple[int, ...], Situation] = OrderedDict()
 
     @property
     def version(self) -> str:
@@ -72,7 +72,7 @@ class ScriptedPolicy:
         shown = turns[-1].observation.text if turns else f"{task.suite}/{task.id} {task.goal}\n{first.text}"
         delta = (*shown.encode("utf-8", "replace"), ACT)
         ids = (*base, *delta)
-        self._known[ids] = _Situation(task, tuple(turns), tuple(tools))
+        self._known[ids] = Situation(task, tuple(turns), tuple(tools))
         self._known.move_to_end(ids)
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
@@ -89,15 +89,16 @@ class ScriptedPolicy:
         self.stats.sampled_tokens += sum(len(c.token_ids) for c in done)
         return done
 
-    def _complete(self, known: _Situation, seed: int, max_tokens: int) -> Completion:
+    def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
         text = self.script(known.task, known.turns, known.tools, random.Random(seed))
         ids = (*text.encode("utf-8", "replace"), END)
         return self._cut(ids, [self.logprob] * len(ids), max_tokens)
 
     def _cut(self, ids: Sequence[int], logprobs: Sequence[float], max_tokens: int) -> Completion:
         kept = tuple(ids[:max_tokens])
-        text = bytes(i for i in kept if i < END).decode("utf-8", "replace")
-        reason = "stop" if kept and kept[-1] == END else "length"
+        ended = bool(kept) and kept[-1] == END
+        text = bytes(kept[:-1] if ended else kept).decode("utf-8", "replace")
+        reason = "stop" if ended else "length"
         return Completion(text, kept, tuple(logprobs[:max_tokens]), reason, self.version, self.trainable)
 
     async def close(self) -> None:
@@ -111,7 +112,7 @@ class _ChoicePolicy(ScriptedPolicy):
         super().__init__(lambda *_: "", name=name, version=version)
         self.choices = choices
 
-    def _complete(self, known: _Situation, seed: int, max_tokens: int) -> Completion:
+    def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
         table = self.choices
         rows = _checked(table(known.task, known.turns, known.tools) if callable(table) else table)
         coded = [((*text.encode("utf-8", "replace"), END), p) for text, p in rows]

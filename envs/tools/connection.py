@@ -18,6 +18,7 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, Tool
+from pydantic import ValidationError
 
 from treewright.envs.errors import ActionTimeout, SessionDied
 
@@ -106,7 +107,7 @@ class Connection:
         except asyncio.CancelledError:
             self._fail(ready, "was given up")
         except Exception as error:
-            self._fail(ready, f"ended: {_leaf(error)!r}")
+            self._fail(ready, f"ended: {_said(_leaf(error))}")
         else:
             self._fail(ready, "is closed")
 
@@ -177,6 +178,14 @@ def _leaf(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _said(error: BaseException) -> str:
+    """The error in one line; for an answer that breaks the protocol, the field that does."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"its answer breaks the protocol at {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return repr(error)
 
 
 def _give(future: asyncio.Future[Any], error: Exception) -> None:

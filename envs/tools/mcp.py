@@ -4,11 +4,13 @@ What a server says about itself is not believed: hints about effects count only 
 text is shown with provenance 'tool' or 'error'. Effects come from the owner's table, else they are UNKNOWN.
 
 Ways back
-- REPLAY: `reset` starts the server afresh if it was changed (or rewrites its folder), and the recorded actions are
-  taken again. READ calls may be left out: without a folder the fingerprint is a chain over the state-changing calls
-  and their answers, so a replay is verified call by call.
-- STATE, where the owner names the folder in which the server keeps everything: its bytes are the snapshot. The
-  server must not hold files of that folder open between calls, since they are swapped under it.
+- Without a folder the snapshot is the journal of state-changing calls and their answers. To restore it, the server is
+  started afresh and only these calls are made again, each answer compared with the recorded one (Divergence where
+  they differ); nothing is restarted where the server already stands there, or short of it. The fingerprint is a chain
+  over the same calls and answers. A server that answers alike in different states is beyond this check.
+- With a folder in which the server keeps everything, the folder's bytes are the snapshot. The server must not hold
+  files of it open between calls, since they are swapped under it.
+- REPLAY by the engine works in both cases; it takes every recorded action again.
 """
 
 from __future__ import annotations
@@ -77,6 +79,10 @@ class StateFolder:
     scratch: bool = False
 
 
+Entry = tuple[str, str]
+"""One state-changing call: its canonical JSON (Action.key) and the server's answer."""
+
+
 @dataclass(slots=True)
 class _Episode:
     """What a session knows beside the server: part of every snapshot."""
@@ -85,6 +91,7 @@ class _Episode:
     chain: str
     shown: Observation
     ended: bool = False
+    journal: tuple[Entry, ...] = ()
 
 
 class MCPEnvironment(BaseEnvironment):
@@ -94,6 +101,8 @@ class MCPEnvironment(BaseEnvironment):
     effects      what each tool does, by name; declared here or UNKNOWN
     trust_hints  believe the server's annotations for tools that `effects` does not name
     state        its state folder, where the owner knows one (see the module's docstring)
+    fresh        a new connection finds the first state; default: true over stdio, false behind a URL
+    end          the name of the tool that ends the episode; another one where the server has a tool `done`
     sandboxed    the owner's promise that restart or folder cover everything the tools touch
     judge        the reward of `done`; without one it is NaN, which means unknown
     deadline     seconds for the start and for each call; then ActionTimeout
@@ -103,8 +112,8 @@ class MCPEnvironment(BaseEnvironment):
     of them. `done {"answer": …}` is added to the server's tools and ends the episode.
 
     A call that the server refuses is a result: an observation with provenance 'error'. A server that dies is
-    SessionDied; the next reset or restore starts a new one. A server behind a URL cannot be started afresh, so
-    without a state folder it declares no way back.
+    SessionDied; the next reset or restore starts a new one. Without a state folder, a server that is not `fresh`
+    offers no way back. `starts` and `repeated` count server starts and calls made again by restores.
     """
 
     def __init__(
@@ -115,6 +124,8 @@ class MCPEnvironment(BaseEnvironment):
         effects: Mapping[str, Effect] | None = None,
         trust_hints: bool = False,
         state: StateFolder | None = None,
+        fresh: bool | None = None,
+        end: str = "done",
         sandboxed: bool = False,
         judge: Judge | None = None,
         deadline: float = 30.0,
@@ -124,18 +135,19 @@ class MCPEnvironment(BaseEnvironment):
         self.sandboxed = sandboxed
         self._server, self._effects, self._trust_hints = server, dict(effects or {}), trust_hints
         self._state, self._judge, self._deadline, self._max_chars = state, judge, deadline, max_chars
-        if state is not None:
-            self.restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
-        elif isinstance(server, str):
-            self.restore_ways = frozenset({Restore.NONE})
+        fresh = not isinstance(server, str) if fresh is None else fresh
+        back = fresh or state is not None
+        self.restore_ways = frozenset({Restore.STATE, Restore.REPLAY} if back else {Restore.NONE})
+        self._fresh, self._end = fresh, dataclasses.replace(DONE, name=end)
+        self.starts = self.repeated = 0
         self._connection: Connection | None = None
         self._specs: tuple[ToolSpec, ...] = ()
         self._episode: _Episode | None = None
-        self._changed = False  # has this server been asked for more than READ?
+        self._made: list[Entry] = []  # the state-changing calls that the running server has answered
 
     async def reset(self, task: Task, key: int) -> Observation:
         if self._state is None:
-            if not isinstance(self._server, str) and self._changed:
+            if self._fresh and self._made:
                 await self._disconnect()
         else:
             await self._drop_dead()
@@ -151,17 +163,14 @@ class MCPEnvironment(BaseEnvironment):
         await self._connect_if_never()
         check_action(action, self._specs)
         effect = await self.effect(action)
-        if action.name == DONE.name:
+        if action.name == self._end.name:
             return await self._finish(episode, str(action.arguments["answer"]))
         rows: list[tuple[str, bool]] = []
         parts: list[Mapping[str, Any]] = []
-        self._changed = self._changed or effect is not Effect.READ
         for call in action.calls:
-            text, failed, more = await self._call(call)
+            text, failed, more = await self._make(episode, call)
             rows.append((text, failed))
             parts += more
-            if self._effect_of(call) is not Effect.READ:
-                episode.chain = digest(episode.chain, Action((call,)).key, text)
         provenance = "error" if all(failed for _, failed in rows) else "tool"
         shown = await self._show("\n".join(text for text, _ in rows), provenance, tuple(parts))
         journal = [{"name": call.name, "error": failed} for call, (_, failed) in zip(action.calls, rows, strict=True)]
@@ -176,25 +185,30 @@ class MCPEnvironment(BaseEnvironment):
         return max((self._effect_of(c) for c in action.calls), key=lambda e: e.severity, default=Effect.UNKNOWN)
 
     async def snapshot(self) -> Snapshot:
-        if self._state is None:
+        if Restore.STATE not in self.restore_ways:
             return await super().snapshot()
         episode = self._running()
-        packed = await self._in_thread("snapshot", pack_folder, self._state.path)
+        packed = b"" if self._state is None else await self._in_thread("snapshot", pack_folder, self._state.path)
         data = json.dumps(_to_json(episode)).encode() + b"\n" + packed
         return Snapshot(Restore.STATE, data, episode.shown.fingerprint, len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         """Back to a snapshot of any session with the same server and folder layout, started for any task.
 
-        Raises Divergence if the folder does not have the recorded fingerprint afterwards.
+        Raises Divergence if the folder does not have the recorded fingerprint afterwards, or if a repeated call is
+        answered otherwise than the first time.
         """
-        if self._state is None or snapshot.kind is not Restore.STATE:
+        if Restore.STATE not in self.restore_ways or snapshot.kind is not Restore.STATE:
             return await super().restore(snapshot)
         head, _, packed = bytes(snapshot.data).partition(b"\n")
+        episode = _from_json(json.loads(head))
         await self._drop_dead()
-        await self._in_thread("restore", unpack_folder, packed, self._state.path)
-        await self._connect()
-        self._episode = episode = _from_json(json.loads(head))
+        if self._state is None:
+            await self._repeat(episode)
+        else:
+            await self._in_thread("restore", unpack_folder, packed, self._state.path)
+            await self._connect()
+        self._episode = episode
         found = await self._fingerprint(episode)
         if found != snapshot.fingerprint:
             raise Divergence(snapshot.fingerprint, found, 0)
@@ -211,9 +225,35 @@ class MCPEnvironment(BaseEnvironment):
         if self._judge is not None:
             reward = await self._in_thread("judge", self._judge, episode.task, answer, folder)
         episode.ended = True
-        episode.chain = digest(episode.chain, DONE.name, answer)
+        episode.chain = digest(episode.chain, self._end.name, answer)
         shown = await self._show("done", "environment")
-        return StepResult(shown, reward, terminated=True, effect=DONE.effect)
+        return StepResult(shown, reward, terminated=True, effect=self._end.effect)
+
+    async def _repeat(self, episode: _Episode) -> None:
+        """Brings the server to where the journal ends, by as few calls as possible."""
+        if tuple(self._made) != episode.journal[: len(self._made)]:
+            await self._disconnect()
+        await self._connect()
+        for i in range(len(self._made), len(episode.journal)):
+            key, answer = episode.journal[i]
+            (call,) = Action.from_key(key).calls
+            text, _, _ = await self._call(call)
+            self._made.append((key, text))
+            self.repeated += 1
+            if text != answer:
+                raise Divergence(digest(answer), digest(text), i + 1)
+
+    async def _make(self, episode: _Episode, call: Call) -> tuple[str, bool, list[Mapping[str, Any]]]:
+        """One call of the policy; it enters journal and chain unless it only reads."""
+        if self._effect_of(call) is Effect.READ:
+            return await self._call(call)
+        key = Action((call,)).key
+        text, failed, parts = await self._call(call)
+        if self._state is None:
+            episode.journal = (*episode.journal, (key, text))
+        self._made.append((key, text))
+        episode.chain = digest(episode.chain, key, text)
+        return text, failed, parts
 
     async def _call(self, call: Call) -> tuple[str, bool, list[Mapping[str, Any]]]:
         """The answer's text, whether it is an error, and its images."""
@@ -262,7 +302,8 @@ class MCPEnvironment(BaseEnvironment):
             return self._connection
         await self._disconnect()
         self._connection = connection = Connection(self._server, deadline=self._deadline)
-        self._changed = False
+        self._made = []
+        self.starts += 1
         await connection.open()
         try:
             self._specs = self._read_tools(connection.tools)
@@ -275,14 +316,16 @@ class MCPEnvironment(BaseEnvironment):
         names = [tool.name for tool in tools]
         if unknown := sorted(set(self._effects) - set(names)):
             raise TreewrightError(f"{self.name}: effects name {unknown[0]!r}, but the server has {', '.join(names)}")
-        if DONE.name in names:
+        if self._end.name in names:
             raise TreewrightError(
-                f"{self.name}: the server has a tool {DONE.name!r}, which ends the task here; rename it"
+                f"{self.name}: the server has a tool {self._end.name!r}, which ends the task here; give end = 'finish'"
             )
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise TreewrightError(f"{self.name}: the server has two tools named {twice[0]!r}")
         specs = [ToolSpec(tool.name, tool.description or "", tool.input_schema, self._declared(tool)) for tool in tools]
         for spec in specs:
             check_schema(spec)
-        return (*specs, DONE)
+        return (*specs, self._end)
 
     def _declared(self, tool: Tool) -> Effect:
         if tool.name in self._effects:
@@ -339,6 +382,7 @@ def _to_json(episode: _Episode) -> dict[str, Any]:
         "task": {f.name: getattr(episode.task, f.name) for f in dataclasses.fields(Task)},
         "chain": episode.chain,
         "ended": episode.ended,
+        "journal": [list(entry) for entry in episode.journal],
         "shown": [shown.text, shown.fingerprint, shown.provenance, list(shown.parts)],
     }
 
@@ -346,4 +390,5 @@ def _to_json(episode: _Episode) -> dict[str, Any]:
 def _from_json(data: Mapping[str, Any]) -> _Episode:
     text, fingerprint, provenance, parts = data["shown"]
     shown = Observation(text, fingerprint, provenance, tuple(parts))
-    return _Episode(Task(**data["task"]), data["chain"], shown, data["ended"])
+    journal = tuple((key, answer) for key, answer in data["journal"])
+    return _Episode(Task(**data["task"]), data["chain"], shown, data["ended"], journal)

@@ -26,6 +26,8 @@ def check_schema(spec: ToolSpec) -> None:
     except SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "top level"
         raise TreewrightError(f"tool {spec.name!r} has a broken argument schema at {where}: {error.message}") from error
+    if spec.parameters.get("type", "object") != "object":
+        raise TreewrightError(f"tool {spec.name!r} takes arguments of type {spec.parameters['type']!r}, not 'object'")
 
 
 def check_action(action: Action, tools: Sequence[ToolSpec]) -> None:
@@ -48,8 +50,8 @@ def _check_arguments(call: Call, schema: Mapping[str, Any]) -> None:
     except (TypeError, ValueError, RecursionError) as broken:
         raise InvalidAction(f"{call.name}: the arguments are not plain JSON: {broken}") from broken
     properties = schema.get("properties", {})
-    # A schema that says nothing about further arguments would let a misspelt one pass unseen.
-    if "additionalProperties" not in schema:
+    # A schema that says nothing of further arguments would let a misspelt one pass; one that forbids them names none.
+    if schema.get("additionalProperties", False) is False and "patternProperties" not in schema:
         for name in call.arguments:
             if name not in properties:
                 raise InvalidAction(f"{call.name} has no argument {name!r}{_hint(name, list(properties))}")

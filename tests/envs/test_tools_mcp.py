@@ -174,12 +174,42 @@ async def test_a_replay_may_leave_out_reads_and_shows_another_answer_as_another_
     assert (await session.step(Action.of("draw"), 2)).observation.fingerprint != drawn
 
 
-async def test_without_a_folder_there_are_no_snapshots(session):
-    assert session.restore_ways == {Restore.REPLAY}
+async def test_without_a_folder_a_restore_repeats_the_state_changing_calls_only_and_as_few_as_possible(session):
+    assert session.restore_ways == {Restore.STATE, Restore.REPLAY}
+    for action in (add(1), Action.of("get"), add(2)):
+        shown = (await session.step(action, 0)).observation
+    snapshot = await session.snapshot()
+    # Reading moves nothing: the server already stands there.
+    await session.step(Action.of("get"), 0)
+    assert await session.restore(snapshot) == shown and (session.starts, session.repeated) == (1, 0)
+    # Beyond the snapshot: a new server, the two additions, no reading.
+    await session.step(add(4), 0)
+    assert await session.restore(snapshot) == shown and (session.starts, session.repeated) == (2, 2)
+    assert (await session.step(Action.of("get"), 0)).observation.text == "total 3"
+    # Short of it: only what is missing.
+    await session.reset(TASK, 0)
+    await session.step(add(1), 0)
+    await session.restore(snapshot)
+    assert (session.starts, session.repeated) == (3, 3)
+
+
+async def test_a_repeated_call_that_is_answered_otherwise_is_a_divergence(session):
+    await session.step(Action.of("draw"), 0)
+    snapshot = await session.snapshot()
+    await session.step(add(1), 0)
+    with pytest.raises(Divergence):
+        await session.restore(snapshot)
+
+
+async def test_a_snapshot_of_the_journal_comes_back_in_another_session_and_a_foreign_one_is_refused(session, server):
+    await session.step(add(5), 0)
+    snapshot = await session.snapshot()
+    other = MCPEnvironment(server, effects=EFFECTS)
+    assert (await other.restore(snapshot)).fingerprint == snapshot.fingerprint
+    assert (await other.step(Action.of("get"), 0)).observation.text == "total 5"
     with pytest.raises(RestoreUnsupported):
-        await session.snapshot()
-    with pytest.raises(RestoreUnsupported):
-        await session.restore(Snapshot(Restore.STATE, b"{}\n", "x"))
+        await other.restore(Snapshot(Restore.FORK, None, "x"))
+    await other.close()
 
 
 async def test_a_server_that_dies_is_session_died_until_the_next_reset(session):
@@ -254,6 +284,8 @@ async def test_a_server_behind_a_url_works_and_declares_no_way_back(server):
         env = MCPEnvironment(f"http://127.0.0.1:{port}/mcp", effects=EFFECTS)
         await env.reset(TASK, 0)
         assert env.restore_ways == {Restore.NONE}
+        with pytest.raises(RestoreUnsupported):
+            await env.snapshot()
         assert (await env.step(add(4), 0)).observation.text == "added 4"
         assert (await env.step(Action.of("get"), 0)).observation.text == "total 4"
         process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import subprocess
@@ -130,3 +131,21 @@ async def test_a_resume_with_other_weights_seals_the_tree_inexact(tmp_path):
             settings=Settings(close=True, width=2), store=store,
         )  # fmt: skip
     assert not tree.exact
+
+
+async def test_what_was_grown_is_stored_while_the_search_waits_for_its_policy(tmp_path):
+    class Stuck(Walker):
+        async def draw(self, context, seeds, max_tokens):
+            if self.asked >= 3:
+                await asyncio.Event().wait()
+            return await super().draw(context, seeds, max_tokens)
+
+    with TreeStore.open(tmp_path / "t.sqlite") as store:
+        running = asyncio.create_task(search(TASK, SUITE, Stuck(), budget=Budget(expansions=9), store=store))
+        stored, deadline = [], time.monotonic() + 20
+        while len(stored) < 3 and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+            stored = [e.seq for row in store.trees() for e in store.expansions(row.tree_id)]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert stored == [0, 1, 2]

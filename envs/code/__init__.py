@@ -1,0 +1,1 @@
+"""Worlds in which the policy writes programs: the suite `code`, and the sandbox that runs what was written."""

@@ -1,0 +1,131 @@
+"""A taskset of verifiers 0.4 (github.com/PrimeIntellect-ai/verifiers) as a suite: `--suites verifiers:mod:taskset`.
+
+`taskset` is a Taskset or a function that makes one. Its tasks become tasks, the tools of their toolsets run in this
+process, their State is the state that is forked, and the reward is the weighted sum of the task's own reward methods
+over a trace of the calls and the answer. Left out: harnesses, containers, judges that ask a model, stop conditions.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from treewright.envs.custom import load_named
+from treewright.envs.errors import TreewrightError
+from treewright.envs.tools.signature import Tool, tool_of
+from treewright.envs.tools.world import Ending, ToolWorld
+from treewright.envs.types import Effect, Suite, Task, ToolSpec, digest
+
+__all__ = ["Rollout", "verifiers_suite"]
+
+
+class Rollout:
+    """One rollout's State and the toolsets that work on it."""
+
+    def __init__(self, state: Any, toolsets: Sequence[Any]) -> None:
+        self.state, self.toolsets = state, [copy.copy(toolset) for toolset in toolsets]
+        for toolset in self.toolsets:
+            toolset._inert_state = state  # what `toolset.state` is outside a server
+
+    def twin(self) -> Rollout:
+        return Rollout(self.state.model_copy(deep=True), self.toolsets)
+
+
+def verifiers_suite(taskset: Any, *, horizon: int = 30) -> Suite:
+    """The suite; of its tasks the first half is 'train', the rest 'test'.
+
+    taskset  'module:name' or a Taskset; an infinite one is cut after 1000 tasks
+    Raises TreewrightError for what is no taskset, or has no tasks.
+    """
+    title = f"verifiers:{taskset if isinstance(taskset, str) else type(taskset).__name__}"
+    found = load_named(taskset, "taskset") if isinstance(taskset, str) else taskset
+    found = found() if callable(found) else found
+    if not hasattr(found, "load") or not hasattr(found, "__iter__"):
+        raise TreewrightError(
+            f"{title} is a {type(found).__name__}, not a verifiers Taskset or a function that makes one"
+        )
+    rows = [row for row, _ in zip(found, range(1000), strict=False)]
+    if not rows:
+        raise TreewrightError(f"{title} has no tasks")
+    built = type(rows[0]).toolsets(rows[0].config)
+    listed = [_tool(i, method) for i, toolset in enumerate(built) for method in _methods(toolset)]
+
+    async def make(task: Task) -> Rollout:
+        row = rows[task.data["row"]]
+        toolsets = type(row).toolsets(row.config)
+        for toolset in toolsets:
+            await toolset.setup()
+            await toolset.setup_task(row)
+        return Rollout(_state_of(toolsets), toolsets)
+
+    async def judge(end: Ending) -> float:
+        row = rows[end.task.data["row"]]
+        trace = _trace(row, end)
+        await row.score(trace)
+        return float(sum(reward.value for reward in trace.rewards.values() if reward is not None))
+
+    world = ToolWorld.of(
+        make, listed, name=title, judge=judge, copy=Rollout.twin,
+        fingerprint=lambda rollout: digest(json.dumps(rollout.state.model_dump(mode="json"), sort_keys=True)),
+    )  # fmt: skip
+
+    def tasks(split: str, count: int) -> Sequence[Task]:
+        half = (len(rows) + 1) // 2
+        chosen = range(half) if split == "train" else range(half, len(rows))
+        return [_task(title, i, rows[i], split, horizon) for i in chosen][:count]
+
+    return Suite(title, tasks, world.open, description=f"tasks of {title}", max_tokens=512)
+
+
+def _task(title: str, i: int, row: Any, split: str, horizon: int) -> Task:
+    goal = "\n\n".join(text for text in (row.data.system_prompt, row.data.prompt_text) if text)
+    return Task(title, str(row.data.id or f"row-{i}"), goal, i, split, horizon, {"row": i})
+
+
+def _methods(toolset: Any) -> list[Callable[..., Any]]:
+    """Functions marked with @vf.tool, unbound, in the order of their names."""
+    kind = type(toolset)
+    return [getattr(kind, name) for name in dir(kind) if hasattr(getattr(kind, name, None), "tool")]
+
+
+def _tool(i: int, function: Callable[..., Any]) -> Tool:
+    made = tool_of(function, Effect.UNKNOWN, getattr(function, "tool_name", None) or function.__name__)
+
+    def run(rollout: Rollout, arguments: Any, rng: Any) -> Any:
+        return made.run(rollout.toolsets[i], arguments, rng)
+
+    spec = made.spec
+    return Tool(ToolSpec(spec.name, spec.description, spec.parameters, spec.effect), run)
+
+
+def _state_of(toolsets: Sequence[Any]) -> Any:
+    """A fresh State of the kind that the toolsets share; the plain State where there are none."""
+    kinds = {type(toolset._inert_state) for toolset in toolsets}
+    if len(kinds) > 1:
+        raise TreewrightError(f"the toolsets use different States: {', '.join(sorted(k.__name__ for k in kinds))}")
+    if kinds:
+        return kinds.pop()()
+    from verifiers.v1 import State
+
+    return State()
+
+
+def _trace(row: Any, end: Ending) -> Any:
+    """What the task's reward methods read: prompt, calls, answer and State. Results of calls are not kept in it."""
+    import verifiers.v1 as vf
+    from verifiers.v1.types import AssistantMessage, ToolCall, UserMessage
+
+    messages: list[Any] = [UserMessage(content=row.data.prompt_text)]
+    for i, call in enumerate(end.calls):
+        asked = ToolCall(id=str(i), name=call.name, arguments=json.dumps(dict(call.arguments)))
+        messages.append(AssistantMessage(content=None, tool_calls=[asked]))
+    messages.append(AssistantMessage(content=end.answer))
+    nodes = [
+        vf.MessageNode(parent=i - 1 if i else None, message=message, sampled=message.role == "assistant")
+        for i, message in enumerate(messages)
+    ]
+    agent = vf.AgentInfo(config=vf.AgentConfig())
+    task = vf.TraceTask(type=type(row).__name__, data=row.data)
+    return vf.Trace(task=task, agent=agent, nodes=nodes, state=end.object.state)

@@ -1,0 +1,69 @@
+"""Uniform draws over valid calls: only what was seen becomes an argument, and every draw is valid."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from treewright.agent.clients.uniform import uniform_answers, uniform_calls, values_for
+from treewright.agent.policy import open_policy
+from treewright.envs import Action, Observation, Task, ToolSpec
+from treewright.envs.tools.office import SPECS, open_model, tasks
+from treewright.search.screen import parse_action, validate_action
+from treewright.search.types import Exchange
+
+TASK = Task("t", "1", "find k12 for Ada")
+TOOLS = (
+    ToolSpec("look", "", {"type": "object", "properties": {}}),
+    ToolSpec("find", "", {"properties": {"id": {"type": "string", "pattern": "^k"}}, "required": ["id"]}),
+    ToolSpec("ring", "", {"properties": {"to": {"type": "string", "pattern": "^\\+"}}, "required": ["to"]}),
+    ToolSpec("done", "", {"properties": {"answer": {"type": "string"}}, "required": ["answer"]}, terminal=True),
+)
+
+
+async def draws(policy, task, tools, first, turns, count=300):
+    context = policy.context(task, tools, first, turns, ())
+    return [done.text for done in await policy.draw(context, range(count), 200)]
+
+
+async def test_tools_whose_arguments_were_not_seen_are_not_called():
+    said = Counter(await draws(uniform_calls, TASK, TOOLS, Observation("ready"), ()))
+    assert set(said) == {"look {}", 'find {"id": "k12"}', 'done {"answer": "ok"}'}
+    assert all(70 < count < 130 for count in said.values())
+
+
+async def test_an_observation_makes_new_calls_possible():
+    turns = [Exchange("", Action.of("look"), Observation("call +49 or k77"))]
+    said = set(await draws(uniform_calls, TASK, TOOLS, Observation("ready"), turns))
+    assert {'ring {"to": "+49"}', 'find {"id": "k77"}', 'find {"id": "k12"}'} <= said
+
+
+async def test_answers_are_drawn_from_the_words_seen_where_that_is_asked_for():
+    said = set(await draws(uniform_answers, TASK, TOOLS, Observation("ready"), ()))
+    assert {'done {"answer": "k12"}', 'done {"answer": "Ada"}'} <= said
+
+
+async def test_every_draw_on_an_episode_of_the_office_is_a_valid_call():
+    env, task = await open_model(), tasks("train", 5)[4]
+    first, turns = await env.reset(task, 0), []
+    for step in range(6):
+        for text in await draws(uniform_calls, task, SPECS, first, turns, 20):
+            action = parse_action(text, SPECS)
+            validate_action(action, SPECS)
+        if action.name == "done":
+            break
+        result = await env.step(action, step)
+        turns.append(Exchange(text, action, result.observation))
+
+
+def test_values_follow_the_schema():
+    words = ("fri", "12", "x1")
+    assert values_for({"type": "string", "enum": ["mon", "fri"]}, words) == ("fri",)
+    assert values_for({"type": "integer"}, words) == (12,)
+    assert values_for({"type": "boolean"}, words) == (True, False)
+    assert values_for({"const": 3}, words) == (3,)
+    assert values_for({"type": "array"}, words) == ()
+
+
+def test_the_command_line_can_name_it():
+    spec = "scripted:treewright.agent.clients.uniform:uniform_calls"
+    assert open_policy(spec) is uniform_calls

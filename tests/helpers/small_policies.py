@@ -1,0 +1,7 @@
+"""A scripted policy whose turns are worth nothing for training, for tests of worlds."""
+
+from treewright.agent.clients.scripted import ScriptedPolicy
+
+
+def script_policy(script):
+    return ScriptedPolicy(script, trainable=False)

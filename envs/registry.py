@@ -18,6 +18,9 @@ BUILT_IN = {
     "workbench": "treewright.envs.tools.workbench",
     "office": "treewright.envs.tools.office",
     "market": "treewright.envs.web.market",
+    "bazaar": "treewright.envs.web.bazaar",
+    "miniwob": "treewright.envs.web.miniwob",
+    "webarena": "treewright.envs.web.webarena",
     "code": "treewright.envs.code.world",
 }
 
@@ -54,7 +57,7 @@ def suite(name: str) -> Suite:
                 raise TreewrightError(f"no suite named {name!r}; {hint}")
             found = found.load()
     except ImportError as error:
-        extra = "web" if name == "market" else "train"
+        extra = "web" if ".web." in BUILT_IN.get(name, "") else "train"
         raise TreewrightError(
             f"suite {name!r} needs a package that is missing ({error.name}); type: pip install 'treewright[{extra}]'"
         ) from error

@@ -26,11 +26,12 @@ _HARMFUL = re.compile(r"\b(delete|remove|cancel|log ?out|sign ?out|unsubscribe|p
 class Target:
     """What an action would touch.
 
-    action   click, fill, select, goto, back
+    action   click, fill, select, goto, back, … (the names of `treewright.envs.web.actions`)
     role     accessibility role, '' for goto and back
     name     accessible name
     method   of the form that a click would submit: 'GET', 'POST', …; '' if it submits none
     url      absolute URL that would be asked for: a link's, a form's or a goto's; '' if none is known
+    key      the key that is pressed, such as 'Enter'; '' for anything else
     """
 
     action: str
@@ -38,6 +39,7 @@ class Target:
     name: str = ""
     method: str = ""
     url: str = ""
+    key: str = ""
 
     @property
     def path(self) -> str:
@@ -47,9 +49,20 @@ class Target:
 Rule = Callable[[Target], Effect | None]
 
 
+_LOOKING = frozenset({"hover", "scroll", "wait", "tab", "dismiss", "part"})
+_EDITING = frozenset({"fill", "select", "check", "upload", "close_tab"})
+
+
+def looking(target: Target) -> Effect | None:
+    """Pointing, scrolling, waiting and turning to another window change nothing."""
+    return Effect.READ if target.action in _LOOKING else None
+
+
 def editing(target: Target) -> Effect | None:
-    """Writing into a field changes the page only, and can be written over."""
-    return Effect.REVERSIBLE if target.action in ("fill", "select") else None
+    """Writing into a field changes the page only, and can be written over; so does a key that activates nothing."""
+    if target.action in ("press", "type") and target.key not in ("Enter", "NumpadEnter", "Space", " "):
+        return Effect.REVERSIBLE
+    return Effect.REVERSIBLE if target.action in _EDITING else None
 
 
 def forms(target: Target) -> Effect | None:
@@ -70,7 +83,7 @@ def addresses(target: Target) -> Effect | None:
 def fields(target: Target) -> Effect | None:
     """A click into a field, a box or a list chooses something on the page."""
     on_page = ("textbox", "searchbox", "spinbutton", "combobox", "listbox", "option", "checkbox", "radio", "tab")
-    return Effect.REVERSIBLE if target.role in on_page else None
+    return Effect.REVERSIBLE if target.action == "click" and target.role in on_page else None
 
 
 def scripts(target: Target) -> Effect | None:
@@ -80,7 +93,7 @@ def scripts(target: Target) -> Effect | None:
     return Effect.UNKNOWN
 
 
-DEFAULT_RULES: tuple[Rule, ...] = (editing, forms, addresses, fields, scripts)
+DEFAULT_RULES: tuple[Rule, ...] = (looking, editing, forms, addresses, fields, scripts)
 
 
 def judge(target: Target, rules: Sequence[Rule] = DEFAULT_RULES) -> Effect:

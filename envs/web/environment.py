@@ -8,13 +8,15 @@ back. Without that a session can only be replayed, and the world counts as live.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported, SessionDied, boundary
 from treewright.envs.types import (
@@ -30,40 +32,22 @@ from treewright.envs.types import (
     ToolSpec,
     digest,
 )
+from treewright.envs.web import gestures
+from treewright.envs.web.actions import ALL_TOOLS, TOOLS, checked_call, checked_element
 from treewright.envs.web.effects import DEFAULT_RULES, SAFE_METHODS, Rule, Target, after_traffic, judge
 from treewright.envs.web.guard import AllowList
+from treewright.envs.web.shapes import look_for_shapes
 from treewright.envs.web.tab import Tab
-from treewright.envs.web.view import CLICKABLE, EDITABLE, Element, PageView
+from treewright.envs.web.view import EDITABLE, TIMES, Element, PageView
 
-__all__ = ["TOOLS", "WebEnvironment"]
-
-
-def _tool(name: str, description: str, effect: Effect = Effect.READ, /, **arguments: str) -> ToolSpec:
-    schema = {
-        "type": "object",
-        "properties": {key: {"type": kind} for key, kind in arguments.items()},
-        "required": list(arguments),
-        "additionalProperties": False,
-    }
-    return ToolSpec(name, description, schema, effect, terminal=name == "answer")
-
-
-TOOLS: tuple[ToolSpec, ...] = (
-    _tool("click", "Click an element.", Effect.UNKNOWN, ref="string"),
-    _tool("fill", "Write text into a field.", Effect.REVERSIBLE, ref="string", text="string"),
-    _tool("select", "Choose an option of a list.", Effect.REVERSIBLE, ref="string", option="string"),
-    _tool("goto", "Open an address of the site.", path="string"),
-    _tool("back", "Go back to the page before."),
-    _tool("part", "Show another part of a long page.", number="integer"),
-    _tool("answer", "Give the answer and end.", text="string"),
-)
-_UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # control characters, halves of pairs
-_TYPES: Mapping[str, type] = {"string": str, "integer": int}
+__all__ = ["TOOLS", "FullWebEnvironment", "WebEnvironment"]
 
 
 class WebEnvironment(BaseEnvironment):
-    """One session: a browser context with one page.
+    """One session: a browser context with one page, or with several windows where pages may open them.
 
+    tools       the actions on offer; a subclass may take more of `treewright.envs.web.actions`, and then an unknown
+                reference is answered with the nearest one
     start       absolute URL of the first page
     hosts       what may be reached (see AllowList); None means the host and port of `start` only, empty denies all
     rules       effect rules, the first that answers decides
@@ -71,6 +55,15 @@ class WebEnvironment(BaseEnvironment):
     quiet       seconds without a change after which a document counts as finished
     deadline    seconds after which an unsettled page is shown as it is (info says "settled": False)
     patience    seconds after which an action is given up with ActionTimeout
+    calm        what a line may show without counting as another state (see view.TIMES); None compares everything
+    popups      keep windows that pages open, as windows to turn to; else they are shown in the page
+    asks        leave questions of the page (alert, confirm, prompt) to the policy; else they are answered with no
+    uploads     folder whose files may be put into file fields
+    shapes      CSS selector of a part of the page whose drawn and bare elements are listed with their places
+    screenshot  add a picture of what is seen to every observation
+    locked      in a live world, let requests that may change something (any method but GET, HEAD, OPTIONS) leave only
+                with an action that was judged to send one; `posts` are beginnings of paths that may always be sent to
+    script      JavaScript that runs in every document before its own
     reuse       True for a site whose pages keep nothing in the browser but cookies: `reset` then clears these
                 and keeps the context, which takes a third of the time of a new one
 
@@ -97,22 +90,33 @@ class WebEnvironment(BaseEnvironment):
         deadline: float = 5.0,
         patience: float = 20.0,
         reuse: bool = False,
+        calm: re.Pattern[str] | None = TIMES,
+        popups: bool = False,
+        asks: bool = False,
+        uploads: Path | None = None,
+        shapes: str = "",
+        screenshot: bool = False,
+        script: str = "",
+        locked: bool = True,
+        posts: Sequence[str] = (),
     ) -> None:
         self.start = start
-        self.allow = AllowList.of([start.split("/")[2]] if hosts is None else hosts)
+        self.allow = AllowList.of([urlsplit(start).netloc] if hosts is None else hosts)
         self.rules = rules
         self.headers = dict(headers or {})
         self.viewport = viewport
         self.part, self.quiet, self.deadline, self.patience = part, quiet, deadline, patience
         self.reuse = reuse
+        self.calm, self.popups, self.asks, self.uploads = calm, popups, asks, uploads
+        self.shapes, self.screenshot, self.script = shapes, screenshot, script
+        self.locked, self.posts = locked, tuple(posts)
         self.task: Task | None = None
         self._tab: Tab | None = None
         self._view: PageView
         self._document: int
         self._targets: dict[str, Target]
         self._shown: int
-        self._history: list[str]
-        self._edits: list[tuple[str, str, str]]
+        self._edits: list[tuple[str, str, Any]]
         self._answer: str | None
         self._forget()
 
@@ -132,6 +136,18 @@ class WebEnvironment(BaseEnvironment):
 
     async def begin(self, task: Task, key: int) -> None:
         """Prepares the server for a task."""
+
+    async def adorn(self, tab: Tab, view: PageView) -> PageView:
+        """The view with what a site adds to it; the drawn elements where they are wanted."""
+        return await look_for_shapes(tab, view, self.shapes) if self.shapes else view
+
+    async def pass_time(self, tab: Tab, milliseconds: int) -> None:
+        """Lets time pass on the page, for the action `wait`."""
+        await asyncio.sleep(milliseconds / 1000)
+
+    async def settle(self, tab: Tab) -> bool:
+        """Waits until what an action began has ended; False if the deadline came first."""
+        return await tab.watcher.settled(self.deadline, self.quiet)
 
     async def score(self, task: Task, answer: str) -> float:
         """The truth reward of an answer; NaN means unknown."""
@@ -153,10 +169,15 @@ class WebEnvironment(BaseEnvironment):
                         await tab.set_cookies([])
                     tab.watcher.begin()
                     await tab.navigate(self.start)
-                    await tab.watcher.settled(self.deadline, self.quiet)
+                    await self.settle(tab)
                     return await self._look()
 
     async def actions(self) -> Sequence[ToolSpec]:
+        """Those of the tools that the present page has a use for; an open question must be answered first."""
+        tab = self._tab
+        if tab is not None and tab.watcher.dialog is not None:
+            return [spec for spec in self.tools if spec.name in ("accept", "dismiss", "answer")]
+        windows = len(tab.windows) if tab is not None else 1
         roles = {element.role for element in self._view.elements.values()}
         useful = {
             "click": bool(roles),
@@ -164,6 +185,14 @@ class WebEnvironment(BaseEnvironment):
             "select": any(element.options for element in self._view.elements.values()),
             "back": len(self._history) > 1,
             "part": len(self._view.parts(self.part)) > 1,
+            "check": bool(roles & {"checkbox", "radio", "switch", "menuitemcheckbox", "menuitemradio"}),
+            "hover": bool(roles),
+            "drag": len(self._view.elements) > 1,
+            "upload": self.uploads is not None and "button" in roles,
+            "tab": windows > 1,
+            "close_tab": windows > 1,
+            "accept": False,
+            "dismiss": False,
         }
         return [spec for spec in self.tools if useful.get(spec.name, True)]
 
@@ -180,7 +209,7 @@ class WebEnvironment(BaseEnvironment):
 
     async def step(self, action: Action, key: int) -> StepResult:
         tab = self._live()
-        call = self._single(action)
+        call = checked_call(action, self.tools)
         if call.name == "answer":
             return await self._finish(call.arguments["text"])
         with boundary(f"{self.name} {call.name}"):
@@ -190,8 +219,10 @@ class WebEnvironment(BaseEnvironment):
                     before = self._judge(target)
                     denied = len(tab.gate.denied)
                     tab.watcher.begin()
+                    tab.gate.writes = self._may_write(target, before)
                     await self._execute(tab, call)
-                    settled = await tab.watcher.settled(self.deadline, self.quiet)
+                    settled = await self.settle(tab)
+                    tab.gate.writes = not self._guarded
                     observation = await self._look()
         expected = before is Effect.IRREVERSIBLE or bool(target and target.method not in ("", *SAFE_METHODS))
         effect = self._cap(after_traffic(before, tab.traffic.methods, expected=expected))
@@ -213,6 +244,11 @@ class WebEnvironment(BaseEnvironment):
                 "server": state.decode(),
                 "cookies": list(await tab.cookies()),
                 "history": [self._relative(url) for url in self._history],
+                "others": [
+                    [self._relative(url) for url in window.history]
+                    for window in tab.windows
+                    if window is not tab.window
+                ],
                 "edits": self._edits,
                 "shown": self._shown,
                 "answer": self._answer,
@@ -259,7 +295,11 @@ class WebEnvironment(BaseEnvironment):
         if self._tab is not None and self._tab.watcher.dead:
             await self._leave()
         if self._tab is None:
-            self._tab = await Tab.open(self.allow, self.headers, self.viewport)
+            self._tab = await Tab.open(
+                self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks, script=self.script,
+                posts=self.posts, tunnels=self._guarded and any(host != "127.0.0.1" for host in self._names())
+            )  # fmt: skip
+        self._tab.gate.writes = not self._guarded
         return self._tab
 
     async def _leave(self) -> None:
@@ -271,7 +311,9 @@ class WebEnvironment(BaseEnvironment):
     def _forget(self) -> None:
         """Nothing is known of any page, as before the first reset."""
         self._view, self._document, self._targets = PageView("", "", ()), 0, {}
-        self._shown, self._history, self._edits, self._answer = 1, [], [], None
+        self._shown, self._edits, self._answer = 1, [], None
+        if self._tab is not None:
+            self._history.clear()
 
     async def _prepare(self, kept: Mapping[str, Any]) -> None:
         if kept["task"] and (self.task is None or self.task.id != kept["task"]["id"]):
@@ -280,85 +322,99 @@ class WebEnvironment(BaseEnvironment):
         await self.load_server_state(kept["server"].encode())
 
     async def _revisit(self, tab: Tab, kept: Mapping[str, Any]) -> Observation:
+        for window in tab.windows[1:] if len(tab.windows) > 1 else ():
+            await tab.close_window(window)
+        for others in kept.get("others", ()):
+            tab.window.history[:] = [urljoin(self.start, url) for url in others]
+            await tab.navigate(tab.window.history[-1])
+            await tab.new_window("about:blank")
         history = [urljoin(self.start, url) for url in kept["history"]]
         tab.watcher.begin()
         await tab.navigate(history[-1])
-        await tab.watcher.settled(self.deadline, self.quiet)
-        self._history, self._edits, self._shown, self._answer = history, [], 1, None
+        await self.settle(tab)
+        self._history[:], self._edits, self._shown, self._answer = history, [], 1, None
         observation = await self._look()
         for name, ref, value in kept["edits"]:
             element = self._view.elements.get(ref)
             if element is None:
                 break  # another page than the one left: the fingerprint will say so
             await self._edit(tab, name, element, value)
-            await tab.watcher.settled(self.deadline, self.quiet)
+            await self.settle(tab)
             observation = await self._look()
         self._shown, self._answer = kept["shown"], kept["answer"]
         return await self._observe() if self._shown > 1 or self._answer is not None else observation
 
-    def _single(self, action: Action) -> Call:
-        if len(action.calls) != 1:
-            raise InvalidAction(f"one action per turn, not {len(action.calls)}: each changes the page for the next")
-        call = action.calls[0]
-        spec = next((spec for spec in self.tools if spec.name == call.name), None)
-        if spec is None:
-            raise InvalidAction(f"no action {call.name!r}; there are: {', '.join(s.name for s in self.tools)}")
-        wanted = spec.parameters["properties"]
-        if set(call.arguments) != set(wanted):
-            raise InvalidAction(f"{call.name} takes {{{', '.join(wanted)}}}, not {{{', '.join(call.arguments)}}}")
-        for name, schema in wanted.items():
-            value = call.arguments[name]
-            if not isinstance(value, _TYPES[schema["type"]]) or isinstance(value, bool):
-                raise InvalidAction(f"{name} must be of type {schema['type']}")
-            if isinstance(value, str) and _UNWRITABLE.search(value):
-                raise InvalidAction(f"{name} holds characters that cannot be written")
-        return call
-
-    def _element(self, call: Call) -> Element:
-        """The element a call names, if that call makes sense for it."""
-        ref, known = call.arguments["ref"], self._view.elements
-        element = known.get(ref)
-        if element is None:
-            there = f"references here go from e1 to e{len(known)}" if known else "nothing here can be used"
-            raise InvalidAction(f"no element {ref!r} on this page; {there}")
-        if element.disabled:
-            raise InvalidAction(f'{element.role} "{element.name}" {ref} is disabled')
-        if call.name == "click" and element.role not in CLICKABLE:
-            raise InvalidAction(f"{ref} is a {element.role}; it cannot be clicked")
-        if call.name == "fill" and (element.role not in EDITABLE and (element.role != "combobox" or element.options)):
-            raise InvalidAction(f"{ref} is a {element.role}; only fields can be filled")
-        if call.name == "fill" and element.readonly:
-            raise InvalidAction(f"{ref} is read-only")
-        if call.name == "select":
-            if not element.options:
-                raise InvalidAction(f"{ref} is a {element.role}; it has no options")
-            if call.arguments["option"] not in element.options:
-                raise InvalidAction(f"{ref} has no option {call.arguments['option']!r}; options: {element.options}")
-        return element
+    def _element(self, call: Call, argument: str = "ref") -> Element:
+        return checked_element(call, self._view.elements, call.arguments[argument], self.tools is not TOOLS)
 
     async def _target(self, call: Call) -> Target:
         """Validates a call against the page and says what it would touch. Raises InvalidAction."""
-        self._single(Action((call,)))
+        checked_call(Action((call,)), self.tools)
+        self._check(call)
+        match call.name:
+            case "goto":
+                return Target("goto", url=self._address(call.arguments["path"]))
+            case "type":
+                return Target("type", key="Enter" if "\n" in call.arguments["text"] else "")
+            case "press" if not call.arguments["ref"]:
+                return Target("press", key=call.arguments["key"])
+            case "upload":
+                gestures.upload_path(self.uploads, call.arguments["file"])
+            case "drag":
+                self._element(call, "to")
+        if call.arguments.get("ref"):
+            return await self._touched(call, self._element(call))
+        return Target(call.name)
+
+    def _check(self, call: Call) -> None:
+        """What can be said without an element. Raises InvalidAction."""
+        dialog = self._tab.watcher.dialog if self._tab is not None else None
+        if dialog is not None and call.name not in ("accept", "dismiss", "answer"):
+            raise InvalidAction(f"the page asks {dialog.message!r} first: accept or dismiss")
+        if dialog is None and call.name in ("accept", "dismiss"):
+            raise InvalidAction("the page asks nothing now")
         if call.name == "part":
             count, number = len(self._view.parts(self.part)), call.arguments["number"]
             if not 1 <= number <= count:
                 raise InvalidAction(f"no part {number}; this page has {count}")
         if call.name == "back" and len(self._history) < 2:
             raise InvalidAction("there is no page to go back to")
-        if call.name == "goto":
-            return Target("goto", url=self._address(call.arguments["path"]))
-        if call.name not in ("click", "fill", "select"):
-            return Target(call.name)
-        element = self._element(call)
-        known = f"{call.name} {element.ref}"
+        if call.name in ("tab", "close_tab"):
+            count, number = len(self._live().windows), call.arguments["number"]
+            if not 1 <= number <= count:
+                raise InvalidAction(f"no window {number}; there are {count}")
+            if call.name == "close_tab" and count == 1:
+                raise InvalidAction("the only window cannot be closed")
+        if call.name == "wait" and not 1 <= call.arguments["milliseconds"] <= 60_000:
+            raise InvalidAction("milliseconds must be from 1 to 60000")
+        for name in ("x", "to_x", "y", "to_y"):
+            limit = self.viewport["y" in name]
+            if not 0 <= call.arguments.get(name, 0) < limit:
+                raise InvalidAction(f"{name} must be from 0 to {limit - 1}")
+
+    async def _touched(self, call: Call, element: Element) -> Target:
+        key = call.arguments["key"] if call.name == "press" else ""
+        known = f"{call.name} {element.ref} {key}"
         if known not in self._targets:
             tab = self._live()
             with tab.faults(f"{self.name} effect"):
-                self._targets[known] = await tab.describe(call.name, element)
+                self._targets[known] = await tab.describe(call.name, element, key)
         target = self._targets[known]
         if target.url.startswith(("http:", "https:")) and not self.allow.allows_url(target.url):
             raise InvalidAction(f"{element.ref} leads to a host that is not allowed: {target.url}")
         return target
+
+    @property
+    def _guarded(self) -> bool:
+        """True where requests that may change something are stopped between the actions that are to send them."""
+        return self.locked and not self.sandboxed
+
+    def _names(self) -> set[str]:
+        """The hosts that may be reached, without ports."""
+        return {host.rsplit(":", 1)[0] for host in self.allow.hosts}
+
+    def _may_write(self, target: Target, effect: Effect) -> bool:
+        return not self._guarded or effect.needs_commit or target.method not in ("", *SAFE_METHODS)
 
     def _address(self, path: str) -> str:
         try:
@@ -386,28 +442,79 @@ class WebEnvironment(BaseEnvironment):
         return Effect.REVERSIBLE if self.sandboxed and effect.needs_commit else effect
 
     async def _execute(self, tab: Tab, call: Call) -> None:
-        match call.name:
-            case "click":
-                await tab.click(self._element(call))
-            case "fill" | "select":
-                value = call.arguments["text" if call.name == "fill" else "option"]
-                await self._edit(tab, call.name, self._element(call), value)
-            case "goto":
-                await tab.navigate(self._address(call.arguments["path"]))
-            case "back":
+        given = call.arguments
+        element = self._element(call) if given.get("ref") else None
+        match call.name, element:
+            case "click", Element():
+                await tab.click(element)
+            case (("fill" | "select" | "check" | "upload"), Element()):
+                value = next(given[name] for name in ("text", "option", "on", "file") if name in given)
+                await self._edit(tab, call.name, element, value)
+            case "hover", Element():
+                await gestures.hover(tab, element)
+            case "drag", Element():
+                await gestures.drag(tab, element, self._element(call, "to"))
+            case "press", _:
+                await gestures.press(tab, element, given["key"])
+            case "type", _:
+                await gestures.type_text(tab, given["text"])
+            case "scroll", _:
+                await gestures.scroll(tab, element, given["direction"])
+            case "goto", _:
+                await tab.navigate(self._address(given["path"]))
+            case "back", _:
                 self._history.pop()
                 await tab.navigate(self._history[-1])
-            case "part":
-                self._shown = call.arguments["number"]
+            case "part", _:
+                self._shown = given["number"]
+            case "tab", _:
+                tab.show(tab.windows[given["number"] - 1])
+            case "close_tab", _:
+                await tab.close_window(tab.windows[given["number"] - 1])
+            case (("accept" | "dismiss"), _):
+                await tab.watcher.answer(call.name == "accept", given.get("text", ""))
+            case _:
+                await self._point(tab, call)
 
-    async def _edit(self, tab: Tab, name: str, element: Element, value: str) -> None:
-        await (tab.fill if name == "fill" else tab.select)(element, value)
+    async def _point(self, tab: Tab, call: Call) -> None:
+        """Actions that need no element."""
+        given = call.arguments
+        match call.name:
+            case "click_at":
+                await tab.click_at(given["x"], given["y"])
+            case "hover_at":
+                await tab.move_to(given["x"], given["y"])
+            case "drag_at":
+                await gestures.drag_at(tab, given["x"], given["y"], given["to_x"], given["to_y"])
+            case "wait":
+                await self.pass_time(tab, given["milliseconds"])
+            case _:
+                raise InvalidAction(f"{call.name} needs an element")
+
+    async def _edit(self, tab: Tab, name: str, element: Element, value: Any) -> None:
+        match name:
+            case "fill":
+                await tab.fill(element, value)
+            case "select":
+                await tab.select(element, value)
+            case "check":
+                await gestures.check(tab, element, value)
+            case "upload":
+                await gestures.upload(tab, element, gestures.upload_path(self.uploads, value))
         self._edits.append((name, element.ref, value))
+
+    @property
+    def _history(self) -> list[str]:
+        """The addresses that the shown window has had."""
+        return self._tab.window.history if self._tab is not None else []
 
     async def _look(self) -> Observation:
         """Reads the page; a new address or document ends what was remembered about the last one."""
         tab = self._live(ended=True)
+        if tab.watcher.dialog is not None:  # the page cannot answer anything before it was answered
+            return await self._observe()
         view = await tab.look()
+        view = await self.adorn(tab, view)
         if not self._history or self._history[-1] != view.url:
             self._history.append(view.url)
         if tab.watcher.documents != self._document:
@@ -418,11 +525,35 @@ class WebEnvironment(BaseEnvironment):
     async def _observe(self) -> Observation:
         parts = self._view.parts(self.part)
         self._shown = min(self._shown, len(parts))
-        mark = await self.server_mark()
-        fingerprint = self._view.fingerprint(str(self._shown), mark)
+        mark, around = await self.server_mark(), self._around()
+        fingerprint = self._view.fingerprint(str(self._shown), mark, *around, calm=self.calm)
         if self._answer is not None:
             return Observation("answered", digest(fingerprint, self._answer), "environment")
-        return Observation(parts[self._shown - 1], fingerprint, "page")
+        head, _, rest = parts[self._shown - 1].partition("\n")
+        text = "\n".join([head, *around, rest] if rest else [head, *around])
+        return Observation(text, fingerprint, "page", await self._picture())
+
+    def _around(self) -> list[str]:
+        """The state of the browser around the page: other windows, and an open question."""
+        tab = self._live(ended=True)
+        lines = []
+        if len(tab.windows) > 1:
+            shown = (urlsplit(window.page.url).path or "/" for window in tab.windows)
+            marks = (" shown" if window is tab.window else "" for window in tab.windows)
+            lines.append(
+                "windows "
+                + ", ".join(f"{n} {path}{m}" for n, (path, m) in enumerate(zip(shown, marks, strict=True), 1))
+            )
+        if (dialog := tab.watcher.dialog) is not None:
+            lines.append(f"dialog {dialog.type} {json.dumps(dialog.message, ensure_ascii=False)}")
+        return lines
+
+    async def _picture(self) -> tuple[Mapping[str, Any], ...]:
+        tab = self._live(ended=True)
+        if not self.screenshot or tab.watcher.dialog is not None:
+            return ()
+        shot = await tab.cdp.send("Page.captureScreenshot", {"format": "png"})
+        return ({"type": "image", "png": base64.b64decode(shot["data"])},)
 
     async def _finish(self, answer: str) -> StepResult:
         if self.task is None:
@@ -430,3 +561,12 @@ class WebEnvironment(BaseEnvironment):
         reward = await self.score(self.task, answer)
         self._answer = answer
         return StepResult(await self._observe(), reward=reward, terminated=True)
+
+
+class FullWebEnvironment(WebEnvironment):
+    """A session with every action that finds its element by reference; windows and questions are the policy's."""
+
+    tools = ALL_TOOLS
+
+    def __init__(self, start: str, *, popups: bool = True, asks: bool = True, **settings: Any) -> None:
+        super().__init__(start, popups=popups, asks=asks, **settings)

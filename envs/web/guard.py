@@ -4,6 +4,9 @@ The browser context is told to use the proxy for everything, loopback included, 
 workers and WebSockets are covered too; hooks inside the browser miss some of those. A denied request gets
 `204 No Content`, which leaves a page that tried to navigate where it was.
 
+While `Gate.writes` is False, requests that may change something (every method but GET, HEAD and OPTIONS) are stopped
+here, too. Inside of a TLS tunnel the gate sees no methods: there the browser's own request hook stops them.
+
 Covered: TCP that Chromium opens for a page. UDP (WebRTC, QUIC) is switched off by browser flags instead.
 """
 
@@ -25,6 +28,7 @@ _HEAD_LIMIT = 64 * 1024
 _DENIED = b"HTTP/1.1 204 No Content\r\nConnection: close\r\nX-Denied: 1\r\n\r\n"
 _REFUSED = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _UNREACHABLE = b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -72,13 +76,24 @@ class AllowList:
 
 
 class Gate:
-    """A filtering HTTP proxy for one session. `denied` holds the last 1,000 host:port that were asked for in vain."""
+    """A filtering HTTP proxy for one session.
 
-    def __init__(self, allow: AllowList) -> None:
+    denied  the last 1,000 host:port, or 'METHOD host:port/path', that were asked for in vain
+    writes  whether methods that may change something may pass
+    posts   beginnings of paths that may be sent to by any method at any time: sites that ask by POST
+    """
+
+    def __init__(self, allow: AllowList, posts: Iterable[str] = ()) -> None:
         self.allow = allow
+        self.posts = tuple(posts)
+        self.writes = True
         self.denied: deque[str] = deque(maxlen=1000)
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
+
+    def stops(self, method: str, path: str) -> bool:
+        """True for a request that may change something while nothing may be changed."""
+        return not self.writes and method.upper() not in _SAFE and not path.startswith(self.posts or ("\0",))
 
     @property
     def url(self) -> str:
@@ -106,7 +121,7 @@ class Gate:
         self._open.add(task)
         try:
             await self._serve(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             pass  # either side went away: the browser reports what that means for the page
         finally:
             self._open.discard(task)
@@ -124,6 +139,11 @@ class Gate:
             writer.write(_REFUSED if tunnel else _DENIED)
             await writer.drain()
             return
+        if not tunnel and self.stops(method, path):
+            self.denied.append(f"{method} {host}:{port}{path}")
+            writer.write(_DENIED)
+            await writer.drain()
+            return
         try:
             up_reader, up_writer = await asyncio.open_connection(address, port)
         except OSError:
@@ -133,9 +153,10 @@ class Gate:
         try:
             if tunnel:
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            else:
-                up_writer.write(f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + _one_request(headers))
-            await _both(_pipe(reader, up_writer), _pipe(up_reader, writer))
+                await _both(_pipe(reader, up_writer), _pipe(up_reader, writer))
+                return
+            up_writer.write(f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + _one_request(headers))
+            await _both(_body(reader, up_writer, headers), _pipe(up_reader, writer))
         finally:
             up_writer.close()
 
@@ -161,6 +182,33 @@ def _one_request(headers: bytes) -> bytes:
         if line and line.partition(b":")[0].strip().lower() not in (b"connection", b"proxy-connection", b"keep-alive")
     ]
     return b"\r\n".join([*kept, b"Connection: close", b"", b""])
+
+
+async def _body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: bytes) -> None:
+    """Passes on this request's body and nothing after it: what follows would be a request that nobody checked."""
+    fields = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(b":") for line in headers.split(b"\r\n"))
+    }
+    if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
+        await _chunks(reader, writer)
+    else:
+        left = int(fields.get(b"content-length", b"0") or 0)
+        while left and (data := await reader.read(min(left, 64 * 1024))):
+            writer.write(data)
+            await writer.drain()
+            left -= len(data)
+    await reader.read(1)  # the other direction ends this exchange, or the browser goes away
+
+
+async def _chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        size = int(line.split(b";")[0], 16)
+        writer.write(line + await reader.readexactly(size + 2))
+        await writer.drain()
+        if not size:
+            return
 
 
 async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -8,6 +8,7 @@ cannot be undone, and `effect` says so before.
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 from treewright.envs.types import Effect, Restore, Suite, Task, digest
 from treewright.envs.web.browser import close_browser
@@ -38,22 +39,29 @@ class MarketEnvironment(WebEnvironment):
     name = "market"
     restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
 
+    part = 600
+
     def __init__(self, site: Site, *, live: bool = False) -> None:
+        self.live = live
         self.token = secrets.token_hex(16)
         super().__init__(
             site.url,
             rules=(cart_rule, *DEFAULT_RULES),
             headers={TOKEN_HEADER: self.token},
-            part=600,
+            part=self.part,
             quiet=0.0,
+            calm=None,  # every character of these pages is state
             reuse=True,  # the site's policy forbids scripts, so its pages cannot keep anything
         )
         self.site = site
         self.sandboxed = not live
 
+    def build(self, task: Task) -> Any:
+        """The shop that a task begins in."""
+        return World.build(task.seed, task.split)
+
     async def begin(self, task: Task, key: int) -> None:
-        shared = "" if self.sandboxed else task.id
-        self.site.enter(self.token, World.build(task.seed, task.split), shared)
+        self.site.enter(self.token, self.build(task), task.id if self.live else "")
 
     async def server_state(self) -> bytes:
         return self.site.state(self.token).encode()

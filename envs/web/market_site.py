@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,7 +25,7 @@ from starlette.routing import Route
 from treewright.envs.errors import EnvFault
 from treewright.envs.web.market_world import ME, OPEN, Refused, World
 
-__all__ = ["TOKEN_HEADER", "LedgerEntry", "Site"]
+__all__ = ["TOKEN_HEADER", "Change", "LedgerEntry", "Page", "Site", "site_routes"]
 
 TOKEN_HEADER = "x-market-session"
 _PAGE = """<!doctype html><html lang="en"><title>market</title><body><nav><a href="/">home</a> \
@@ -51,7 +51,7 @@ class _Visit:
     """A session at the site: the shop it sees and, in a shared shop, the cart of its own."""
 
     shop: str
-    world: World
+    world: Any
     cart: dict[str, int]
 
 
@@ -59,13 +59,19 @@ class Site:
     """The server and its control side. Methods may be called from any thread.
 
     ledger  every state-changing request that was carried out, in order
+    routes  makes the pages and changes of a site; the market's own by default
+    read    makes a world from its exported JSON
+    A world is any object with a `cart` (pieces by product) and `to_json()`.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, routes: Callable[[Site], list[Route]] | None = None, read: Callable[[str], Any] = World.from_json
+    ) -> None:
+        self._routes, self._read = routes or _routes, read
         self.ledger: list[LedgerEntry] = []
         self._lock = threading.RLock()
         self._visits: dict[str, _Visit] = {}
-        self._shared: dict[str, World] = {}
+        self._shared: dict[str, Any] = {}
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.port = 0
@@ -86,7 +92,7 @@ class Site:
     def _listen(self) -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = listener.getsockname()[1]
-        app: Any = Starlette(routes=_routes(self))
+        app: Any = Starlette(routes=self._routes(self))
         config = uvicorn.Config(
             app, lifespan="off", ws="none", loop="asyncio", http="h11", access_log=False, log_config=None
         )
@@ -112,7 +118,7 @@ class Site:
 
     # The control side.
 
-    def enter(self, token: str, world: World, shared: str = "") -> None:
+    def enter(self, token: str, world: Any, shared: str = "") -> None:
         """Puts a session into a shop: its own, or the shared one of that name (built by the first who enters)."""
         with self._lock:
             if shared:
@@ -129,7 +135,7 @@ class Site:
             self._shared.clear()
 
     @contextmanager
-    def shop(self, token: str) -> Iterator[World]:
+    def shop(self, token: str) -> Iterator[Any]:
         """A session's shop with that session's cart in it, to itself until the block ends. Raises EnvFault."""
         with self._lock:
             if token not in self._visits:
@@ -141,18 +147,18 @@ class Site:
     def state(self, token: str) -> str:
         """The state of a session's shop, exported as JSON."""
         with self.shop(token) as world:
-            return world.to_json()
+            return str(world.to_json())
 
     def load(self, token: str, text: str) -> None:
         """Puts back an exported state: all of it in a shop of one's own, the cart alone in a shared one."""
-        kept = World.from_json(text)
+        kept = self._read(text)
         with self.shop(token):
             visit = self._visits[token]
             visit.cart = kept.cart
             if not visit.shop.startswith("live:"):
                 visit.world = kept
 
-    def change(self, token: str, action: str, detail: str, do: Callable[[World], str]) -> str:
+    def change(self, token: str, action: str, detail: str, do: Callable[[Any], str]) -> str:
         """Carries out a change and enters it in the ledger. Raises Refused, which changes nothing."""
         with self.shop(token) as world:
             result = do(world)
@@ -283,8 +289,8 @@ def _delete(world: World, form: dict[str, str], number: str) -> str:
     return "/forum"
 
 
-Page = Callable[[World, Request], str | None]
-Change = Callable[[World, dict[str, str], str], str]
+Page = Callable[[Any, Request], str | None]
+Change = Callable[[Any, dict[str, str], str], str]
 
 
 def _routes(site: Site) -> list[Route]:
@@ -300,29 +306,45 @@ def _routes(site: Site) -> list[Route]:
         "/forum": ("post", _write),
         "/f/{name}/delete": ("delete", _delete),
     }
-    shown = [Route(path, _show(site, page), methods=["GET"]) for path, page in pages.items()]
-    done = [Route(path, _do(site, name, change), methods=["POST"]) for path, (name, change) in changes.items()]
+    return site_routes(site, _PAGE, pages, changes)
+
+
+def site_routes(
+    site: Site, frame: str, pages: dict[str, Page], changes: dict[str, tuple[str, Change]], refused: str = ""
+) -> list[Route]:
+    """Routes of pages (GET) and named changes (POST), by path; `frame` is the HTML around {cart} and {body}.
+
+    refused  the page that a change which was refused leads to, with the reason as `?why=`: a page with an address
+             can be come back to. Without it the answer to the POST says why.
+    """
+    shown = [Route(path, _show(site, frame, page), methods=["GET"]) for path, page in pages.items()]
+    done = [
+        Route(path, _do(site, frame, refused, name, change), methods=["POST"])
+        for path, (name, change) in changes.items()
+    ]
     return shown + done
 
 
-def _answer(world: World, body: str, status: int = 200) -> Response:
-    text = _PAGE.format(cart=sum(world.cart.values()), body=body)
+def _answer(world: Any, frame: str, body: str, status: int = 200) -> Response:
+    text = frame.format(cart=sum(world.cart.values()), body=body)
     return HTMLResponse(text, status, headers=_HEADERS)
 
 
-def _show(site: Site, page: Page) -> Callable[[Request], Any]:
+def _show(site: Site, frame: str, page: Page) -> Callable[[Request], Any]:
     async def handle(request: Request) -> Response:
         try:
             with site.shop(request.headers.get(TOKEN_HEADER, "")) as world:
                 body = page(world, request)
-                return _answer(world, "<p>no such page</p>", 404) if body is None else _answer(world, body)
+                return (
+                    _answer(world, frame, "<p>no such page</p>", 404) if body is None else _answer(world, frame, body)
+                )
         except EnvFault as fault:
             return HTMLResponse(escape(str(fault)), 403, headers=_HEADERS)
 
     return handle
 
 
-def _do(site: Site, name: str, change: Change) -> Callable[[Request], Any]:
+def _do(site: Site, frame: str, refused: str, name: str, change: Change) -> Callable[[Request], Any]:
     async def handle(request: Request) -> Response:
         token = request.headers.get(TOKEN_HEADER, "")
         form = dict(parse_qsl((await request.body()).decode()))
@@ -333,8 +355,10 @@ def _do(site: Site, name: str, change: Change) -> Callable[[Request], Any]:
         except EnvFault as fault:
             return HTMLResponse(escape(str(fault)), 403, headers=_HEADERS)
         except (Refused, ValueError) as reason:
+            if refused:
+                return RedirectResponse(f"{refused}?why={quote(str(reason))}", 303)
             with site.shop(token) as world:
-                return _answer(world, f"<p>{escape(str(reason))}</p>", 409)
+                return _answer(world, frame, f"<p>{escape(str(reason))}</p>", 409)
         return RedirectResponse(there, 303)
 
     return handle

@@ -8,7 +8,7 @@ Not covered: a page that starts something later on its own, by a timer longer th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,31 +49,75 @@ class Watcher:
     dead       why the page can no longer be used; '' while it can
     documents  how many documents the page has shown
     adopts     whether a new window's address will be shown in the page instead
+    asks       True to leave a page's questions open in `dialog`, for the policy to answer
     """
 
-    def __init__(self, context: BrowserContext, page: Page, cdp: CDPSession, adopts: Callable[[str], bool]) -> None:
+    def __init__(
+        self, context: BrowserContext, page: Page, cdp: CDPSession, adopts: Callable[[str], bool], asks: bool = False
+    ) -> None:
         self.traffic = Traffic()
         self.dead = ""
         self.documents = 0
+        self.dialog: Dialog | None = None
         self._cdp = cdp
         self._adopts = adopts
+        self._asks = asks
+        self._asked = asyncio.Event()
         self._open: set[Request] = set()
         self._loading: set[str] = set()
         self._windows = 0
+        self._pages = 0
         self._changed = asyncio.Event()
         context.on("request", self._request)
         context.on("requestfinished", self._finished)
         context.on("requestfailed", self._finished)
+        context.on("close", lambda _: self._die("the browser was closed"))
+        self.follow(page, cdp)
+
+    def follow(self, page: Page, cdp: CDPSession) -> None:
+        """Watches a page, and waits from now on for what it shows."""
+        self._pages += 1
         page.on("dialog", self._dialog)
         page.on("crash", lambda _: self._die("the page crashed"))
-        page.on("close", lambda _: self._die("the page was closed"))
-        context.on("close", lambda _: self._die("the browser was closed"))
+        page.on("close", self._closed)
         for event in ("Page.frameRequestedNavigation", "Page.frameStartedLoading"):
             cdp.on(event, self._starts)
         for event in ("Page.frameStoppedLoading", "Page.frameClearedScheduledNavigation", "Page.frameDetached"):
             cdp.on(event, self._stops)
         cdp.on("Page.frameNavigated", self._navigated)
         cdp.on("Page.windowOpen", self._window)
+        self.turn_to(cdp)
+
+    def turn_to(self, cdp: CDPSession) -> None:
+        """Another page is the one that is shown: what was known about the last document is over."""
+        if cdp is not self._cdp:
+            self.documents += 1
+        self._cdp = cdp
+
+    async def unless_asked(self, work: Awaitable[Any]) -> Any:
+        """Awaits `work`, or gives it up when the page asks a question first: it cannot end before the answer."""
+        if not self._asks:
+            return await work
+        job = asyncio.ensure_future(work)
+        asked = asyncio.ensure_future(self._asked.wait())
+        try:
+            await asyncio.wait({job, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if job.done():
+                return job.result()
+            job.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return None
+        except asyncio.CancelledError:
+            job.cancel()
+            raise
+        finally:
+            asked.cancel()
+
+    async def answer(self, accept: bool, text: str = "") -> None:
+        """Answers the open question; does nothing if there is none."""
+        dialog, self.dialog = self.dialog, None
+        self._asked.clear()
+        if dialog is not None:
+            await (dialog.accept(text) if accept else dialog.dismiss())
 
     def begin(self) -> None:
         """Forgets what an earlier action has sent or left open."""
@@ -95,6 +139,8 @@ class Watcher:
         try:
             async with asyncio.timeout(deadline):
                 while not self.dead:
+                    if self.dialog is not None:
+                        return True
                     if not self._busy():
                         seen = self.traffic.requests
                         if await self._probe(quiet) and not self._busy() and seen == self.traffic.requests:
@@ -113,7 +159,8 @@ class Watcher:
         """True once the document is quiet; False if it was replaced meanwhile."""
         expression = _PROBE % round(quiet * 1000)
         try:
-            await self._cdp.send("Runtime.evaluate", {"expression": expression, "awaitPromise": True})
+            probe = self._cdp.send("Runtime.evaluate", {"expression": expression, "awaitPromise": True})
+            await self.unless_asked(probe)
         except PlaywrightError:
             if self.dead:
                 raise
@@ -137,9 +184,19 @@ class Watcher:
         self._changed.set()
 
     async def _dialog(self, dialog: Dialog) -> None:
-        """Questions of a page are answered with no: a yes could do anything."""
+        """Questions of a page are answered with no, unless the policy is asked: a yes could do anything."""
         self.traffic.dialogs.append(f"{dialog.type} {dialog.message}")
-        await dialog.dismiss()
+        if self._asks:
+            self.dialog = dialog
+            self._asked.set()
+            self._changed.set()
+        else:
+            await dialog.dismiss()
+
+    def _closed(self, page: Page) -> None:
+        self._pages -= 1
+        if not self._pages:
+            self._die("the page was closed")
 
     def _starts(self, event: Mapping[str, Any]) -> None:
         if event.get("disposition", "currentTab") == "currentTab":

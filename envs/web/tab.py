@@ -1,4 +1,4 @@
-"""One browser context with one page: opened, navigated, clicked and read through Chromium's own protocol.
+"""One browser context with its pages, one of them shown: opened, clicked and read through Chromium's own protocol.
 
 Elements are found by the identifiers of the accessibility tree and clicked by real mouse events at their centre;
 nothing is injected into pages but a probe for changes. On a small page a click with its navigation and a new view
@@ -10,28 +10,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, BrowserContext, CDPSession, Page
+from playwright.async_api import Browser, BrowserContext, CDPSession, Page, Route
 from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.errors import EnvFault, InvalidAction, SessionDied, boundary
 from treewright.envs.web.browser import shared_browser
 from treewright.envs.web.effects import Target
+from treewright.envs.web.frames import Frames
 from treewright.envs.web.guard import AllowList, Gate
 from treewright.envs.web.settle import Traffic, Watcher
 from treewright.envs.web.view import Element, PageView, read_tree
 
-__all__ = ["Tab"]
+__all__ = ["Tab", "Window"]
 
 # The form that a click would submit, and where an element leads. A form's fields may shadow its properties.
-_DESCRIBE = """function () {
+_DESCRIBE = """function (key) {
   const get = (element, name) => Element.prototype.getAttribute.call(element, name) || '';
   const button = this.closest('button, input'), link = this.closest('a[href], area[href]');
-  const form = button && button.form, submits = form && ['submit', 'image'].includes(button.type);
+  const form = button && button.form, activates = !key || ['Enter', 'NumpadEnter', 'Space', ' '].includes(key);
+  const sends = button && ['submit', 'image'].includes(button.type);
+  const submits = form && activates && (sends || (key.includes('Enter') && button.tagName === 'INPUT'));
   if (!submits) return {url: link ? link.href : '', method: ''};
-  const action = get(button, 'formaction') || get(form, 'action');
-  const method = (get(button, 'formmethod') || get(form, 'method') || 'get').toUpperCase();
+  const action = (sends && get(button, 'formaction')) || get(form, 'action');
+  const method = ((sends && get(button, 'formmethod')) || get(form, 'method') || 'get').toUpperCase();
   return {url: new URL(action, document.baseURI).href, method: method === 'DIALOG' ? '' : method};
 }"""
 # The point to click, or what is in the way.
@@ -48,7 +54,8 @@ _LOCATE = """function () {
   }
   const label = hit && hit.closest('label');
   if (!hit) return {problem: 'is outside of the window'};
-  if (!this.contains(hit) && !hit.contains(this) && !(label && label.control === this))
+  const within = node => node && (node === hit || within(node.parentNode || node.host));
+  if (!this.contains(hit) && !within(this) && !(label && label.control === this))
     return {problem: 'is covered by another element'};
   return {x, y};
 }"""
@@ -73,23 +80,80 @@ _SELECT = """function (label) {
 _GROUP = "treewright"
 
 
-class Tab:
-    """A context and its page. Every method raises SessionDied when the browser is gone, EnvFault for other trouble."""
+@dataclass(slots=True, eq=False)
+class Window:
+    """One page of the context, and the addresses it has shown."""
 
-    def __init__(self, context: BrowserContext, page: Page, cdp: CDPSession, gate: Gate) -> None:
+    page: Page
+    cdp: CDPSession
+    history: list[str] = field(default_factory=list)
+
+
+async def _stop_methods(gate: Gate, route: Route) -> None:
+    request = route.request
+    if gate.stops(request.method, urlsplit(request.url).path):
+        gate.denied.append(f"{request.method} {urlsplit(request.url).netloc}{urlsplit(request.url).path}")
+        await route.abort("aborted")
+    else:
+        await route.continue_()
+
+
+class Tab:
+    """A context and its page. Every method raises SessionDied when the browser is gone, EnvFault for other trouble.
+
+    windows  every open page, in order of opening; only the first unless pages may open windows of their own
+    page, cdp  the window that is shown
+    """
+
+    def __init__(
+        self, context: BrowserContext, page: Page, cdp: CDPSession, gate: Gate, popups: bool = False, asks: bool = False
+    ) -> None:
         self.context = context
-        self.page = page
         self.gate = gate
-        self.cdp = cdp
-        self.watcher = Watcher(context, page, cdp, gate.allow.allows_url)
-        self._objects: dict[int, str] = {}
+        self.window = Window(page, cdp)
+        self.windows = [self.window]
+        self.watcher = Watcher(context, page, cdp, gate.allow.allows_url, asks)
+        self.frames = Frames(context)
+        self._popups = popups
+        self._opening = False
+        self.mouse: tuple[float, float] = (0, 0)  # where it was left
+        self.glides = False  # move to where a click goes first, for pages that change under the mouse
+        self._objects: dict[tuple[int, int], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
         context.on("page", self._no_popup)
 
+    @property
+    def page(self) -> Page:
+        return self.window.page
+
+    @property
+    def cdp(self) -> CDPSession:
+        return self.window.cdp
+
     @classmethod
-    async def open(cls, allow: AllowList, headers: Mapping[str, str], viewport: tuple[int, int]) -> Tab:
-        """A new context behind a gate of its own. `headers` go with every request."""
-        gate = Gate(allow)
+    async def open(
+        cls,
+        allow: AllowList,
+        headers: Mapping[str, str],
+        viewport: tuple[int, int],
+        *,
+        popups: bool = False,
+        asks: bool = False,
+        script: str = "",
+        storage: Any = None,
+        posts: Sequence[str] = (),
+        tunnels: bool = False,
+    ) -> Tab:
+        """A new context behind a gate of its own. `headers` go with every request.
+
+        popups   keep the windows that pages open as windows of this tab, instead of showing them in its page
+        asks     leave a page's questions to the policy
+        script   runs in every document before its own scripts
+        posts    see Gate
+        tunnels  stop methods in the browser, too: what goes through a TLS tunnel shows none to the gate
+        storage  cookies, local storage and databases to begin with, as `storage_state` gives them
+        """
+        gate = Gate(allow, posts)
         await gate.start()
         context: BrowserContext | None = None
         try:
@@ -103,10 +167,15 @@ class Tab:
                     viewport={"width": viewport[0], "height": viewport[1]},
                     locale="en-US",
                     timezone_id="UTC",
+                    storage_state=storage,
                 )
+                if tunnels:
+                    await context.route("**/*", partial(_stop_methods, gate))
+                if script:
+                    await context.add_init_script(script)
                 page = await context.new_page()
                 cdp = await context.new_cdp_session(page)
-                tab = cls(context, page, cdp, gate)
+                tab = cls(context, page, cdp, gate, popups, asks)
                 await asyncio.gather(cdp.send("Page.enable"), cdp.send("DOM.enable"))
                 return tab
         except BaseException:
@@ -145,7 +214,8 @@ class Tab:
             self.cdp.send("Runtime.releaseObjectGroup", {"objectGroup": _GROUP}),
         )
         nodes, title = answers[0]["nodes"], answers[1]["result"].get("value", "")
-        return read_tree(nodes, str(title), self.page.url)
+        frames = await self.frames.read(self.page, self.cdp, nodes)
+        return read_tree(nodes, str(title), self.page.url, frames)
 
     async def navigate(self, url: str) -> None:
         try:
@@ -158,26 +228,45 @@ class Tab:
         if problem and problem != "net::ERR_ABORTED":  # a page may well answer 204: it then stays
             raise EnvFault(f"could not load {url}: {problem}")
 
-    async def describe(self, action: str, element: Element) -> Target:
-        """What an action on this element would touch, without touching it."""
-        found = await self._call(element, _DESCRIBE) if action == "click" else {}
+    async def describe(self, action: str, element: Element, key: str = "") -> Target:
+        """What an action on this element would touch, without touching it; `key` is the one that is pressed."""
+        found = await self.call(element, _DESCRIBE, key) if action in ("click", "press") else {}
         url = str(found.get("url") or element.url)
-        return Target(action, element.role, element.name, str(found.get("method", "")), url)
+        return Target(action, element.role, element.name, str(found.get("method", "")), url, key)
 
     async def click(self, element: Element) -> None:
-        point = await self._call(element, _LOCATE)
-        if problem := point.get("problem"):
+        x, y = await self.point(element)
+        await self.click_at(x, y)
+
+    async def click_at(self, x: float, y: float) -> None:
+        """A real click at a point of the window, in CSS pixels."""
+        if self.glides:
+            await self.move_to(x, y)
+        self.mouse = (x, y)
+        mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        pressed = self.cdp.send("Input.dispatchMouseEvent", {"type": "mousePressed", **mouse})
+        released = self.cdp.send("Input.dispatchMouseEvent", {"type": "mouseReleased", **mouse})
+        await self.watcher.unless_asked(asyncio.gather(pressed, released))
+
+    async def move_to(self, x: float, y: float) -> None:
+        """Moves the mouse; what reacts to that has reacted when this returns."""
+        self.mouse = (x, y)
+        event = {"type": "mouseMoved", "x": x, "y": y}
+        await self.watcher.unless_asked(self.cdp.send("Input.dispatchMouseEvent", event))
+
+    async def point(self, element: Element) -> tuple[float, float]:
+        """Scrolls the element into view and gives its centre in the window. Raises InvalidAction if it is covered."""
+        found = await self.call(element, _LOCATE)
+        if problem := found.get("problem"):
             raise InvalidAction(f"{element.ref} {problem}; choose another element")
-        mouse = {"x": point["x"], "y": point["y"], "button": "left", "clickCount": 1}
-        await asyncio.gather(
-            self.cdp.send("Input.dispatchMouseEvent", {"type": "mousePressed", **mouse}),
-            self.cdp.send("Input.dispatchMouseEvent", {"type": "mouseReleased", **mouse}),
-        )
+        if not element.frame:
+            return found["x"], found["y"]
+        return await self.frames.point(element.frame, self._objects[element.frame, element.node])
 
     async def fill(self, element: Element, text: str) -> None:
         """Replaces the element's text as typing would, or assigns it where typing cannot (dates, colours, ranges)."""
-        if await self._call(element, _FOCUS):
-            await self._call(element, _ASSIGN, text)
+        if await self.call(element, _FOCUS):
+            await self.call(element, _ASSIGN, text)
         elif text:
             await self.cdp.send("Input.insertText", {"text": text})
         else:
@@ -186,29 +275,32 @@ class Tab:
                 await self.cdp.send("Input.dispatchKeyEvent", key)
 
     async def select(self, element: Element, option: str) -> None:
-        if not await self._call(element, _SELECT, option):
+        if not await self.call(element, _SELECT, option):
             raise InvalidAction(f"option {option!r} of {element.ref} cannot be chosen")
 
-    async def _call(self, element: Element, function: str, *arguments: str) -> Any:
+    async def call(self, element: Element, function: str, *arguments: str | float) -> Any:
         """Calls a function on the element's DOM node and returns its JSON value."""
-        if element.node not in self._objects:
-            self._objects[element.node] = await self._resolve(element)
-        answer = await self.cdp.send(
-            "Runtime.callFunctionOn",
-            {
-                "objectId": self._objects[element.node],
-                "functionDeclaration": function,
-                "arguments": [{"value": argument} for argument in arguments],
-                "returnByValue": True,
-            },
-        )
+        known = (element.frame, element.node)
+        if known not in self._objects:
+            self._objects[known] = await self._resolve(element)
+        request = {
+            "objectId": self._objects[known],
+            "functionDeclaration": function,
+            "arguments": [{"value": argument} for argument in arguments],
+            "returnByValue": True,
+        }
+        session = self.frames.session(element.frame) or self.cdp
+        answer = await self.watcher.unless_asked(session.send("Runtime.callFunctionOn", request))
+        if answer is None:
+            return None
         if details := answer.get("exceptionDetails"):
             raise EnvFault(f"{element.ref}: the page's own code failed: {details.get('text', '')}")
         return answer["result"].get("value")
 
     async def _resolve(self, element: Element) -> str:
+        session = self.frames.session(element.frame) or self.cdp
         try:
-            node = await self.cdp.send("DOM.resolveNode", {"backendNodeId": element.node, "objectGroup": _GROUP})
+            node = await session.send("DOM.resolveNode", {"backendNodeId": element.node, "objectGroup": _GROUP})
         except PlaywrightError as error:
             if "No node" in error.message or "not find node" in error.message:
                 raise InvalidAction(f"{element.ref} is no longer on the page") from error
@@ -223,9 +315,46 @@ class Tab:
         if cookies:
             await self.context.add_cookies(cookies)
 
+    async def new_window(self, url: str) -> None:
+        """Opens and shows one more window."""
+        with self.faults("open a window"):
+            self._opening = True
+            try:
+                page = await self.context.new_page()
+            finally:
+                self._opening = False
+            await self._keep(page)
+            await self.navigate(url)
+
+    def show(self, window: Window) -> None:
+        """Turns to another window of this tab."""
+        self.window = window
+        self.watcher.turn_to(window.cdp)
+
+    async def close_window(self, window: Window) -> None:
+        """Closes a window; the last one that is left is shown."""
+        with self.faults("close a window"):
+            await window.page.close()
+        self._gone(window.page)
+
+    def _gone(self, page: Page) -> None:
+        self.windows = [w for w in self.windows if w.page is not page] or self.windows
+        if self.window not in self.windows:
+            self.show(self.windows[-1])
+
+    async def _keep(self, page: Page) -> None:
+        cdp = await self.context.new_cdp_session(page)
+        await asyncio.gather(cdp.send("Page.enable"), cdp.send("DOM.enable"))
+        window = Window(page, cdp)
+        self.windows.append(window)
+        self.watcher.follow(page, cdp)
+        page.on("close", self._gone)
+        self.show(window)
+
     def _no_popup(self, page: Page) -> None:
-        """One page per session: what wants a window of its own is shown in this one, if its host is allowed."""
-        if page is self.page:
+        """What wants a window of its own gets one where that is wanted, else it is shown in this page; either way
+        only if its host is allowed."""
+        if self._opening or any(page is window.page for window in self.windows):
             return
         task = asyncio.get_running_loop().create_task(self._adopt(page))
         self._closing.add(task)
@@ -235,6 +364,9 @@ class Tab:
         url = page.url
         try:
             with suppress(PlaywrightError, EnvFault):
+                if self._popups and self.gate.allow.allows_url(url):
+                    await self._keep(page)
+                    return
                 await page.close()
                 self.watcher.window_closed()
                 if self.gate.allow.allows_url(url):

@@ -265,7 +265,7 @@ async def test_nothing_leaves_for_a_host_that_is_not_listed(env, server, canary)
 
 async def test_the_same_page_reaches_the_host_once_it_is_listed(server, canary):
     hosts = [urlsplit(server.url).netloc, urlsplit(canary.url).netloc]
-    open_env = WebEnvironment(f"{server.url}/", hosts=hosts, quiet=0.2)
+    open_env = WebEnvironment(f"{server.url}/", hosts=hosts, quiet=0.2, locked=False)
     try:
         await at(open_env, "/leaks")
         asked = {entry.split("/")[-1] for entry in canary.asked}

@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-triton lint clean
+.PHONY: setup demo demo-control bench-learning test test-triton lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -24,6 +24,10 @@ demo: setup
 
 demo-control: setup
 	$(BIN)/treewright bench control --json runs/control.json
+
+# About half an hour of one idle core; finished runs are kept, so it goes on where it was stopped.
+bench-learning: setup $(VENV)/.tested
+	$(BIN)/treewright bench learning --json runs/learning.json --plot runs/learning.svg
 
 test: setup $(VENV)/.tested
 	$(BIN)/python -m pytest --durations=10

@@ -19,6 +19,7 @@ HOMES = {
     "control": "treewright.agent.control",
     "credit": "treewright.training.bench_credit",
     "kernels": "treewright.kernels.bench",
+    "learning": "treewright.training.bench_learning",
 }
 
 

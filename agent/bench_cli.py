@@ -20,7 +20,9 @@ HOMES = {
     "credit": "treewright.training.bench_credit",
     "kernels": "treewright.kernels.bench",
     "learning": "treewright.training.bench_learning",
+    "learning-suites": "treewright.agent.bench_suites",
 }
+BY_SUITE = ("control", "learning-suites")
 
 
 def bench(
@@ -28,6 +30,7 @@ def bench(
     quick: Annotated[bool, typer.Option(help="End within a minute on two cores; says that it is quick.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures with hardware, versions and commit.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot, where matplotlib is installed.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="control, learning-suites: these suites instead.")] = None,
 ) -> None:
     """Measure: a table, and JSON with hardware, versions and commit. Nothing is timed on a red correctness gate.
 
@@ -43,6 +46,9 @@ def bench(
         near = difflib.get_close_matches(name, [*HOMES, "store"], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join([*HOMES, 'store'])}"
         raise TreewrightError(f"no benchmark named {name!r}; {hint}")
-    result = import_module(HOMES[name]).main(quick, None, str(plot) if plot else None)
+    if suite and name not in BY_SUITE:
+        raise TreewrightError(f"bench {name} has no suites to choose; --suite goes with {', '.join(BY_SUITE)}")
+    more = {"suites": suite} if suite else {}
+    result = import_module(HOMES[name]).main(quick, None, str(plot) if plot else None, **more)
     if json is not None:
         write_result(json, result)

@@ -22,14 +22,29 @@ from rich.table import Table
 from treewright.training.learning.sweep import Cell, Record, ratio_interval, run_cells, tuned
 from treewright.training.learning.train import Setting, Sizes
 
-__all__ = ["FULL", "QUICK", "Experiment", "figures", "main", "main_cells", "tuning_cells"]
+__all__ = [
+    "FULL",
+    "QUICK",
+    "Experiment",
+    "figures",
+    "main",
+    "main_cells",
+    "markdown",
+    "rate_cells",
+    "rate_figures",
+    "tuning_cells",
+]
 
 BASE = "chains"
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What is run. `extra` are arms of single settings, reported but not part of the hypotheses."""
+    """What is run.
+
+    extra       arms of single settings, reported but not part of the hypotheses
+    every_rate  settings in which chains are run at every learning rate on the main seeds too: was the rate tuned well?
+    """
 
     settings: Mapping[str, tuple[Setting, Sizes]]
     arms: tuple[str, ...]
@@ -37,6 +52,7 @@ class Experiment:
     seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
     rates: tuple[float, ...]
+    every_rate: tuple[str, ...] = ()
 
     def pairs(self) -> list[tuple[str, str]]:
         """(setting, arm) of all that is run."""
@@ -54,6 +70,7 @@ FULL = Experiment(
     seeds=(1, 2, 3, 4, 5),
     tuning_seeds=(101,),
     rates=(5e-4, 1e-3, 2e-3),
+    every_rate=("hard", "noisy"),
 )
 QUICK = Experiment(
     settings={"easy": (Setting(knows=0.75), Sizes(tokens=4_000, checks=4, tasks=128, warm=80))},
@@ -91,10 +108,38 @@ def main_cells(plan: Experiment, rates: Mapping[tuple[str, str], float]) -> list
     ]
 
 
+def rate_cells(plan: Experiment) -> list[Cell]:
+    """Chains at every learning rate on the main seeds, in the settings of `every_rate`."""
+    return [
+        Cell(name, BASE, lr, seed, *plan.settings[name])
+        for name in plan.every_rate
+        for seed in plan.seeds
+        for lr in plan.rates
+    ]
+
+
+def rate_figures(plan: Experiment, records: Sequence[Record], at_rates: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Areas of chains by rate, and the other arms over chains at the rate that was best on these very seeds.
+
+    auc_ratio_best_rate_ARM_SETTING: it favours chains, whose rate is chosen by the outcome.
+    """
+    out: dict[str, float] = {}
+    for name in plan.every_rate:
+        areas = {lr: [r.area for r in at_rates if (r.cell.name, r.cell.lr) == (name, lr)] for lr in plan.rates}
+        out |= {f"auc_chains_{name}_lr_{lr:g}": float(np.mean(runs)) for lr, runs in areas.items()}
+        best = max(areas.values(), key=lambda runs: float(np.mean(runs)))
+        for s, arm in plan.pairs():
+            if s == name and arm != BASE and min(best) > 0:
+                mine = [r.area for r in records if (r.cell.name, r.cell.arm) == (name, arm)]
+                for end, value in zip(("", "_low", "_high"), ratio_interval(mine, best), strict=True):
+                    out[f"auc_ratio_best_rate_{arm}_{name}{end}"] = value
+    return {key: {"value": value, "unit": "1"} for key, value in out.items()}
+
+
 def figures(plan: Experiment, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """Areas, final success, and the ratio of areas to those of chains with its interval.
 
-    auc_ratio_SETTING (and _low, _high) is that of `split`; of another arm auc_ratio_ARM_SETTING.
+    auc_ratio_SETTING (and _low, _high) is that of `split`; of another arm auc_ratio_ARM_SETTING. No ratio to nothing.
     """
     out: dict[str, dict[str, Any]] = {}
     by_pair = {pair: [r for r in records if (r.cell.name, r.cell.arm) == pair] for pair in plan.pairs()}
@@ -109,12 +154,34 @@ def figures(plan: Experiment, records: Sequence[Record]) -> dict[str, dict[str, 
             "lr": runs[0].cell.lr,
         }
         out |= {f"{key}_{arm}_{name}": {"value": value, "unit": "1"} for key, value in values.items()}
-        if arm != BASE:
+        base = [r.area for r in by_pair[name, BASE]]
+        if arm != BASE and min(base) > 0:
             stem = f"auc_ratio_{name}" if arm == "split" else f"auc_ratio_{arm}_{name}"
-            ratios = ratio_interval([r.area for r in runs], [r.area for r in by_pair[name, BASE]])
+            ratios = ratio_interval([r.area for r in runs], base)
             for end_, value in zip(("", "_low", "_high"), ratios, strict=True):
                 out[stem + end_] = {"value": value, "unit": "1"}
     return out
+
+
+def markdown(plan: Experiment, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of docs/learning.md out of a run's figures."""
+    lines = [
+        "| setting | arm | learning rate | start | area | final | area / chains (95 %) |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for name, arm in plan.pairs():
+        row = [f"{found[f'{key}_{arm}_{name}']['value']:.3f}" for key in ("warm_start", "auc", "final")]
+        cells = [name, f"`{arm}`", f"{found[f'lr_{arm}_{name}']['value']:g}", *row, _ratio(found, name, arm)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ratio(found: Mapping[str, Mapping[str, Any]], name: str, arm: str) -> str:
+    stem = f"auc_ratio_{name}" if arm == "split" else f"auc_ratio_{arm}_{name}"
+    if stem not in found:
+        return "1" if arm == BASE else "–"
+    ratio, low, high = (found[stem + end]["value"] for end in ("", "_low", "_high"))
+    return f"{ratio:.2f} ({low:.2f} … {high:.2f})"
 
 
 def main(
@@ -138,15 +205,17 @@ def main(
         tuning = _run(tuning_cells(plan), path, console, "learning rates")
         rates = tuned(tuning)
         records = _run(main_cells(plan, rates), path, console, "runs")
+        at_rates = _run(rate_cells(plan), path, console, "chains at every rate") if plan.every_rate else []
     finally:
         torch.set_num_threads(before)
-    found = figures(plan, records)
+    found = figures(plan, records) | rate_figures(plan, records, at_rates)
     _print(console, plan, found, quick)
     result = {
         "figures": found,
         "quick": quick,
-        "seconds": round(sum(r.seconds for r in [*tuning, *records]), 1),
+        "seconds": round(sum(r.seconds for r in [*tuning, *records, *at_rates]), 1),
         "tuning": [_row(r) for r in tuning],
+        "every_rate": [_row(r) for r in at_rates],
         "runs": [_row(r) | {"tokens": r.curve.tokens, "success": r.curve.success} for r in records],
     }
     if json_path:
@@ -171,13 +240,10 @@ def _row(record: Record) -> dict[str, Any]:
 
 def _print(console: Console, plan: Experiment, found: Mapping[str, Mapping[str, Any]], quick: bool) -> None:
     title = "success against sampled policy tokens" + (" (quick: measures nothing)" if quick else "")
-    table = Table("setting", "arm", "lr", "warm start", "area", "final", "area / chains", "95 %", title=title)
+    table = Table("setting", "arm", "lr", "warm start", "area", "final", "area / chains (95 %)", title=title)
     for name, arm in plan.pairs():
         row = [f"{found[f'{key}_{arm}_{name}']['value']:.3f}" for key in ("warm_start", "auc", "final")]
-        stem = f"auc_ratio_{name}" if arm == "split" else f"auc_ratio_{arm}_{name}"
-        ratio = [f"{found[stem + e]['value']:.2f}" for e in ("", "_low", "_high")] if stem in found else ["1", "", ""]
-        interval = " … ".join(ratio[1:]) if ratio[1] else ""
-        table.add_row(name, arm, f"{found[f'lr_{arm}_{name}']['value']:g}", *row, ratio[0], interval)
+        table.add_row(name, arm, f"{found[f'lr_{arm}_{name}']['value']:g}", *row, _ratio(found, name, arm))
     console.print(table)
 
 

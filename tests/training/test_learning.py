@@ -215,6 +215,14 @@ def test_best_first_opens_the_heaviest_liked_node_of_each_tree(start):
         assert score[node] == max(score[rivals])
 
 
+def test_best_first_stops_where_nothing_is_open(start):
+    world, policy = start
+    rng = np.random.default_rng(2)
+    plan = Plan(np.full((2, 2, 5), 1), merge=False, expansions=12)
+    grown = grow(policy, world, draw_tasks(world, 2, rng), plan, rng)
+    assert grown.arrays.exact.all() and len(grown.arrays) <= 2 + 2 * 5
+
+
 def test_the_judge_is_right_four_times_in_five(start):
     world, policy = start
     rng = np.random.default_rng(0)

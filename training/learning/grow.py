@@ -203,8 +203,8 @@ def grow(
     """One tree for each task, every branch rolled out to its end; each leaf's reward is flipped with chance `flips`."""
     g = Grower(policy, world, tasks, plan, rng)
     for _ in range(plan.expansions):
-        nodes = g.best()
-        g.draw(nodes, g.widths(nodes))
+        if len(nodes := g.best()):
+            g.draw(nodes, g.widths(nodes))
     while g.open.any():
         nodes = np.flatnonzero(g.open)
         g.draw(nodes, np.ones(len(nodes), dtype=int) if plan.expansions else g.widths(nodes))

@@ -26,12 +26,12 @@ __all__ = [
     "FULL",
     "QUICK",
     "Experiment",
+    "check_cells",
+    "check_figures",
     "figures",
     "main",
     "main_cells",
     "markdown",
-    "rate_cells",
-    "rate_figures",
     "tuning_cells",
 ]
 
@@ -44,15 +44,18 @@ class Experiment:
 
     extra       arms of single settings, reported but not part of the hypotheses
     every_rate  settings in which chains are run at every learning rate on the main seeds too: was the rate tuned well?
+    same_rate   settings in which every arm is run at the rate `common` on the main seeds too
     """
 
     settings: Mapping[str, tuple[Setting, Sizes]]
     arms: tuple[str, ...]
     extra: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
-    tuning_seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]  # none: every arm has the first of the rates
     rates: tuple[float, ...]
     every_rate: tuple[str, ...] = ()
+    same_rate: tuple[str, ...] = ()
+    common: float = 1e-3
 
     def pairs(self) -> list[tuple[str, str]]:
         """(setting, arm) of all that is run."""
@@ -71,7 +74,17 @@ FULL = Experiment(
     tuning_seeds=(101,),
     rates=(5e-4, 1e-3, 2e-3),
     every_rate=("hard", "noisy"),
+    same_rate=("hard", "noisy"),
 )
+SECOND = Experiment(
+    settings={name: FULL.settings[name] for name in ("hard", "noisy")},
+    arms=FULL.arms,
+    extra={},
+    seeds=(6, 7, 8, 9, 10),
+    tuning_seeds=(),
+    rates=(1e-3,),
+)
+"""Fresh seeds, one learning rate for all arms; planned after the first results and before its own runs."""
 QUICK = Experiment(
     settings={"easy": (Setting(knows=0.75), Sizes(tokens=4_000, checks=4, tasks=128, warm=80))},
     arms=("chains", "late", "split", "split_rows", "adaptive"),
@@ -108,31 +121,43 @@ def main_cells(plan: Experiment, rates: Mapping[tuple[str, str], float]) -> list
     ]
 
 
-def rate_cells(plan: Experiment) -> list[Cell]:
-    """Chains at every learning rate on the main seeds, in the settings of `every_rate`."""
-    return [
-        Cell(name, BASE, lr, seed, *plan.settings[name])
-        for name in plan.every_rate
+def check_cells(plan: Experiment) -> list[Cell]:
+    """The check of the tuning, on the main seeds: see Experiment.every_rate and same_rate."""
+    cells = [
+        Cell(name, arm, lr, seed, *plan.settings[name])
         for seed in plan.seeds
+        for name, arm in plan.pairs()
         for lr in plan.rates
+        if (name in plan.same_rate and lr == plan.common) or (name in plan.every_rate and arm == BASE)
     ]
+    return cells
 
 
-def rate_figures(plan: Experiment, records: Sequence[Record], at_rates: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Areas of chains by rate, and the other arms over chains at the rate that was best on these very seeds.
+def check_figures(plan: Experiment, records: Sequence[Record], checks: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Areas at given rates and two stricter comparisons with chains than the planned one.
 
-    auc_ratio_best_rate_ARM_SETTING: it favours chains, whose rate is chosen by the outcome.
+    auc_ARM_SETTING_lr_RATE
+    auc_ratio_same_rate_ARM_SETTING  both at the common rate
+    auc_ratio_best_rate_ARM_SETTING  the arm as tuned, chains at the rate best on these very seeds: favours chains
     """
-    out: dict[str, float] = {}
-    for name in plan.every_rate:
-        areas = {lr: [r.area for r in at_rates if (r.cell.name, r.cell.lr) == (name, lr)] for lr in plan.rates}
-        out |= {f"auc_chains_{name}_lr_{lr:g}": float(np.mean(runs)) for lr, runs in areas.items()}
-        best = max(areas.values(), key=lambda runs: float(np.mean(runs)))
-        for s, arm in plan.pairs():
-            if s == name and arm != BASE and min(best) > 0:
-                mine = [r.area for r in records if (r.cell.name, r.cell.arm) == (name, arm)]
-                for end, value in zip(("", "_low", "_high"), ratio_interval(mine, best), strict=True):
-                    out[f"auc_ratio_best_rate_{arm}_{name}{end}"] = value
+
+    def area(name: str, arm: str, lr: float) -> list[float]:
+        return [r.area for r in checks if (r.cell.name, r.cell.arm, r.cell.lr) == (name, arm, lr)]
+
+    out = {
+        f"auc_{c.arm}_{c.name}_lr_{c.lr:g}": float(np.mean(area(c.name, c.arm, c.lr))) for c in (r.cell for r in checks)
+    }
+    for name, arm in plan.pairs():
+        pairs = {}
+        if name in plan.same_rate:
+            pairs["same_rate"] = area(name, arm, plan.common), area(name, BASE, plan.common)
+        if name in plan.every_rate:
+            best = max((area(name, BASE, lr) for lr in plan.rates), key=lambda runs: float(np.mean(runs)))
+            pairs["best_rate"] = [r.area for r in records if (r.cell.name, r.cell.arm) == (name, arm)], best
+        for word, (mine, base) in pairs.items():
+            if arm != BASE and min(base) > 0:
+                ends = zip(("", "_low", "_high"), ratio_interval(mine, base), strict=True)
+                out |= {f"auc_ratio_{word}_{arm}_{name}{end}": value for end, value in ends}
     return {key: {"value": value, "unit": "1"} for key, value in out.items()}
 
 
@@ -203,19 +228,19 @@ def main(
     torch.set_num_threads(1)  # the runs are sums of small products; more threads only wait for each other
     try:
         tuning = _run(tuning_cells(plan), path, console, "learning rates")
-        rates = tuned(tuning)
+        rates = tuned(tuning) if plan.tuning_seeds else dict.fromkeys(plan.pairs(), plan.rates[0])
         records = _run(main_cells(plan, rates), path, console, "runs")
-        at_rates = _run(rate_cells(plan), path, console, "chains at every rate") if plan.every_rate else []
+        checks = _run(check_cells(plan), path, console, "check of the rates")
     finally:
         torch.set_num_threads(before)
-    found = figures(plan, records) | rate_figures(plan, records, at_rates)
+    found = figures(plan, records) | check_figures(plan, records, checks)
     _print(console, plan, found, quick)
     result = {
         "figures": found,
         "quick": quick,
-        "seconds": round(sum(r.seconds for r in [*tuning, *records, *at_rates]), 1),
+        "seconds": round(sum(r.seconds for r in [*tuning, *records, *checks]), 1),
         "tuning": [_row(r) for r in tuning],
-        "every_rate": [_row(r) for r in at_rates],
+        "checks": [_row(r) for r in checks],
         "runs": [_row(r) | {"tokens": r.curve.tokens, "success": r.curve.success} for r in records],
     }
     if json_path:

@@ -319,6 +319,7 @@ def test_a_small_experiment_gives_figures_by_setting_and_arm_and_goes_on_from_it
         tuning_seeds=(3,),
         rates=(1e-3, 2e-3),
         every_rate=("easy",),
+        same_rate=("easy",),
     )
     runs = tmp_path / "runs.jsonl"
     first = bench_learning.main(plan=plan, runs=runs, json_path=tmp_path / "out.json")
@@ -348,7 +349,7 @@ def test_chains_at_their_best_rate_are_the_stricter_comparison():
         return sweep.Record(sweep.Cell("hard", arm, lr, seed, SETTING, sizes), curve, 0.0)
 
     tuned_runs = [record(arm, 1e-3, s, a) for arm, a in (("chains", 0.1), ("split", 0.3)) for s in (1, 2)]
-    chains = [record("chains", lr, s, a) for lr, a in ((1e-3, 0.1), (2e-3, 0.2)) for s in (1, 2)]
-    found = bench_learning.figures(plan, tuned_runs) | bench_learning.rate_figures(plan, tuned_runs, chains)
+    checks = [record("chains", lr, s, a) for lr, a in ((1e-3, 0.1), (2e-3, 0.2)) for s in (1, 2)]
+    found = bench_learning.figures(plan, tuned_runs) | bench_learning.check_figures(plan, tuned_runs, checks)
     assert [found[f"auc_ratio_hard{e}"]["value"] for e in ("", "_low", "_high")] == pytest.approx([3.0] * 3)
     assert found["auc_ratio_best_rate_split_hard"]["value"] == pytest.approx(1.5)

@@ -25,6 +25,7 @@ from treewright.training.learning.train import Setting, Sizes
 __all__ = [
     "FULL",
     "QUICK",
+    "SECOND",
     "Experiment",
     "check_cells",
     "check_figures",
@@ -45,6 +46,7 @@ class Experiment:
     extra       arms of single settings, reported but not part of the hypotheses
     every_rate  settings in which chains are run at every learning rate on the main seeds too: was the rate tuned well?
     same_rate   settings in which every arm is run at the rate `common` on the main seeds too
+    then        a second round; its figures begin with second_
     """
 
     settings: Mapping[str, tuple[Setting, Sizes]]
@@ -56,35 +58,39 @@ class Experiment:
     every_rate: tuple[str, ...] = ()
     same_rate: tuple[str, ...] = ()
     common: float = 1e-3
+    then: Experiment | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
         """(setting, arm) of all that is run."""
         return [(s, a) for s in self.settings for a in (*self.arms, *self.extra.get(s, ()))]
 
 
-FULL = Experiment(
-    settings={
-        "hard": (Setting(knows=0.2), Sizes(tokens=80_000)),
-        "noisy": (Setting(knows=0.5, flips=0.15), Sizes(tokens=60_000)),
-        "easy": (Setting(knows=0.75), Sizes(tokens=30_000)),
-    },
-    arms=("chains", "late", "split", "split_rows", "adaptive"),
-    extra={"hard": ("best_first",)},
-    seeds=(1, 2, 3, 4, 5),
-    tuning_seeds=(101,),
-    rates=(5e-4, 1e-3, 2e-3),
-    every_rate=("hard", "noisy"),
-    same_rate=("hard", "noisy"),
-)
+SETTINGS = {
+    "hard": (Setting(knows=0.2), Sizes(tokens=80_000)),
+    "noisy": (Setting(knows=0.5, flips=0.15), Sizes(tokens=60_000)),
+    "easy": (Setting(knows=0.75), Sizes(tokens=30_000)),
+}
+FIVE = ("chains", "late", "split", "split_rows", "adaptive")
 SECOND = Experiment(
-    settings={name: FULL.settings[name] for name in ("hard", "noisy")},
-    arms=FULL.arms,
+    settings={name: SETTINGS[name] for name in ("hard", "noisy")},
+    arms=FIVE,
     extra={},
     seeds=(6, 7, 8, 9, 10),
     tuning_seeds=(),
     rates=(1e-3,),
 )
 """Fresh seeds, one learning rate for all arms; planned after the first results and before its own runs."""
+FULL = Experiment(
+    settings=SETTINGS,
+    arms=FIVE,
+    extra={"hard": ("best_first",)},
+    seeds=(1, 2, 3, 4, 5),
+    tuning_seeds=(101,),
+    rates=(5e-4, 1e-3, 2e-3),
+    every_rate=("hard", "noisy"),
+    same_rate=("hard", "noisy"),
+    then=SECOND,
+)
 QUICK = Experiment(
     settings={"easy": (Setting(knows=0.75), Sizes(tokens=4_000, checks=4, tasks=128, warm=80))},
     arms=("chains", "late", "split", "split_rows", "adaptive"),
@@ -228,19 +234,25 @@ def main(
     torch.set_num_threads(1)  # the runs are sums of small products; more threads only wait for each other
     try:
         tuning = _run(tuning_cells(plan), path, console, "learning rates")
-        rates = tuned(tuning) if plan.tuning_seeds else dict.fromkeys(plan.pairs(), plan.rates[0])
+        rates = tuned(tuning) if plan.tuning_seeds else _one_rate(plan)
         records = _run(main_cells(plan, rates), path, console, "runs")
         checks = _run(check_cells(plan), path, console, "check of the rates")
+        later = _run(main_cells(plan.then, _one_rate(plan.then)), path, console, "second round") if plan.then else []
     finally:
         torch.set_num_threads(before)
     found = figures(plan, records) | check_figures(plan, records, checks)
     _print(console, plan, found, quick)
+    if plan.then:
+        second = figures(plan.then, later)
+        _print(console, plan.then, second, quick)
+        found |= {f"second_{key}": value for key, value in second.items()}
     result = {
         "figures": found,
         "quick": quick,
-        "seconds": round(sum(r.seconds for r in [*tuning, *records, *checks]), 1),
+        "seconds": round(sum(r.seconds for r in [*tuning, *records, *checks, *later]), 1),
         "tuning": [_row(r) for r in tuning],
         "checks": [_row(r) for r in checks],
+        "second": [_row(r) | {"tokens": r.curve.tokens, "success": r.curve.success} for r in later],
         "runs": [_row(r) | {"tokens": r.curve.tokens, "success": r.curve.success} for r in records],
     }
     if json_path:
@@ -248,6 +260,10 @@ def main(
     if plot_path:
         _plot(plan, records, Path(plot_path), console)
     return result
+
+
+def _one_rate(plan: Experiment) -> dict[tuple[str, str], float]:
+    return dict.fromkeys(plan.pairs(), plan.rates[0])
 
 
 def _run(cells: Sequence[Cell], path: Path | None, console: Console, what: str) -> list[Record]:

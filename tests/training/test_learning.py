@@ -324,14 +324,7 @@ def test_a_small_experiment_gives_figures_by_setting_and_arm_and_goes_on_from_it
     runs = tmp_path / "runs.jsonl"
     first = bench_learning.main(plan=plan, runs=runs, json_path=tmp_path / "out.json")
     names = set(first["figures"])
-    assert {
-        "auc_chains_easy",
-        "final_split_easy",
-        "auc_ratio_easy",
-        "auc_ratio_easy_low",
-        "auc_ratio_easy_high",
-    } <= names
-    assert {"auc_chains_easy_lr_0.001", "auc_ratio_best_rate_split_easy"} <= names
+    assert {"auc_chains_easy", "final_split_easy", "lr_split_easy", "auc_split_easy_lr_0.001"} <= names
     assert {r["seed"] for r in first["runs"]} == {1, 2} and {r["seed"] for r in first["tuning"]} == {3}
     monkeypatch.setattr(sweep, "learn", None)
     assert json.dumps(bench_learning.main(plan=plan, runs=runs)) == json.dumps(first)

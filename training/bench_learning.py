@@ -46,7 +46,8 @@ class Experiment:
     extra       arms of single settings, reported but not part of the hypotheses
     every_rate  settings in which chains are run at every learning rate on the main seeds too: was the rate tuned well?
     same_rate   settings in which every arm is run at the rate `common` on the main seeds too
-    then        a second round; its figures begin with second_
+    then        a second round at the common rate; its figures begin with second_, those of both rounds' runs at that
+                rate with both_
     """
 
     settings: Mapping[str, tuple[Setting, Sizes]]
@@ -246,6 +247,8 @@ def main(
         second = figures(plan.then, later)
         _print(console, plan.then, second, quick)
         found |= {f"second_{key}": value for key, value in second.items()}
+        alike = [r for r in checks if r.cell.lr == plan.common and (r.cell.name, r.cell.arm) in plan.then.pairs()]
+        found |= {f"both_{key}": value for key, value in figures(plan.then, [*alike, *later]).items()}
     result = {
         "figures": found,
         "quick": quick,

@@ -270,6 +270,8 @@ def _one_rate(plan: Experiment) -> dict[tuple[str, str], float]:
 
 
 def _run(cells: Sequence[Cell], path: Path | None, console: Console, what: str) -> list[Record]:
+    if not cells:
+        return []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=len(cells))

@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup demo demo-control test test-vllm test-verifiers test-triton test-ray lint clean \
-	bench-store payload-sweep kill-sweep bypass-sweep soak-web
+	bench-learning bench-store payload-sweep kill-sweep bypass-sweep soak-web
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -25,6 +25,10 @@ demo: setup
 
 demo-control: setup
 	$(BIN)/treewright bench control --json runs/control.json
+
+# About half an hour of one idle core; finished runs are kept, so it goes on where it was stopped.
+bench-learning: setup $(VENV)/.tested
+	$(BIN)/treewright bench learning --json runs/learning.json --plot runs/learning.svg
 
 test: setup $(VENV)/.tested $(VENV)-servers/.ready
 	$(BIN)/python -m pytest --durations=10

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,8 @@ HOMES = {
     "control": "treewright.agent.control",
     "credit": "treewright.training.bench_credit",
     "kernels": "treewright.kernels.bench",
+    "learning": "treewright.training.bench_learning",
+    "learning-suites": "treewright.agent.bench_suites",
     "policy": "treewright.agent.bench_policy",
     "recipes": "treewright.agent.bench_recipes",
     "search": "treewright.agent.bench_search",
@@ -36,6 +38,7 @@ def bench(
     peer_python: Annotated[
         Path | None, typer.Option(help="An interpreter that has the peer to compare with, where a benchmark has one.")
     ] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="control, learning-suites: these suites instead.")] = None,
 ) -> None:
     """Measure: a table, and JSON with hardware, versions and commit. Nothing is timed on a red correctness gate.
 
@@ -49,9 +52,13 @@ def bench(
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(HOMES)}"
         raise TreewrightError(f"no benchmark named {name!r}; {hint}")
     main = import_module(HOMES[name]).main
-    peer = {"peer_python": peer_python} if "peer_python" in inspect.signature(main).parameters else {}
-    if peer_python is not None and not peer:
-        raise TreewrightError(f"benchmark {name!r} compares with no peer of another interpreter; drop --peer-python")
-    result = main(quick, None, str(plot) if plot else None, **peer)
+    more: dict[str, Any] = {}
+    for key, option, value in (("peer_python", "--peer-python", peer_python), ("suites", "--suite", suite)):
+        if not value:
+            continue
+        if key not in inspect.signature(main).parameters:
+            raise TreewrightError(f"bench {name} has no use for {option}; leave it out")
+        more[key] = value
+    result = main(quick, None, str(plot) if plot else None, **more)
     if json is not None:
         write_result(json, result)

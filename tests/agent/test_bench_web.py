@@ -19,7 +19,7 @@ needs_browser = pytest.mark.skipif(
 
 
 def test_a_benchmark_without_a_peer_refuses_one():
-    with pytest.raises(TreewrightError, match="'kernels' compares with no peer"):
+    with pytest.raises(TreewrightError, match="bench kernels has no use for --peer-python"):
         bench("kernels", quick=True, peer_python=Path("/nowhere"))
 
 

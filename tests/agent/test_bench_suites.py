@@ -26,5 +26,5 @@ def test_both_arms_spend_the_tokens_and_a_second_call_runs_nothing(tmp_path, mon
 def test_a_benchmark_without_suites_says_so(tmp_path):
     from treewright.agent.bench_cli import bench
 
-    with pytest.raises(TreewrightError, match="bench kernels has no use for --suite"):
+    with pytest.raises(TreewrightError, match="bench credit has no use for --suite"):
         bench("credit", suite=["kg"])

@@ -346,7 +346,7 @@ async def test_mcp_server_git_is_explored_in_copies_of_a_repository(tmp_path):
             expected = sorted(["main", *(a["branch_name"] for a in above)])
             assert sorted(tree.observation[i].text.replace("*", " ").split()) == expected
             looks += 1
-    assert looks > 2
+    assert looks > 1
     with pytest.raises(FileNotFoundError):
         (start / ".git" / "refs" / "heads" / "b").read_text()
 

@@ -194,6 +194,7 @@ async def test_methods_are_stopped_in_the_browser_too_where_a_tunnel_would_hide_
     try:
         tab.gate.writes = False
         await tab.navigate(f"http://127.0.0.1:{port}/page")
+        await tab.page.wait_for_load_state("networkidle")
         sent = "fetch('/x', {method: 'DELETE'}).then(r => String(r.status), () => 'stopped')"
         assert await tab.page.evaluate(sent) == answer
         assert f"DELETE 127.0.0.1:{port}/x" in tab.gate.denied

@@ -75,12 +75,12 @@ def _one(connection: Connection, index: int, key: int) -> dict[str, NDArray[Any]
     cursor = connection.connection.cursor()  # the driver's own: a million rows in a third of the time
     cursor.execute(f"SELECT {', '.join(COLUMNS)} FROM nodes WHERE tree = {key:d}")
     rows = sorted(cursor.fetchall())
-    ids, parent, born, mult, share, reward, status, size = zip(*rows, strict=True)
+    ids, parent, seq, mult, share, reward, status, size = zip(*rows, strict=True)
     out: dict[str, NDArray[Any]] = {
         "tree": np.full(len(rows), index, np.int32),
         "node": np.array(ids, np.int32),
         "parent": np.array([-1, *parent[1:]], np.int32),
-        "born": np.array(born, np.int32),
+        "born": np.array(seq, np.int32),
         "mult": np.array(mult, np.int32),
         "drawn": np.zeros(len(rows), np.int32),
         "share": np.array(share, np.float64),
@@ -90,7 +90,9 @@ def _one(connection: Connection, index: int, key: int) -> dict[str, NDArray[Any]
         "n_tokens": np.array(size, np.int32),
     }
     out["reward"][out["status"] == CODE[DRAFT]] = np.nan
+    born = out["status"].copy()
     _replay(connection, key, out)
+    _supersede(connection, key, out, born)
     for node, _, final, keep_prob, _ in json.loads(end_of(connection, key).final or "[]"):
         out["status"][node], out["keep_prob"][node] = CODE[final], keep_prob
     return out
@@ -117,3 +119,50 @@ def _replay(connection: Connection, key: int, out: dict[str, NDArray[Any]]) -> N
                 out["share"][own] = out["mult"][own] / drawn[node]
         if fault is not None:
             status[first + drafts - 1 if drafts else node] = CODE[NodeStatus.FAULT.value]
+
+
+def _supersede(connection: Connection, key: int, out: dict[str, NDArray[Any]], born: NDArray[Any]) -> None:
+    """Where a draft took the slot of an older one after a divergence, that one and all below it are lost.
+
+    Such trees are rare: their statuses, at birth `born`, go through the steps of Tree.apply once more, node by node.
+    """
+    cursor = connection.connection.cursor()
+    again = "GROUP BY parent, slot HAVING count(*) > 1 LIMIT 1"
+    cursor.execute(f"SELECT 1 FROM nodes WHERE tree = {key:d} AND parent IS NOT NULL {again}")
+    if not cursor.fetchall():
+        return
+    cursor.execute(f"SELECT slot FROM nodes WHERE tree = {key:d} ORDER BY id")
+    slot, parent, status = [row[0] for row in cursor.fetchall()], out["parent"].tolist(), born.tolist()
+    lost_code, expanded = CODE[NodeStatus.UNREACHABLE.value], CODE[NodeStatus.EXPANDED.value]
+    children: list[list[int]] = [[] for _ in slot]
+    drawn = [0] * len(slot)
+
+    def lose(node: int) -> None:
+        below = [node]
+        while below:
+            at = below.pop()
+            status[at] = lost_code
+            below += children[at]
+
+    cursor.execute(f"SELECT {', '.join(POP_COLUMNS)} FROM {expansions.name} WHERE tree = {key:d} ORDER BY seq")
+    for node, closing, draws, first, drafts, fault, seen, _ in cursor.fetchall():
+        lost = status[node] == lost_code
+        if seen is not None and seen != DRAFT:
+            status[node] = CODE[seen]
+        before = drawn[node]
+        for new in range(first, first + drafts):
+            above = parent[new]
+            if drawn[above]:
+                for older in children[above]:
+                    if slot[older] == slot[new]:
+                        lose(older)
+            children[above].append(new)
+            if closing and not drawn[above]:
+                drawn[above], status[above] = 1, expanded
+        if draws:
+            drawn[node], status[node] = before + draws, expanded
+        if fault is not None:
+            status[first + drafts - 1 if drafts else node] = CODE[NodeStatus.FAULT.value]
+        if lost:
+            lose(node)
+    out["status"][:] = status

@@ -9,8 +9,8 @@ objects in between are left out. Nobody else may write the store meanwhile.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
@@ -146,27 +146,38 @@ class _Loader:
 
     def transaction(self, left: Iterator[tuple[TreeHeader, Columns]]) -> int:
         """Writes the next trees, about ROWS_PER_TRANSACTION rows of nodes; returns how many, 0 at the end."""
-        rows = 0
+        rows, before = 0, None
         with self.database.transaction(self.connection, durable=False):
             for header, columns in left:
-                rows += self.tree(header, columns)
+                finish = self.tree(header, columns)
+                if before is not None:  # its rows were summed up while the nodes of this one went in
+                    before()
+                rows, before = rows + 1 + len(columns.parent), finish
                 if rows >= ROWS_PER_TRANSACTION:
                     break
+            if before is not None:
+                before()
         return rows
 
-    def tree(self, header: TreeHeader, columns: Columns) -> int:
+    def tree(self, header: TreeHeader, columns: Columns) -> Callable[[], None]:
+        """Writes a tree and its nodes; what is returned writes its expansions, whose checksums take longer."""
         encoder = Encoder(self.redact)
         row, root = encoder.header(header, time.time())
         values = _node_values(columns, encoder)
         self.facts.add(blobs, [(name, *compress(data)) for name, data in encoder.blobs.items()])
         key = self._header(header.tree_id, row)
         self.connection.exec_driver_sql(self.database.insertion(nodes), [(key, *root, 0)])
-        popped = self._nodes(key, columns, values, encoder.spent(columns.spent))
-        if popped:
-            first = _popped(popped[0], encoder.spent(columns.spent))
-            self.connection.exec_driver_sql(self.database.insertion(expansions), [(key, *first, popped[0][-1])])
-            self.database.load(self.connection, expansions, {"tree": key, **SAME}, popped[1:])
-        return 1 + len(columns.parent)
+        spent = encoder.spent(columns.spent)
+        summed = self._nodes(key, columns, values, spent)
+
+        def finish() -> None:
+            popped = [row for part in summed for row in part.result()]
+            if popped:
+                first = _popped(popped[0], spent)
+                self.connection.exec_driver_sql(self.database.insertion(expansions), [(key, *first, popped[0][-1])])
+                self.database.load(self.connection, expansions, {"tree": key, **SAME}, popped[1:])
+
+        return finish
 
     def _header(self, tree_id: str, row: Row) -> int:
         tree = dict(zip((*HEADER_COLUMNS, "checksum"), row, strict=True)) | {"status": "interrupted"}
@@ -175,8 +186,8 @@ class _Loader:
             raise StoreError(f"tree {tree_id} is in {self.database.name} already; raise `attempt` to add it again")
         return int(self.connection.execute(trees.insert().values(tree).returning(trees.c.key)).scalar_one())
 
-    def _nodes(self, key: int, columns: Columns, values: dict[str, Any], spent: Row) -> list[Row]:
-        """Writes the nodes, a part at a time, while its rows are in the cache; returns what expansions differ in."""
+    def _nodes(self, key: int, columns: Columns, values: dict[str, Any], spent: Row) -> list[Future[list[Row]]]:
+        """Writes the nodes, a part at a time while its rows are in the cache; what expansions differ in follows."""
         shape, summed = _Shape.of(columns), []
         constants = {name: value for name, value in values.items() if not isinstance(value, list | _Slices)}
         literals = {"tree": key, **constants}
@@ -191,7 +202,7 @@ class _Loader:
             lists = [part[name] for name in part if name not in constants]
             more = [sizes[lo:hi]] if isinstance(sizes, list) else []
             self.database.load(self.connection, nodes, literals, list(zip(*lists, *more, strict=True)))
-        return [row for part in summed for row in part.result()]
+        return summed
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from treewright.search.engine import Settings, search
 from treewright.search.frontier import ByDescent, ByPriority, ucb
 from treewright.search.plan_memory import Plan, PlanMemory
 from treewright.search.restore import Pool
-from treewright.search.rules import RULES, options_of, rule
+from treewright.search.rules import RULES, known_rules, options_of, rule
 from treewright.search.types import Budget, NodeStatus
 
 TASK = SUITE.tasks("train", 3)[2]
@@ -40,7 +40,7 @@ def test_the_order_of_expansions_is_the_stored_one(golden):
 
 
 def test_every_rule_has_a_golden_order():
-    assert {case["rule"] for _, case in GOLDEN} == set(RULES)
+    assert set(RULES) <= {case["rule"] for _, case in GOLDEN} <= set(known_rules())
 
 
 def test_astar_goes_straight_down_a_remembered_plan_and_uniform_cost_does_not():

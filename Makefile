@@ -31,7 +31,7 @@ bench-learning: setup $(VENV)/.tested
 	$(BIN)/treewright bench learning --json runs/learning.json --plot runs/learning.svg
 
 test: setup $(VENV)/.tested $(VENV)-servers/.ready
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 $(VENV)/.tested: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,plot,ilp,dense,gym,lora,grammar,test]'

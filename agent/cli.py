@@ -260,6 +260,7 @@ def loop(
         before = checkpoint.latest(learner.folder)
         if before is not None:
             first = int(checkpoint.restore(learner.trainer, before)["iteration"])
+            learner.knows(before.path)
             await serve_weights(actor, before.path)
             console.print(f"going on from {before.path} with iteration {first + 1}")
         store = TreeStore.open(cfg.store_path)

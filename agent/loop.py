@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treewright.agent.clients.engine import folder_version
 from treewright.agent.collect import Failure, World, collect
 from treewright.agent.config import Config, SearchSection
 from treewright.agent.judge import open_evaluator
@@ -133,13 +134,22 @@ class Learner:
         from treewright.training import checkpoint
 
         stats = self.trainer.update(trees)
-        return stats, checkpoint.save(self.trainer, self.folder, self.keep, extra)
+        saved = checkpoint.save(self.trainer, self.folder, self.keep, extra)
+        self.knows(saved.path)
+        return stats, saved
 
     def save(self, extra: dict[str, Any]) -> Any:
         """A checkpoint of the weights as they are, for recipes that train in their own way. Blocking."""
         from treewright.training import checkpoint
 
-        return checkpoint.save(self.trainer, self.folder, self.keep, {"iteration": self.iteration, **extra})
+        saved = checkpoint.save(self.trainer, self.folder, self.keep, {"iteration": self.iteration, **extra})
+        self.knows(saved.path)
+        return saved
+
+    def knows(self, folder: str | Path) -> None:
+        """The folder holds the trainer's present weights: policies that name weights by their files are known by it."""
+        if self.trainer.versions is not None and any(Path(folder).glob("*.safetensors")):
+            self.trainer.aliases[folder_version(folder)] = self.trainer.versions[-1]
 
 
 def make_trainer(config: Config, source: str | Path) -> Any:
@@ -163,7 +173,9 @@ def make_trainer(config: Config, source: str | Path) -> Any:
         reference = frozen(AutoModelForCausalLM.from_pretrained(config.train.reference, dtype=torch.float32))
     settings = TrainSettings(**{**plain, "lr": lr})
     tokenizer = AutoTokenizer.from_pretrained(source)
-    return Trainer(model, settings, tokenizer, reference=reference, versions=[weights_version(model)])
+    version = weights_version(model)
+    aliases = {folder_version(source): version} if any(Path(source).glob("*.safetensors")) else {}
+    return Trainer(model, settings, tokenizer, reference=reference, versions=[version], aliases=aliases)
 
 
 def model_folder(spec: str) -> Path | str:
@@ -245,6 +257,8 @@ async def run_loop(
     A loop that is stopped goes on from its last checkpoint: pass the iteration it holds as `first`.
     """
     kept: list[list[Tree]] = []
+    if learner.trainer.versions is not None and learner.trainer.age_of(policy.version) is None:
+        await serve_weights(policy, model_folder(config.policy.spec))  # a server that nobody knows the weights of
     for index in range(first, config.loop.iterations):
         began, drawn_by = time.monotonic(), policy.version
         tasks = tasks_for(worlds, "train", index, config.loop.tasks, config.loop.suite_tasks)

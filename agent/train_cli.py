@@ -90,6 +90,7 @@ def _open(name: str, config: Path | None, set_: list[str] | None, suites: str | 
     before = checkpoint.latest(folder)
     if before is not None:
         learner.iteration = int(checkpoint.restore(trainer, before)["iteration"])
+        learner.knows(before.path)
         source = before.path
         console.print(f"going on from {before.path}", soft_wrap=True)
     return _Run(cfg, learner, source)
@@ -118,12 +119,10 @@ def train(
     """
     if context.invoked_subcommand is not None:
         return
-    from treewright.training.versions import age_of
-
     run = _open(name, config, set_, None, policy)
     cfg, trainer = run.config, run.trainer
     found = run.trees()
-    ages = [age_of(t.header.policy_version, trainer.versions) for t in found]
+    ages = [trainer.age_of(t.header.policy_version) for t in found]
     mine = [t for t, age in zip(found, ages, strict=True) if age is not None and age <= cfg.train.max_staleness]
     usable = [t for t in mine if t.exact or cfg.train.allow_biased]
     console.print(

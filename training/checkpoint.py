@@ -65,6 +65,7 @@ def save(trainer: Trainer, folder: Path, keep: int = 3, extra: dict[str, Any] | 
         "optimizer": plain,
         "baselines": trainer.baselines,
         "versions": trainer.versions,
+        "aliases": trainer.aliases,
         "consumed": sorted(map(list, trainer.consumed)),
         "extra": extra or {},
     }
@@ -107,6 +108,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
     trainer.versions = manifest.get("versions") or (
         None if trainer.versions is None else [weights_version(trainer.model)]
     )
+    trainer.aliases = {**trainer.aliases, **manifest.get("aliases", {})}
     extra: dict[str, Any] = manifest["extra"]
     return extra
 

@@ -23,7 +23,7 @@ from treewright.training.credit.trees import tree_arrays
 from treewright.training.loss import BY_SEQUENCE, LossInputs, LossOptions, LossStats, policy_loss
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
 from treewright.training.pack import PackedBatch, pack_trees
-from treewright.training.versions import require_fresh, weights_version
+from treewright.training.versions import age_of, require_fresh, weights_version
 
 __all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
 
@@ -94,6 +94,7 @@ class Trainer:
     baselines  by suite, the mean root value of the last batch
     reference  the policy that kl_coef pulls to; None: a frozen copy of `model` as it is given here
     versions   names of this trainer's weights, oldest first, by which stale trees are refused; None: not checked
+    aliases    other names of the same weights, such as a server gives them: alias → name in `versions`
     """
 
     model: Any
@@ -104,6 +105,7 @@ class Trainer:
     baselines: dict[str, float] = field(default_factory=dict)
     reference: Any = None
     versions: list[str] | None = None
+    aliases: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         prepare(self.model)
@@ -176,7 +178,12 @@ class Trainer:
 
     def _ages(self, trees: Sequence[Tree]) -> list[int]:
         assert self.versions is not None
-        return require_fresh([t.header.policy_version for t in trees], self.versions, self.settings.max_staleness)
+        drawn_by = [self.aliases.get(t.header.policy_version, t.header.policy_version) for t in trees]
+        return require_fresh(drawn_by, self.versions, self.settings.max_staleness)
+
+    def age_of(self, version: str) -> int | None:
+        """How many updates ago this trainer's weights went by that name, 0 = now; None if never, or if not checked."""
+        return age_of(self.aliases.get(version, version), self.versions or ())
 
     def _credit(self, trees: Sequence[Tree]) -> tuple[TreeArrays, Credit, LeafRows | None]:
         """Credit suite by suite: a root's baseline comes from other trees of its own suite, now or in earlier batches.

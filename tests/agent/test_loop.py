@@ -178,3 +178,21 @@ async def test_the_demo_runs_from_end_to_end(tmp_path):
 def test_the_control_runs_from_end_to_end():
     figures = control(quick=True, suites=["kg"])["figures"]
     assert {"kg.true_gain_points", "kg.permuted_gain_points", "kg.permuted_gain_high"} <= set(figures)
+
+
+def test_weights_are_known_by_the_name_that_a_server_gives_their_files(tmp_path):
+    from treewright.agent.clients.engine import folder_version
+    from treewright.agent.policy import SEEDLING
+
+    config = load_config(None, [f"folder={tmp_path}"])
+    learner = Learner(make_trainer(config, SEEDLING), tmp_path / "checkpoints")
+    assert learner.trainer.age_of(folder_version(SEEDLING)) == 0
+    assert (
+        learner.trainer.age_of(learner.trainer.versions[0]) == 0 and learner.trainer.age_of("somebody else's") is None
+    )
+    saved = learner.save({})
+    again = make_trainer(config, SEEDLING)
+    checkpoint.restore(again, saved)
+    assert again.age_of(folder_version(saved.path)) is None, "written before the files had their name"
+    Learner(again, learner.folder).knows(saved.path)
+    assert again.age_of(folder_version(saved.path)) == 0

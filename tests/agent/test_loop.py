@@ -25,6 +25,7 @@ from treewright.search.rules import best_first
 from treewright.search.store import TreeStore
 from treewright.search.types import Budget
 from treewright.training import checkpoint
+from treewright.training.versions import weights_version
 
 
 @pytest.fixture(autouse=True)
@@ -182,17 +183,13 @@ def test_the_control_runs_from_end_to_end():
 
 def test_weights_are_known_by_the_name_that_a_server_gives_their_files(tmp_path):
     from treewright.agent.clients.engine import folder_version
-    from treewright.agent.policy import SEEDLING
 
-    config = load_config(None, [f"folder={tmp_path}"])
-    learner = Learner(make_trainer(config, SEEDLING), tmp_path / "checkpoints")
-    assert learner.trainer.age_of(folder_version(SEEDLING)) == 0
-    assert (
-        learner.trainer.age_of(learner.trainer.versions[0]) == 0 and learner.trainer.age_of("somebody else's") is None
-    )
+    learner = Learner(make_trainer(load_config(None, [f"folder={tmp_path}"]), SEEDLING), tmp_path / "checkpoints")
+    trainer = learner.trainer
+    assert trainer.age_of(folder_version(SEEDLING)) == trainer.age_of(trainer.versions[0]) == 0
+    assert trainer.age_of("somebody else's") is None
+    with torch.no_grad():
+        trainer.model.model.norm.weight.add_(0.5)
+    trainer.versions.append(weights_version(trainer.model))
     saved = learner.save({})
-    again = make_trainer(config, SEEDLING)
-    checkpoint.restore(again, saved)
-    assert again.age_of(folder_version(saved.path)) is None, "written before the files had their name"
-    Learner(again, learner.folder).knows(saved.path)
-    assert again.age_of(folder_version(saved.path)) == 0
+    assert trainer.age_of(folder_version(saved.path)) == 0 and trainer.age_of(folder_version(SEEDLING)) == 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,6 +95,23 @@ def _open(name: str, config: Path | None, set_: list[str] | None, suites: str | 
         source = before.path
         console.print(f"going on from {before.path}", soft_wrap=True)
     return _Run(cfg, learner, source)
+
+
+@asynccontextmanager
+async def _growing(run: _Run, found: Sequence[Any]) -> AsyncIterator[tuple[Any, Any, Any]]:
+    """The run's newest weights as a policy, its store and its worlds, all closed at the end."""
+    from treewright.agent.collect import open_worlds
+    from treewright.agent.policy import open_policy
+    from treewright.search.store import TreeStore
+
+    cfg = run.config
+    actor, store = open_policy(f"hf:{run.weights}"), TreeStore.open(cfg.store_path)
+    try:
+        async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
+            yield actor, store, worlds
+    finally:
+        store.close()
+        await actor.close()
 
 
 def _print(stats: Mapping[str, float]) -> None:
@@ -263,26 +281,18 @@ def spar(
 
     treewright train spar --name first --suites kg --rounds 3 --set loop.tasks=32
     """
-    from treewright.agent.collect import open_worlds, suites_of
-    from treewright.agent.policy import open_policy
+    from treewright.agent.collect import suites_of
     from treewright.agent.recipes import spar_rounds
-    from treewright.search.store import TreeStore
 
     run = _open(name, config, set_, suites, policy)
     cfg = run.config
     found = suites_of(cfg)
 
     async def work() -> None:
-        actor = open_policy(f"hf:{run.weights}")
-        store = TreeStore.open(cfg.store_path)
-        try:
-            async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
-                await spar_rounds(
-                    cfg, worlds, actor, run.learner, rounds=rounds, beta=beta, store=store, on_round=_round
-                )  # fmt: skip
-        finally:
-            store.close()
-            await actor.close()
+        async with _growing(run, found) as (actor, store, worlds):
+            await spar_rounds(
+                cfg, worlds, actor, run.learner, rounds=rounds, beta=beta, store=store, on_round=_round
+            )  # fmt: skip
 
     go(work)
     console.print(f"checkpoints in {cfg.home / 'checkpoints'}")
@@ -308,10 +318,8 @@ def prefix(
 
       treewright train prefix --name first --recipe prefix_rft --suites kg --updates 4
     """
-    from treewright.agent.collect import open_worlds, suites_of
-    from treewright.agent.policy import open_policy
+    from treewright.agent.collect import suites_of
     from treewright.agent.recipes import prefix_rounds
-    from treewright.search.store import TreeStore
     from treewright.training.recipes.prefix import recipe as known
 
     chosen = known(recipe)
@@ -322,17 +330,11 @@ def prefix(
     good = [] if chosen.drawn else [t for t in run.trees(None, split) if t.task.suite in names]
 
     async def work() -> None:
-        actor = open_policy(f"hf:{run.weights}")
-        store = TreeStore.open(cfg.store_path)
-        try:
-            async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
-                await prefix_rounds(
-                    cfg, recipe, worlds, actor, run.learner, good, updates=updates, starts=starts, store=store,
-                    on_round=_round, min_outcome=min_outcome,
-                )  # fmt: skip
-        finally:
-            store.close()
-            await actor.close()
+        async with _growing(run, found) as (actor, store, worlds):
+            await prefix_rounds(
+                cfg, recipe, worlds, actor, run.learner, good, updates=updates, starts=starts, store=store,
+                on_round=_round, min_outcome=min_outcome,
+            )  # fmt: skip
 
     go(work)
     console.print(f"checkpoints in {cfg.home / 'checkpoints'}")

@@ -126,11 +126,12 @@ def _supersede(connection: Connection, key: int, out: dict[str, NDArray[Any]], b
 
     Such trees are rare: their statuses, at birth `born`, go through the steps of Tree.apply once more, node by node.
     """
-    cursor = connection.connection.cursor()
-    again = "GROUP BY parent, slot HAVING count(*) > 1 LIMIT 1"
-    cursor.execute(f"SELECT 1 FROM nodes WHERE tree = {key:d} AND parent IS NOT NULL {again}")
-    if not cursor.fetchall():
+    above, seq = out["parent"][1:], out["born"][1:]
+    first_seq = np.full(len(born), np.iinfo(np.int32).max, np.int32)
+    np.minimum.at(first_seq, above, seq)
+    if (first_seq[above] == seq).all():  # all children of a node came at once: none took another one's slot
         return
+    cursor = connection.connection.cursor()
     cursor.execute(f"SELECT slot FROM nodes WHERE tree = {key:d} ORDER BY id")
     slot, parent, status = [row[0] for row in cursor.fetchall()], out["parent"].tolist(), born.tolist()
     lost_code, expanded = CODE[NodeStatus.UNREACHABLE.value], CODE[NodeStatus.EXPANDED.value]

@@ -154,11 +154,14 @@ def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Confi
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = tomllib.loads(path.read_text())
+            data = tomllib.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"no configuration file {path}; leave --config out to use the defaults") from None
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path} is not TOML: {error}; print one that is: treewright config") from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 text, see byte {error.start}"
+            raise ConfigError(f"cannot read {path}: {why}; print a good one: treewright config") from None
     for setting in settings:
         _put(data, setting)
     _refuse_unknown(data, Config, "")

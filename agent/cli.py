@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -509,6 +511,9 @@ def main() -> None:
     """Entry point of the console script: errors made for people are shown as one line, without a trace."""
     # Trees are many small objects that stay: by default the collector visits them again and again, a sixth of the time.
     gc.set_threshold(20_000, 20, 20)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no such sign shows another, and nothing fails
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading and saving a model need no bar beside ours
     try:
         app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -178,3 +179,11 @@ def test_the_head_of_a_tree_is_wrapped_and_a_fault_of_the_root_is_shown():
     assert head.count("behind the hill") == 8 and "exact yes" in head and "…" not in head
     root = Outcome(Observation("x", "", "error"), NodeStatus.FAULT, math.nan, fault="SessionDied: no browser")
     assert "! SessionDied: no browser" in render_text(Tree.start(replace(grown.tree.header, root=root)), 60)
+
+
+def test_a_terminal_that_is_not_utf_8_shows_what_it_can(here, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
+    monkeypatch.setattr(cli, "app", lambda: print("○ open …"))
+    cli.main()
+    assert raw.getvalue() == b"? open ?\n"

@@ -41,13 +41,14 @@ class TreeHeader:
     settings: dict[str, Any]
     root: Outcome
     continues: tuple[str, int] | None = None
+    tree_id: str = field(init=False)
 
-    @property
-    def tree_id(self) -> str:
-        return digest(self.run, f"{self.task.suite}/{self.task.id}", str(self.attempt))
+    def __post_init__(self) -> None:
+        name = digest(self.run, f"{self.task.suite}/{self.task.id}", str(self.attempt))
+        object.__setattr__(self, "tree_id", name)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Tree:
     """Columns indexed by node id; read them freely, write them only through `apply`.
 
@@ -106,6 +107,11 @@ class Tree:
         tree._push(-1, -1, 0, 1, 1.0, seed_of(header.seed, "root"), False)
         tree._execute(0, header.root)
         return tree
+
+    def __repr__(self) -> str:
+        """Short: asyncio spells out what a task returned, and a tree can be large."""
+        task = self.header.task
+        return f"<Tree {self.tree_id} of {task.suite}/{task.id}: {len(self)} nodes, {len(self.pops)} pops>"
 
     def __len__(self) -> int:
         return len(self.parent)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ from treewright.search.types import Completion, Context, Exchange
 __all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_choice"]
 
 END, ACT = 256, 257
-REMEMBERED = 65_536
 
 Turns = Sequence[Exchange]
 Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str]
@@ -30,11 +28,18 @@ Choices = Sequence[tuple[str, float]] | Callable[[Task, Turns, Sequence[ToolSpec
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a script is told about a node. The token ids of a context cannot carry it."""
+    """What a script is told about a node; the token ids of a context cannot carry it."""
 
     task: Task
     turns: tuple[Exchange, ...]
     tools: tuple[ToolSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SituatedContext(Context):
+    """A prompt with the situation that it was made in."""
+
+    situation: Situation | None = None
 
 
 class ScriptedPolicy:
@@ -59,7 +64,6 @@ class ScriptedPolicy:
         self.logprob, self.trainable = logprob, trainable
         self.stats = PolicyStats()
         self._version = version
-        self._known: OrderedDict[tuple[int, ...], Situation] = OrderedDict()
 
     @property
     def version(self) -> str:
@@ -68,19 +72,14 @@ class ScriptedPolicy:
     def context(
         self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Turns, base: Sequence[int]
     ) -> Context:
-        """Appends the newest observation. Two nodes with equal token ids but different worlds are not told apart."""
+        """Appends the newest observation."""
         shown = turns[-1].observation.text if turns else f"{task.suite}/{task.id} {task.goal}\n{first.text}"
         delta = (*shown.encode("utf-8", "replace"), ACT)
-        ids = (*base, *delta)
-        self._known[ids] = Situation(task, tuple(turns), tuple(tools))
-        self._known.move_to_end(ids)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return Context(len(base), delta, ids)
+        return SituatedContext(len(base), delta, (*base, *delta), (), Situation(task, tuple(turns), tuple(tools)))
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One call of the script for each seed. Raises TreewrightError for a context this policy did not make."""
-        known = self._known.get(context.ids)
+        known = context.situation if isinstance(context, SituatedContext) else None
         if known is None:
             raise TreewrightError(f"{self.name} was given a context it did not make; call its context(...) first")
         done = [self._complete(known, seed, max_tokens) for seed in seeds]
@@ -102,7 +101,7 @@ class ScriptedPolicy:
         return Completion(text, kept, tuple(logprobs[:max_tokens]), reason, self.version, self.trainable)
 
     async def close(self) -> None:
-        self._known.clear()
+        """Nothing is held."""
 
 
 class _ChoicePolicy(ScriptedPolicy):

@@ -32,7 +32,7 @@ from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
 __all__ = ["SQLite"]
 
 BUSY_SECONDS = 10.0
-ROWS_PER_STATEMENT = 64  # times 34 columns is far below the 32,766 parameters that SQLite allows
+ROWS_PER_STATEMENT = (64, 8, 1)  # times 34 columns is far below the 32,766 parameters that SQLite allows
 PAGE_BYTES = 16384  # a node with 200 tokens takes 2 to 3 KB: in pages of 4 KB a third of the file would be air
 
 
@@ -122,6 +122,9 @@ class SQLite:
     def insertion(self, table: Table, ignore: bool = False) -> str:
         return _insertion(table, ignore)
 
+    def insert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+        self.load(connection, table, {}, rows)
+
     def facts(self, connection: Connection) -> Facts:
         return Facts(connection)
 
@@ -131,11 +134,12 @@ class SQLite:
         A statement takes many rows: the driver gives other threads their turn once a statement, not once a row.
         """
         values = ", ".join(_literal(constants[c.name]) if c.name in constants else "?" for c in table.columns)
-        cursor, whole = connection.connection.cursor(), len(rows) // ROWS_PER_STATEMENT * ROWS_PER_STATEMENT
-        many = f"INSERT INTO {table.name} VALUES " + ", ".join([f"({values})"] * ROWS_PER_STATEMENT)
-        for first in range(0, whole, ROWS_PER_STATEMENT):
-            cursor.execute(many, list(chain.from_iterable(rows[first : first + ROWS_PER_STATEMENT])))
-        cursor.executemany(f"INSERT INTO {table.name} VALUES ({values})", rows[whole:])
+        first = 0
+        for size in ROWS_PER_STATEMENT:
+            while len(rows) - first >= size:
+                many = tuple(chain.from_iterable(rows[first : first + size]))
+                connection.exec_driver_sql(_statement(table, values, size), many)
+                first += size
 
     def loading(self) -> AbstractContextManager[None]:
         """While it lasts new pages are written once, not to a log first; where a reader is in the way, as always."""
@@ -174,6 +178,11 @@ class Facts:
 
     def close(self) -> None:
         """The connection is its owner's."""
+
+
+@lru_cache
+def _statement(table: Table, values: str, count: int) -> str:
+    return f"INSERT INTO {table.name} VALUES " + ", ".join([f"({values})"] * count)
 
 
 @lru_cache

@@ -233,8 +233,8 @@ class _Search:
                 while len(flying) < width and (picked := pick()) is not None:
                     node, reserve = picked
                     self.reserved = self.reserved + reserve
-                    job = self._dispatch(self.popped, node, closing)
-                    flying.append((job if isinstance(job, Expansion) else asyncio.create_task(job), reserve))
+                    work = self._dispatch(self.popped, node, closing)
+                    flying.append((work if isinstance(work, Expansion) else asyncio.create_task(work), reserve))
                     self.popped += 1
                 if not flying:
                     return

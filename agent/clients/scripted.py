@@ -48,6 +48,8 @@ class ScriptedPolicy:
     Token ids are the UTF-8 bytes of the text, then END; a prompt is the bytes of task and observations, each closed
     by ACT. Every token gets `logprob` as its log-probability: leave it 0 for a script that ignores its random numbers;
     a script that uses them does not know its probabilities, so set `trainable=False` or use `scripted_choice`.
+    With `newest_only` a prompt is the task and the newest observation, so that prompts do not grow with the path; the
+    script is told all turns either way.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class ScriptedPolicy:
         version: str = "scripted",
         logprob: float = 0.0,
         trainable: bool = True,
+        newest_only: bool = False,
     ) -> None:
-        self.script = script
+        self.script, self.newest_only = script, newest_only
         self.name = name
         self.logprob, self.trainable = logprob, trainable
         self.stats = PolicyStats()
@@ -72,8 +75,12 @@ class ScriptedPolicy:
     def context(
         self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Turns, base: Sequence[int]
     ) -> Context:
-        """Appends the newest observation."""
-        shown = turns[-1].observation.text if turns else f"{task.suite}/{task.id} {task.goal}\n{first.text}"
+        """Appends the newest observation, or begins anew with it."""
+        if self.newest_only:
+            base = ()
+        shown = turns[-1].observation.text if turns else first.text
+        if not base:
+            shown = f"{task.suite}/{task.id} {task.goal}\n{shown}"
         delta = (*shown.encode("utf-8", "replace"), ACT)
         return SituatedContext(len(base), delta, (*base, *delta), (), Situation(task, tuple(turns), tuple(tools)))
 

@@ -8,7 +8,6 @@ on the way in, so a text that held a secret comes back masked.
 from __future__ import annotations
 
 import json
-import marshal
 import math
 import sys
 import zlib
@@ -20,12 +19,12 @@ from treewright.envs.types import Action, Effect, Observation, Task, digest, see
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, OUTCOME_COLUMNS
 from treewright.search.store.redact import Redactor
+from treewright.search.store.sums import Row, checksum
 from treewright.search.tree import TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Origin, Outcome, Spent
 
 __all__ = ["Encoder", "Row", "checksum", "compress", "decode_expansion", "decode_header", "decode_outcome", "expand"]
 
-Row = tuple[Any, ...]
 Fetch = Callable[[str], bytes]
 
 ESCAPED: Final = "\ufffe"  # a noncharacter: marks texts that databases cannot hold as they are
@@ -95,14 +94,6 @@ def pack_floats(values: Sequence[float]) -> bytes:
 
 def unpack_floats(raw: bytes) -> tuple[float, ...]:
     return _unpack(chr(raw[0]), raw[1:]) if raw else ()
-
-
-def checksum(*rows: Row) -> str:
-    """128 bits over the values of rows as they are in the database, surrogate keys left out.
-
-    marshal's version 2 writes plain values, nothing that depends on their identity, and is only ever written here.
-    """
-    return digest(marshal.dumps(rows, 2))
 
 
 def compress(data: bytes) -> tuple[str, bytes]:

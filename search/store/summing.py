@@ -87,5 +87,9 @@ class _Process:
         return StoreError(f"the process that sums up rows ended with {self._child.returncode}; load the trees again")
 
     def close(self) -> None:
+        assert self._child.stdin is not None and self._child.stdout is not None
         with suppress(OSError):
-            self._child.communicate()
+            self._child.stdin.close()
+        self._reader.join()
+        self._child.stdout.close()
+        self._child.wait()

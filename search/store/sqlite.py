@@ -33,7 +33,8 @@ from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
 __all__ = ["SQLite"]
 
 BUSY_SECONDS = 10.0
-ROWS_PER_STATEMENT = (64, 8, 1)  # times 34 columns is far below the 32,766 parameters that SQLite allows
+ROWS_PER_STATEMENT = 64  # times 34 columns is far below the 32,766 parameters that SQLite allows
+STATEMENTS = 4 * ROWS_PER_STATEMENT  # that stay prepared: one for each table and number of rows
 SYNC_SECONDS = 0.05
 PAGE_BYTES = 16384  # a node with 200 tokens takes 2 to 3 KB: in pages of 4 KB a third of the file would be air
 
@@ -140,12 +141,9 @@ class SQLite:
         A statement takes many rows: the driver gives other threads their turn once a statement, not once a row.
         """
         values = ", ".join(_literal(constants[c.name]) if c.name in constants else "?" for c in table.columns)
-        first = 0
-        for size in ROWS_PER_STATEMENT:
-            while len(rows) - first >= size:
-                many = tuple(chain.from_iterable(rows[first : first + size]))
-                connection.exec_driver_sql(_statement(table, values, size), many)
-                first += size
+        for first in range(0, len(rows), ROWS_PER_STATEMENT):
+            some = rows[first : first + ROWS_PER_STATEMENT]
+            connection.exec_driver_sql(_statement(table, values, len(some)), tuple(chain.from_iterable(some)))
 
     def loading(self) -> AbstractContextManager[None]:
         """While it lasts new pages are written once, not to a log first; where a reader is in the way, as always."""
@@ -192,7 +190,7 @@ class Facts:
         """The connection is its owner's."""
 
 
-@lru_cache
+@lru_cache(STATEMENTS)
 def _statement(table: Table, values: str, count: int) -> str:
     return f"INSERT INTO {table.name} VALUES " + ", ".join([f"({values})"] * count)
 
@@ -252,6 +250,7 @@ def _connect(path: Path, *, read_only: bool) -> Engine:
             timeout=BUSY_SECONDS,
             check_same_thread=False,
             isolation_level=None,
+            cached_statements=STATEMENTS,
         )
 
     engine = create_engine("sqlite://", creator=creator, poolclass=QueuePool)

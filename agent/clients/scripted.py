@@ -26,20 +26,13 @@ Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str]
 Choices = Sequence[tuple[str, float]] | Callable[[Task, Turns, Sequence[ToolSpec]], Sequence[tuple[str, float]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What a script is told about a node; the token ids of a context cannot carry it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation(Context):
+    """A prompt and what a script is told about its node; the token ids alone could not carry it."""
 
     task: Task
     turns: tuple[Exchange, ...]
     tools: tuple[ToolSpec, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SituatedContext(Context):
-    """A prompt with the situation that it was made in."""
-
-    situation: Situation | None = None
 
 
 class ScriptedPolicy:
@@ -82,14 +75,15 @@ class ScriptedPolicy:
         if not base:
             shown = f"{task.suite}/{task.id} {task.goal}\n{shown}"
         delta = (*shown.encode("utf-8", "replace"), ACT)
-        return SituatedContext(len(base), delta, (*base, *delta), (), Situation(task, tuple(turns), tuple(tools)))
+        return Situation(
+            len(base), delta, (*base, *delta) if base else delta, task=task, turns=tuple(turns), tools=tuple(tools)
+        )
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One call of the script for each seed. Raises TreewrightError for a context this policy did not make."""
-        known = context.situation if isinstance(context, SituatedContext) else None
-        if known is None:
+        if not isinstance(context, Situation):
             raise TreewrightError(f"{self.name} was given a context it did not make; call its context(...) first")
-        done = [self._complete(known, seed, max_tokens) for seed in seeds]
+        done = [self._complete(context, seed, max_tokens) for seed in seeds]
         self.stats.requests += 1
         self.stats.draws += len(done)
         self.stats.sampled_tokens += sum(len(c.token_ids) for c in done)

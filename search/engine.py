@@ -62,6 +62,9 @@ class Settings:
     repairs     how often a step is taken again where a replay found another state than recorded; 0 = never
     share_results  drafts of one expansion with equal actions in other words share one step of the world. For worlds
                 whose steps do not depend on the step's key; each draft goes on in its own context
+    merge       token-identical draws of a node become one, with their multiplicity: it is executed and gone on from
+                once. False keeps them apart, each with its own step and subtree, which tells more where rewards or
+                steps are random. Both are exact
     """
 
     run: str = "run"
@@ -74,6 +77,7 @@ class Settings:
     retries: int = 2
     repairs: int = REPAIRS
     share_results: bool = False
+    merge: bool = True
 
     def __post_init__(self) -> None:
         for name in ("width", "max_tokens"):
@@ -409,6 +413,8 @@ class _Search:
             del settings["repairs"]  # trees begun before there were repairs have no such setting
         if not self.settings.share_results:
             del settings["share_results"]
+        if self.settings.merge:
+            del settings["merge"]
         if self.evidence is not None:
             settings["evidence"] = self.evidence.name
         if sampling := getattr(self.policy, "sampling", None):
@@ -424,7 +430,7 @@ class _Search:
         work = Expander(
             self.task, self.pool, self.policy, self.evaluator, self.settings.max_tokens, self.settings.retries,
             eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(), self.evidence,
-            self.settings.share_results,
+            self.settings.share_results, self.settings.merge,
         )  # fmt: skip
         if resume:
             work.tree = self._resume(header)

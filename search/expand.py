@@ -125,6 +125,7 @@ class Expander:
     spots: OrderedDict[int, Spot]
     evidence: Evidence | None = None
     share_results: bool = False
+    merge: bool = True
     read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
     held: int = 0
 
@@ -162,9 +163,10 @@ class Expander:
             pop.fault = f"{type(error).__name__}: {error}"
 
     def screen(self, pop: Pop) -> None:
-        """Merges token-identical draws and turns each into a draft with an action or an error."""
+        """Turns each draw, or all that are token-identical together, into a draft with an action or an error."""
         if pop.spot is not None and not pop.reused:
-            for slot, mult, done in merge_identical(pop.drawn):
+            drawn = merge_identical(pop.drawn) if self.merge else [(i, 1, done) for i, done in enumerate(pop.drawn)]
+            for slot, mult, done in drawn:
                 share = done.share or mult / pop.draws
                 plain = done if done.share is None else replace(done, share=None)
                 pop.drafts.append(self._screen(pop.spot, pop.tools, pop.first + slot, mult, share, plain))

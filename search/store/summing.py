@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pickle
 import subprocess
 import sys
 from collections import deque
@@ -65,8 +64,7 @@ class _Process:
         future: Future[list[str]] = Future()
         self._waiting.append(future)
         try:
-            pickle.dump(tuple(job), self._child.stdin, 5)
-            self._child.stdin.flush()
+            sums.send(self._child.stdin, tuple(job))
         except OSError as error:
             raise self._ended() from error
         return future
@@ -75,9 +73,9 @@ class _Process:
         assert self._child.stdout is not None
         try:
             while True:
-                result = pickle.load(self._child.stdout)
+                result = sums.receive(self._child.stdout)
                 self._waiting.popleft().set_result(result)
-        except (EOFError, OSError, pickle.UnpicklingError):
+        except (EOFError, OSError, ValueError):
             while self._waiting:
                 self._waiting.popleft().set_exception(self._ended())
 

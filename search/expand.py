@@ -34,7 +34,7 @@ from treewright.search.types import (
 
 __all__ = ["Expander", "Pop", "Spot"]
 
-HELD_TOKENS = 4_000_000  # of all prompts that are held; each is a tuple of references, 8 bytes a token
+HELD_TOKENS = 16_000_000  # of all prompts that are held; 8 bytes a token, a prompt is a tuple of references
 HELD_TEXTS = 4096
 
 

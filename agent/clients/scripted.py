@@ -18,6 +18,7 @@ from treewright.search.types import Completion, Context, Exchange
 __all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_choice"]
 
 END, ACT = 256, 257
+REMEMBERED = 4096  # texts that were said: scripts say few of them, again and again
 
 Turns = Sequence[Exchange]
 Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str]
@@ -60,6 +61,7 @@ class ScriptedPolicy:
         self.logprob, self.trainable = logprob, trainable
         self.stats = PolicyStats()
         self._version = version
+        self._said: dict[tuple[str, int], Completion] = {}
 
     @property
     def version(self) -> str:
@@ -91,8 +93,14 @@ class ScriptedPolicy:
 
     def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
         text = self.script(known.task, known.turns, known.tools, random.Random(seed))
-        ids = (*text.encode("utf-8", "replace"), END)
-        return self._cut(ids, [self.logprob] * len(ids), max_tokens)
+        said = self._said.get((text, max_tokens))
+        if said is None:
+            ids = (*text.encode("utf-8", "replace"), END)
+            said = self._cut(ids, [self.logprob] * len(ids), max_tokens)
+            if len(self._said) >= REMEMBERED:
+                self._said.clear()
+            self._said[text, max_tokens] = said
+        return said
 
     def _cut(self, ids: Sequence[int], logprobs: Sequence[float], max_tokens: int) -> Completion:
         kept = tuple(ids[:max_tokens])
@@ -102,7 +110,7 @@ class ScriptedPolicy:
         return Completion(text, kept, tuple(logprobs[:max_tokens]), reason, self.version, self.trainable)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        self._said.clear()
 
 
 class _ChoicePolicy(ScriptedPolicy):

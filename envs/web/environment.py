@@ -225,12 +225,14 @@ class WebEnvironment(BaseEnvironment):
                     tab.gate.writes = not self._guarded
                     observation = await self._look()
         expected = before is Effect.IRREVERSIBLE or bool(target and target.method not in ("", *SAFE_METHODS))
-        effect = self._cap(after_traffic(before, tab.traffic.methods, expected=expected))
+        stopped = list(tab.gate.denied)[denied:]
+        tried = [entry.split(" ", 1)[0] for entry in stopped if " " in entry]  # some the browser does not tell of
+        effect = self._cap(after_traffic(before, [*tab.traffic.methods(self.posts), *tried], expected=expected))
         info = {
             "settled": settled,
             "writes": list(tab.traffic.writes),
             "dialogs": list(tab.traffic.dialogs),
-            "denied": list(tab.gate.denied)[denied:],
+            "denied": stopped,
         }
         return StepResult(observation, effect=effect, info={k: v for k, v in info.items() if v not in ([], True)})
 

@@ -162,8 +162,9 @@ async def soak(steps, every, seed=0):
         taken, trees = await searches(steps - steps // 2, every, rng, kill)
     finally:
         await SUITE.close()
-    until = time.monotonic() + SETTLES
-    while (left := browsers()) and time.monotonic() < until:
+    for _ in range(int(SETTLES / 0.05)):
+        if not (left := browsers()):
+            break
         await asyncio.sleep(0.05)
     return {
         "steps": steps // 2 + taken,

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
-from bypasses import CASES, SPELLINGS, WAYS, run
+from bypasses import CASES, SPELLINGS, WAYS, over_udp, run
 
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.guard import AllowList, Gate
@@ -47,6 +47,12 @@ async def test_with_the_guard_not_one_connection_reaches_the_canary():
 async def test_without_the_guard_most_of_the_same_cases_do():
     marks, _, _ = await run(SAMPLE, guarded=False, batch=28)
     assert len(marks) > len(SAMPLE) / 2
+
+
+@needs_browser
+async def test_webrtc_sends_no_packet_past_the_proxy_and_does_without_the_guard():
+    assert await over_udp(guarded=True) == 0
+    assert await over_udp(guarded=False) > 0
 
 
 async def raw(gate, *lines, body=b""):

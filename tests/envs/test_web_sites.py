@@ -11,7 +11,7 @@ import pytest_asyncio
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
 from treewright.envs import Action, Effect, InvalidAction, Task
-from treewright.envs.web.browser import FLAGS_VARIABLE, close_browser, find_chromium
+from treewright.envs.web.browser import FLAGS_VARIABLE, close_browser, find_chromium, shared_browser
 from treewright.envs.web.environment import FullWebEnvironment
 
 if find_chromium() is None:
@@ -210,3 +210,20 @@ async def test_a_frame_that_leaves_the_page_takes_nothing_with_it(env):
     assert (await do(env, "click", ref=ref(env, "show top"))).observation.text.startswith('page "top"')
     assert not env._tab.watcher._loading and (await do(env, "back")).info == {}
     assert "show top" in env._view.parts(6000)[0]
+
+
+async def test_service_workers_are_blocked_where_a_bare_context_has_them(env, sites):
+    register = "navigator.serviceWorker.register('/sw.js').then(() => 'has one', () => 'failed')"
+    await env.reset(TASK, 0)
+    sites.asked.clear()
+    await asyncio.wait_for(
+        env._tab.page.evaluate(f"Promise.race([{register}, new Promise(r => setTimeout(r, 500))])"), 5
+    )
+    assert "GET /sw.js" not in sites.asked
+    bare = await (await shared_browser()).new_page()
+    try:
+        await bare.goto(f"http://{sites.hosts[0]}/top")
+        await bare.evaluate(register)
+    finally:
+        await bare.close()
+    assert "GET /sw.js" in sites.asked

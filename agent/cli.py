@@ -188,9 +188,8 @@ def collect(
     """
     from treewright.agent.collect import collect as grow
     from treewright.agent.collect import open_worlds, suites_of
-    from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of
+    from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, settings_of
     from treewright.agent.propose import open_proposer
-    from treewright.search.engine import Settings
     from treewright.search.store import TreeStore
 
     cfg = read_config(name, config, set_, suites, policy, corpus, questions)
@@ -207,10 +206,7 @@ def collect(
                 try:
                     trees = await grow(
                         todo, worlds, actor, rule=rule, budget=budget_of(cfg.search),
-                        settings=Settings(
-                            run=cfg.name, seed=cfg.seed, width=cfg.search.width, max_tokens=cfg.search.max_tokens,
-                            close=cfg.search.close,
-                        ),
+                        settings=settings_of(cfg.search, run=cfg.name, seed=cfg.seed),
                         evaluator=evaluator_of(cfg.search, actor), store=store, concurrency=cfg.search.trees,
                         on_tree=advance,
                     )  # fmt: skip

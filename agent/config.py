@@ -55,7 +55,8 @@ class WorldsSection(_Section):
 
 class SearchSection(_Section):
     """How trees are grown: rule, its options (such as alpha of astar) and draws, the budget per tree, expansions in
-    flight, trees in flight."""
+    flight, trees in flight. merge: token-identical draws of a node are executed and gone on from once; keep them apart
+    where rewards or steps are random."""
 
     rule: str = "best_first"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -69,6 +70,7 @@ class SearchSection(_Section):
     width: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=512, ge=1)
     close: bool = True
+    merge: bool = True
     trees: int = Field(default=64, ge=1)
 
 

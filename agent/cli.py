@@ -398,7 +398,8 @@ def eval_(
         console.print(table)
         for one in results.values():
             if one.faults:
-                told = f"{one.suite}: {one.faults} trees met a lasting fault and count as they are; see treewright run"
+                told = f"{one.suite}: {one.faults} trees met a lasting fault"
+                told += f", {one.lost} of them before any episode ended: these are left out" if one.lost else ""
                 console.print(told, highlight=False, soft_wrap=True)
 
     go(work)

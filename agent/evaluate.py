@@ -27,6 +27,7 @@ class Evaluation:
     tasks        ids in order;  success  [n] 1.0 where the chosen leaf's truth reward reaches 1
     oracle_pick  share of tasks where any finished leaf does: picked by truth, never a result
     tokens, env_steps  spent in all;  faults  tasks whose tree met a lasting fault
+    lost         of those, where no episode came to an end: they are not among `tasks`
     """
 
     suite: str
@@ -36,6 +37,7 @@ class Evaluation:
     tokens: int
     env_steps: int
     faults: int
+    lost: int = 0
 
     @property
     def rate(self) -> float:
@@ -43,16 +45,18 @@ class Evaluation:
 
 
 def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
-    solved = [t.chosen is not None and t.outcome_of(t.chosen) >= SOLVED for t in trees]
-    any_leaf = [any(t.outcome_of(i) >= SOLVED for i in t.leaves()) for t in trees]
+    known = [t for t in trees if not t.lost]
+    solved = [t.chosen is not None and t.outcome_of(t.chosen) >= SOLVED for t in known]
+    any_leaf = [any(t.outcome_of(i) >= SOLVED for i in t.leaves()) for t in known]
     return Evaluation(
         suite,
-        tuple(t.task.id for t in trees),
+        tuple(t.task.id for t in known),
         tuple(map(float, solved)),
-        float(np.mean(any_leaf)) if trees else float("nan"),
+        float(np.mean(any_leaf)) if known else float("nan"),
         sum(t.spent.policy_tokens + t.spent.closing_tokens for t in trees),
         sum(t.spent.env_steps + t.spent.closing_steps for t in trees),
         sum("a fault persisted" in t.reasons for t in trees),
+        len(trees) - len(known),
     )
 
 

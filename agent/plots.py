@@ -113,11 +113,12 @@ def _table(rows: Sequence[TreeRow]) -> tuple[Sequence[str], Sequence[Sequence[ob
         groups[row.suite, row.policy_version].append(row)
     body = []
     for (suite, version), mine in sorted(groups.items()):
-        n, rate = len(mine), sum(bool(r.success) for r in mine) / len(mine)
+        n, known = len(mine), [r.success for r in mine if r.success is not None]
+        rate = sum(known) / len(known) if known else math.nan
         tokens = sum(r.spent.policy_tokens + r.spent.closing_tokens for r in mine) / n
         steps = sum(r.spent.env_steps + r.spent.closing_steps for r in mine) / n
         exact = sum(bool(r.exact) for r in mine) / n
-        body.append((suite, version, n, rate, wilson(rate, n), tokens, steps, exact))
+        body.append((suite, version, n, rate, wilson(rate, len(known) or 1), tokens, steps, exact))
     return HEADER, body
 
 
@@ -197,7 +198,9 @@ def _success(facts: Sequence[_Facts]) -> Chart:
     top = [name for name, _ in versions.most_common(GROUPS)]
     series = []
     for name in top:
-        mine = [f for f in facts if f.columns.row.policy_version == name]
+        mine = [f for f in facts if f.columns.row.policy_version == name and f.columns.row.success is not None]
+        if not mine:
+            continue
         end = max((float(f.columns.tokens[-1]) for f in mine if len(f.columns.tokens)), default=1.0)
         at = sorted(f.solved_at for f in mine if math.isfinite(f.solved_at))
         x = [0.0, *at, end]

@@ -148,6 +148,11 @@ class Tree:
         """True if every assumption of the unbiased estimator holds; `reasons` says what broke it."""
         return not self.reasons
 
+    @property
+    def lost(self) -> bool:
+        """No episode ended, and faults of world or server are why: whether the task can be solved is unknown."""
+        return self.chosen is None and NodeStatus.FAULT in self.status
+
     def inexact(self, reason: str) -> None:
         """Marks the tree inexact; the same reason is kept once."""
         if reason not in self.reasons:

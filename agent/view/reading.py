@@ -130,7 +130,7 @@ class Reader:
         """At most `limit` trees, newest first, from the `offset`-th on."""
         where = filters.where()
         with self.store.snapshot() as connection:
-            count = select(func.count(), func.count(trees.c.ended), func.count().filter(trees.c.success.is_(True)))
+            count = select(func.count(), func.count(trees.c.success), func.count().filter(trees.c.success.is_(True)))
             total, done, solved = connection.execute(count.where(*where)).one()
             page = select(trees.c.key, trees.c.id, trees.c.task).where(*where).order_by(trees.c.key.desc())
             found = connection.execute(page.limit(limit).offset(offset)).all()

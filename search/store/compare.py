@@ -61,7 +61,7 @@ Task = tuple[str, str]
 def _by_task(rows: Sequence[TreeRow]) -> dict[Task, list[TreeRow]]:
     out: dict[Task, list[TreeRow]] = defaultdict(list)
     for row in rows:
-        if row.status == "done":
+        if row.status == "done" and row.success is not None:
             out[row.suite, row.task_id].append(row)
     return out
 

@@ -420,7 +420,7 @@ def _end(tree: Tree, encoder: Encoder) -> dict[str, Any]:
         "reasons": encoder.text(json.dumps(tree.reasons, ensure_ascii=False)),
         "final": json.dumps(late),
         "outcome": outcome,
-        "success": outcome is not None and outcome >= SOLVED,
+        "success": None if tree.lost else outcome is not None and outcome >= SOLVED,
         "count": len(tree),
         **{f"spent_{name}": value for name, value in spent},
     }

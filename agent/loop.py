@@ -1,10 +1,10 @@
 """The main job: collect trees, credit and train on them, serve the new weights, again.
 
-Synchronous (`loop.behind = 0`): collect, train, serve, collect with the new weights. One step behind (`loop.behind = 1`):
-while the trainer takes a step on the trees of round n, the sampler already grows those of round n + 1 with the weights
-it has; then it is given the new ones. From the second round on trees are then one update old, which the trainer allows
-and corrects for, see `treewright.training.versions`. Weights are exchanged between rounds only, so every tree has one
-policy version in either mode.
+Synchronous (`loop.behind = 0`): collect, train, serve, collect with the new weights. One step behind
+(`loop.behind = 1`): while the trainer takes a step on the trees of round n, the sampler already grows those of round
+n + 1 with the weights it has; then it is given the new ones. From the second round on trees are then one update old,
+which the trainer allows and corrects for, see `treewright.training.versions`. Weights are exchanged between rounds
+only, so every tree has one policy version in either mode.
 """
 
 from __future__ import annotations
@@ -300,9 +300,9 @@ class _Grown:
 
 
 async def resume_loop(config: Config, learner: Learner, policy: Any) -> int:
-    """The run's newest checkpoint in trainer and policy, and the iteration to go on with: `first` of `run_loop`; 0 for a
-    new run.
+    """The run's newest checkpoint in trainer and policy, and the iteration to go on with: `first` of `run_loop`.
 
+    0 for a new run.
     A round that was being collected one step behind goes on with the weights that it was begun with.
     """
     from treewright.training import checkpoint

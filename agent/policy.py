@@ -30,6 +30,7 @@ class PolicyStats:
     prompt_tokens    tokens whose keys and values were computed; cached_tokens were taken from a cache instead
     seconds          time in which the model or server was at work on at least one request
     retries, faults  calls repeated after a failure, and calls given up
+    restarts         times that the engine in this program died and was started again
     """
 
     requests: int = 0
@@ -40,6 +41,7 @@ class PolicyStats:
     seconds: float = 0.0
     retries: int = 0
     faults: int = 0
+    restarts: int = 0
 
     @property
     def tokens_per_second(self) -> float:

@@ -12,8 +12,8 @@ Two sources guess, and are fused into one tree by their common prefixes, cut to 
 al. 2025, arXiv:2503.03434): the successors last seen after each token (Token Recycling, Luo et al. 2024,
 arXiv:2408.08696), and what siblings and cousins have said.
 
-A constraint, such as a grammar, masks both sides: guesses that it forbids are not checked, and the sampler draws from the
-masked distribution at every place. Draws are then those that the plain sampler makes under the same mask.
+A constraint, such as a grammar, masks both sides: guesses that it forbids are not checked, and the sampler draws from
+the masked distribution at every place. Draws are then those that the plain sampler makes under the same mask.
 """
 
 from __future__ import annotations

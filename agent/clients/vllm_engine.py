@@ -21,7 +21,7 @@ __all__ = ["VLLMEngine", "WeightTaker", "open_vllm"]
 
 LARGEST_STATE = 2 << 30  # bytes that are sent to the engine's process as one message
 QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-WATCH = 0.5  # seconds between looks at whether the engine's process still lives, while it is given an order
+WATCH = 0.5  # seconds between looks at whether the engine's process still lives, while it is waited for
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
@@ -130,12 +130,18 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(grammar=ask.grammar) if ask.grammar else None,
         )
-        prompt, last = TokensPrompt(prompt_token_ids=list(ask.ids)), None
-        try:
+        prompt = TokensPrompt(prompt_token_ids=list(ask.ids))
+
+        async def whole() -> Any:
+            last = None
             async for out in self.llm.generate(
                 prompt, params, f"draw-{next(self._numbers)}", lora_request=self._adapter
             ):
                 last = out
+            return last
+
+        try:
+            last = await self._watched(whole())
         except (EngineDeadError, EngineGenerateError) as error:
             if self.dead:
                 raise EngineDead("the vLLM engine's process died") from error
@@ -181,14 +187,26 @@ class VLLMEngine:
                 await self.llm.reset_prefix_cache()
         self._weights = (method, kwargs)
 
-    async def _told(self, order: Coroutine[Any, Any, Any], what: str) -> Any:
-        """Waits for an order to be carried out: vLLM leaves it pending for ever where its process dies meanwhile."""
-        job = asyncio.ensure_future(order)
+    async def _watched(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Waits for vLLM to do something; where its process dies meanwhile it may leave that pending for ever.
+
+        Raises EngineDead then.
+        """
+        job = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({job}, timeout=WATCH))[0]:
                 if self.dead:
                     raise EngineDead("the vLLM engine's process died")
             return job.result()
+        finally:
+            if not job.done():
+                job.cancel()
+                await asyncio.wait({job}, timeout=WATCH)  # vLLM frees what a cancelled draw holds
+
+    async def _told(self, order: Coroutine[Any, Any, Any], what: str) -> Any:
+        """Waits for an order to be carried out."""
+        try:
+            return await self._watched(order)
         except EngineDead:
             raise
         except Exception as error:
@@ -196,8 +214,6 @@ class VLLMEngine:
                 raise EngineDead("the vLLM engine's process died") from error
             first = str(error).strip().partition("\n")[0]
             raise TreewrightError(f"vLLM did not {what}: {first}") from error
-        finally:
-            job.cancel()
 
     async def load_adapter(self, folder: str) -> None:
         from vllm.lora.request import LoRARequest

@@ -299,13 +299,15 @@ def loop(
 ) -> None:
     """Collect, train, serve the new weights, again: loop.iterations times. The same line again resumes.
 
-    treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
+    With loop.behind=1 the next round is collected while the trainer works.
+
+      treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
+      treewright loop --name other --policy vllm:seedling --set loop.behind=1
     """
     from treewright.agent.collect import open_worlds, suites_of
-    from treewright.agent.loop import Learner, Round, make_trainer, model_folder, rule_of, run_loop
-    from treewright.agent.policy import loading_model, open_policy, serve_weights
+    from treewright.agent.loop import Learner, Round, make_trainer, model_folder, resume_loop, rule_of, run_loop
+    from treewright.agent.policy import loading_model, open_policy
     from treewright.search.store import TreeStore
-    from treewright.training import checkpoint
 
     cfg = read_config(name, config, set_, suites, policy, corpus, questions)
     found = suites_of(cfg)
@@ -315,13 +317,10 @@ def loop(
         source = model_folder(cfg.policy.spec)
         with loading_model(source):
             learner = Learner(make_trainer(cfg, source), cfg.home / "checkpoints", cfg.loop.keep)
-        actor, first = open_policy(cfg.policy.spec, **cfg.policy.options), 0
-        before = checkpoint.latest(learner.folder)
-        if before is not None:
-            first = int(checkpoint.restore(learner.trainer, before)["iteration"])
-            learner.knows(before.path)
-            await serve_weights(actor, before.path)
-            console.print(f"going on from {before.path} with iteration {first + 1}")
+        actor = open_policy(cfg.policy.spec, **cfg.policy.options)
+        first = await resume_loop(cfg, learner, actor)
+        if first:
+            console.print(f"going on from {learner.saved} with iteration {first + 1}")
         store = TreeStore.open(cfg.store_path)
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
@@ -337,11 +336,10 @@ def loop(
         finally:
             store.close()
             await actor.close()
-        newest = checkpoint.latest(learner.folder)
         if total == 0:
             console.print(f"all {cfg.loop.iterations} iterations are done; more: --set loop.iterations={first + 4}")
-        if newest is not None:
-            console.print(f"saved {newest.path}; next: treewright eval --policy hf:{newest.path}", soft_wrap=True)
+        if learner.saved is not None:
+            console.print(f"saved {learner.saved}; next: treewright eval --policy hf:{learner.saved}", soft_wrap=True)
 
     go(work)
 

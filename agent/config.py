@@ -108,12 +108,14 @@ class TrainSection(_Section):
 
 class LoopSection(_Section):
     """iterations of collect → train; tasks per suite and iteration, and where a suite shall have another number of
-    them (suite_tasks = {market = 6}); checkpoints kept"""
+    them (suite_tasks = {market = 6}); checkpoints kept. behind = 1: the next round is collected with the weights at
+    hand while the trainer works, so that trees are one update old when they are trained on"""
 
     iterations: int = Field(default=8, ge=1)
     tasks: int = Field(default=24, ge=1)
     suite_tasks: dict[str, int] = Field(default_factory=dict)
     keep: int = Field(default=3, ge=1)
+    behind: int = Field(default=0, ge=0, le=1)
 
 
 class EvalSection(_Section):

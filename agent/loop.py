@@ -1,4 +1,11 @@
-"""The main job: collect trees, credit and train on them, serve the new weights, again."""
+"""The main job: collect trees, credit and train on them, serve the new weights, again.
+
+Synchronous (`loop.behind = 0`): collect, train, serve, collect with the new weights. One step behind
+(`loop.behind = 1`): while the trainer takes a step on the trees of round n, the sampler already grows those of round
+n + 1 with the weights it has; then it is given the new ones. From the second round on trees are then one update old,
+which the trainer allows and corrects for, see `treewright.training.versions`. Weights are exchanged between rounds
+only, so every tree has one policy version in either mode.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from treewright.agent.clients.engine import folder_version
 from treewright.agent.collect import Failure, World, collect
@@ -23,6 +30,7 @@ from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator
 
 __all__ = [
+    "Ahead",
     "Learner",
     "Round",
     "acting_rule_of",
@@ -31,6 +39,7 @@ __all__ = [
     "grow_for_training",
     "make_trainer",
     "rates_of",
+    "resume_loop",
     "rule_of",
     "run_loop",
     "tasks_for",
@@ -127,15 +136,29 @@ class Round:
     seconds: float
 
 
+class Ahead(TypedDict):
+    """What a checkpoint says of the round that was being collected when it was made, one step behind: the version of
+    the weights that draw its trees, and the success rates by suite that its rule was given."""
+
+    drawn_by: str
+    rates: dict[str, float]
+
+
 @dataclass(slots=True)
 class Learner:
-    """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them."""
+    """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them.
+
+    saved  the folder of the trainer's present weights, once there is one
+    ahead  of a loop that goes on one step behind: how the round that it stopped in was begun
+    """
 
     trainer: Any
     folder: Path
     keep: int = 3
     rounds: list[Round] = field(default_factory=list)
     iteration: int = 0
+    saved: Path | None = None
+    ahead: Ahead | None = None
 
     def learn(self, trees: Sequence[Tree], extra: dict[str, Any]) -> tuple[dict[str, float], Any]:
         """Updates on the trees and saves a checkpoint. Blocking: call it in a thread."""
@@ -154,8 +177,33 @@ class Learner:
         self.knows(saved.path)
         return saved
 
+    def restore(self, saved: Any) -> int:
+        """Goes back to a checkpoint; the iteration to go on with."""
+        from treewright.training import checkpoint
+
+        extra = checkpoint.restore(self.trainer, saved)
+        self.knows(saved.path)
+        self.ahead = extra.get("ahead")
+        return int(extra["iteration"])
+
+    def folder_of(self, version: str, source: str | Path) -> str | Path:
+        """The folder of the weights that go by `version`: a checkpoint's, or the model that the run began with.
+
+        Raises TreewrightError where they are gone.
+        """
+        names = self.trainer.aliases
+        for folder in (*sorted(self.folder.glob("step-*"), reverse=True), source):
+            found = folder_version(folder)
+            if names.get(found, found) == names.get(version, version):
+                return folder
+        raise TreewrightError(
+            f"the weights {version} that the round under way was begun with are neither in {self.folder} nor {source}; "
+            "set loop.keep to 2 or more, and start a run with a new name"
+        )
+
     def knows(self, folder: str | Path) -> None:
         """The folder holds the trainer's present weights: policies that name weights by their files are known by it."""
+        self.saved = Path(folder)
         if self.trainer.versions is not None and any(Path(folder).glob("*.safetensors")):
             self.trainer.aliases[folder_version(folder)] = self.trainer.versions[-1]
 
@@ -172,6 +220,7 @@ def make_trainer(config: Config, source: str | Path) -> Any:
     size = sum(p.numel() for p in model.parameters())
     lr = config.train.lr or (SMALL_LR if size < SMALL else LARGE_LR)
     plain = config.train.model_dump(exclude={"reference"})
+    plain["max_staleness"] = max(config.train.max_staleness, config.loop.behind)
     reference = None
     if config.train.reference is not None:
         if not (config.train.reference / "config.json").is_file():
@@ -182,7 +231,7 @@ def make_trainer(config: Config, source: str | Path) -> Any:
     settings = TrainSettings(**{**plain, "lr": lr})
     tokenizer = AutoTokenizer.from_pretrained(source)
     version = weights_version(model)
-    aliases = {folder_version(source): version} if any(Path(source).glob("*.safetensors")) else {}
+    aliases = {folder_version(source): version}
     return Trainer(model, settings, tokenizer, reference=reference, versions=[version], aliases=aliases)
 
 
@@ -242,6 +291,34 @@ async def grow_for_training(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Grown:
+    """A round's trees, the version of the weights that drew them, and the seconds that took."""
+
+    trees: list[Tree]
+    drawn_by: str
+    seconds: float
+
+
+async def resume_loop(config: Config, learner: Learner, policy: Any) -> int:
+    """The run's newest checkpoint in trainer and policy, and the iteration to go on with: `first` of `run_loop`.
+
+    0 for a new run.
+    A round that was being collected one step behind goes on with the weights that it was begun with.
+    """
+    from treewright.training import checkpoint
+
+    saved = checkpoint.latest(learner.folder)
+    if saved is None:
+        return 0
+    first = learner.restore(saved)
+    folder: str | Path = saved.path
+    if learner.ahead is not None:
+        folder = learner.folder_of(learner.ahead["drawn_by"], model_folder(config.policy.spec))
+    await serve_weights(policy, folder)
+    return first
+
+
 async def run_loop(
     config: Config,
     worlds: Mapping[str, World],
@@ -255,33 +332,89 @@ async def run_loop(
     """Iterations `first` … of collect → train → serve; returns the trees of each.
 
     Inexact trees (a fault persisted, say) are left out of training unless train.allow_biased is set, and counted.
-    A loop that is stopped goes on from its last checkpoint: pass the iteration it holds as `first`.
+    A loop that is stopped goes on from its last checkpoint: pass what `resume_loop` gives as `first`.
     """
-    kept: list[list[Tree]] = []
-    if learner.trainer.versions is not None and learner.trainer.age_of(policy.version) is None:
+    last, behind, trainer = config.loop.iterations - 1, config.loop.behind, learner.trainer
+    if behind:
+        learner.keep = max(learner.keep, 2)  # a resume needs the weights that the round under way was begun with
+        if getattr(policy, "colocated", False):
+            raise TreewrightError(
+                "loop.behind = 1 samples while the trainer works, and a colocated server sleeps meanwhile; set "
+                "loop.behind=0, or give the server an accelerator of its own and leave colocated out"
+            )
+    if trainer.versions is not None and trainer.age_of(policy.version) is None:
         await serve_weights(policy, model_folder(config.policy.spec))  # a server that nobody knows the weights of
-    for index in range(first, config.loop.iterations):
+
+    async def grow(index: int, rates: Mapping[str, float]) -> _Grown:
         began, drawn_by = time.monotonic(), policy.version
         tasks = tasks_for(worlds, "train", index, config.loop.tasks, config.loop.suite_tasks)
         trees = await grow_for_training(
-            config, tasks, worlds, policy, f"{config.name}/{index}", index, store, on_tree,
-            rates=dict(learner.trainer.baselines),
-        )  # fmt: skip
-        usable = [t for t in trees if t.exact or config.train.allow_biased]
-        collected = time.monotonic() - began
-        if (sleep := getattr(policy, "sleep", None)) is not None:
-            await sleep()  # the trainer may need the accelerator
-        stats, saved = await asyncio.to_thread(learner.learn, usable, {"iteration": index + 1})
+            config, tasks, worlds, policy, f"{config.name}/{index}", index, store, on_tree, rates=rates
+        )
+        return _Grown(trees, drawn_by, time.monotonic() - began)
+
+    kept: list[list[Tree]] = []
+    ahead: _Grown | None = None
+    for index in range(first, last + 1):
+        began, rates = time.monotonic(), dict(trainer.baselines)
+        if ahead is None:
+            ahead = await grow(index, learner.ahead["rates"] if learner.ahead is not None else rates)
+            learner.ahead = None
+        batch, ahead = ahead, None
+        usable = [t for t in batch.trees if t.exact or config.train.allow_biased]
+        if behind:
+            if trainer.age_of(policy.version) and learner.saved is not None:  # only after a resume
+                await serve_weights(policy, learner.saved)
+            coming = asyncio.create_task(grow(index + 1, rates)) if index < last else None
+            stats, saved, ahead = await _train_beside(learner, usable, index, coming, policy.version, rates)
+        else:
+            stats, saved = await _train_alone(learner, usable, index, policy)
         await serve_weights(policy, saved.path)
         stats |= {
-            "collect_s": collected,
-            "inexact": float(len(trees) - len(usable)),
-            "sampled_tokens": float(sum(t.spent.policy_tokens + t.spent.closing_tokens for t in trees)),
-            "env_steps": float(sum(t.spent.env_steps + t.spent.closing_steps for t in trees)),
+            "collect_s": batch.seconds,
+            "inexact": float(len(batch.trees) - len(usable)),
+            "sampled_tokens": float(sum(t.spent.policy_tokens + t.spent.closing_tokens for t in batch.trees)),
+            "env_steps": float(sum(t.spent.env_steps + t.spent.closing_steps for t in batch.trees)),
         }
-        done = Round(index, drawn_by, policy.version, success_by_suite(usable), stats, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        done = Round(index, batch.drawn_by, policy.version, success_by_suite(usable), stats, seconds)
         learner.rounds.append(done)
-        kept.append(trees)
+        kept.append(batch.trees)
         if on_round is not None:
             on_round(done)
     return kept
+
+
+async def _train_alone(
+    learner: Learner, trees: Sequence[Tree], index: int, policy: Any
+) -> tuple[dict[str, float], Any]:
+    """A step while the policy sleeps, if it shares the accelerator; it is woken with the new weights."""
+    if (sleep := getattr(policy, "sleep", None)) is not None:
+        await sleep()
+    try:
+        return await asyncio.to_thread(learner.learn, trees, {"iteration": index + 1})
+    except Exception:
+        if (wake := getattr(policy, "wake", None)) is not None:
+            await wake()  # no new weights will come that could wake it
+        raise
+
+
+async def _train_beside(
+    learner: Learner,
+    trees: Sequence[Tree],
+    index: int,
+    coming: asyncio.Task[_Grown] | None,
+    version: str,
+    rates: dict[str, float],
+) -> tuple[dict[str, float], Any, _Grown | None]:
+    """A step while the next round is collected; both are awaited, whichever ends first."""
+    extra: dict[str, Any] = {"iteration": index + 1}
+    if coming is not None:
+        extra["ahead"] = Ahead(drawn_by=version, rates=rates)
+    try:
+        stats, saved = await asyncio.to_thread(learner.learn, trees, extra)
+        return stats, saved, await coming if coming is not None else None
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)

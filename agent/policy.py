@@ -30,6 +30,7 @@ class PolicyStats:
     prompt_tokens    tokens whose keys and values were computed; cached_tokens were taken from a cache instead
     seconds          time in which the model or server was at work on at least one request
     retries, faults  calls repeated after a failure, and calls given up
+    restarts         times that the engine in this program died and was started again
     """
 
     requests: int = 0
@@ -40,6 +41,7 @@ class PolicyStats:
     seconds: float = 0.0
     retries: int = 0
     faults: int = 0
+    restarts: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -84,7 +86,7 @@ def open_policy(spec: str, **options: Any) -> Policy:
     scripted:MODULE:FUNCTION   a plain function, for tests                (agent/clients/scripted.py)
     seedling[:FOLDER]          the small packaged model, or one built since
     hf:FOLDER_OR_NAME          any transformers causal language model     (agent/clients/hf.py); grammar=True: draws
-                               are actions (grammar.py); draft=True: fewer passes (drafting.py)
+                               are actions (grammar.py); draft=True: fewer passes (drafting.py); both go together
     openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/clients/openai.py)
     vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out
     langgraph:MODULE:GRAPH     your own compiled LangGraph agent          (agent/clients/langgraph.py)
@@ -178,12 +180,13 @@ def _hf(rest: str, options: dict[str, Any]) -> Policy:
     if not rest:
         raise TreewrightError("'hf:' names no model; write hf:FOLDER or hf:ORGANISATION/NAME")
     kind: type[HFPolicy] = HFPolicy
-    if options.pop("grammar", False):
-        from treewright.agent.clients.grammar import GrammarPolicy as kind
-    if options.pop("draft", False):
-        if kind is not HFPolicy:
-            raise TreewrightError("draft and grammar do not go together yet; choose one")
-        from treewright.agent.clients.drafting import DraftingPolicy as kind
+    match options.pop("grammar", False), options.pop("draft", False):
+        case True, True:
+            from treewright.agent.clients.grammar import DraftingGrammarPolicy as kind
+        case True, False:
+            from treewright.agent.clients.grammar import GrammarPolicy as kind
+        case False, True:
+            from treewright.agent.clients.drafting import DraftingPolicy as kind
     return kind.load(rest, **options)
 
 

@@ -11,6 +11,9 @@ acceptance probability is the mass of the guessed tokens, the most that any exac
 Two sources guess, and are fused into one tree by their common prefixes, cut to the likeliest nodes, as in RASD (Quan et
 al. 2025, arXiv:2503.03434): the successors last seen after each token (Token Recycling, Luo et al. 2024,
 arXiv:2408.08696), and what siblings and cousins have said.
+
+A constraint, such as a grammar, masks both sides: guesses that it forbids are not checked, and the sampler draws from
+the masked distribution at every place. Draws are then those that the plain sampler makes under the same mask.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +37,7 @@ from treewright.envs.errors import TreewrightError
 from treewright.kernels.decode import Path
 from treewright.search.types import Completion
 
-__all__ = ["DraftTree", "Drafter", "DraftingPolicy", "drafted", "fuse"]
+__all__ = ["Constraint", "DraftTree", "Drafter", "DraftingPolicy", "allowed", "drafted", "fuse"]
 
 KV = list[tuple[Tensor, Tensor]]  # for each layer keys and values [1, kv heads, tokens, head dim]
 START = -1  # stands before the first token of a response in the siblings' table
@@ -46,6 +49,35 @@ class DraftTree:
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
+
+
+class Constraint(Protocol):
+    """What one response may say, from where it stands on."""
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """logits [V] with −inf for every token that may not follow."""
+
+    def allows(self, tokens: Sequence[int]) -> bool:
+        """Whether these may follow, one after the other. Changes nothing."""
+
+    def take(self, token: int) -> None:
+        """The response goes on with `token`, which was allowed."""
+
+
+def allowed(tree: DraftTree, constraint: Constraint) -> DraftTree:
+    """The guesses that may follow; what stands below a forbidden one goes with it."""
+    paths: list[tuple[int, ...]] = []
+    place: dict[int, int] = {-1: -1}
+    parents: list[int] = []
+    for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+        if parent not in place:
+            continue
+        path = (*(paths[place[parent]] if parent >= 0 else ()), token)
+        if constraint.allows(path):
+            place[i] = len(paths)
+            paths.append(path)
+            parents.append(place[parent])
+    return DraftTree(tuple(path[-1] for path in paths), tuple(parents))
 
 
 def fuse(roots: Sequence[dict[int, Any]], nodes: int) -> DraftTree:
@@ -139,9 +171,18 @@ class Drafter:
 
 @torch.inference_mode()
 def drafted(
-    model: Any, request: Request, seed: int, prompt: tuple[Path, Tensor], stop_ids: Sequence[int], drafter: Drafter
+    model: Any,
+    request: Request,
+    seed: int,
+    prompt: tuple[Path, Tensor],
+    stop_ids: Sequence[int],
+    drafter: Drafter,
+    constraint: Constraint | None = None,
 ) -> tuple[Drawn, int]:
-    """The draw that `sampling.generate` makes for `seed`, and the number of forward passes after the prompt's."""
+    """The draw that `sampling.generate` makes for `seed`, and the number of forward passes after the prompt's.
+
+    With a constraint it is the draw from the masked distribution, and its log-probs are of that.
+    """
     path, logits = prompt
     kv = _joined(path)
     u = torch.from_numpy(uniforms([seed], request.max_tokens)[0]).to(logits.device)
@@ -150,14 +191,17 @@ def drafted(
 
     def draw(logits: Tensor) -> bool:
         """Appends the next token; True while the response goes on."""
-        token, logprob = pick(logits[None], u[len(ids)][None], request.temperature)
+        masked = logits if constraint is None else constraint.mask(logits)
+        token, logprob = pick(masked[None], u[len(ids)][None], request.temperature)
         ids.append(int(token))
         logprobs.append(float(logprob))
+        if constraint is not None:
+            constraint.take(ids[-1])
         return ids[-1] not in stop_ids and len(ids) < request.max_tokens
 
     passes, going = 0, draw(logits)
     while going:
-        tree = drafter.guess(ids)
+        tree = drafter.guess(ids) if constraint is None else allowed(drafter.guess(ids), constraint)
         tokens = (ids[-1], *tree.tokens)
         parents = (-1, *(p + 1 for p in tree.parents))
         after, fresh = _check(model, kv, tokens, parents)
@@ -227,13 +271,16 @@ class DraftingPolicy(HFPolicy):
     @property
     def sampling(self) -> dict[str, Any]:
         """How draws were made; kept in the header of every tree."""
-        out: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
-        return out | {"drafted_by": "recycled tokens and siblings", "draft_nodes": self.drafter.nodes}
+        return super().sampling | {"drafted_by": "recycled tokens and siblings", "draft_nodes": self.drafter.nodes}
 
     @property
     def tokens_per_pass(self) -> float:
         """1 is what plain sampling has; a response's first token comes with its prompt and does not count."""
         return self.checked / self.passes if self.passes else 0.0
+
+    def _constraints(self, request: Request) -> Sequence[Constraint | None]:
+        """One for each seed, None where anything may be said."""
+        return [None] * len(request.seeds)
 
     def _run(self, requests: Sequence[Request]) -> list[list[Completion]]:
         with self._lock:
@@ -242,8 +289,10 @@ class DraftingPolicy(HFPolicy):
                 for request in requests:
                     logits, row = self._prefill(request.ids), []
                     prompt = (self._cache.path(request.ids), logits)
-                    for seed in request.seeds:
-                        done, passes = drafted(self.model, request, seed, prompt, self.stop_ids, self.drafter)
+                    for seed, constraint in zip(request.seeds, self._constraints(request), strict=True):
+                        done, passes = drafted(
+                            self.model, request, seed, prompt, self.stop_ids, self.drafter, constraint
+                        )
                         self.passes += passes
                         self.checked += len(done.ids) - 1
                         row.append(self._completion(done))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from treewright.search.types import Completion, Context, Exchange, PolicyFault
 __all__ = [
     "Ask",
     "Engine",
+    "EngineDead",
     "EnginePolicy",
     "Told",
     "ToolContext",
@@ -37,7 +39,13 @@ __all__ = [
 ]
 
 
+log = logging.getLogger("treewright.agent")
 OPTIMIZER = "optimizer.safetensors"  # what a checkpoint holds beside the weights
+SETTLED = 256  # draws after which an engine that was started again counts as well
+
+
+class EngineDead(PolicyFault):
+    """The engine's process is gone, and with it the draws that were under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +74,19 @@ class Told:
 
 
 class Engine(Protocol):
-    """What `EnginePolicy` needs. All calls but `generate` are made while no draw is under way."""
+    """What `EnginePolicy` needs. All calls but `generate` are made while no draw is under way.
+
+    All but `restart` and `close` raise EngineDead where the engine's process is gone.
+    """
 
     longest: int
 
+    @property
+    def dead(self) -> bool:
+        """The engine's process is gone; only `restart` and `close` do anything."""
+
     async def generate(self, ask: Ask) -> Told:
-        """One draw; cancelling it frees what it holds. Raises PolicyFault when the engine is dead."""
+        """One draw; cancelling it frees what it holds."""
 
     async def load_weights(self, folder: str) -> None:
         """Takes the weights of a `save_pretrained` folder of the same shape and forgets cached prompts."""
@@ -87,6 +102,12 @@ class Engine(Protocol):
 
     async def wake(self) -> None:
         """Takes the memory again."""
+
+    async def restart(self) -> None:
+        """Starts again after a death, awake, with the weights and the adapter that it had.
+
+        Raises TreewrightError where that fails.
+        """
 
     async def close(self) -> None: ...
 
@@ -136,6 +157,8 @@ class EnginePolicy:
     concurrency  draws under way at once; the rest waits here, in the order of `order` (see PrefixLine), so that the
                  engine is never flooded and its prefix cache stays warm
     deadline     seconds for one draw() with its waiting; then the draws are cancelled and it is a PolicyFault
+    restarts     times that an engine that died is started again with the weights it had; counted anew after SETTLED
+                 draws. The draws that died with it are made once more, with their seeds; beyond that they are faults
     grammar      True: every draw is an action of the node's tools, see clients/actions.py
     masked_exact True if the engine's log-probs are those of the masked distribution, so that such draws may be
                  trained on
@@ -153,6 +176,7 @@ class EnginePolicy:
         concurrency: int = 64,
         order: str = "prefix",
         deadline: float = 300.0,
+        restarts: int = 2,
         grammar: bool = False,
         masked_exact: bool = False,
     ) -> None:
@@ -166,6 +190,10 @@ class EnginePolicy:
         self.stats = PolicyStats()
         self._version, self._busy, self._since = version, 0, 0.0
         self._closed = self._asleep = False
+        self.restarts = restarts
+        self._swap = asyncio.Lock()  # held while weights are exchanged, memory is given back or the engine restarts
+        self._deaths = self._settled = 0
+        self._revival: asyncio.Task[None] | None = None
 
     @property
     def version(self) -> str:
@@ -212,6 +240,14 @@ class EnginePolicy:
             raise
 
     async def _one(self, ask: Ask) -> Completion:
+        try:
+            return await self._drawn(ask)
+        except EngineDead as dead:
+            await self._revived(dead)
+            self.stats.retries += 1
+            return await self._drawn(ask)
+
+    async def _drawn(self, ask: Ask) -> Completion:
         async with self.line.place(ask.ids):
             if not self._busy:
                 self._since = time.monotonic()
@@ -227,6 +263,7 @@ class EnginePolicy:
     def _completion(self, ask: Ask, told: Told) -> Completion:
         if not told.ids or len(told.ids) != len(told.logprobs):
             raise PolicyFault(f"{self.name} gave {len(told.ids)} token ids with {len(told.logprobs)} log-probs")
+        self._settled += 1
         self.stats.requests += 1
         self.stats.draws += 1
         self.stats.sampled_tokens += len(told.ids)
@@ -248,15 +285,16 @@ class EnginePolicy:
     async def load_weights(self, path: str | Path, version: str = "") -> str:
         """Takes the weights of a folder once the draws under way are done; returns the new version."""
         name = version or await asyncio.to_thread(weights_in, path)
+        folder = await asyncio.to_thread(served_folder, path)
         async with self._exchange():
-            await self.engine.load_weights(await asyncio.to_thread(served_folder, path))
+            await self._surely(lambda: self.engine.load_weights(folder))
             self._version = name
         return name
 
     async def load_state(self, state: Mapping[str, Any], version: str) -> str:
         """Takes tensors by name (as in a `state_dict`) without a detour over files."""
         async with self._exchange():
-            await self.engine.load_state(state)
+            await self._surely(lambda: self.engine.load_state(state))
             self._version = version
         return version
 
@@ -264,43 +302,91 @@ class EnginePolicy:
         """Draws from now on with the LoRA adapter in a `peft` folder; returns the new version."""
         name = version or f"{self._version.partition('+')[0]}+{await asyncio.to_thread(weights_in, path)}"
         async with self._exchange():
-            await self.engine.load_adapter(str(path))
+            await self._surely(lambda: self.engine.load_adapter(str(path)))
             self._version = name
         return name
 
     @asynccontextmanager
     async def _exchange(self) -> AsyncIterator[None]:
         """Nobody draws meanwhile; a model that sleeps is woken, and who waited for that draws with the new weights."""
-        if self._asleep:
-            await self.engine.wake()
-            self._asleep = False
-        else:
-            await self.line.shut()
-        try:
-            yield
-        finally:
-            self.line.reopen()
+        async with self._swap:
+            if self._asleep:
+                await self._surely(self.engine.wake)
+                self._asleep = False
+            else:
+                await self.line.shut()
+            try:
+                yield
+            finally:
+                self.line.reopen()
 
     async def sleep(self) -> bool:
         """Gives the accelerator to the trainer; draws wait until `wake`. False where there is nothing to give."""
-        await self.line.shut()
-        try:
-            self._asleep = await self.engine.sleep()
-        finally:
-            if not self._asleep:
-                self.line.reopen()
-        return self._asleep
+        async with self._swap:
+            await self.line.shut()
+            try:
+                self._asleep = await self._surely(self.engine.sleep)
+            finally:
+                if not self._asleep:
+                    self.line.reopen()
+            return self._asleep
 
     async def wake(self) -> None:
         """The end of `sleep`; does nothing where that did nothing."""
-        if self._asleep:
-            await self.engine.wake()
-            self._asleep = False
-            self.line.reopen()
+        async with self._swap:
+            if self._asleep:
+                await self._surely(self.engine.wake)
+                self._asleep = False
+                self.line.reopen()
+
+    # -- deaths -----------------------------------------------------------------------------------------------------
+
+    async def _surely(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """What `call` does with the engine, once more after a restart; nobody draws meanwhile."""
+        try:
+            return await call()
+        except EngineDead as dead:
+            await self._restart(dead)
+            return await call()
+
+    async def _revived(self, dead: EngineDead) -> None:
+        """Waits for the one restart that all draws share that died together; it outlives their cancellation.
+
+        Raises PolicyFault where the engine stays dead.
+        """
+        if self._revival is None or self._revival.done():
+            self._revival = asyncio.create_task(self._revive(dead))
+        await asyncio.shield(self._revival)
+
+    async def _revive(self, dead: EngineDead) -> None:
+        async with self._swap:
+            if self._closed or not self.engine.dead:  # somebody else saw to it
+                return
+            await self.line.shut()
+            try:
+                await self._restart(dead)
+            finally:
+                self.line.reopen()
+
+    async def _restart(self, dead: EngineDead) -> None:
+        self._deaths = 0 if self._settled >= SETTLED else self._deaths
+        if self._deaths >= self.restarts:
+            raise PolicyFault(f"{self.name}: {dead}; it was started again {self._deaths} times, no more") from dead
+        self._deaths, self._settled = self._deaths + 1, 0
+        log.warning("%s: %s; starting it again", self.name, dead)
+        try:
+            await self.engine.restart()
+        except PolicyFault:
+            raise
+        except TreewrightError as error:
+            raise PolicyFault(f"{self.name}: {dead}, and it could not be started again: {error}") from error
+        self.stats.restarts += 1
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
+            if self._revival is not None:
+                await asyncio.gather(self._revival, return_exceptions=True)
             await self.engine.close()
 
 

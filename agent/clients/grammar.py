@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from treewright.agent.clients.actions import cached_grammar
+from treewright.agent.clients.drafting import DraftingPolicy
 from treewright.agent.clients.engine import with_tools
 from treewright.agent.clients.hf import HFPolicy
 from treewright.agent.clients.sampling import Request, Rows, Runner, generate
@@ -19,7 +20,7 @@ from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.kernels.decode import Path, Stretch
 from treewright.search.types import Completion, Context, Exchange
 
-__all__ = ["GrammarPolicy"]
+__all__ = ["DraftingGrammarPolicy", "GrammarPolicy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,7 @@ class GrammarPolicy(HFPolicy):
     @property
     def sampling(self) -> dict[str, Any]:
         """How draws were made; kept in the header of every tree."""
-        out: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
-        return out | {"grammar": "actions of the node's tools"}
+        return super().sampling | {"grammar": "actions of the node's tools"}
 
     def context(
         self,
@@ -60,24 +60,67 @@ class GrammarPolicy(HFPolicy):
         grammar = cached_grammar(getattr(context, "tools", ()))
         return _GrammarRequest(context.ids, seeds, max_tokens, self.temperature, grammar)
 
+    def _matching(self, request: Request) -> Any:
+        """A fresh matcher of the request's grammar. Raises TreewrightError where the tools make none."""
+        assert isinstance(request, _GrammarRequest)
+        matcher = self._matcher(self._tokens, request.grammar)
+        if matcher.is_error():
+            raise TreewrightError(f"the tools make no grammar: {matcher.get_error()}")
+        return matcher
+
     def _run(self, requests: Sequence[Request]) -> list[list[Completion]]:
         with self._lock:
             began, out = time.monotonic(), []
             with torch.inference_mode():
                 for request in requests:
-                    assert isinstance(request, _GrammarRequest)
-                    first = self._matcher(self._tokens, request.grammar)
-                    if first.is_error():
-                        raise TreewrightError(f"the tools make no grammar: {first.get_error()}")
+                    first = self._matching(request)
                     logits = self._prefill(request.ids)
                     masked = _MaskedRunner(self.runner, first, len(request.seeds))
-                    prompt = (self._cache.path(request.ids), masked.mask(logits[None], [first])[0])
+                    prompt = (self._cache.path(request.ids), masked_logits(logits[None], [first])[0])
                     (drawn,) = generate(masked, [request], [prompt], self.stop_ids)
                     self._cache.trim()
                     out.append([self._completion(one) for one in drawn])
             self.stats.seconds += time.monotonic() - began
             self.stats.requests += len(requests)
             return out
+
+
+def masked_logits(logits: Tensor, matchers: Sequence[Any]) -> Tensor:
+    """logits [B, V] with −inf where the row's grammar does not go on; rows that are done stay as they are."""
+    from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
+
+    size = logits.shape[-1]
+    bits = allocate_token_bitmask(len(matchers), size)
+    for row, matcher in enumerate(matchers):
+        fill_next_token_bitmask(matcher, bits, row)
+    allowed = ((bits[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1).bool().flatten(1)[:, :size]
+    allowed[~allowed.any(1)] = True
+    return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+
+
+class _Matching:
+    """One response's matcher as the `Constraint` of a drafted draw."""
+
+    def __init__(self, matcher: Any) -> None:
+        self.matcher = matcher
+
+    def mask(self, logits: Tensor) -> Tensor:
+        return masked_logits(logits[None], [self.matcher])[0]
+
+    def allows(self, tokens: Sequence[int]) -> bool:
+        return bool(self.matcher.validate_tokens(list(tokens)) == len(tokens))
+
+    def take(self, token: int) -> None:
+        if not self.matcher.is_stopped():
+            self.matcher.consume_token(token)
+
+
+class DraftingGrammarPolicy(DraftingPolicy, GrammarPolicy):
+    """GrammarPolicy with a drafter: the same draws from the same masked distribution, in fewer passes."""
+
+    def _constraints(self, request: Request) -> Sequence[_Matching]:
+        first = self._matching(request)
+        return [_Matching(first.deep_copy()) for _ in request.seeds]
 
 
 class _MaskedRunner:
@@ -98,30 +141,18 @@ class _MaskedRunner:
         return self.runner.prefill(ids, path)
 
     def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> Rows:
-        return _MaskedRows(self, self.runner.rows(paths, repeats, room), list(self.matchers))
-
-    def mask(self, logits: Tensor, matchers: Sequence[Any]) -> Tensor:
-        """logits [B, V] with −inf where the row's grammar does not go on; rows that are done stay as they are."""
-        from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
-
-        size = logits.shape[-1]
-        bits = allocate_token_bitmask(len(matchers), size)
-        for row, matcher in enumerate(matchers):
-            fill_next_token_bitmask(matcher, bits, row)
-        allowed = ((bits[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1).bool().flatten(1)[:, :size]
-        allowed[~allowed.any(1)] = True
-        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+        return _MaskedRows(self.runner.rows(paths, repeats, room), list(self.matchers))
 
 
 class _MaskedRows:
-    def __init__(self, runner: _MaskedRunner, rows: Rows, matchers: list[Any]) -> None:
-        self.runner, self.rows, self.matchers = runner, rows, matchers
+    def __init__(self, rows: Rows, matchers: list[Any]) -> None:
+        self.rows, self.matchers = rows, matchers
 
     def step(self, tokens: Tensor) -> Tensor:
         for token, matcher in zip(tokens.tolist(), self.matchers, strict=True):
             if not matcher.is_stopped():
                 matcher.consume_token(token)
-        return self.runner.mask(self.rows.step(tokens), self.matchers)
+        return masked_logits(self.rows.step(tokens), self.matchers)
 
     def select(self, rows: Tensor) -> None:
         self.rows.select(rows)

@@ -122,6 +122,11 @@ class HFPolicy:
     def version(self) -> str:
         return self._version
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What differs from plain sampling at temperature 1; kept in the header of every tree."""
+        return {} if self.temperature == 1.0 else {"temperature": self.temperature}
+
     def context(
         self,
         task: Task,

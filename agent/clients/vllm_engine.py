@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from treewright.agent.clients.engine import Ask, EnginePolicy, Told, folder_version, served_folder
+from treewright.agent.clients.engine import Ask, EngineDead, EnginePolicy, Told, folder_version, served_folder
 from treewright.agent.prompts import Window, template_for
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import PolicyFault
@@ -21,6 +21,7 @@ __all__ = ["VLLMEngine", "WeightTaker", "open_vllm"]
 
 LARGEST_STATE = 2 << 30  # bytes that are sent to the engine's process as one message
 QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+WATCH = 0.5  # seconds between looks at whether the engine's process still lives, while it is waited for
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
@@ -54,20 +55,26 @@ class WeightTaker:
 
 
 class VLLMEngine:
-    """An `AsyncLLM` and how to exchange its weights. It belongs to the event loop that uses it first."""
+    """An `AsyncLLM` and how to exchange its weights. It belongs to the event loop that uses it first.
 
-    def __init__(self, llm: Any, cpu: bool) -> None:
-        self.llm, self.cpu = llm, cpu
-        self.longest = int(llm.model_config.max_model_len)
+    opened  starts one; called again when its process has died
+    sleeps  whether it can give its memory back
+    """
+
+    def __init__(self, opened: Callable[[], Any], sleeps: bool) -> None:
+        self.opened, self.sleeps = opened, sleeps
+        self.llm = opened()
+        self.longest = int(self.llm.model_config.max_model_len)
         self._numbers = itertools.count()
         self._adapter: Any = None
+        self._weights: tuple[str, dict[str, Any]] | None = None  # the order that exchanged them last
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def start(cls, model: str, **options: Any) -> VLLMEngine:
         """Loads `model`; `options` are vLLM's engine arguments on top of ours. Blocks until it can serve.
 
-        Raises TreewrightError where vLLM cannot load it.
+        Raises TreewrightError where vLLM cannot load it, or is asked to sleep where it cannot.
         """
         os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
         from vllm import AsyncEngineArgs
@@ -87,12 +94,23 @@ class VLLMEngine:
             os.environ.update({k: v for k, v in ON_CPU.items() if k not in os.environ})
             ours |= {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_num_seqs": 64}
             ours["distributed_executor_backend"] = "uni"
-        try:
-            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **{**ours, **options}))
-        except (OSError, ValueError, RuntimeError) as error:
-            first = str(error).strip().partition("\n")[0]
-            raise TreewrightError(f"vLLM cannot load {model!r}: {first}; its log above says why") from error
-        return cls(llm, cpu)
+            if options.get("enable_sleep_mode"):
+                raise TreewrightError(
+                    "enable_sleep_mode: vLLM's CPU build cannot give memory back; leave it out, the loop works without"
+                )
+
+        def opened() -> Any:
+            try:
+                return AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **{**ours, **options}))
+            except (OSError, ValueError, RuntimeError) as error:
+                first = str(error).strip().partition("\n")[0]
+                raise TreewrightError(f"vLLM cannot load {model!r}: {first}; its log above says why") from error
+
+        return cls(opened, bool({**ours, **options}["enable_sleep_mode"]))
+
+    @property
+    def dead(self) -> bool:
+        return self.llm is None or bool(self.llm.errored)
 
     async def generate(self, ask: Ask) -> Told:
         from vllm import SamplingParams
@@ -112,14 +130,22 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(grammar=ask.grammar) if ask.grammar else None,
         )
-        prompt, last = TokensPrompt(prompt_token_ids=list(ask.ids)), None
-        try:
+        prompt = TokensPrompt(prompt_token_ids=list(ask.ids))
+
+        async def whole() -> Any:
+            last = None
             async for out in self.llm.generate(
                 prompt, params, f"draw-{next(self._numbers)}", lora_request=self._adapter
             ):
                 last = out
+            return last
+
+        try:
+            last = await self._watched(whole())
         except (EngineDeadError, EngineGenerateError) as error:
-            raise PolicyFault(f"the vLLM engine is dead ({type(error).__name__}); open the policy again") from error
+            if self.dead:
+                raise EngineDead("the vLLM engine's process died") from error
+            raise PolicyFault(f"vLLM failed a draw: {error.__cause__ or error}") from error
         except ValueError as error:
             raise PolicyFault(f"vLLM refuses the draw: {error}") from error
         if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
@@ -155,12 +181,39 @@ class VLLMEngine:
     async def _exchange(self, method: str, kwargs: dict[str, Any]) -> None:
         self._bind()
         try:
-            await self.llm.collective_rpc(method, kwargs=kwargs)
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise TreewrightError(f"vLLM did not take the weights: {first}") from error
+            await self._told(self.llm.collective_rpc(method, kwargs=kwargs), "take the weights")
         finally:
-            await self.llm.reset_prefix_cache()
+            if not self.dead:
+                await self.llm.reset_prefix_cache()
+        self._weights = (method, kwargs)
+
+    async def _watched(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Waits for vLLM to do something; where its process dies meanwhile it may leave that pending for ever.
+
+        Raises EngineDead then.
+        """
+        job = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({job}, timeout=WATCH))[0]:
+                if self.dead:
+                    raise EngineDead("the vLLM engine's process died")
+            return job.result()
+        finally:
+            if not job.done():
+                job.cancel()
+                await asyncio.wait({job}, timeout=WATCH)  # vLLM frees what a cancelled draw holds
+
+    async def _told(self, order: Coroutine[Any, Any, Any], what: str) -> Any:
+        """Waits for an order to be carried out."""
+        try:
+            return await self._watched(order)
+        except EngineDead:
+            raise
+        except Exception as error:
+            if self.dead:
+                raise EngineDead("the vLLM engine's process died") from error
+            first = str(error).strip().partition("\n")[0]
+            raise TreewrightError(f"vLLM did not {what}: {first}") from error
 
     async def load_adapter(self, folder: str) -> None:
         from vllm.lora.request import LoRARequest
@@ -168,30 +221,41 @@ class VLLMEngine:
         self._bind()
         old, number = self._adapter, next(self._numbers) + 1
         request = LoRARequest(f"adapter-{number}", number, folder)
-        try:
-            await self.llm.add_lora(request)
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise TreewrightError(f"vLLM did not take the adapter in {folder!r}: {first}") from error
+        await self._told(self.llm.add_lora(request), f"take the adapter in {folder!r}")
         self._adapter = request
         if old is not None:
-            await self.llm.remove_lora(old.lora_int_id)
+            await self._told(self.llm.remove_lora(old.lora_int_id), "drop the adapter before")
 
     async def sleep(self) -> bool:
-        if self.cpu:
+        if not self.sleeps:
             return False
-        await self.llm.sleep(1)
+        await self._told(self.llm.sleep(1), "sleep")
         return True
 
     async def wake(self) -> None:
-        if not self.cpu and await self.llm.is_sleeping():
-            await self.llm.wake_up()
+        if self.sleeps and await self._told(self.llm.is_sleeping(), "say whether it sleeps"):
+            await self._told(self.llm.wake_up(), "wake")
+
+    async def restart(self) -> None:
+        """A new `AsyncLLM` in the place of the dead one. Weights that came as tensors are kept for this."""
+        old, self.llm = self.llm, None
+        if old is not None:
+            await asyncio.to_thread(_end, old)
+        self.llm = await asyncio.to_thread(self.opened)
+        if self._weights is not None:
+            await self._exchange(*self._weights)
+        if self._adapter is not None:
+            await self._told(self.llm.add_lora(self._adapter), "take the adapter")
 
     async def close(self) -> None:
         llm, self.llm = self.llm, None
         if llm is not None:
-            llm.shutdown()
-            llm.shutdown = _nothing  # its finaliser calls it again, when half of the interpreter is gone
+            _end(llm)
+
+
+def _end(llm: Any) -> None:
+    llm.shutdown()
+    llm.shutdown = _nothing  # its finaliser calls it again, when half of the interpreter is gone
 
 
 def _nothing(timeout: float | None = None) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from treewright.agent.clients.drafting import Drafter, DraftingPolicy, DraftTree, drafted, fuse
+from treewright.agent.clients.drafting import Drafter, DraftingPolicy, DraftTree, allowed, drafted, fuse
 from treewright.agent.clients.hf import HFPolicy
 from treewright.agent.clients.runners import ModelRunner
 from treewright.agent.clients.sampling import Request
@@ -121,5 +121,29 @@ async def test_the_spec_of_a_policy_asks_for_it():
     policy = open_policy(f"hf:{SEEDLING}", draft=True)
     assert isinstance(policy, DraftingPolicy) and len(await policy.draw(Context(0, (5, 6), (5, 6)), [1], 4)) == 1
     await policy.close()
-    with pytest.raises(TreewrightError, match="choose one"):
-        open_policy(f"hf:{SEEDLING}", draft=True, grammar=True)
+    pytest.importorskip("llguidance")
+    both = open_policy(f"hf:{SEEDLING}", draft=True, grammar=True)
+    assert both.sampling.keys() == {"grammar", "drafted_by", "draft_nodes"}
+    await both.close()
+
+
+class Odd:
+    """Allows odd tokens after even ones and the other way round."""
+
+    def __init__(self, last=0):
+        self.last = last
+
+    def mask(self, logits):
+        raise AssertionError
+
+    def allows(self, tokens):
+        return all((a + b) % 2 for a, b in zip((self.last, *tokens), tokens, strict=False))
+
+    def take(self, token):
+        raise AssertionError
+
+
+def test_forbidden_guesses_are_left_out_with_what_stands_below_them():
+    tree = DraftTree((3, 4, 5, 6, 7, 8), (-1, -1, 0, 0, 1, 3))  # 3: [5, 6: [8]], 4: [7]
+    assert allowed(tree, Odd(0)) == DraftTree((3, 6), (-1, 0))
+    assert allowed(tree, Odd(1)) == DraftTree((4, 7), (-1, 0))

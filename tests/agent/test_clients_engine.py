@@ -4,14 +4,22 @@ import asyncio
 
 import pytest
 
-from treewright.agent.clients.engine import OPTIMIZER, EnginePolicy, Told, folder_version, served_folder
+from treewright.agent.clients.engine import (
+    OPTIMIZER,
+    SETTLED,
+    EnginePolicy,
+    Told,
+    folder_version,
+    served_folder,
+)
 from treewright.agent.clients.hf import HFPolicy
 from treewright.agent.clients.line import PATIENCE, PrefixLine, shared
 from treewright.agent.policy import Policy, serve_weights
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
-from treewright.search.types import Context, PolicyFault
+from treewright.search.types import PolicyFault
 
+from .fake_engine import FakeEngine
 from .small import compact, qwen3
 
 TASK = Task("kg", "1", "Who is ada's mother?")
@@ -120,46 +128,6 @@ def test_common_prefixes_are_measured_exactly():
 # -- the policy -----------------------------------------------------------------------------------------------------
 
 
-class FakeEngine:
-    """Draws with a local model; does with weights what it is told and remembers it."""
-
-    longest = 300
-
-    def __init__(self, local):
-        self.local, self.calls, self.now, self.most, self.gate = local, [], 0, 0, None
-
-    async def generate(self, ask):
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            if self.gate is not None:
-                await self.gate.wait()
-            (done,) = await self.local.draw(Context(0, ask.ids, ask.ids), [ask.seed], ask.max_tokens)
-        finally:
-            self.now -= 1
-        return Told(done.token_ids, done.logprobs, done.finish_reason, 2)
-
-    async def load_weights(self, folder):
-        assert self.now == 0
-        self.calls.append(("weights", folder))
-
-    async def load_state(self, state):
-        self.calls.append(("state", sorted(state)))
-
-    async def load_adapter(self, folder):
-        self.calls.append(("adapter", folder))
-
-    async def sleep(self):
-        self.calls.append(("sleep",))
-        return True
-
-    async def wake(self):
-        self.calls.append(("wake",))
-
-    async def close(self):
-        self.calls.append(("close",))
-
-
 @pytest.fixture
 async def local():
     policy = HFPolicy(qwen3(), compact(), batch_requests=False)
@@ -169,7 +137,7 @@ async def local():
 
 @pytest.fixture
 def made(local):
-    return EnginePolicy(FakeEngine(local), local.template, name="fake", version="v1", concurrency=3)
+    return EnginePolicy(FakeEngine(local, 300), local.template, name="fake", version="v1", concurrency=3)
 
 
 def root(policy):
@@ -253,3 +221,79 @@ async def test_late_too_long_and_garbled_draws_are_faults_and_leave_nothing_behi
         await made.draw(context, [1, 2], 3)
     with pytest.raises(TreewrightError, match="max_tokens >= 1"):
         await made.draw(context, [1], 0)
+
+
+# -- deaths ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_engine_that_dies_is_started_once_and_its_draws_are_made_again_with_their_seeds(local, made):
+    context, seeds = root(made), range(12)
+    want = [c.token_ids for c in await local.draw(context, seeds, 12)]
+    made.engine.dies_after = 5
+    several = await asyncio.gather(*(made.draw(context, [seed], 12) for seed in seeds))
+    assert [c.token_ids for (c,) in several] == want
+    assert made.engine.calls == [("restart",)] and made.stats.restarts == 1 and made.stats.faults == 0
+    assert 1 <= made.stats.retries <= 3 and made.version == "v1"  # those that were under way
+
+
+async def test_an_engine_that_keeps_dying_is_given_up_and_counted_anew_once_it_has_worked(made):
+    context = root(made)
+    for _ in range(made.restarts):
+        made.engine.dies_after = 0
+        await made.draw(context, [1], 2)
+    made.engine.dies_after = 0
+    with pytest.raises(PolicyFault, match="started again 2 times, no more"):
+        await made.draw(context, [1], 2)
+    with pytest.raises(PolicyFault, match="no more"):
+        await made.draw(context, [1], 2)
+    made.engine.dead = False
+    await made.draw(context, [1] * SETTLED, 1)
+    made.engine.dies_after = 0
+    await made.draw(context, [1], 2)
+    assert made.stats.restarts == 3 and made.stats.faults == 2
+
+
+async def test_a_draw_that_kills_the_engine_twice_is_a_fault(made):
+    plain = made.engine.generate
+
+    async def deadly(ask):
+        if ask.seed == 13:
+            made.engine.dead = True
+        return await plain(ask)
+
+    made.engine.generate, context = deadly, root(made)
+    with pytest.raises(PolicyFault, match="died"):
+        await made.draw(context, [13], 2)
+    assert made.stats.restarts == 1
+    assert len(await made.draw(context, [14], 2)) == 1 and made.stats.restarts == 2
+
+
+async def test_a_restart_that_fails_is_a_fault_and_a_late_one_serves_those_who_still_wait(made):
+    context, made.engine.dead, made.engine.trouble = root(made), True, "no memory left"
+    with pytest.raises(PolicyFault, match="no memory left"):
+        await made.draw(context, [1], 2)
+    made.engine.trouble, made.deadline, made._deaths = None, 0.001, 0
+    with pytest.raises(PolicyFault, match="no answer within"):
+        await made.draw(context, [1], 2)
+    made.deadline = 20
+    assert len(await made.draw(context, [1], 2)) == 1 and made.stats.restarts == 1
+    made.engine.dead = True
+    dying = asyncio.create_task(made.draw(context, [1], 2))
+    await asyncio.sleep(0.001)
+    await made.close()
+    assert [call[0] for call in made.engine.calls][-1] == "close"
+    with pytest.raises(PolicyFault):
+        await dying
+        await made.draw(context, [1], 2)
+
+
+async def test_new_weights_and_sleep_reach_an_engine_that_died_meanwhile(made, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    made.engine.dead = True
+    assert await serve_weights(made, tmp_path) == made.version == folder_version(tmp_path)
+    made.engine.dead = True
+    assert await made.sleep() is True
+    made.engine.dead, made._deaths = True, 0
+    await made.wake()
+    assert [c[0] for c in made.engine.calls] == ["restart", "weights", "restart", "sleep", "restart", "wake"]
+    assert len(await made.draw(root(made), [1], 2)) == 1

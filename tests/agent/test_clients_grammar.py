@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("llguidance")
 
 from treewright.agent.clients.actions import action_grammar, action_schema, repair_action
-from treewright.agent.clients.grammar import GrammarPolicy
+from treewright.agent.clients.grammar import DraftingGrammarPolicy, GrammarPolicy
 from treewright.agent.collect import collect, open_worlds
 from treewright.agent.loop import tasks_for
 from treewright.agent.policy import SEEDLING, open_policy
@@ -76,6 +76,66 @@ async def test_draws_follow_the_recorded_distribution(policy):
     for ids, times in count.most_common(4):
         spread = 4 * math.sqrt(p[ids] * (1 - p[ids]) / len(done))
         assert abs(times / len(done) - p[ids]) < spread
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+async def test_drafts_change_no_draw_under_a_grammar_and_save_passes(policy, temperature):
+    fast = DraftingGrammarPolicy(qwen3(), compact(), temperature=temperature)
+    policy.temperature = temperature
+    try:
+        for seed in (0, 40):
+            fast.passes = fast.checked = 0
+            (_, want), (_, got) = await drawn(policy, 40, seed=seed), await drawn(fast, 40, seed=seed)
+            for a, b in zip(got, want, strict=True):
+                assert (a.token_ids, a.finish_reason, a.trainable) == (b.token_ids, b.finish_reason, b.trainable)
+                assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+        assert fast.tokens_per_pass > 1.5
+        _, (cut,) = await drawn(fast, 1, max_tokens=2)
+        assert cut.finish_reason == "length" and len(cut.token_ids) == 2
+    finally:
+        policy.temperature = 1.0
+    await fast.close()
+
+
+@torch.no_grad()
+def every_draw(policy, prompt):
+    """Every response that the grammar allows with its probability, by walking all of them."""
+    from llguidance import LLMatcher
+
+    found, left = {}, [((), 0.0)]
+    while left:
+        said, logp = left.pop()
+        if said and said[-1] in policy.stop_ids:
+            found[said] = math.exp(logp)
+            continue
+        matcher = LLMatcher(policy._tokens, action_grammar(TOOLS[1:]))
+        assert matcher.consume_tokens(list(said)) or not said
+        bits = matcher.compute_bitmask()
+        logits = policy.model(input_ids=torch.tensor([[*prompt, *said]])).logits[0, -1]
+        kept = [t for t in range(len(logits)) if bits[t // 8] >> (t % 8) & 1]
+        own = logits[kept].log_softmax(0).tolist()
+        left += [((*said, t), logp + p) for t, p in zip(kept, own, strict=True) if logp + p > math.log(3e-3)]
+    return found
+
+
+async def test_drafted_draws_follow_the_exact_masked_distribution():
+    """χ² of 800 draws against the probabilities of all responses, rare ones pooled."""
+    model = qwen3()
+    with torch.no_grad():
+        model.model.norm.weight.mul_(0.4)  # a flatter distribution: more than a few responses are common
+    policy = DraftingGrammarPolicy(model, compact())
+    context = policy.context(TASK, TOOLS[1:], Observation("start"), (), ())
+    exact = every_draw(policy, context.ids)
+    done = await policy.draw(context, range(800), 64)
+    await policy.close()
+    seen = Counter(c.token_ids for c in done)
+    common = [ids for ids, p in exact.items() if p * len(done) >= 5]
+    assert len(common) >= 2 and 0.3 < sum(exact[ids] for ids in common) <= 1 + 1e-6
+    cells = [(seen[ids], exact[ids] * len(done)) for ids in common]
+    rest = len(done) - sum(n for n, _ in cells)
+    cells.append((rest, len(done) - sum(e for _, e in cells)))
+    square, free = sum((n - e) ** 2 / e for n, e in cells), len(cells) - 1
+    assert square < free + 4 * math.sqrt(2 * free) + 4
 
 
 async def test_a_cut_draw_is_counted_and_other_temperatures_are_not_trained_on(policy):

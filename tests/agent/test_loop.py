@@ -10,6 +10,7 @@ import pytest
 import torch
 from walker import Walker
 
+from treewright.agent.clients.engine import EnginePolicy, folder_version
 from treewright.agent.collect import collect, open_worlds
 from treewright.agent.config import load_config
 from treewright.agent.control import main as control
@@ -26,6 +27,8 @@ from treewright.search.store import TreeStore
 from treewright.search.types import Budget
 from treewright.training import checkpoint
 from treewright.training.versions import weights_version
+
+from .fake_engine import FakeEngine
 
 
 @pytest.fixture(autouse=True)
@@ -182,8 +185,6 @@ def test_the_control_runs_from_end_to_end():
 
 
 def test_weights_are_known_by_the_name_that_a_server_gives_their_files(tmp_path):
-    from treewright.agent.clients.engine import folder_version
-
     learner = Learner(make_trainer(load_config(None, [f"folder={tmp_path}"]), SEEDLING), tmp_path / "checkpoints")
     trainer = learner.trainer
     assert trainer.age_of(folder_version(SEEDLING)) == trainer.age_of(trainer.versions[0]) == 0
@@ -193,3 +194,40 @@ def test_weights_are_known_by_the_name_that_a_server_gives_their_files(tmp_path)
     trainer.versions.append(weights_version(trainer.model))
     saved = learner.save({})
     assert trainer.age_of(folder_version(saved.path)) == 0 and trainer.age_of(folder_version(SEEDLING)) == 1
+
+
+class Noting(Learner):
+    """Notes its steps among the engine's calls; fails on demand."""
+
+    fails = False
+
+    def learn(self, trees, extra):
+        self.calls.append(("learn",))
+        if self.fails:
+            raise TreewrightError("no step")
+        return super().learn(trees, extra)
+
+
+async def test_an_engine_on_the_trainer_s_accelerator_sleeps_while_it_works_and_wakes_with_the_new_weights(tmp_path):
+    local = open_policy("seedling")
+    engine = FakeEngine(local)
+    policy = EnginePolicy(engine, local.template, name="fake", version=folder_version(SEEDLING))
+    config = small_config(tmp_path, **{"loop.iterations": 1})
+    learner = Noting(make_trainer(config, SEEDLING), config.home / "checkpoints")
+    learner.calls = engine.calls
+    async with open_worlds(["kg"]) as worlds:
+        await run_loop(config, worlds, policy, learner)
+        assert [c[0] for c in engine.calls] == ["sleep", "learn", "wake", "weights"]
+        assert policy.version == folder_version(learner.saved) != folder_version(SEEDLING)
+        engine.calls.clear()
+        learner.fails = True
+        again = small_config(tmp_path, **{"loop.iterations": 2})
+        with pytest.raises(TreewrightError, match="no step"):
+            await run_loop(again, worlds, policy, learner, first=1)
+        assert [c[0] for c in engine.calls] == ["sleep", "learn", "wake"]
+        engine.calls.clear()
+        learner.fails = False
+        behind = small_config(tmp_path, **{"loop.iterations": 2, "loop.behind": 1})
+        await run_loop(behind, worlds, policy, learner, first=1)
+        assert [c[0] for c in engine.calls] == ["learn", "weights"]  # a sampler that works cannot sleep
+    await local.close()

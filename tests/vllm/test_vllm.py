@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import threading
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -144,6 +147,42 @@ async def test_after_a_training_step_all_three_serve_the_new_weights(three, worl
             await serve_weights(policy, SEEDLING)
 
 
+class Waiting(Learner):
+    """Its first step does not end before a tree of the next round is there."""
+
+    grown = threading.Event()
+
+    def learn(self, trees, extra):
+        assert self.rounds or self.grown.wait(60), "nothing was collected while the trainer worked"
+        return super().learn(trees, extra)
+
+
+@pytest.mark.parametrize("name", ["here", "server"])
+async def test_one_step_behind_the_engine_draws_while_the_trainer_works(three, worlds, tmp_path, name):
+    settings = ("loop.iterations=3", "loop.tasks=4", "search.expansions=2", "loop.behind=1", "name=b")
+    config, policy = load_config(None, [f"folder={tmp_path}", *settings]), three[name]
+    learner = Waiting(make_trainer(config, SEEDLING), tmp_path / "checkpoints")
+    learner.grown.clear()
+    try:
+        kept = await run_loop(
+            config, worlds, policy, learner,
+            on_tree=lambda tree: tree.header.run == "b/1" and learner.grown.set(),
+        )  # fmt: skip
+        rounds = learner.rounds
+        assert rounds[0].drawn_by == rounds[1].drawn_by != rounds[2].drawn_by == rounds[0].trained
+        assert [r.stats["oldest"] for r in rounds] == [0, 1, 1]
+        assert rounds[0].stats["sampler_gap"] < GAP < rounds[1].stats["sampler_gap"]
+        assert all(
+            t.exact and t.header.policy_version == r.drawn_by for r, k in zip(rounds, kept, strict=True) for t in k
+        )
+        await serve_weights(three["hf"], learner.saved)
+        after = [await grow(three[who], worlds, tasks(worlds)[2], 0.0) for who in (name, "hf")]
+        assert gap(*after) < GAP  # the newest weights, and nothing cached of older ones
+    finally:
+        for one in (policy, three["hf"]):
+            await serve_weights(one, SEEDLING)
+
+
 async def test_a_folder_without_weights_is_refused_before_anything_changes(three, tmp_path):
     for policy in three.values():
         version = policy.version
@@ -267,6 +306,57 @@ async def test_one_model_in_two_event_loops_is_refused_in_words(three):
     await policy.draw(context, [1], 1)
     with pytest.raises(TreewrightError, match="another event loop"):
         await asyncio.to_thread(lambda: asyncio.run(policy.draw(context, [1], 1)))
+
+
+def kill(policy):
+    for process in policy.engine.llm.engine_core.resources.engine_manager.processes:
+        os.kill(process.pid, signal.SIGKILL)
+
+
+async def test_an_engine_whose_process_is_killed_is_started_again_with_the_weights_that_it_had(
+    three, worlds, tmp_path, monkeypatch
+):
+    policy, hf, task = three["here"], three["hf"], tasks(worlds)[2]
+    with torch.no_grad():
+        hf.model.model.norm.weight.mul_(1.1)
+    try:
+        hf.model.save_pretrained(tmp_path)
+        version = await serve_weights(policy, tmp_path)
+        want, killed = await grow(policy, worlds, task), []
+
+        def note(tree, new):
+            if not killed:
+                killed.append(len(tree))
+                kill(policy)
+
+        policy.temperature = 1.0
+        got = await search(
+            task, worlds["kg"].pool, policy, rule=best_first(root_draws=4), budget=BUDGET, settings=SETTINGS,
+            on_expansion=note,
+        )  # fmt: skip
+        assert killed and killed[0] < len(want)
+        assert got.exact and got.ids == want.ids and gap(got, want) < GAP
+        assert policy.stats.restarts == 1 and policy.version == version
+        monkeypatch.setattr(policy, "restarts", 0)
+        kill(policy)
+        lost = await grow(policy, worlds, task)
+        assert not lost.exact and "a fault persisted" in lost.reasons
+        monkeypatch.setattr(policy, "restarts", 9)
+        await policy.load_state(hf.model.state_dict(), "in memory")  # to an engine that is dead
+        assert policy.version == "in memory" and policy.stats.restarts == 2
+        kill(policy)
+        again = await grow(policy, worlds, task)
+        assert again.exact and again.ids == want.ids and policy.stats.restarts == 3
+    finally:
+        with torch.no_grad():
+            hf.model.model.norm.weight.div_(1.1)
+        hf.refresh()
+        await serve_weights(policy, SEEDLING)
+
+
+async def test_sleep_on_a_cpu_is_refused_in_words():
+    with pytest.raises(TreewrightError, match="cannot give memory back"):
+        await asyncio.to_thread(open_policy, "vllm:seedling", engine={"enable_sleep_mode": True})
 
 
 async def test_a_model_that_is_not_there_is_named(tmp_path):

@@ -55,7 +55,7 @@ class WorldsSection(_Section):
 
 class SearchSection(_Section):
     """How trees are grown: rule, its options (such as alpha of astar) and draws, the budget per tree, expansions in
-    flight, trees in flight."""
+    flight, trees in flight. peers: for acting (run, collect, eval), most other branches that a prompt tells of."""
 
     rule: str = "best_first"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -67,6 +67,7 @@ class SearchSection(_Section):
     env_steps: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
     width: int = Field(default=1, ge=1)
+    peers: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
     close: bool = True
     trees: int = Field(default=64, ge=1)

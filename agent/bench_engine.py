@@ -47,11 +47,14 @@ class Cost:
     wall: float
 
 
-async def cost_of(nodes: int) -> Cost:
-    """Grows about `nodes` nodes in one tree on a maze, every expansion stored, the last one committed."""
+async def cost_of(nodes: int, growing: bool = False) -> Cost:
+    """Grows about `nodes` nodes in one tree on a maze, every expansion stored, the last one committed.
+
+    growing  prompts grow with the path, so that deep nodes have more tokens; else all have about the same length
+    """
     suite = make_suite(SIDE)
     task = suite.tasks("train", 1)[0]
-    policy = ScriptedPolicy(walk, trainable=False)
+    policy = ScriptedPolicy(walk, trainable=False, newest_only=not growing)
     with (
         tempfile.TemporaryDirectory(prefix="treewright-bench-") as folder,
         TreeStore.open(Path(folder) / "trees.sqlite") as store,
@@ -69,17 +72,17 @@ async def cost_of(nodes: int) -> Cost:
 
 def figures(quick: bool) -> Figures:
     """engine_us_per_node_1e3 and _1e5 (_1e4 in a quick run): processor time per node of all threads, environment,
-    scripted policy and store included, and the same by the clock as ..._wall."""
+    scripted policy and store included, and the same by the clock as ..._wall. The nodes of a large tree lie deeper: as
+    ..._growing_prompts with prompts that grow with the path."""
     asyncio.run(cost_of(300))  # the first search pays for imports and compiled schemas
-    small = [asyncio.run(cost_of(1000)) for _ in range(3 if quick else 9)]
-    size = "1e4" if quick else "1e5"
-    large = asyncio.run(cost_of(int(float(size))))
-    return {
-        "engine_us_per_node_1e3": (statistics.median(c.cpu for c in small), "us"),
-        "engine_us_per_node_1e3_wall": (statistics.median(c.wall for c in small), "us"),
-        f"engine_us_per_node_{size}": (large.cpu, "us"),
-        f"engine_us_per_node_{size}_wall": (large.wall, "us"),
-    }
+    sizes = {"1e3": 3 if quick else 9, "1e4" if quick else "1e5": 1}
+    out: Figures = {}
+    for kind, growing in (("", False), ("_growing_prompts", True)):
+        for size, times in sizes.items():
+            costs = [asyncio.run(cost_of(int(float(size)), growing)) for _ in range(times)]
+            out[f"engine_us_per_node_{size}{kind}"] = (statistics.median(c.cpu for c in costs), "us")
+            out[f"engine_us_per_node_{size}{kind}_wall"] = (statistics.median(c.wall for c in costs), "us")
+    return out
 
 
 # -- sessions side by side ------------------------------------------------------------------------------------------

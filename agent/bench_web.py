@@ -73,7 +73,7 @@ async def _measured(console: Console, quick: bool, peer: Path | None) -> dict[st
             f"back to a node {back['restore']:.3f} s, by reset and {back['depth']:.1f} steps {back['replay']:.3f} s "
             f"({back['restore'] / back['replay']:.2f})"
         )
-        lived = await compare_live(BAZAAR.tasks("test", 6 if quick else 36), 12 if quick else 16, 0.1)
+        lived = await compare_live(BAZAAR.tasks("test", 6 if quick else 72), 12 if quick else 16, 0.1)
         _live_figures(console, figures, lived)
         prints = await fingerprints(3 if quick else 20, 4 if quick else 8)
         for name, value in prints.items():

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
 import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -32,7 +38,10 @@ from treewright.agent.view_cli import report_command, view_command
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
+    from treewright.agent.collect import World
     from treewright.agent.config import Config
+    from treewright.envs.types import Task
+    from treewright.search.tree import Tree
 
 __all__ = ["app", "main"]
 
@@ -48,13 +57,16 @@ app = typer.Typer(
 @app.command()
 def run(
     task: Annotated[str, typer.Argument(help="SUITE/INDEX or SUITE/ID, e.g. kg/3; own/INDEX with worlds.tasks_file.")],
-    expansions: Annotated[int, typer.Option(help="Expansions of the search; 0 lets the policy act alone.")] = 12,
+    expansions: Annotated[
+        int | None,
+        typer.Option(help="Expansions of the search; 0 lets the policy act alone. search.expansions, or 12."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Split an INDEX counts in: train or test.")] = "test",
     approve: Annotated[str, typer.Option(help="In a live world: never | ask | module:function.")] = "never",
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
-    name: Name = "run",
+    name: Name = None,
 ) -> None:
     """Search one task and print the tree.
 
@@ -65,24 +77,29 @@ def run(
       treewright run maze/0 --policy scripted:mymodule:walker
     """
     from treewright.agent.collect import open_worlds, suites_of
+    from treewright.agent.loop import acting_rule_of
     from treewright.agent.propose import open_proposer
 
     suite, _, which = task.partition("/")
     chosen = None if any("worlds.suites" in s for s in set_ or ()) else suite
     settings = read_config(name, config, set_, chosen, policy)
     suites = suites_of(settings)
+    acting_rule_of(settings.search)  # a misspelt rule is told before a model is loaded
+    if expansions is None:
+        told = settings.search.expansions if "expansions" in settings.search.model_fields_set else None
+        expansions = 12 if told is None else told
 
     async def work() -> None:
-        actor = open_proposer(settings.policy)
-        try:
-            async with open_worlds(suites, settings.worlds.sessions or None, settings.worlds.deadline) as w:
-                world = next(iter(w.values()))
-                chosen_task = _find_task(world.suite, split, which or "0")
+        async with open_worlds(suites, settings.worlds.sessions or None, settings.worlds.deadline) as w:
+            world = next(iter(w.values()))
+            chosen_task = _find_task(world.suite, split, which or "0")
+            actor = open_proposer(settings.policy)
+            try:
                 async with world.pool.lease("") as session:
                     live = not session.env.sandboxed
                 await (_run_live if live else _run_searched)(settings, world, chosen_task, actor, expansions, approve)
-        finally:
-            await actor.close()
+            finally:
+                await actor.close()
 
     go(work)
 
@@ -138,7 +155,10 @@ def _print_tree(tree: Any) -> None:
 
 def _find_task(suite: Any, split: str, which: str) -> Any:
     if which.isdigit():
-        return suite.tasks(split, int(which) + 1)[-1]
+        try:
+            return suite.tasks(split, int(which) + 1)[-1]
+        except ValueError as error:
+            raise TreewrightError(f"no task {which} in the split {split!r}: {error}") from error
     for kind in ("test", "train"):
         for count in (64, 1024):
             try:
@@ -153,9 +173,9 @@ def _find_task(suite: Any, split: str, which: str) -> Any:
 
 @app.command()
 def collect(
-    name: Name = "run",
-    tasks: Annotated[int, typer.Option(help="Tasks per suite.")] = 24,
-    batch: Annotated[int, typer.Option(help="Which batch of that many tasks: 0 begins with the first.")] = 0,
+    name: Name = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks per suite.")] = 24,
+    batch: Annotated[int, typer.Option(min=0, help="Which batch of that many tasks: 0 begins with the first.")] = 0,
     split: Annotated[str, typer.Option(help="train or test")] = "train",
     workers: Annotated[
         str | None, typer.Option(help="Processes that lease tasks from --url: a number, or ray://HOST:PORT?workers=N.")
@@ -172,39 +192,38 @@ def collect(
 
     treewright collect --name first --suites kg,stdlib --tasks 100
     """
+    from dataclasses import replace
+
     from treewright.agent.collect import collect as grow
     from treewright.agent.collect import open_worlds, suites_of
-    from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, tasks_for
+    from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, settings_of
     from treewright.agent.propose import open_proposer
-    from treewright.search.engine import Settings
     from treewright.search.store import TreeStore
 
     cfg = read_config(name, config, set_, suites, policy, corpus, questions)
     if workers is not None or url is not None:
         _collect_by_workers(cfg, workers, url, tasks, batch, split)
         return
-    found = suites_of(cfg)
+    found, rule = suites_of(cfg), rule_of(cfg.search, rates_of(cfg))
 
     async def work() -> None:
-        store, actor = TreeStore.open(cfg.store_path), open_proposer(cfg.policy)
-        try:
-            async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
-                todo = tasks_for(worlds, split, batch, tasks)
-                with bar("collecting", len(todo)) as advance:
+        async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
+            todo = _tasks(worlds, split, batch, tasks)
+            with TreeStore.open(cfg.store_path) as store, bar("collecting", len(todo)) as advance:
+                actor = open_proposer(cfg.policy)
+                try:
                     trees = await grow(
-                        todo, worlds, actor, rule=rule_of(cfg.search, rates_of(cfg)), budget=budget_of(cfg.search),
-                        settings=Settings(
-                            run=cfg.name, seed=cfg.seed, width=cfg.search.width, max_tokens=cfg.search.max_tokens,
-                            close=cfg.search.close, peers=cfg.search.peers,
-                        ),
+                        todo, worlds, actor, rule=rule, budget=budget_of(cfg.search),
+                        settings=replace(settings_of(cfg.search, run=cfg.name, seed=cfg.seed), peers=cfg.search.peers),
                         evaluator=evaluator_of(cfg.search, actor), store=store, concurrency=cfg.search.trees,
                         on_tree=advance,
                     )  # fmt: skip
-        finally:
-            store.close()
-            await actor.close()
+                finally:
+                    await actor.close()
         _summarise(trees)
-        console.print(f"stored in {cfg.store_path}; next: treewright train --name {cfg.name}")
+        _tell_of_others(trees, rule.name)
+        _tell_of_faults(trees, cfg.store_path)
+        console.print(f"stored in {cfg.store_path}; next: treewright train --name {cfg.name}", soft_wrap=True)
 
     go(work)
 
@@ -237,9 +256,48 @@ def _summarise(trees: list[Any]) -> None:
     console.print(table)
 
 
+def _tasks(worlds: Mapping[str, World], split: str, batch: int, many: int) -> list[Task]:
+    """The tasks asked for, each once: a suite that has fewer begins again. Raises TreewrightError for a wrong split."""
+    from treewright.agent.loop import tasks_for
+
+    try:
+        found = tasks_for(worlds, split, batch, many)
+    except ValueError as error:
+        raise TreewrightError(f"no tasks: {error}") from error
+    return list({(task.suite, task.id): task for task in found}.values())
+
+
+def _tell_of_others(trees: Sequence[Tree], rule: str) -> None:
+    """Finished trees are not grown again; that is said where they were grown by another rule than this line's."""
+    others = Counter(name for t in trees if (name := str(t.header.settings.get("rule"))) != rule)
+    for name, count in others.items():
+        told = f"{count} of these trees were there already, grown by {name}; for trees by {rule} use another --name"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell_of_faults(trees: Sequence[Tree], store: Path | None = None) -> None:
+    """What kept worlds from coming up, and how to grow those trees anew. Raises TreewrightError if none came up."""
+    from treewright.agent.report import clean
+
+    def brief(fault: str) -> str:  # a browser's goes on with its whole log
+        return next((line.strip()[:300] for line in fault.splitlines() if line.strip()), fault)
+
+    causes = Counter(f"{t.task.suite}: {brief(clean(t.fault[0]))}" for t in trees if t.fault[0] is not None)
+    if not causes:
+        return
+    lines = [f"{count} of {len(trees)} trees never began, {cause}" for cause, count in causes.most_common(5)]
+    if store is not None:  # what is finished is not grown again, so these must go first
+        again = f"treewright store delete {shlex.quote(str(store))} -w status=done -w 'nodes<2' --yes"
+        lines.append(f"mend that, then type: {again}\nand this line again")
+    told = "\n".join(lines)
+    if causes.total() == len(trees):
+        raise TreewrightError(told)
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def loop(
-    name: Name = "run",
+    name: Name = None,
     suites: Suites = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
@@ -252,16 +310,19 @@ def loop(
     treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
     """
     from treewright.agent.collect import open_worlds, suites_of
-    from treewright.agent.loop import Learner, Round, make_trainer, model_folder, run_loop
-    from treewright.agent.policy import open_policy, serve_weights
+    from treewright.agent.loop import Learner, Round, make_trainer, model_folder, rule_of, run_loop
+    from treewright.agent.policy import loading_model, open_policy, serve_weights
     from treewright.search.store import TreeStore
     from treewright.training import checkpoint
 
     cfg = read_config(name, config, set_, suites, policy, corpus, questions)
     found = suites_of(cfg)
+    rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
 
     async def work() -> None:
-        learner = Learner(make_trainer(cfg, model_folder(cfg.policy.spec)), cfg.home / "checkpoints", cfg.loop.keep)
+        source = model_folder(cfg.policy.spec)
+        with loading_model(source):
+            learner = Learner(make_trainer(cfg, source), cfg.home / "checkpoints", cfg.loop.keep)
         actor, first = open_policy(cfg.policy.spec, **cfg.policy.options), 0
         before = checkpoint.latest(learner.folder)
         if before is not None:
@@ -284,14 +345,21 @@ def loop(
         finally:
             store.close()
             await actor.close()
+        newest = checkpoint.latest(learner.folder)
+        if total == 0:
+            console.print(f"all {cfg.loop.iterations} iterations are done; more: --set loop.iterations={first + 4}")
+        if newest is not None:
+            console.print(f"saved {newest.path}; next: treewright eval --policy hf:{newest.path}", soft_wrap=True)
 
     go(work)
 
 
 @app.command("eval")
 def eval_(
-    tasks: Annotated[int, typer.Option(help="Held-out tasks per suite.")] = 100,
-    expansions: Annotated[int, typer.Option(help="0: the policy alone; else the search's expansions.")] = 0,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Held-out tasks per suite; eval.tasks, or 100.")] = None,
+    expansions: Annotated[
+        int | None, typer.Option(help="0: the policy alone; else the search's expansions. eval.expansions, or 0.")
+    ] = None,
     suites: Suites = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
@@ -307,26 +375,29 @@ def eval_(
 
     from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.evaluate import evaluate
-    from treewright.agent.loop import acting_rule_of, evaluator_of, tasks_for
+    from treewright.agent.loop import acting_rule_of, evaluator_of
     from treewright.agent.propose import open_proposer
 
     cfg = read_config(None, config, set_, suites, policy, corpus, questions)
-    found = suites_of(cfg)
+    found, rule = suites_of(cfg), acting_rule_of(cfg.search)
+    many = cfg.eval.tasks if tasks is None else tasks
+    effort = cfg.eval.expansions if expansions is None else expansions
 
     async def work() -> None:
-        actor = open_proposer(cfg.policy)
-        try:
-            async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
-                todo = tasks_for(worlds, cfg.eval.split, 0, tasks)
+        async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
+            todo = _tasks(worlds, cfg.eval.split, 0, many)
+            actor = open_proposer(cfg.policy)
+            try:
                 with bar("evaluating", len(todo)) as advance:
-                    results, _ = await evaluate(
-                        todo, worlds, actor, expansions=expansions, draws=cfg.search.draws,
-                        root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search),
+                    results, trees = await evaluate(
+                        todo, worlds, actor, expansions=effort, draws=cfg.search.draws,
+                        root_draws=cfg.search.root_draws, rule=rule,
                         evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed, peers=cfg.search.peers,
                         on_tree=advance,
                     )  # fmt: skip
-        finally:
-            await actor.close()
+            finally:
+                await actor.close()
+        _tell_of_faults(trees)
         table = Table("suite", "tasks", "success", "oracle pick", "tokens", "env steps")
         for one in results.values():
             table.add_row(
@@ -334,13 +405,17 @@ def eval_(
                 f"{one.tokens}", f"{one.env_steps}",
             )  # fmt: skip
         console.print(table)
+        for one in results.values():
+            if one.faults:
+                told = f"{one.suite}: {one.faults} trees met a lasting fault and count as they are; see treewright run"
+                console.print(told, highlight=False, soft_wrap=True)
 
     go(work)
 
 
 @app.command()
 def show(
-    name: Name = "run",
+    name: Name = None,
     tree: Annotated[str | None, typer.Argument(help="Tree id or its beginning; none lists the trees.")] = None,
     suite: Annotated[str | None, typer.Option(help="Only trees of this suite.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the trees as one HTML page.")] = None,
@@ -359,14 +434,14 @@ def show(
 
     cfg = read_config(name, None, None, None, None)
     if not cfg.store_path.exists():
-        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {name}")
+        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
     store = TreeStore.open(cfg.store_path, read_only=True)
     try:
         rows = [r for r in store.trees(suite=suite) if tree is None or r.tree_id.startswith(tree)]
         if not rows:
-            raise TreewrightError(f"no tree of run {name!r} matches; type: treewright show --name {name}")
+            raise TreewrightError(f"no tree of run {cfg.name!r} matches; type: treewright show --name {cfg.name}")
         if html is not None:
-            write_report(html, [store.load(r.tree_id) for r in rows[:most]], f"trees of {name}")
+            write_report(html, [store.load(r.tree_id) for r in rows[:most]], f"trees of {cfg.name}")
             console.print(f"wrote {html}")
         elif tree is not None:
             for row in rows[:most]:
@@ -441,13 +516,27 @@ def main() -> None:
     """Entry point of the console script: errors made for people are shown as one line, without a trace."""
     # Trees are many small objects that stay: by default the collector visits them again and again, a sixth of the time.
     gc.set_threshold(20_000, 20, 20)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no such sign shows another, and nothing fails
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading and saving a model need no bar beside ours
     try:
         app()
     except TreewrightError as error:
-        from rich.text import Text
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK or error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; give another place, or make room and type the same line again")
 
-        # As text, not as markup: a hint such as 'treewright[data]' must stay whole.
-        told = Text.assemble(("error: ", "red"), str(error))
-        Console(stderr=True).print(told, highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+
+DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
+
+
+def _fail(why: str) -> NoReturn:
+    from rich.text import Text
+
+    # As text, not as markup: a hint such as 'treewright[data]' must stay whole.
+    told = Text.assemble(("error: ", "red"), why)
+    Console(stderr=True).print(told, highlight=False, soft_wrap=True)
+    raise SystemExit(2) from None

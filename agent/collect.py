@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from treewright.agent.config import Config
 from treewright.envs.errors import TreewrightError
+from treewright.envs.registry import names
 from treewright.envs.registry import suite as find_suite
 from treewright.envs.types import Suite, Task
 from treewright.search.engine import Keeper, Settings, search
@@ -49,6 +51,8 @@ def suites_of(cfg: Config) -> list[Suite]:
         return [open_suite("own", questions=w.questions, corpus=w.corpus, reward=w.grading, **given)]
     if w.corpus is not None:
         raise TreewrightError("a corpus alone has no tasks: name a question file too, --questions FILE.jsonl")
+    if not w.suites:
+        raise TreewrightError(f"no suite is named; write --suites NAME,NAME of {', '.join(names())}")
     if w.tasks_file is None:
         return [find_suite(name) for name in w.suites]
     from treewright.envs.custom import custom_suite
@@ -93,6 +97,7 @@ async def collect(
 ) -> list[Tree]:
     """One tree for each task, in the order of the tasks; tasks that failed at the root are logged and left out.
 
+    A task that is there several times is attempted as often, by trees of their own: `settings.attempt` and those after.
     settings.max_tokens is lowered to what the task's suite needs. Trees found finished in `store` are not grown again.
     Raises TreewrightError if a task's suite has no world, or if every single task failed.
     """
@@ -100,10 +105,12 @@ async def collect(
         if task.suite not in worlds:
             raise TreewrightError(f"task {task.id!r} belongs to suite {task.suite!r}; opened: {', '.join(worlds)}")
     gate = asyncio.Semaphore(concurrency)
+    before: Counter[tuple[str, str]] = Counter()
 
-    async def one(task: Task) -> Tree | Failure:
+    async def one(task: Task, again: int) -> Tree | Failure:
         world = worlds[task.suite]
-        own = replace(settings, max_tokens=min(settings.max_tokens, world.suite.max_tokens))
+        tokens = min(settings.max_tokens, world.suite.max_tokens)
+        own = replace(settings, max_tokens=tokens, attempt=settings.attempt + again)
         async with gate:
             try:
                 done: Tree | Failure = await search(
@@ -117,7 +124,10 @@ async def collect(
         return done
 
     async with asyncio.TaskGroup() as group:
-        jobs = [group.create_task(one(task)) for task in tasks]
+        jobs = []
+        for task in tasks:
+            jobs.append(group.create_task(one(task, before[task.suite, task.id])))
+            before[task.suite, task.id] += 1
     results = [job.result() for job in jobs]
     trees = [r for r in results if isinstance(r, Tree)]
     if results and not trees:

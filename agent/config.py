@@ -55,7 +55,9 @@ class WorldsSection(_Section):
 
 class SearchSection(_Section):
     """How trees are grown: rule, its options (such as alpha of astar) and draws, the budget per tree, expansions in
-    flight, trees in flight. peers: for acting (run, collect, eval), most other branches that a prompt tells of."""
+    flight, trees in flight. merge: token-identical draws of a node are executed and gone on from once; keep them apart
+    where rewards or steps are random. peers: for acting (run, collect, eval), most other branches
+    that a prompt tells of."""
 
     rule: str = "best_first"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -70,6 +72,7 @@ class SearchSection(_Section):
     peers: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
     close: bool = True
+    merge: bool = True
     trees: int = Field(default=64, ge=1)
 
 
@@ -155,11 +158,14 @@ def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Confi
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = tomllib.loads(path.read_text())
+            data = tomllib.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"no configuration file {path}; leave --config out to use the defaults") from None
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{path} is not TOML: {error}; print one that is: treewright config") from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 text, see byte {error.start}"
+            raise ConfigError(f"cannot read {path}: {why}; print a good one: treewright config") from None
     for setting in settings:
         _put(data, setting)
     _refuse_unknown(data, Config, "")

@@ -72,6 +72,14 @@ def budget_of(section: SearchSection) -> Budget:
     )
 
 
+def settings_of(section: SearchSection, *, run: str, seed: int, attempt: int = 0) -> Settings:
+    """How trees of a run are grown."""
+    return Settings(
+        run=run, attempt=attempt, seed=seed, width=section.width, max_tokens=section.max_tokens, close=section.close,
+        merge=section.merge,
+    )  # fmt: skip
+
+
 def evaluator_of(section: SearchSection, policy: Any = None) -> Evaluator | None:
     """The evaluator named in the configuration, see `open_evaluator`; `policy` is asked by those that need one."""
     return open_evaluator(section.evaluator, policy)
@@ -226,14 +234,7 @@ async def grow_for_training(
         policy,
         rule=rule_of(config.search, rates),
         budget=budget_of(config.search),
-        settings=Settings(
-            run=run,
-            attempt=attempt,
-            seed=config.seed + index,
-            width=config.search.width,
-            max_tokens=config.search.max_tokens,
-            close=config.search.close,
-        ),
+        settings=settings_of(config.search, run=run, attempt=attempt, seed=config.seed + index),
         evaluator=evaluator_of(config.search, policy),
         store=store,
         concurrency=config.search.trees,

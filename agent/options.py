@@ -32,7 +32,9 @@ __all__ = [
 
 console = Console()
 
-Name = Annotated[str, typer.Option("--name", "-n", help="Name of the run; its files go to runs/NAME.")]
+Name = Annotated[
+    str | None, typer.Option("--name", "-n", help="Name of the run; its files go to runs/NAME. Without it: run.")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; see [b]treewright config[/].")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One value, e.g. --set search.expansions=8.")]
 Suites = Annotated[str | None, typer.Option(help="Suites, comma separated: kg, stdlib, workbench, market, maze, …")]

@@ -98,7 +98,7 @@ async def _demonstrated(task: Task, env: Environment, oracle: Oracle) -> Plan | 
 
 def plans_command(
     file: Annotated[Path, typer.Argument(help="The memory: a file of JSON lines, made or added to.")],
-    name: Name = "run",
+    name: Name = None,
 ) -> None:
     """Learn the plans of a run's solved training tasks, for search.rule=astar.
 

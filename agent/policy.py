@@ -7,9 +7,9 @@ torch and transformers are imported only when a policy that needs them is opened
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange
 
-__all__ = ["SEEDLING", "Policy", "PolicyStats", "open_policy", "serve_weights"]
+__all__ = ["SEEDLING", "Policy", "PolicyStats", "loading_model", "open_policy", "serve_weights"]
 
 SEEDLING = Path(__file__).parent / "seedling"
 
@@ -99,6 +99,9 @@ def open_policy(spec: str, **options: Any) -> Policy:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KINDS)}"
         raise TreewrightError(f"no kind of policy named {kind!r} in {spec!r}; {hint}")
     try:
+        if kind in ("hf", "vllm") and rest and "@http" not in rest:
+            with loading_model(SEEDLING if (kind, rest) == ("vllm", "seedling") else rest):
+                return _KINDS[kind](rest, options)
         return _KINDS[kind](rest, options)
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors", "vllm"):
@@ -109,14 +112,45 @@ def open_policy(spec: str, **options: Any) -> Policy:
         ) from error
 
 
+@contextmanager
+def loading_model(source: str | Path) -> Iterator[None]:
+    """Around loading a model from a folder or by its name: what went wrong, in one line with what to type.
+
+    A path at which there is no model fails before anything asks the network. Raises TreewrightError.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        if folder.is_dir():
+            inside = sorted(p.parent for pattern in ("*", "*/*") for p in folder.glob(f"{pattern}/config.json"))
+            hint = f"did you mean {inside[-1]}?" if inside else "give a folder in save_pretrained layout"
+            raise TreewrightError(f"no model in the folder {source}: it holds no config.json; {hint}")
+        if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+            raise TreewrightError(
+                f"there is no folder {source}; give one that holds a model, in save_pretrained layout"
+            )
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError)) and not type(error).__module__.startswith("safetensors"):
+            raise
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TreewrightError(
+            f"cannot load a model from {str(source)!r}: {why}\n"
+            "give a folder in save_pretrained layout, or a name that is on the Hugging Face hub or in its cache here"
+        ) from error
+
+
 def _scripted(rest: str, options: dict[str, Any]) -> Policy:
     from treewright.agent.clients.scripted import ScriptedPolicy
+    from treewright.envs.custom import import_named
 
     module_name, _, function_name = rest.partition(":")
     if not module_name or not function_name:
         raise TreewrightError(f"'scripted:{rest}' does not name a function; write scripted:module:function")
     try:
-        module = importlib.import_module(module_name)
+        module = import_named(module_name)
     except ImportError as error:
         raise TreewrightError(f"cannot import {module_name!r} for scripted:{rest}: {error}") from error
     found = getattr(module, function_name, None)

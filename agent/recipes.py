@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from treewright.agent.collect import World
 from treewright.agent.config import Config
-from treewright.agent.loop import Learner, budget_of, evaluator_of, grow_for_training, rule_of, tasks_for
+from treewright.agent.loop import (
+    Learner,
+    budget_of,
+    evaluator_of,
+    grow_for_training,
+    rule_of,
+    settings_of,
+    tasks_for,
+)
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation
-from treewright.search.engine import Keeper, Settings
+from treewright.search.engine import Keeper
 from treewright.search.rooted import Start, search_from
 from treewright.search.tree import Tree
 from treewright.search.types import Exchange
@@ -69,10 +78,8 @@ async def grow_from(
 
     async def one(i: int, start: Start) -> Tree:
         world = worlds[start.task.suite]
-        settings = Settings(
-            run=run, attempt=i, seed=config.seed + index, width=section.width,
-            max_tokens=min(section.max_tokens, world.suite.max_tokens), close=section.close,
-        )  # fmt: skip
+        settings = settings_of(section, run=run, attempt=i, seed=config.seed + index)
+        settings = replace(settings, max_tokens=min(section.max_tokens, world.suite.max_tokens))
         async with gates[start.task.suite]:
             return await search_from(
                 start, world.suite.open, policy, rule=rule_of(section), evaluator=evaluator, budget=budget_of(section),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
+from rich.console import Console
 from rich.text import Text
 
 from treewright.agent.drawing import Drawing, draw, shape
@@ -33,6 +35,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 LONG, SHORT = 12_000, 2_000  # characters of an observation shown on the chosen path, and elsewhere
 WORDS = 160  # characters of a label
+PLAIN = Console(file=io.StringIO(), width=80, color_system=None)  # rich asks for one to wrap by display width
 SOLVED = 1.0 - 1e-6
 CALM = (0.9, 0.5, 0.2, 0.05)  # token probabilities that bound the five tints
 
@@ -324,7 +327,8 @@ def render_text(tree: Tree, width: int = 100) -> str:
     """
     chosen = set(tree.path(tree.chosen)) if tree.chosen is not None else set()
     facts = ", ".join(f"{k} {v}" for k, v in _summary(tree).items())
-    lines = [f"{tree.task.suite}/{tree.task.id}: {' '.join(tree.task.goal.split())}", facts]
+    head = [f"{tree.task.suite}/{tree.task.id}: {' '.join(tree.task.goal.split())}", facts]
+    lines = []
     stack: list[tuple[int, str, str]] = [(0, "", "")]
     while stack:
         node, lead, branch = stack.pop()
@@ -336,16 +340,26 @@ def render_text(tree: Tree, width: int = 100) -> str:
             stack.append((kids[i], below, "└─ " if i == len(kids) - 1 else "├─ "))
     used = dict.fromkeys(tree.status)
     lines.append("  ".join(f"{SIGNS[status]} {_words(status)}" for status in SIGNS if status in used))
-    return "\n".join(_fit(line, width) for line in lines)
+    return "\n".join(
+        [*(part for line in head for part in _wrapped(line, width)), *(_fit(line, width) for line in lines)]
+    )
 
 
 def _numbers(tree: Tree, node: int) -> str:
     if node == 0:
-        return ""
+        return f"  ! {' '.join(tree.fault[0].split())}" if tree.fault[0] else ""
     pairs = [("w", tree.mass[node]), ("s", tree.score[node]), ("r", tree.reward(node))]
     said = "".join(f"  {name} {figure(value)}" for name, value in pairs if not math.isnan(value))
     trouble = tree.fault[node] or tree.error[node]
     return said + (f"  ! {' '.join(trouble.split())}" if trouble else "")
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Lines of at most `width` columns, the second and later ones indented; at most four, then cut."""
+    parts = Text(clean(line)).wrap(PLAIN, max(width - 2, 1))[:5]
+    shown = [part.plain.rstrip() for part in parts]
+    cut = [*shown[:3], f"{shown[3]} …"] if len(shown) > 4 else shown
+    return [_fit(part if i == 0 else f"  {part}", width) for i, part in enumerate(cut)]
 
 
 def _fit(line: str, width: int) -> str:

@@ -14,7 +14,7 @@ __all__ = ["scorer_command"]
 
 
 def scorer_command(
-    name: Name = "run",
+    name: Name = None,
     to: Annotated[Path | None, typer.Option(help="Folder of the scorer; runs/NAME/scorer if not given.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the contrasts.")] = 12,
     held_out: Annotated[float, typer.Option(help="Share of the trees that is kept to measure on.")] = 0.2,

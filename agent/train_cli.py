@@ -63,8 +63,7 @@ class _Run:
         from treewright.search.store import TreeStore
 
         cfg = self.config
-        if not cfg.store_path.exists():
-            raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
+        _must_exist(cfg)
         with TreeStore.open(cfg.store_path, read_only=True) as store:
             found = [store.load(row.tree_id) for row in store.trees(suite=suite, split=split, status="done")]
         if not found:
@@ -79,14 +78,26 @@ class _Run:
         console.print(f"saved {saved.path}; next: treewright eval --policy hf:{saved.path}", soft_wrap=True)
 
 
-def _open(name: str, config: Path | None, set_: list[str] | None, suites: str | None, policy: str | None) -> _Run:
+def _open(
+    name: str | None,
+    config: Path | None,
+    set_: list[str] | None,
+    suites: str | None,
+    policy: str | None,
+    stored: bool = True,
+) -> _Run:
+    """The run and its trainer. `stored`: it needs trees, so that their lack is told before a model is loaded."""
     from treewright.agent.loop import Learner, make_trainer, model_folder
+    from treewright.agent.policy import loading_model
     from treewright.training import checkpoint
 
     cfg = read_config(name, config, set_, suites, policy)
+    if stored:
+        _must_exist(cfg)
     folder = cfg.home / "checkpoints"
     source = model_folder(cfg.policy.spec)
-    trainer = make_trainer(cfg, source)
+    with loading_model(source):
+        trainer = make_trainer(cfg, source)
     learner = Learner(trainer, folder, cfg.loop.keep)
     before = checkpoint.latest(folder)
     if before is not None:
@@ -95,6 +106,11 @@ def _open(name: str, config: Path | None, set_: list[str] | None, suites: str | 
         source = before.path
         console.print(f"going on from {before.path}", soft_wrap=True)
     return _Run(cfg, learner, source)
+
+
+def _must_exist(cfg: Config) -> None:
+    if not cfg.store_path.exists():
+        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
 
 
 @asynccontextmanager
@@ -122,7 +138,7 @@ def _print(stats: Mapping[str, float]) -> None:
 @train_app.callback(invoke_without_command=True)
 def train(
     context: typer.Context,
-    name: Name = "run",
+    name: Name = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -154,7 +170,7 @@ def train(
 
 @train_app.command()
 def sft(
-    name: Name = "run",
+    name: Name = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -200,7 +216,7 @@ def sft(
 
 @train_app.command()
 def dpo(
-    name: Name = "run",
+    name: Name = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -232,7 +248,7 @@ def dpo(
 
 @train_app.command()
 def prm(
-    name: Name = "run",
+    name: Name = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -267,7 +283,7 @@ def prm(
 
 @train_app.command()
 def spar(
-    name: Name = "run",
+    name: Name = None,
     suites: Suites = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
@@ -284,7 +300,7 @@ def spar(
     from treewright.agent.collect import suites_of
     from treewright.agent.recipes import spar_rounds
 
-    run = _open(name, config, set_, suites, policy)
+    run = _open(name, config, set_, suites, policy, stored=False)
     cfg = run.config
     found = suites_of(cfg)
 
@@ -300,7 +316,7 @@ def spar(
 
 @train_app.command()
 def prefix(
-    name: Name = "run",
+    name: Name = None,
     recipe: Annotated[str, typer.Option(help="prefixrl | prefix_rft | pppo")] = "prefixrl",
     updates: Annotated[int, typer.Option(min=1, help="Rounds of growing from stored nodes and training.")] = 2,
     starts: Annotated[int, typer.Option(min=1, help="Most trees of a round.")] = 16,
@@ -323,7 +339,7 @@ def prefix(
     from treewright.training.recipes.prefix import recipe as known
 
     chosen = known(recipe)
-    run = _open(name, config, set_, suites, policy)
+    run = _open(name, config, set_, suites, policy, stored=not chosen.drawn)
     cfg = run.config
     found = suites_of(cfg)
     names = {s.name for s in found}
@@ -343,7 +359,7 @@ def prefix(
 @train_app.command()
 def ping(
     requests: Annotated[Path, typer.Option("--refusals", help="Harmful requests, one a line.")],
-    name: Name = "run",
+    name: Name = None,
     suites: Suites = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
@@ -377,7 +393,7 @@ def ping(
 
     harmful = read_lines(requests)
     tried = read_lines(candidates) if candidates is not None else list(CANDIDATES)
-    run = _open(name, config, set_, suites, policy)
+    run = _open(name, config, set_, suites, policy, stored=False)
     cfg = run.config
     found = suites_of(cfg)
     target = cfg.home / "ping.json"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from treewright.agent.clients.scripted import ScriptedPolicy
+from treewright.agent.clients.scripted import ScriptedPolicy, Situation
 from treewright.agent.episode import run_episode
 from treewright.agent.peer_browsergym import POINTS
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, TreewrightError
@@ -216,9 +216,8 @@ class _Noisy(ScriptedPolicy):
         self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
     ) -> Context:
         made = super().context(task, tools, first, turns, base)
-        known = self._known[made.ids]
-        self._known[made.ids] = replace(known, turns=(Exchange("", None, first), *known.turns))
-        return made
+        assert isinstance(made, Situation)
+        return replace(made, turns=(Exchange("", None, first), *turns))
 
     def _act(self, task: Task, turns: Sequence[Exchange], tools: Sequence[ToolSpec], rng: random.Random) -> str:
         assert self.suite.oracle is not None

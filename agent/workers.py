@@ -25,11 +25,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from treewright.agent.collect import World, collect, open_worlds, suites_of
 from treewright.agent.config import Config
-from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, tasks_for
+from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, settings_of, tasks_for
 from treewright.agent.policy import open_policy
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task, digest
-from treewright.search.engine import Settings
 from treewright.search.store import Fenced, Lease, StoreError, TreeStore
 
 __all__ = ["Job", "collect_with_workers", "work"]
@@ -261,13 +260,7 @@ class _Worker:
 
     async def _search(self, store: TreeStore, worlds: Mapping[str, World], actor: Any, tasks: Sequence[Task]) -> None:
         section = self.config.search
-        settings = Settings(
-            run=self.config.name,
-            seed=self.config.seed,
-            width=section.width,
-            max_tokens=section.max_tokens,
-            close=section.close,
-        )
+        settings = settings_of(section, run=self.config.name, seed=self.config.seed)
         await collect(
             tasks,
             worlds,

@@ -18,9 +18,13 @@ import importlib
 import inspect
 import json
 import math
+import os
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from treewright.envs.errors import RestoreUnsupported, TreewrightError
@@ -39,7 +43,7 @@ from treewright.envs.types import (
     Turn,
 )
 
-__all__ = ["JudgedEnvironment", "Reward", "custom_suite", "load_named", "load_tasks"]
+__all__ = ["JudgedEnvironment", "Reward", "custom_suite", "import_named", "load_named", "load_tasks"]
 
 Reward = Callable[[Task, Sequence[Turn]], float]
 """Success of a finished episode, usually in [0, 1]. `history` begins with what reset showed (its action is None) and
@@ -167,6 +171,25 @@ def _opener(open: str | Open) -> Open:
     return opened
 
 
+def import_named(name: str) -> ModuleType:
+    """The module of that name: an installed one, else one that lies in the working directory.
+
+    A console script does not look for modules where it was started, but that is where people have theirs. The working
+    directory is last in the search path and only while the module is imported, so it hides no installed package.
+    Raises ImportError as importlib does.
+    """
+    here = os.getcwd()
+    if here in sys.path:
+        return importlib.import_module(name)
+    sys.path.append(here)
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+    finally:
+        with suppress(ValueError):  # the module may have tidied up itself
+            sys.path.remove(here)
+
+
 def load_named(spec: str, what: str) -> Any:
     """The object that 'module:name' names. Raises TreewrightError saying which half is wrong and what is near."""
     module_name, colon, attribute = spec.partition(":")
@@ -174,7 +197,7 @@ def load_named(spec: str, what: str) -> Any:
         known = f" or a suite's name: {', '.join(names())}" if what == "open" else ""
         raise TreewrightError(f"{what} = {spec!r} is not of the form 'module:name'{known}")
     try:
-        module = importlib.import_module(module_name)
+        module = import_named(module_name)
     except ImportError as error:
         raise TreewrightError(f"{what} = {spec!r}: cannot import {module_name!r}: {error}") from error
     if not hasattr(module, attribute):

@@ -7,8 +7,8 @@ reward 1 at the goal, and `press` is an irreversible button that leaves a mark i
 from __future__ import annotations
 
 import asyncio
-import json
 import random
+import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from treewright.envs.types import (
 
 __all__ = ["SUITE", "Faults", "Maze", "make_suite"]
 
+STATE = struct.Struct("<iqiii?")  # size, seed, place, how often the button was pressed, over or not
 STEPS = {"north": (0, -1), "east": (1, 0), "south": (0, 1), "west": (-1, 0)}
 TOOLS = (
     ToolSpec(
@@ -173,13 +174,13 @@ class Maze(BaseEnvironment):
 
     async def snapshot(self) -> Snapshot:
         self._alive()
-        data = json.dumps([self.size, self.seed, self.at, self.pressed, self.ended]).encode()
+        data = STATE.pack(self.size, self.seed, *self.at, self.pressed, self.ended)
         return Snapshot(Restore.STATE, data, self._seen().fingerprint, len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         self._alive()
-        self.size, self.seed, at, self.pressed, self.ended = json.loads(snapshot.data)
-        self.at = (at[0], at[1])
+        self.size, self.seed, x, y, self.pressed, self.ended = STATE.unpack(snapshot.data)
+        self.at = (x, y)
         self.exits = _open_walls(self.size, self.seed)
         return self._seen()
 

@@ -68,6 +68,8 @@ class Effect(StrEnum):
         return self in (Effect.IRREVERSIBLE, Effect.UNKNOWN)
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
 _SEVERITY = {Effect.READ: 0, Effect.REVERSIBLE: 1, Effect.IRREVERSIBLE: 2, Effect.UNKNOWN: 3}
 
 
@@ -121,7 +123,7 @@ class Action:
     @property
     def key(self) -> str:
         """Canonical JSON: equal for equal calls however they were written; approvals bind to it."""
-        return json.dumps([c.to_json() for c in self.calls], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return _canonical([c.to_json() for c in self.calls])
 
     @classmethod
     def from_key(cls, key: str) -> Action:

@@ -414,7 +414,9 @@ def continue_from(
     snapshot = result.snapshot
 
     async def opened() -> Environment:
-        return _Continued(await open(), snapshot)
+        env = await open()
+        # The way to an earlier commit's state is closed: in a live world the later commit has changed what is there.
+        return _Continued(env.inner if isinstance(env, _Continued) else env, snapshot)
 
     return opened
 

@@ -12,9 +12,9 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from treewright.envs.errors import EnvFault, TreewrightError
 from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, seed_of
@@ -34,6 +34,7 @@ __all__ = ["Keeper", "Settings", "Stepper", "search"]
 REPAIRS = 2  # times a step is taken again, unless the settings say otherwise
 BUNDLE, LINGER = 64, 0.02  # expansions, and seconds one of them waits, before they are handed to the store together
 GRACE = 1.0  # seconds that an expansion begun within the time budget may take beyond it
+TURN = 0.005  # seconds after which a search that never waits gives other tasks their turn
 
 
 class Keeper(Protocol):
@@ -63,6 +64,9 @@ class Settings:
     peers       most other branches that a prompt tells of, see treewright.search.peers; 0 = none
     share_results  drafts of one expansion with equal actions in other words share one step of the world. For worlds
                 whose steps do not depend on the step's key; each draft goes on in its own context
+    merge       token-identical draws of a node become one, with their multiplicity: it is executed and gone on from
+                once. False keeps them apart, each with its own step and subtree, which tells more where rewards or
+                steps are random. Both are exact
     """
 
     run: str = "run"
@@ -76,6 +80,7 @@ class Settings:
     repairs: int = REPAIRS
     peers: int = 0
     share_results: bool = False
+    merge: bool = True
 
     def __post_init__(self) -> None:
         for name in ("width", "max_tokens"):
@@ -227,14 +232,17 @@ class _Search:
 
     async def _grow(self, pick: Callable[[], tuple[int, Spent] | None], width: int) -> None:
         """Pops, expands up to `width` at once, applies in the order of the pops."""
-        flying: deque[tuple[asyncio.Task[Expansion] | Expansion, Spent]] = deque()
         self.popped, closing = len(self.tree.pops), pick == self._next_open
+        if width == 1 and self.budget.seconds is None:
+            return await self._grow_singly(pick, closing)
+        flying: deque[tuple[asyncio.Task[Expansion] | Expansion, Spent]] = deque()
         try:
             while True:
                 while len(flying) < width and (picked := pick()) is not None:
                     node, reserve = picked
                     self.reserved = self.reserved + reserve
-                    flying.append((self._dispatch(self.popped, node, closing), reserve))
+                    work = self._dispatch(self.popped, node, closing)
+                    flying.append((work if isinstance(work, Expansion) else asyncio.create_task(work), reserve))
                     self.popped += 1
                 if not flying:
                     return
@@ -251,6 +259,17 @@ class _Search:
                 job.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
+    async def _grow_singly(self, pick: Callable[[], tuple[int, Spent] | None], closing: bool) -> None:
+        """With one pop in flight none needs a task of its own."""
+        turn = time.monotonic() + TURN
+        while (picked := pick()) is not None:
+            job = self._dispatch(self.popped, picked[0], closing)
+            self.popped += 1
+            self._apply(job if isinstance(job, Expansion) else await job)
+            if time.monotonic() > turn:
+                await asyncio.sleep(0)
+                turn = time.monotonic() + TURN
+
     async def _in_time(self, job: asyncio.Task[Expansion], closing: bool) -> Expansion | None:
         """The result, or None if the time budget ran out on it; a closing rollout always runs to its end."""
         if closing or self.budget.seconds is None:
@@ -265,7 +284,8 @@ class _Search:
         """Time used, that of an interrupted search before this one included."""
         return self.earlier + time.monotonic() - self.began
 
-    def _dispatch(self, seq: int, node: int, closing: bool) -> asyncio.Task[Expansion] | Expansion:
+    def _dispatch(self, seq: int, node: int, closing: bool) -> Coroutine[Any, Any, Expansion] | Expansion:
+        """The stored result of a pop, or the work that makes it."""
         if seq < len(self.recorded):
             expansion = self.recorded[seq]
             if (expansion.node, expansion.closing) != (node, closing):
@@ -275,9 +295,9 @@ class _Search:
                 )
             return expansion
         if closing:
-            return asyncio.create_task(self.work.close(seq, node))
+            return self.work.close(seq, node)
         again = self.repairs.of_pop.pop(seq, None)
-        return asyncio.create_task(self.work.expand(seq, node, self.rule.draws(self.tree[node]), again))
+        return self.work.expand(seq, node, self.rule.draws(self.tree[node]), again)
 
     def _apply(self, expansion: Expansion) -> None:
         new = self.tree.apply(expansion)
@@ -400,6 +420,8 @@ class _Search:
         for name in ("share_results", "peers"):
             if not settings[name]:
                 del settings[name]
+        if self.settings.merge:
+            del settings["merge"]
         if self.evidence is not None:
             settings["evidence"] = self.evidence.name
         if sampling := getattr(self.policy, "sampling", None):
@@ -415,7 +437,7 @@ class _Search:
         work = Expander(
             self.task, self.pool, self.policy, self.evaluator, self.settings.max_tokens, self.settings.retries,
             eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(), self.evidence,
-            self.settings.share_results,
+            self.settings.share_results, self.settings.merge,
             peers=Peers(self.settings.peers, self.settings.width) if self.settings.peers else None,
         )  # fmt: skip
         if resume:

@@ -35,7 +35,8 @@ from treewright.search.types import (
 
 __all__ = ["Expander", "Pop", "Spot"]
 
-HELD_SPOTS = 4096
+HELD_TOKENS = 16_000_000  # of all prompts that are held; 8 bytes a token, a prompt is a tuple of references
+HELD_TEXTS = 4096
 
 
 @lru_cache(maxsize=1024)
@@ -66,6 +67,11 @@ class Spot:
     @property
     def depth(self) -> int:
         return len(self.path) - 1
+
+    @property
+    def size(self) -> int:
+        """What it weighs, counted in tokens: its prompt, its path and the objects around them."""
+        return len(self.context.ids) + 128 + 2 * len(self.path)
 
 
 @dataclass(slots=True)
@@ -120,8 +126,10 @@ class Expander:
     spots: OrderedDict[int, Spot]
     evidence: Evidence | None = None
     share_results: bool = False
+    merge: bool = True
     read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
     peers: Peers | None = None
+    held: int = 0
 
     # -- pops ---------------------------------------------------------------------------------------------------
 
@@ -158,10 +166,12 @@ class Expander:
             pop.fault = f"{type(error).__name__}: {error}"
 
     def screen(self, pop: Pop) -> None:
-        """Merges token-identical draws and turns each into a draft with an action or an error."""
+        """Turns each draw, or all that are token-identical together, into a draft with an action or an error."""
         if pop.spot is not None and not pop.reused:
-            for slot, mult, done in merge_identical(pop.drawn):
-                share, plain = done.share or mult / pop.draws, replace(done, share=None)
+            drawn = merge_identical(pop.drawn) if self.merge else [(i, 1, done) for i, done in enumerate(pop.drawn)]
+            for slot, mult, done in drawn:
+                share = done.share or mult / pop.draws
+                plain = done if done.share is None else replace(done, share=None)
                 pop.drafts.append(self._screen(pop.spot, pop.tools, pop.first + slot, mult, share, plain))
 
     async def explore(self, pop: Pop) -> None:
@@ -174,7 +184,8 @@ class Expander:
     async def _explored(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:
         """One outcome for each draft, side by side; drafts with equal actions may share a step."""
         if not self.share_results and self.pool.size == 1:  # they would only queue for the one session
-            return [await self._execute(spot, d) for d in drafts]
+            async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
+                return [await self._execute(spot, d, held=session) for d in drafts]
         if not self.share_results:
             return list(await asyncio.gather(*(self._execute(spot, d) for d in drafts)))
         firsts = self._firsts(drafts)
@@ -346,7 +357,7 @@ class Expander:
             validate_action(action, tools)
         except InvalidAction as invalid:
             action, error = None, str(invalid)
-        if len(self.read) >= HELD_SPOTS:
+        if len(self.read) >= HELD_TEXTS:
             self.read.clear()
         self.read[text] = (tools, action, error)
         return action, error
@@ -452,32 +463,50 @@ class Expander:
 
     def spot(self, node: int) -> Spot:
         """The place of a node of the tree: held since it was executed, or rebuilt from the tree."""
-        held = self.spots.get(self.tree.seed[node])
+        above: list[int] = []
+        while (held := self.spots.get(self.tree.seed[node])) is None and node:
+            above.append(node)
+            node = self.tree.parent[node]
         if held is None:
-            held = self._rebuild(node)
-            self._hold(held)
+            held = self._root()
+        for below in reversed(above):
+            held = self._below(held, below)
         return held
 
-    def _hold(self, spot: Spot) -> None:
-        self.spots[spot.seed] = spot
-        if len(self.spots) > HELD_SPOTS:
-            self.spots.popitem(last=False)
+    def _hold(self, spot: Spot) -> Spot:
+        """Keeps a place; the oldest ones go where all of them together get large."""
+        if spot.seed not in self.spots:
+            self.spots[spot.seed] = spot
+            self.held += spot.size
+            while self.held > HELD_TOKENS:
+                self.held -= self.spots.popitem(last=False)[1].size
+        return spot
 
-    def _rebuild(self, node: int) -> Spot:
-        tree, points = self.tree, []
-        for i in tree.path(node):
-            seen = tree.observation[i]
-            action = tree.action[i] if tree.error[i] is None else None
-            points.append(Waypoint(tree.seed[i], tree.key(i), action, seen.fingerprint if seen else ""))
-        turns = tree.exchanges(node)
-        ids = tree.context_ids(node)
-        base = tree.context_ids(tree.parent[node]) + tree.ids[node] if node else ()
-        tools = self.tools.get(tree.seed[node], ())
-        context = self.policy.context(self.task, tools, self._first(), turns, base)
-        return Spot(
-            tuple(points), turns, replace(context, keep=tree.keep[node], delta=tree.delta[node], ids=ids),
-            tree.path_logprob[node],
-        )  # fmt: skip
+    def _root(self) -> Spot:
+        tree, first = self.tree, self._first()
+        context = self.policy.context(self.task, self.tools.get(tree.seed[0], ()), first, (), ())
+        point = Waypoint(tree.seed[0], tree.key(0), None, first.fingerprint)
+        return self._hold(Spot((point,), (), self._recorded(context, 0, ()), 0.0))
+
+    def _below(self, above: Spot, node: int) -> Spot:
+        """The place of a node, from that of its parent."""
+        tree = self.tree
+        seen = tree.observation[node] or Observation("")
+        action = tree.action[node] if tree.error[node] is None else None
+        turns = (*above.turns, Exchange(tree.text[node], tree.action[node], seen))
+        base = above.context.ids + tree.ids[node]
+        context = self.policy.context(self.task, self.tools.get(tree.seed[node], ()), self._first(), turns, base)
+        point = Waypoint(tree.seed[node], tree.key(node), action, seen.fingerprint)
+        return self._hold(
+            Spot((*above.path, point), turns, self._recorded(context, node, base), tree.path_logprob[node])
+        )
+
+    def _recorded(self, context: Context, node: int, base: tuple[int, ...]) -> Context:
+        """The context with the tokens that the tree has for this node, whatever the policy would give now."""
+        keep, delta = self.tree.keep[node], self.tree.delta[node]
+        if (context.keep, context.delta) == (keep, delta):
+            return context
+        return replace(context, keep=keep, delta=delta, ids=base[:keep] + delta)
 
     def _first(self) -> Observation:
         return self.tree.observation[0] or Observation("")

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Effect, Observation, Task, digest, seed_of
-from treewright.search.types import Draft, Exchange, Expansion, NodeKind, NodeStatus, Origin, Outcome, Spent
+from treewright.search.types import (
+    Completion,
+    Draft,
+    Exchange,
+    Expansion,
+    NodeKind,
+    NodeStatus,
+    Origin,
+    Outcome,
+    Spent,
+)
 
 __all__ = ["Node", "Tree", "TreeHeader"]
 
@@ -41,13 +51,14 @@ class TreeHeader:
     settings: dict[str, Any]
     root: Outcome
     continues: tuple[str, int] | None = None
+    tree_id: str = field(init=False)
 
-    @property
-    def tree_id(self) -> str:
-        return digest(self.run, f"{self.task.suite}/{self.task.id}", str(self.attempt))
+    def __post_init__(self) -> None:
+        name = digest(self.run, f"{self.task.suite}/{self.task.id}", str(self.attempt))
+        object.__setattr__(self, "tree_id", name)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Tree:
     """Columns indexed by node id; read them freely, write them only through `apply`.
 
@@ -103,9 +114,15 @@ class Tree:
     def start(cls, header: TreeHeader) -> Tree:
         """A tree with its root: the state after reset."""
         tree = cls(header)
-        tree._push(-1, -1, 0, 1, 1.0, seed_of(header.seed, "root"), False)
+        said = Completion("", finish_reason="")
+        tree._push(-1, -1, Draft(0, 0, 1, 1.0, seed_of(header.seed, "root"), said, None, None, Effect.READ), False)
         tree._execute(0, header.root)
         return tree
+
+    def __repr__(self) -> str:
+        """Short: asyncio spells out what a task returned, and a tree can be large."""
+        task = self.header.task
+        return f"<Tree {self.tree_id} of {task.suite}/{task.id}: {len(self)} nodes, {len(self.pops)} pops>"
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -170,17 +187,11 @@ class Tree:
         return range(first, len(self))
 
     def _add(self, parent: int, draft: Draft, expansion: Expansion) -> None:
-        done = draft.completion
         if self.drawn[parent]:
             for older in self.children[parent]:
                 if self.slot[older] == draft.slot:
                     self._unreachable(older)
-        node = self._push(parent, expansion.seq, draft.slot, draft.mult, draft.share, draft.seed, expansion.closing)
-        self.text[node], self.ids[node], self.logprobs[node] = done.text, done.token_ids, done.logprobs
-        self.finish[node], self.trainable[node], self.origin[node] = done.finish_reason, done.trainable, done.origin
-        self.action[node], self.effect[node], self.error[node] = draft.action, draft.effect, draft.error
-        self.score[node] = draft.score
-        self.path_logprob[node] = self.path_logprob[parent] + (math.fsum(done.logprobs) if done.logprobs else 0.0)
+        node = self._push(parent, expansion.seq, draft, expansion.closing)
         if expansion.closing and self.drawn[parent] == 0:
             self.drawn[parent] = 1
             self.status[parent] = NodeStatus.EXPANDED
@@ -188,7 +199,7 @@ class Tree:
             self._execute(node, draft.outcome)
         elif draft.effect.needs_commit and draft.effect is not Effect.UNKNOWN:
             self._wait(node, draft.effect)
-        if not done.trainable:
+        if not draft.completion.trainable:
             self.inexact("draws not made at temperature 1 without truncation or grammar, or without log-probs")
 
     def _pool(self, node: int) -> None:
@@ -210,28 +221,30 @@ class Tree:
         if seed_of(self.seed[node], "keep") / 2.0**63 >= keep:
             self.status[node], self.kept[node] = NodeStatus.PRUNED, False
 
-    def _push(self, parent: int, born: int, slot: int, mult: int, share: float, seed: int, closing: bool) -> int:
-        node = len(self.parent)
+    def _push(self, parent: int, born: int, draft: Draft, closing: bool) -> int:
+        """One row, as it stands before it is executed; parent −1 for the root."""
+        node, done = len(self.parent), draft.completion
+        logprob = math.fsum(done.logprobs) if done.logprobs else 0.0
         self.parent.append(parent)
-        self.depth.append(self.depth[parent] + 1 if parent >= 0 else 0)
+        self.depth.append(self.depth[parent] + 1 if node else 0)
         self.born.append(born)
         self.kind.append(NodeKind.CHOICE)
-        self.slot.append(slot)
-        self.mult.append(mult)
-        self.share.append(share)
+        self.slot.append(draft.slot)
+        self.mult.append(draft.mult)
+        self.share.append(draft.share)
         self.drawn.append(0)
-        self.seed.append(seed)
-        self.text.append("")
-        self.ids.append(())
-        self.logprobs.append(())
-        self.finish.append("")
-        self.trainable.append(True)
-        self.origin.append(Origin.POLICY)
-        self.action.append(None)
-        self.effect.append(Effect.READ)
-        self.error.append(None)
+        self.seed.append(draft.seed)
+        self.text.append(done.text)
+        self.ids.append(done.token_ids)
+        self.logprobs.append(done.logprobs)
+        self.finish.append(done.finish_reason)
+        self.trainable.append(done.trainable)
+        self.origin.append(done.origin)
+        self.action.append(draft.action)
+        self.effect.append(draft.effect)
+        self.error.append(draft.error)
         self.fault.append(None)
-        self.score.append(math.nan)
+        self.score.append(draft.score)
         self.status.append(NodeStatus.DRAFT)
         self.observation.append(None)
         self.keep.append(0)
@@ -239,11 +252,11 @@ class Tree:
         self.keep_prob.append(1.0)
         self.kept.append(True)
         self.closing.append(closing)
-        self.mass.append(self.mass[parent] * share if parent >= 0 else 1.0)
-        self.path_logprob.append(0.0)
+        self.mass.append(self.mass[parent] * draft.share if node else 1.0)
+        self.path_logprob.append(self.path_logprob[parent] + logprob if node else logprob)
         self.children.append([])
         self._truth.append(math.nan)
-        if parent >= 0:
+        if node:
             self.children[parent].append(node)
         return node
 

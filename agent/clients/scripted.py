@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from treewright.search.types import Completion, Context, Exchange
 __all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_choice"]
 
 END, ACT = 256, 257
-REMEMBERED = 65_536
+REMEMBERED = 4096  # texts that were said: scripts say few of them, again and again
 
 Turns = Sequence[Exchange]
 Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str]
@@ -28,9 +27,9 @@ Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str]
 Choices = Sequence[tuple[str, float]] | Callable[[Task, Turns, Sequence[ToolSpec]], Sequence[tuple[str, float]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What a script is told about a node. The token ids of a context cannot carry it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation(Context):
+    """A prompt and what a script is told about its node; the token ids alone could not carry it."""
 
     task: Task
     turns: tuple[Exchange, ...]
@@ -43,6 +42,8 @@ class ScriptedPolicy:
     Token ids are the UTF-8 bytes of the text, then END; a prompt is the bytes of task and observations, each closed
     by ACT. Every token gets `logprob` as its log-probability: leave it 0 for a script that ignores its random numbers;
     a script that uses them does not know its probabilities, so set `trainable=False` or use `scripted_choice`.
+    With `newest_only` a prompt is the task and the newest observation, so that prompts do not grow with the path; the
+    script is told all turns either way.
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class ScriptedPolicy:
         version: str = "scripted",
         logprob: float = 0.0,
         trainable: bool = True,
+        newest_only: bool = False,
     ) -> None:
-        self.script = script
+        self.script, self.newest_only = script, newest_only
         self.name = name
         self.logprob, self.trainable = logprob, trainable
         self.stats = PolicyStats()
         self._version = version
-        self._known: OrderedDict[tuple[int, ...], Situation] = OrderedDict()
+        self._said: dict[tuple[str, int], Completion] = {}
 
     @property
     def version(self) -> str:
@@ -68,22 +70,22 @@ class ScriptedPolicy:
     def context(
         self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Turns, base: Sequence[int]
     ) -> Context:
-        """Appends the newest observation. Two nodes with equal token ids but different worlds are not told apart."""
-        shown = turns[-1].observation.text if turns else f"{task.suite}/{task.id} {task.goal}\n{first.text}"
+        """Appends the newest observation, or begins anew with it."""
+        if self.newest_only:
+            base = ()
+        shown = turns[-1].observation.text if turns else first.text
+        if not base:
+            shown = f"{task.suite}/{task.id} {task.goal}\n{shown}"
         delta = (*shown.encode("utf-8", "replace"), ACT)
-        ids = (*base, *delta)
-        self._known[ids] = Situation(task, tuple(turns), tuple(tools))
-        self._known.move_to_end(ids)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return Context(len(base), delta, ids)
+        return Situation(
+            len(base), delta, (*base, *delta) if base else delta, task=task, turns=tuple(turns), tools=tuple(tools)
+        )
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One call of the script for each seed. Raises TreewrightError for a context this policy did not make."""
-        known = self._known.get(context.ids)
-        if known is None:
+        if not isinstance(context, Situation):
             raise TreewrightError(f"{self.name} was given a context it did not make; call its context(...) first")
-        done = [self._complete(known, seed, max_tokens) for seed in seeds]
+        done = [self._complete(context, seed, max_tokens) for seed in seeds]
         self.stats.requests += 1
         self.stats.draws += len(done)
         self.stats.sampled_tokens += sum(len(c.token_ids) for c in done)
@@ -91,8 +93,14 @@ class ScriptedPolicy:
 
     def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
         text = self.script(known.task, known.turns, known.tools, random.Random(seed))
-        ids = (*text.encode("utf-8", "replace"), END)
-        return self._cut(ids, [self.logprob] * len(ids), max_tokens)
+        said = self._said.get((text, max_tokens))
+        if said is None:
+            ids = (*text.encode("utf-8", "replace"), END)
+            said = self._cut(ids, [self.logprob] * len(ids), max_tokens)
+            if len(self._said) >= REMEMBERED:
+                self._said.clear()
+            self._said[text, max_tokens] = said
+        return said
 
     def _cut(self, ids: Sequence[int], logprobs: Sequence[float], max_tokens: int) -> Completion:
         kept = tuple(ids[:max_tokens])
@@ -102,7 +110,7 @@ class ScriptedPolicy:
         return Completion(text, kept, tuple(logprobs[:max_tokens]), reason, self.version, self.trainable)
 
     async def close(self) -> None:
-        self._known.clear()
+        self._said.clear()
 
 
 class _ChoicePolicy(ScriptedPolicy):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import warnings
 from functools import partial
@@ -19,9 +20,18 @@ from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.errors import EnvFault, TreewrightError
 
-__all__ = ["ENVIRONMENT_VARIABLE", "close_browser", "find_chromium", "require_chromium", "shared_browser"]
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "FLAGS_VARIABLE",
+    "close_browser",
+    "find_chromium",
+    "require_chromium",
+    "shared_browser",
+]
 
 ENVIRONMENT_VARIABLE = "TREEWRIGHT_CHROMIUM"
+FLAGS_VARIABLE = "TREEWRIGHT_CHROMIUM_FLAGS"
+"""More flags for Chromium, separated by blanks: `--site-per-process` keeps sites in processes apart."""
 _COMMANDS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _PLAYWRIGHT_FOLDERS = ("~/.cache/ms-playwright", "~/Library/Caches/ms-playwright")
 _PLAYWRIGHT_BINARIES = ("chromium*/chrome-*/*headless?shell", "chromium*/chrome-*/chrome", "chromium*/*/*/*/Chromium")
@@ -123,7 +133,8 @@ async def _launch(driver: Playwright, executable: Path) -> Browser:
     """
     launch = partial(driver.chromium.launch, executable_path=executable, handle_sigint=False)
     sandbox = os.geteuid() != 0
-    arguments = list(_FLAGS) if sandbox else [*_FLAGS, "--no-sandbox"]
+    flags = [*_FLAGS, *shlex.split(os.environ.get(FLAGS_VARIABLE, ""))]
+    arguments = flags if sandbox else [*flags, "--no-sandbox"]
     try:
         return await launch(args=arguments, chromium_sandbox=sandbox)
     except PlaywrightError:

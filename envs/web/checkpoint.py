@@ -20,7 +20,6 @@ from typing import Any
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported, boundary
 from treewright.envs.types import Action, Effect, Observation, Restore, Snapshot, StepResult, Task
 from treewright.envs.web.environment import FullWebEnvironment
-from treewright.envs.web.tab import Tab
 
 __all__ = ["CheckpointEnvironment", "Prices"]
 
@@ -143,10 +142,7 @@ class CheckpointEnvironment(FullWebEnvironment):
     async def _from(self, trail: Sequence[_Point], start: int, kept: Mapping[str, Any]) -> Observation:
         """The last point of the trail in a fresh context; an earlier fingerprint that differs ends the attempt."""
         began, point = time.monotonic(), trail[start]
-        tab = self._tab = await Tab.open(
-            self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks, script=self.script,
-            posts=self.posts, storage=point.storage,
-        )  # fmt: skip
+        tab = self._tab = await self._fresh(point.storage)
         tab.gate.writes = not self._guarded
         with tab.faults(f"{self.name} restore"):
             tab.watcher.begin()

@@ -225,12 +225,14 @@ class WebEnvironment(BaseEnvironment):
                     tab.gate.writes = not self._guarded
                     observation = await self._look()
         expected = before is Effect.IRREVERSIBLE or bool(target and target.method not in ("", *SAFE_METHODS))
-        effect = self._cap(after_traffic(before, tab.traffic.methods, expected=expected))
+        stopped = list(tab.gate.denied)[denied:]
+        tried = [entry.split(" ", 1)[0] for entry in stopped if " " in entry]  # some the browser does not tell of
+        effect = self._cap(after_traffic(before, [*tab.traffic.methods(self.posts), *tried], expected=expected))
         info = {
             "settled": settled,
             "writes": list(tab.traffic.writes),
             "dialogs": list(tab.traffic.dialogs),
-            "denied": list(tab.gate.denied)[denied:],
+            "denied": stopped,
         }
         return StepResult(observation, effect=effect, info={k: v for k, v in info.items() if v not in ([], True)})
 
@@ -295,12 +297,17 @@ class WebEnvironment(BaseEnvironment):
         if self._tab is not None and self._tab.watcher.dead:
             await self._leave()
         if self._tab is None:
-            self._tab = await Tab.open(
-                self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks, script=self.script,
-                posts=self.posts, tunnels=self._guarded and any(host != "127.0.0.1" for host in self._names())
-            )  # fmt: skip
+            self._tab = await self._fresh()
         self._tab.gate.writes = not self._guarded
         return self._tab
+
+    async def _fresh(self, storage: Any = None) -> Tab:
+        """A new context with all of this session's guards; `storage` is what it holds to begin with."""
+        return await Tab.open(
+            self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks, script=self.script,
+            posts=self.posts, tunnels=self._guarded and any(host != "127.0.0.1" for host in self._names()),
+            storage=storage,
+        )  # fmt: skip
 
     async def _leave(self) -> None:
         tab, self._tab = self._tab, None

@@ -1,13 +1,15 @@
 """The documents of a page's frames: read into the view of the page, and found again when an element is used.
 
-A frame of the page's own process answers in the page's session; one of another process has a session of its own.
+A frame of the page's own process answers in the page's session; one of another process (another site, where Chromium
+keeps sites apart) has a session of its own, also inside of another such frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from playwright.async_api import BrowserContext, CDPSession, Frame, Page
@@ -15,9 +17,55 @@ from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.web.view import FrameTree
 
-__all__ = ["Frames"]
+__all__ = ["LOCATE", "Frames"]
 
 MOST = 32  # frames read of one page; a page that has more shows the first ones
+# What a mouse at (x, y) of this document's window would meet, shadow trees included, and whether that is `self`.
+_MEETS = """const meets = (self, x, y) => {
+  let hit = document.elementFromPoint(x, y);
+  while (hit && hit.shadowRoot && !self.contains(hit)) {
+    const inner = hit.shadowRoot.elementFromPoint(x, y);
+    if (!inner || inner === hit) break;
+    hit = inner;
+  }
+  if (!hit) return 'is outside of the window';
+  const label = hit.closest('label'), within = node => node && (node === hit || within(node.parentNode || node.host));
+  return self.contains(hit) || within(self) || label && label.control === self ? '' : 'is covered by another element';
+};"""
+# The point to click in the window of the element's document, or what is in the way.
+LOCATE = (
+    "function () {"
+    + _MEETS
+    + """
+  this.scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'});
+  const box = this.getClientRects()[0];
+  if (!box || !box.width || !box.height) return {problem: 'is not visible'};
+  const x = box.x + box.width / 2, y = box.y + box.height / 2, problem = meets(this, x, y);
+  return problem ? {problem} : {x, y};
+}"""
+)
+# Called on the element that shows a frame: a point of that frame's window as one of the window around it.
+_AROUND = (
+    "function (x, y) {"
+    + _MEETS
+    + """
+  const place = () => {
+    const box = this.getBoundingClientRect(), style = getComputedStyle(this);
+    return {x: box.x + (this.clientLeft + parseFloat(style.paddingLeft) + x) * box.width / (this.offsetWidth || 1),
+            y: box.y + (this.clientTop + parseFloat(style.paddingTop) + y) * box.height / (this.offsetHeight || 1)};
+  };
+  const seen = at => at.x >= 0 && at.y >= 0 && at.x < innerWidth && at.y < innerHeight;
+  let at = place();
+  if (!seen(at)) { this.scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'}); at = place(); }
+  if (!seen(at)) {
+    scrollBy({left: at.x - innerWidth / 2, top: at.y - innerHeight / 2, behavior: 'instant'});
+    at = place();
+  }
+  const problem = meets(this, at.x, at.y);
+  return problem ? {problem} : at;
+}"""
+)
+_WORLD = "treewright"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +73,26 @@ class _Known:
     """A frame as it was read.
 
     session  what answers for its nodes
-    outside  the session that its owner element belongs to, where that is another one
+    outside  what answers for the document that it stands in
     owner    DOM node of the element that shows it
+    parent   index of the document that it stands in
     """
 
     session: CDPSession
-    outside: CDPSession | None
+    outside: CDPSession
     owner: int
+    parent: int
 
 
 class Frames:
-    """The frames of the page that was read last, by their index in reading order; index 0 is the page."""
+    """The frames of the page that was read last, by the index of their documents; index 0 is the page.
 
-    def __init__(self, context: BrowserContext) -> None:
+    opened  called with every session of a frame in a process of its own, once
+    """
+
+    def __init__(self, context: BrowserContext, opened: Callable[[CDPSession], None]) -> None:
         self._context = context
+        self._opened = opened
         self._known: list[_Known] = []
         self._sessions: dict[Frame, CDPSession] = {}
 
@@ -46,32 +100,78 @@ class Frames:
         """What answers for nodes of a frame; None for the page itself."""
         return self._known[index - 1].session if index else None
 
+    def separate(self, index: int) -> bool:
+        """True for a frame with another process between it and the page."""
+        while index:
+            known = self._known[index - 1]
+            if known.session is not known.outside:
+                return True
+            index = known.parent
+        return False
+
     async def read(self, page: Page, cdp: CDPSession, nodes: Sequence[Mapping[str, Any]]) -> list[FrameTree]:
         """The trees of all frames, in the order that their indices count; costs nothing on a page without frames."""
         self._known = []
-        if not any(node.get("role", {}).get("value") == "Iframe" for node in nodes):
+        if len(page.frames) < 2 and not any(node.get("role", {}).get("value") == "Iframe" for node in nodes):
             return []
-        trees = await self._inside(cdp, None)
+        found: list[FrameTree] = []
+        indices: dict[str, int] = {}
+        for session in await self._every(page, cdp):
+            for frame in await _inside(session):
+                frame_id = str(frame["id"])
+                if not indices:
+                    indices[frame_id] = 0
+                    continue
+                parent = indices.get(str(frame.get("parentId")))
+                if parent is None or len(found) == MOST:
+                    continue
+                outside = self.session(parent) or cdp
+                with suppress(PlaywrightError):  # it went away while the page was read
+                    owner = (await outside.send("DOM.getFrameOwner", {"frameId": frame_id}))["backendNodeId"]
+                    inner = await session.send("Accessibility.getFullAXTree", {"frameId": frame_id})
+                    self._known.append(_Known(session, outside, owner, parent))
+                    found.append(FrameTree(inner["nodes"], owner, parent))
+                    indices[frame_id] = len(found)
+        return found
+
+    async def worlds(self, page: Page, cdp: CDPSession) -> list[tuple[CDPSession, dict[str, int]]]:
+        """A world of our own in each frame: its session, and what else `Runtime.evaluate` must be told."""
+        found: list[tuple[CDPSession, dict[str, int]]] = []
+        if len(page.frames) < 2:
+            return found
+        for session in await self._every(page, cdp):
+            for depth, frame in enumerate(await _inside(session)):
+                if depth or session is not cdp:
+                    with suppress(PlaywrightError):
+                        made = {"frameId": frame["id"], "worldName": _WORLD}
+                        world = await session.send("Page.createIsolatedWorld", made)
+                        found.append((session, {"contextId": world["executionContextId"]}))
+        return found[:MOST]
+
+    async def outward(self, index: int, x: float, y: float) -> Mapping[str, Any]:
+        """A point of a frame's window as one of the page's, in CSS pixels; or the `problem` of a frame on the way."""
+        at: Mapping[str, Any] = {"x": x, "y": y}
+        while index and "problem" not in at:
+            known = self._known[index - 1]
+            node = await known.outside.send("DOM.resolveNode", {"backendNodeId": known.owner, "objectGroup": _WORLD})
+            request = {
+                "objectId": node["object"]["objectId"],
+                "functionDeclaration": _AROUND,
+                "arguments": [{"value": at["x"]}, {"value": at["y"]}],
+                "returnByValue": True,
+            }
+            at = (await known.outside.send("Runtime.callFunctionOn", request))["result"]["value"]
+            index = known.parent
+        return at
+
+    async def _every(self, page: Page, cdp: CDPSession) -> list[CDPSession]:
+        """The page's session and those of frames in processes of their own, outer ones first."""
+        found = [cdp]
         for frame in page.frames[1:MOST]:
             session = await self._separate(frame)
             if session is not None:
-                trees += await self._inside(session, cdp)
-        return trees
-
-    async def _inside(self, session: CDPSession, outside: CDPSession | None) -> list[FrameTree]:
-        """The frames that one session answers for; its root frame only if it stands inside of another session's."""
-        tree = (await session.send("Page.getFrameTree"))["frameTree"]
-        found = []
-        for depth, frame_id in _walk(tree):
-            if depth == 0 and outside is None:
-                continue
-            with suppress(PlaywrightError):  # it went away while the page was read
-                answers = (outside or session) if depth == 0 else session
-                owner = await answers.send("DOM.getFrameOwner", {"frameId": frame_id})
-                inner = await session.send("Accessibility.getFullAXTree", {"frameId": frame_id})
-                self._known.append(_Known(session, outside, owner["backendNodeId"]))
-                found.append(FrameTree(inner["nodes"], owner["backendNodeId"]))
-        return found[:MOST]
+                found.append(session)
+        return found
 
     async def _separate(self, frame: Frame) -> CDPSession | None:
         """The session of a frame in a process of its own; None for one that its parent's session answers for."""
@@ -80,30 +180,26 @@ class Frames:
                 session = await self._context.new_cdp_session(frame)
                 for domain in ("Page", "DOM", "Accessibility"):
                     await session.send(f"{domain}.enable")
-                self._sessions[frame] = session
             except PlaywrightError:
                 return None
+            self._sessions[frame] = session
+            session.on("close", partial(self._forget, frame))
+            self._opened(session)
         return self._sessions[frame]
 
-    async def point(self, index: int, object_id: str) -> tuple[float, float]:
-        """The centre of a node of a frame, in pixels of the window."""
-        known = self._known[index - 1]
-        quads = (await known.session.send("DOM.getContentQuads", {"objectId": object_id}))["quads"]
-        corners = quads[0]
-        x, y = sum(corners[0::2]) / 4, sum(corners[1::2]) / 4
-        if known.outside is None:
-            return x, y
-        box = await known.outside.send("DOM.getBoxModel", {"backendNodeId": self._root_owner(known)})
-        left, top = box["model"]["content"][:2]
-        return x + left, y + top
-
-    def _root_owner(self, known: _Known) -> int:
-        """The owner of the outermost frame of that session: the first one that was read of it."""
-        return next(other.owner for other in self._known if other.session is known.session)
+    def _forget(self, frame: Frame, _: CDPSession) -> None:
+        self._sessions.pop(frame, None)
 
 
-def _walk(tree: Mapping[str, Any], depth: int = 0) -> list[tuple[int, str]]:
-    found = [(depth, str(tree["frame"]["id"]))]
+async def _inside(session: CDPSession) -> list[Mapping[str, Any]]:
+    """The frames that one session answers for, outer ones first; none if it went away."""
+    try:
+        return list(_walk((await session.send("Page.getFrameTree"))["frameTree"]))
+    except PlaywrightError:
+        return []
+
+
+def _walk(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield tree["frame"]
     for child in tree.get("childFrames", ()):
-        found += _walk(child, depth + 1)
-    return found
+        yield from _walk(child)

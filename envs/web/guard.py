@@ -5,7 +5,8 @@ workers and WebSockets are covered too; hooks inside the browser miss some of th
 `204 No Content`, which leaves a page that tried to navigate where it was.
 
 While `Gate.writes` is False, requests that may change something (every method but GET, HEAD and OPTIONS) are stopped
-here, too. Inside of a TLS tunnel the gate sees no methods: there the browser's own request hook stops them.
+here, too, and so are the messages that a page sends by WebSocket. Inside of a TLS tunnel the gate sees neither: there
+the browser's own hooks stop them. A tunnel carries TLS or one WebSocket, nothing else.
 
 Covered: TCP that Chromium opens for a page. UDP (WebRTC, QUIC) is switched off by browser flags instead.
 """
@@ -29,6 +30,7 @@ _DENIED = b"HTTP/1.1 204 No Content\r\nConnection: close\r\nX-Denied: 1\r\n\r\n"
 _REFUSED = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _UNREACHABLE = b"HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_TLS = b"\x16"  # the first byte of a TLS handshake
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -153,12 +155,60 @@ class Gate:
         try:
             if tunnel:
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                await _both(_pipe(reader, up_writer), _pipe(up_reader, writer))
+                await _both(self._tunnel(reader, up_writer, f"{host}:{port}"), _pipe(up_reader, writer))
                 return
             up_writer.write(f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + _one_request(headers))
             await _both(_body(reader, up_writer, headers), _pipe(up_reader, writer))
         finally:
             up_writer.close()
+
+    async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, place: str) -> None:
+        """Passes on what goes up a tunnel: TLS as it is, a WebSocket message by message, nothing else."""
+        first = await reader.readexactly(1)
+        if first == _TLS:
+            writer.write(first)
+            await _pipe(reader, writer)
+            return
+        head = first + await reader.readuntil(b"\r\n\r\n")
+        line, _, headers = head.partition(b"\r\n")
+        method, path, _ = line.decode("latin-1").split(" ", 2)
+        fields = _fields(headers)
+        if method != "GET" or fields.get(b"upgrade", b"").lower() != b"websocket":
+            self.denied.append(f"{method} {place}{path}")
+            return
+        # Without extensions: where messages are compressed, none of them could be left out.
+        kept = [x for x in headers.split(b"\r\n") if x and not x.lower().startswith(b"sec-websocket-extensions")]
+        writer.write(b"\r\n".join([line, *kept, b"", b""]))
+        await self._messages(reader, writer, place, path)
+
+    async def _messages(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, place: str, path: str
+    ) -> None:
+        """The frames of a WebSocket (RFC 6455, section 5.2); messages with data are left out while nothing may be
+        changed, pings and closing pass."""
+        stopped = False
+        while True:
+            head = await reader.readexactly(2)
+            code, size = head[0] & 15, head[1] & 127
+            if longer := {126: 2, 127: 8}.get(size, 0):
+                head += await reader.readexactly(longer)
+                size = int.from_bytes(head[2:])
+            if 0 < code < 8:  # a message begins; what continues it has code 0
+                stopped = self.stops("SEND", path)
+                if stopped:
+                    self.denied.append(f"SEND {place}{path}")
+            passes = code >= 8 or not stopped
+            left = size + (4 if head[1] & 128 else 0)
+            if passes:
+                writer.write(head)
+            while left:
+                data = await reader.read(min(left, 64 * 1024))
+                if not data:
+                    return
+                left -= len(data)
+                if passes:
+                    writer.write(data)
+                    await writer.drain()
 
 
 def _target(target: str, tunnel: bool) -> tuple[str, int, str]:
@@ -184,12 +234,15 @@ def _one_request(headers: bytes) -> bytes:
     return b"\r\n".join([*kept, b"Connection: close", b"", b""])
 
 
+def _fields(headers: bytes) -> dict[bytes, bytes]:
+    """Header fields by their names in lower case."""
+    pairs = (line.partition(b":") for line in headers.split(b"\r\n"))
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
 async def _body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: bytes) -> None:
     """Passes on this request's body and nothing after it: what follows would be a request that nobody checked."""
-    fields = {
-        name.strip().lower(): value.strip()
-        for name, _, value in (line.partition(b":") for line in headers.split(b"\r\n"))
-    }
+    fields = _fields(headers)
     if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
         await _chunks(reader, writer)
     else:

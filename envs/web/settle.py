@@ -8,17 +8,20 @@ Not covered: a page that starts something later on its own, by a timer longer th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import BrowserContext, CDPSession, Dialog, Page, Request
+from playwright.async_api import BrowserContext, CDPSession, Dialog, Page, Request, WebSocket
 from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.web.effects import SAFE_METHODS
 
-__all__ = ["Traffic", "Watcher"]
+__all__ = ["Traffic", "Watcher", "World"]
+
+World = tuple[CDPSession, Mapping[str, int]]
+"""Where a script can be run in a frame: its session, and what else `Runtime.evaluate` must be told."""
 
 _ENDLESS = frozenset({"websocket", "eventsource", "ping", "media"})
 # Resolves once the document has not changed for `quiet` ms; two turns of the task queue at least.
@@ -29,18 +32,33 @@ _PROBE = """new Promise(done => {
   watcher.observe(document, {subtree: true, childList: true, attributes: true, characterData: true}); again();
 })"""
 
+# In a world of our own in a frame: counts changes of its document from now on, and says how many there were. Without
+# timers, since a frame whose scripts are forbidden has none.
+_WATCH = """(() => { let count = 0;
+  const watcher = new MutationObserver(seen => { count += seen.length });
+  watcher.observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
+  globalThis.changes = () => { count += watcher.takeRecords().length; watcher.disconnect(); return count };
+})()"""
+_ROUNDS = 10  # times that changes in frames alone make the wait longer: some frames never come to rest
+
 
 @dataclass(slots=True)
 class Traffic:
-    """What happened since the last action: requests counted, writes as 'METHOD path', dialogs as 'type message'."""
+    """What happened since the last action.
+
+    requests  how many were begun
+    writes    those that may change something as 'METHOD path', messages of WebSockets as 'SEND path'
+    dialogs   questions of the page as 'type message'
+    """
 
     requests: int = 0
     writes: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
 
-    @property
-    def methods(self) -> list[str]:
-        return [write.split(" ", 1)[0] for write in self.writes]
+    def methods(self, besides: Sequence[str] = ()) -> list[str]:
+        """The methods of all writes but those to paths that begin with one of `besides`."""
+        pairs = (write.split(" ", 1) for write in self.writes)
+        return [method for method, path in pairs if not path.startswith(tuple(besides) or ("\0",))]
 
 
 class Watcher:
@@ -50,6 +68,7 @@ class Watcher:
     documents  how many documents the page has shown
     adopts     whether a new window's address will be shown in the page instead
     asks       True to leave a page's questions open in `dialog`, for the policy to answer
+    inner      gives the sessions and worlds of the frames of the shown page: their documents must be quiet, too
     """
 
     def __init__(
@@ -59,6 +78,7 @@ class Watcher:
         self.dead = ""
         self.documents = 0
         self.dialog: Dialog | None = None
+        self.inner: Callable[[], Awaitable[Sequence[World]]] | None = None
         self._cdp = cdp
         self._adopts = adopts
         self._asks = asks
@@ -78,15 +98,20 @@ class Watcher:
         """Watches a page, and waits from now on for what it shows."""
         self._pages += 1
         page.on("dialog", self._dialog)
+        page.on("websocket", self._socket)
         page.on("crash", lambda _: self._die("the page crashed"))
         page.on("close", self._closed)
-        for event in ("Page.frameRequestedNavigation", "Page.frameStartedLoading"):
-            cdp.on(event, self._starts)
-        for event in ("Page.frameStoppedLoading", "Page.frameClearedScheduledNavigation", "Page.frameDetached"):
-            cdp.on(event, self._stops)
+        self.listen(cdp)
         cdp.on("Page.frameNavigated", self._navigated)
-        cdp.on("Page.windowOpen", self._window)
         self.turn_to(cdp)
+
+    def listen(self, session: CDPSession) -> None:
+        """Follows the navigations of a page, or of a frame that has a session of its own."""
+        for event in ("Page.frameRequestedNavigation", "Page.frameStartedLoading"):
+            session.on(event, self._starts)
+        for event in ("Page.frameStoppedLoading", "Page.frameClearedScheduledNavigation", "Page.frameDetached"):
+            session.on(event, self._stops)
+        session.on("Page.windowOpen", self._window)
 
     def turn_to(self, cdp: CDPSession) -> None:
         """Another page is the one that is shown: what was known about the last document is over."""
@@ -138,12 +163,17 @@ class Watcher:
         """Waits until the page has settled; False if it has not after `deadline` seconds."""
         try:
             async with asyncio.timeout(deadline):
+                patience = _ROUNDS
                 while not self.dead:
                     if self.dialog is not None:
                         return True
                     if not self._busy():
                         seen = self.traffic.requests
-                        if await self._probe(quiet) and not self._busy() and seen == self.traffic.requests:
+                        frames = await self._watched() if patience else ()
+                        quiet_page = await self._probe(quiet)
+                        quiet_frames = not await self._changes(frames)
+                        patience -= quiet_page and not quiet_frames
+                        if quiet_page and quiet_frames and not self._busy() and seen == self.traffic.requests:
                             return True
                         continue
                     self._changed.clear()
@@ -167,6 +197,21 @@ class Watcher:
             return False
         return True
 
+    async def _watched(self) -> Sequence[World]:
+        """The frames whose changes are counted from now on."""
+        worlds = await self.unless_asked(self.inner()) if self.inner is not None else ()
+        await self._in_frames(worlds or (), _WATCH)
+        return worlds or ()
+
+    async def _changes(self, worlds: Sequence[World]) -> int:
+        """Changes in frames since they are watched; a frame that went away has none."""
+        answers = await self._in_frames(worlds, "changes()")
+        return sum(int(answer["result"].get("value") or 0) for answer in answers if isinstance(answer, dict))
+
+    async def _in_frames(self, worlds: Sequence[World], expression: str) -> Sequence[Any]:
+        calls = [session.send("Runtime.evaluate", {"expression": expression, **where}) for session, where in worlds]
+        return await self.unless_asked(asyncio.gather(*calls, return_exceptions=True)) or () if calls else ()
+
     def _die(self, why: str) -> None:
         self.dead = self.dead or why
         self._changed.set()
@@ -178,6 +223,11 @@ class Watcher:
         if request.resource_type not in _ENDLESS:
             self._open.add(request)
         self._changed.set()
+
+    def _socket(self, socket: WebSocket) -> None:
+        """Every message that a page sends may change something."""
+        path = urlsplit(socket.url).path
+        socket.on("framesent", lambda _: self.traffic.writes.append(f"SEND {path}"))
 
     def _finished(self, request: Request) -> None:
         self._open.discard(request)

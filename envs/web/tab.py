@@ -8,6 +8,7 @@ takes about half of what Playwright's locators and snapshot take, because their 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,13 +16,13 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, BrowserContext, CDPSession, Page, Route
+from playwright.async_api import Browser, BrowserContext, CDPSession, Page, Route, WebSocketRoute
 from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.errors import EnvFault, InvalidAction, SessionDied, boundary
 from treewright.envs.web.browser import shared_browser
 from treewright.envs.web.effects import Target
-from treewright.envs.web.frames import Frames
+from treewright.envs.web.frames import LOCATE, Frames
 from treewright.envs.web.guard import AllowList, Gate
 from treewright.envs.web.settle import Traffic, Watcher
 from treewright.envs.web.view import Element, PageView, read_tree
@@ -40,25 +41,9 @@ _DESCRIBE = """function (key) {
   const method = ((sends && get(button, 'formmethod')) || get(form, 'method') || 'get').toUpperCase();
   return {url: new URL(action, document.baseURI).href, method: method === 'DIALOG' ? '' : method};
 }"""
-# The point to click, or what is in the way.
-_LOCATE = """function () {
-  this.scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'});
-  const box = this.getClientRects()[0];
-  if (!box || !box.width || !box.height) return {problem: 'is not visible'};
-  const x = box.x + box.width / 2, y = box.y + box.height / 2;
-  let hit = document.elementFromPoint(x, y);
-  while (hit && hit.shadowRoot && !this.contains(hit)) {
-    const inner = hit.shadowRoot.elementFromPoint(x, y);
-    if (!inner || inner === hit) break;
-    hit = inner;
-  }
-  const label = hit && hit.closest('label');
-  if (!hit) return {problem: 'is outside of the window'};
-  const within = node => node && (node === hit || within(node.parentNode || node.host));
-  if (!this.contains(hit) && !within(this) && !(label && label.control === this))
-    return {problem: 'is covered by another element'};
-  return {x, y};
-}"""
+# Two frames drawn: what was scrolled in one process is known to the one that hands out clicks.
+_DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
+_STEADY = 1.0  # seconds that a frame of another process may take to come to rest
 _FOCUS = """function () {
   this.scrollIntoView({block: 'center', behavior: 'instant'}); this.focus();
   if (this.select) this.select(); else getSelection().selectAllChildren(this);
@@ -98,6 +83,18 @@ async def _stop_methods(gate: Gate, route: Route) -> None:
         await route.continue_()
 
 
+def _stop_messages(gate: Gate, route: WebSocketRoute) -> None:
+    server, parts = route.connect_to_server(), urlsplit(route.url)
+
+    def pass_on(message: str | bytes) -> None:
+        if gate.stops("SEND", parts.path):
+            gate.denied.append(f"SEND {parts.netloc}{parts.path}")
+        else:
+            server.send(message)
+
+    route.on_message(pass_on)
+
+
 class Tab:
     """A context and its page. Every method raises SessionDied when the browser is gone, EnvFault for other trouble.
 
@@ -113,7 +110,8 @@ class Tab:
         self.window = Window(page, cdp)
         self.windows = [self.window]
         self.watcher = Watcher(context, page, cdp, gate.allow.allows_url, asks)
-        self.frames = Frames(context)
+        self.frames = Frames(context, self.watcher.listen)
+        self.watcher.inner = lambda: self.frames.worlds(self.page, self.cdp)
         self._popups = popups
         self._opening = False
         self.mouse: tuple[float, float] = (0, 0)  # where it was left
@@ -150,7 +148,7 @@ class Tab:
         asks     leave a page's questions to the policy
         script   runs in every document before its own scripts
         posts    see Gate
-        tunnels  stop methods in the browser, too: what goes through a TLS tunnel shows none to the gate
+        tunnels  stop methods and messages in the browser, too: what goes through a TLS tunnel is hidden from the gate
         storage  cookies, local storage and databases to begin with, as `storage_state` gives them
         """
         gate = Gate(allow, posts)
@@ -171,6 +169,7 @@ class Tab:
                 )
                 if tunnels:
                     await context.route("**/*", partial(_stop_methods, gate))
+                    await context.route_web_socket(re.compile(""), partial(_stop_messages, gate))
                 if script:
                     await context.add_init_script(script)
                 page = await context.new_page()
@@ -256,12 +255,23 @@ class Tab:
 
     async def point(self, element: Element) -> tuple[float, float]:
         """Scrolls the element into view and gives its centre in the window. Raises InvalidAction if it is covered."""
-        found = await self.call(element, _LOCATE)
+        found = await self._locate(element)
+        if self.frames.separate(element.frame):
+            with suppress(TimeoutError):  # what another process scrolls follows a little later
+                async with asyncio.timeout(_STEADY):
+                    before = None
+                    while before != found:
+                        await self.cdp.send("Runtime.evaluate", {"expression": _DRAWN, "awaitPromise": True})
+                        before, found = found, await self._locate(element)
         if problem := found.get("problem"):
             raise InvalidAction(f"{element.ref} {problem}; choose another element")
-        if not element.frame:
-            return found["x"], found["y"]
-        return await self.frames.point(element.frame, self._objects[element.frame, element.node])
+        return found["x"], found["y"]
+
+    async def _locate(self, element: Element) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = await self.call(element, LOCATE)
+        if element.frame and "problem" not in found:
+            found = await self.frames.outward(element.frame, found["x"], found["y"])
+        return found
 
     async def fill(self, element: Element, text: str) -> None:
         """Replaces the element's text as typing would, or assigns it where typing cannot (dates, colours, ranges)."""

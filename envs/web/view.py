@@ -38,7 +38,7 @@ CLICKABLE = (
     | EDITABLE
 )
 # Containers that are worth a line of their own, without a reference.
-_NAMED = frozenset({"heading", "image", "dialog", "alertdialog", "alert", "iframe", "progressbar", "meter"})
+_NAMED = frozenset({"heading", "image", "dialog", "alertdialog", "alert", "progressbar", "meter"})
 # Roles whose text runs on in the same line as what surrounds it.
 _INLINE = frozenset({"none", "generic", "strong", "emphasis", "code", "mark", "superscript", "subscript", "time"})
 _SKIPPED = frozenset({"inlinetextbox", "listmarker", "menulistpopup"})
@@ -59,7 +59,7 @@ class Element:
     """One usable element: its reference, and what an action must know about it.
 
     node     Chromium's identifier of the DOM node, valid while the document lives
-    frame    index of the document's frame in reading order, 0 for the page itself
+    frame    index of the document's frame, 0 for the page itself
     options  the labels of a select's options; empty for anything else
     url      where a link leads; empty for anything else
     on       a box, a radio button or a switch that is checked or pressed
@@ -122,10 +122,15 @@ class PageView:
 
 @dataclass(frozen=True, slots=True)
 class FrameTree:
-    """The accessibility nodes of one document, and the DOM node of the frame element that shows it (0: the page)."""
+    """The accessibility nodes of one document, and where it is shown.
+
+    owner   DOM node of the frame element that shows it, 0 for the page itself
+    parent  index of the document that holds that element: documents of two processes may number nodes alike
+    """
 
     nodes: Sequence[Mapping[str, Any]]
     owner: int = 0
+    parent: int = 0
 
 
 def read_tree(nodes: Sequence[Mapping[str, Any]], title: str, url: str, frames: Sequence[FrameTree] = ()) -> PageView:
@@ -141,7 +146,7 @@ class _Reader:
 
     def __init__(self, frames: Sequence[FrameTree]) -> None:
         self.trees = [{node["nodeId"]: node for node in frame.nodes} for frame in frames]
-        self.framed = {frame.owner: index for index, frame in enumerate(frames) if index}
+        self.framed = {(frame.parent, frame.owner): index for index, frame in enumerate(frames) if index}
         self.lines: list[tuple[str, str, str]] = []
         self.elements: dict[str, Element] = {}
         self.restless: set[int] = set()
@@ -185,7 +190,13 @@ class _Reader:
         if not ignored and (role in _RESTLESS or (role in _REGIONS and _ADVERT.search(_name(node)))):
             self.flush()
             self._calm = False
-        if not ignored and role in CLICKABLE:
+        inner = self.framed.get((self._frame, int(node.get("backendDOMNodeId", 0))))
+        if not ignored and (inner is not None or role == "iframe"):  # by whatever role its element has
+            self.flush()
+            self._line(f"iframe {_quote(_name(node))}")
+            if inner is not None:
+                self.document(inner)
+        elif not ignored and role in CLICKABLE:
             self._usable(node, role)
         else:
             self._block(node, role, ignored)
@@ -197,12 +208,9 @@ class _Reader:
         block = not ignored and role not in _INLINE
         if block:
             self.flush()
-        if not ignored and role in _NAMED and (_name(node) or role == "iframe"):
+        if not ignored and role in _NAMED and _name(node):
             self._line(f"{role} {_quote(_name(node))}")
             if role == "heading":
-                return
-            if (inner := self.framed.get(int(node.get("backendDOMNodeId", 0)))) is not None:
-                self.document(inner)
                 return
         for child in self._children(node):
             self.walk(child)

@@ -9,11 +9,11 @@ objects in between are left out. Nobody else may write the store meanwhile.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import pairwise, repeat
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError
 
 from treewright.envs.types import Effect, Observation
-from treewright.search.store.codec import NO_OUTCOME, Encoder, Row, checksum, compress, real
+from treewright.search.store.codec import NO_OUTCOME, Encoder, Row, compress, real
 from treewright.search.store.database import Database, Shared, database_at
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import (
@@ -39,10 +39,14 @@ from treewright.search.store.models import (
 )
 from treewright.search.store.reading import collector_paused
 from treewright.search.store.redact import Redactor
+from treewright.search.store.summing import Summing
+from treewright.search.store.sums import Job
 from treewright.search.tree import TreeHeader
 from treewright.search.types import NodeStatus, Origin, Spent
 
 __all__ = ["Columns", "load_trees"]
+
+Own = tuple[int, int, int, int, int]
 
 ROWS_PER_TRANSACTION = 50_000
 ROWS_PER_CHUNK = 256
@@ -122,11 +126,12 @@ def load_trees(
             database.loading(),
             database.writer().connect() as connection,
             closing(database.facts(connection)) as facts,
-            ThreadPoolExecutor(1, "checksums") as helper,
+            closing(Summing()) as summing,
         ):
-            loader, left = _Loader(database, connection, facts, redact, helper), iter(given)
+            loader, left = _Loader(database, connection, facts, redact, summing), iter(given)
             while rows := loader.transaction(left):
                 total += rows
+                summing.hurry()
     except DatabaseError as error:
         raise StoreError(f"cannot write to {database.name}: {error.orig}") from error
     finally:
@@ -136,13 +141,13 @@ def load_trees(
 
 @dataclass(frozen=True, slots=True)
 class _Loader:
-    """Writes trees by one connection while a helper sums up the rows: hashing and inserting run side by side."""
+    """Writes trees by one connection while rows are summed up beside it."""
 
     database: Database
     connection: Connection
     facts: Shared
     redact: Redactor
-    helper: Executor
+    summing: Summing
 
     def transaction(self, left: Iterator[tuple[TreeHeader, Columns]]) -> int:
         """Writes the next trees, about ROWS_PER_TRANSACTION rows of nodes; returns how many, 0 at the end."""
@@ -171,10 +176,11 @@ class _Loader:
         summed = self._nodes(key, columns, values, spent)
 
         def finish() -> None:
-            popped = [row for part in summed for row in part.result()]
+            popped = [(*own, name) for made, part in summed for own, name in zip(made, part.result(), strict=True)]
             if popped:
-                first = _popped(popped[0], spent)
-                self.connection.exec_driver_sql(self.database.insertion(expansions), [(key, *first, popped[0][-1])])
+                seq, node, drawn, first, drafts, name = popped[0]
+                row = (key, seq, node, False, drawn, first, drafts, *_rest(spent), name)
+                self.database.insert(self.connection, expansions, [row])
                 self.database.load(self.connection, expansions, {"tree": key, **SAME}, popped[1:])
 
         return finish
@@ -186,7 +192,9 @@ class _Loader:
             raise StoreError(f"tree {tree_id} is in {self.database.name} already; raise `attempt` to add it again")
         return int(self.connection.execute(trees.insert().values(tree).returning(trees.c.key)).scalar_one())
 
-    def _nodes(self, key: int, columns: Columns, values: dict[str, Any], spent: Row) -> list[Future[list[Row]]]:
+    def _nodes(
+        self, key: int, columns: Columns, values: dict[str, Any], spent: Row
+    ) -> list[tuple[list[Own], Future[list[str]]]]:
         """Writes the nodes, a part at a time while its rows are in the cache; what expansions differ in follows."""
         shape, summed = _Shape.of(columns), []
         constants = {name: value for name, value in values.items() if not isinstance(value, list | _Slices)}
@@ -196,10 +204,10 @@ class _Loader:
             literals["n_tokens"] = sizes
         for first, last in shape.chunks():
             lo, hi = shape.start[first], shape.start[last]
-            part = {name: value if name in constants else value[lo:hi] for name, value in values.items()}
-            work = (range(first, last), shape, part, constants.keys(), spent)
-            summed.append(self.helper.submit(_expansions, *work))
-            lists = [part[name] for name in part if name not in constants]
+            part = [(value,) if name in constants else value[lo:hi] for name, value in values.items()]
+            own = shape.expansions(range(first, last), columns.parent)
+            summed.append((own, self.summing.submit(Job(own, _rest(spent), _rest(NOTHING_SPENT), part))))
+            lists = [value for value in part if isinstance(value, list)]
             more = [sizes[lo:hi]] if isinstance(sizes, list) else []
             self.database.load(self.connection, nodes, literals, list(zip(*lists, *more, strict=True)))
         return summed
@@ -219,6 +227,11 @@ class _Shape:
         drawn = sizes if columns.mult is None or not len(first) else np.add.reduceat(np.asarray(columns.mult), first)
         return cls([*first.tolist(), len(columns.parent)], drawn.tolist())
 
+    def expansions(self, seqs: range, parent: NDArray[Any]) -> list[Own]:
+        """(seq, node, drawn, id of the first draft, drafts) of some of them."""
+        start = self.start
+        return [(i, int(parent[start[i]]), self.drawn[i], start[i] + 1, start[i + 1] - start[i]) for i in seqs]
+
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of expansions that have about ROWS_PER_CHUNK drafts."""
         first, count = 0, len(self.drawn)
@@ -228,23 +241,9 @@ class _Shape:
                 first = i
 
 
-def _expansions(seqs: range, shape: _Shape, part: dict[str, Any], constants: Container[str], spent: Row) -> list[Row]:
-    """What expansions differ in, whose drafts are the nodes of `part`; the first of a tree carries what it cost."""
-    low, size = shape.start[seqs.start], shape.start[seqs.stop] - shape.start[seqs.start]
-    full = list(zip(*(repeat(v, size) if name in constants else v for name, v in part.items()), strict=True))
-    out = []
-    for seq in seqs:
-        first, end = shape.start[seq], shape.start[seq + 1]
-        drafts = full[first - low : end - low]
-        own = (seq, drafts[0][1], shape.drawn[seq], first + 1, end - first)
-        out.append((*own, checksum(_popped(own, NOTHING_SPENT if seq else spent), *drafts)))
-    return out
-
-
-def _popped(own: Row, spent: Row) -> Row:
-    """The row of an expansion, without its tree and its checksum."""
-    seq, node, drawn, first, drafts = own[:5]
-    return (seq, node, False, drawn, first, drafts, None, *spent, *NO_OUTCOME)
+def _rest(spent: Row) -> Row:
+    """What follows the first six columns of an expansion without fault and outcome, up to its checksum."""
+    return (None, *spent, *NO_OUTCOME)
 
 
 class _Slices:

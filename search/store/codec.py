@@ -8,7 +8,6 @@ on the way in, so a text that held a secret comes back masked.
 from __future__ import annotations
 
 import json
-import marshal
 import math
 import sys
 import zlib
@@ -20,12 +19,12 @@ from treewright.envs.types import Action, Effect, Observation, Task, digest, see
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, OUTCOME_COLUMNS
 from treewright.search.store.redact import Redactor
+from treewright.search.store.sums import Row, checksum
 from treewright.search.tree import TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Origin, Outcome, Spent
 
 __all__ = ["Encoder", "Row", "checksum", "compress", "decode_expansion", "decode_header", "decode_outcome", "expand"]
 
-Row = tuple[Any, ...]
 Fetch = Callable[[str], bytes]
 
 ESCAPED: Final = "\ufffe"  # a noncharacter: marks texts that databases cannot hold as they are
@@ -36,6 +35,7 @@ NODE_OUTCOME: Final = NODE_COLUMNS.index("observation")
 EXPANSION_OUTCOME: Final = EXPANSION_COLUMNS.index("observation")
 EXPANSION_SPENT: Final = EXPANSION_COLUMNS.index("spent_expansions")
 WORTH_COMPRESSING: Final = 128
+SHORT, REMEMBERED = 1024, 4096  # characters of a text that an encoder remembers, and how many of them
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -96,14 +96,6 @@ def unpack_floats(raw: bytes) -> tuple[float, ...]:
     return _unpack(chr(raw[0]), raw[1:]) if raw else ()
 
 
-def checksum(*rows: Row) -> str:
-    """128 bits over the values of rows as they are in the database, surrogate keys left out.
-
-    marshal's version 2 writes plain values, nothing that depends on their identity, and is only ever written here.
-    """
-    return digest(marshal.dumps(rows, 2))
-
-
 def compress(data: bytes) -> tuple[str, bytes]:
     """(codec, bytes): zlib where it helps."""
     if len(data) >= WORTH_COMPRESSING:
@@ -128,25 +120,50 @@ def expand(name: str, codec: str, data: bytes) -> bytes:
 
 
 class Encoder:
-    """Turns objects into rows and gathers the blobs that the rows refer to."""
+    """Turns objects into rows and gathers the blobs that the rows refer to.
+
+    One encoder may serve a store for good: `take` hands over the blobs gathered so far. It remembers short texts,
+    which come again and again in a tree.
+    """
 
     def __init__(self, redact: Redactor) -> None:
         self.redact = redact
         self.blobs: dict[str, bytes] = {}
+        self._said: dict[str, str] = {}
+        self._shown: dict[str, tuple[str, bytes]] = {}
+
+    def take(self) -> dict[str, bytes]:
+        """The blobs since the last call."""
+        blobs, self.blobs = self.blobs, {}
+        return blobs
 
     def text(self, value: str) -> str:
-        return escape(self.redact.text(value))
+        known = self._said.get(value)
+        if known is None:
+            known = escape(self.redact.text(value))
+            if len(value) <= SHORT:
+                if len(self._said) >= REMEMBERED:
+                    self._said.clear()
+                self._said[value] = known
+        return known
 
     def maybe(self, value: str | None) -> str | None:
         return None if value is None else self.text(value)
 
     def blob(self, value: str | bytes) -> str:
         """The digest under which a content is kept."""
-        if isinstance(value, str):
-            content = self.redact.text(value).encode("utf-8", "surrogatepass")
-        else:
+        if isinstance(value, bytes):
             content = self.redact.bytes(value)
-        name = digest(content)
+            name = digest(content)
+        elif (known := self._shown.get(value)) is not None:
+            name, content = known
+        else:
+            content = self.redact.text(value).encode("utf-8", "surrogatepass")
+            name = digest(content)
+            if len(value) <= SHORT:
+                if len(self._shown) >= REMEMBERED:
+                    self._shown.clear()
+                self._shown[value] = (name, content)
         self.blobs[name] = content
         return name
 
@@ -169,9 +186,9 @@ class Encoder:
             return NO_OUTCOME
         return (
             *self.observation(outcome.observation),
-            outcome.status.value,
+            outcome.status._value_,
             real(outcome.reward),
-            outcome.effect.value,
+            outcome.effect._value_,
             self.maybe(outcome.error),
             self.maybe(outcome.fault),
             outcome.keep,
@@ -212,11 +229,11 @@ class Encoder:
             self.text(done.finish_reason),
             None if done.policy_version == version else self.text(done.policy_version),
             done.trainable,
-            done.origin.value,
+            done.origin._value_,
             real(done.temperature),
             self.text(draft.action.key) if draft.action is not None else None,
             self.maybe(draft.error),
-            draft.effect.value,
+            draft.effect._value_,
             real(draft.score),
             *self.outcome(draft.outcome),
         )

@@ -64,6 +64,9 @@ class Database(Protocol):
     def insertion(self, table: Table, ignore: bool = False) -> str:
         """The driver's own INSERT for whole rows; `ignore` keeps rows that are there."""
 
+    def insert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+        """Adds whole rows, fast also where there are few."""
+
     def facts(self, connection: Connection) -> Shared:
         """Where facts go that several writers may want to insert at the same time."""
 

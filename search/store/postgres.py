@@ -97,6 +97,10 @@ class Postgres:
             raise StoreError(f"cannot open {self.name} as a store: {str(error.orig).strip()}") from error
 
     def release(self) -> None:
+        if self._writer is not None and self._writer.pool.checkedin():  # type: ignore[attr-defined]
+            # The server sees the end of a connection some time later; whoever comes next must not wait for that.
+            with suppress(DatabaseError), self._writer.connect() as connection:
+                connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")
         for engine in (self._reader, self._writer):
             if engine is not None:
                 engine.dispose()
@@ -144,6 +148,9 @@ class Postgres:
     def insertion(self, table: Table, ignore: bool = False) -> str:
         return _insertion(table, ignore)
 
+    def insert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+        connection.exec_driver_sql(_insertion(table, False), rows)
+
     def facts(self, connection: Connection) -> Facts:
         return Facts(self._url, self.name)
 
@@ -153,12 +160,15 @@ class Postgres:
         fill = [constants.get(c.name) for c in columns]
         free = [i for i, c in enumerate(columns) if c.name not in constants]
         raw: Any = connection.connection.cursor()
-        with raw.copy(f"COPY {table.name} FROM STDIN (FORMAT BINARY)") as copy:
-            copy.set_types([_type(c.type) for c in columns])
-            for row in rows:
-                for place, value in zip(free, row, strict=True):
-                    fill[place] = value
-                copy.write_row(fill)
+        try:
+            with raw.copy(f"COPY {table.name} FROM STDIN (FORMAT BINARY)") as copy:
+                copy.set_types([_type(c.type) for c in columns])
+                for row in rows:
+                    for place, value in zip(free, row, strict=True):
+                        fill[place] = value
+                    copy.write_row(fill)
+        except _driver().Error as error:
+            raise StoreError(f"cannot write to {self.name}: {str(error).strip()}") from error
 
     @contextmanager
     def loading(self) -> Any:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event
@@ -33,6 +34,8 @@ __all__ = ["SQLite"]
 
 BUSY_SECONDS = 10.0
 ROWS_PER_STATEMENT = 64  # times 34 columns is far below the 32,766 parameters that SQLite allows
+STATEMENTS = 4 * ROWS_PER_STATEMENT  # that stay prepared: one for each table and number of rows
+SYNC_SECONDS = 0.05
 PAGE_BYTES = 16384  # a node with 200 tokens takes 2 to 3 KB: in pages of 4 KB a third of the file would be air
 
 
@@ -73,6 +76,7 @@ class SQLite:
         self._owner: Owner | None = None
         self._reader: Engine | None = None
         self._writer: Engine | None = None
+        self._handle: int | None = None
         if read_only and not path.exists():
             raise StoreError(f"there is no store at {path}; open it without read_only to make one")
 
@@ -96,6 +100,9 @@ class SQLite:
         for engine in (self._reader, self._writer):
             if engine is not None:
                 engine.dispose()
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
         if self._owner is not None:
             self._owner.release()
 
@@ -122,6 +129,9 @@ class SQLite:
     def insertion(self, table: Table, ignore: bool = False) -> str:
         return _insertion(table, ignore)
 
+    def insert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+        self.load(connection, table, {}, rows)
+
     def facts(self, connection: Connection) -> Facts:
         return Facts(connection)
 
@@ -131,15 +141,19 @@ class SQLite:
         A statement takes many rows: the driver gives other threads their turn once a statement, not once a row.
         """
         values = ", ".join(_literal(constants[c.name]) if c.name in constants else "?" for c in table.columns)
-        cursor, whole = connection.connection.cursor(), len(rows) // ROWS_PER_STATEMENT * ROWS_PER_STATEMENT
-        many = f"INSERT INTO {table.name} VALUES " + ", ".join([f"({values})"] * ROWS_PER_STATEMENT)
-        for first in range(0, whole, ROWS_PER_STATEMENT):
-            cursor.execute(many, list(chain.from_iterable(rows[first : first + ROWS_PER_STATEMENT])))
-        cursor.executemany(f"INSERT INTO {table.name} VALUES ({values})", rows[whole:])
+        for first in range(0, len(rows), ROWS_PER_STATEMENT):
+            some = rows[first : first + ROWS_PER_STATEMENT]
+            connection.exec_driver_sql(_statement(table, values, len(some)), tuple(chain.from_iterable(some)))
 
     def loading(self) -> AbstractContextManager[None]:
         """While it lasts new pages are written once, not to a log first; where a reader is in the way, as always."""
-        return _loading(self.writer())
+        return _loading(self.writer(), self._early_bytes())
+
+    def _early_bytes(self) -> int:
+        """A handle of the file for `_loading`. It stays open: closing one would drop the locks of every connection."""
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._handle
 
     def retryable(self, error: Exception) -> bool:
         return False
@@ -176,6 +190,11 @@ class Facts:
         """The connection is its owner's."""
 
 
+@lru_cache(STATEMENTS)
+def _statement(table: Table, values: str, count: int) -> str:
+    return f"INSERT INTO {table.name} VALUES " + ", ".join([f"({values})"] * count)
+
+
 @lru_cache
 def _insertion(table: Table, ignore: bool) -> str:
     """Half the time of going through parameter dictionaries."""
@@ -194,18 +213,30 @@ def _literal(value: Any) -> str:
 
 
 @contextmanager
-def _loading(engine: Engine) -> Any:
+def _loading(engine: Engine, handle: int) -> Any:
     with engine.connect() as connection:
         raw = connection.connection.cursor()
         with suppress(sqlite3.OperationalError):  # a reader has the file open: the log stays
             raw.execute("PRAGMA busy_timeout=0")
             raw.execute("PRAGMA journal_mode=TRUNCATE")
         raw.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+    done = Event()
+    early = Thread(target=_sync_early, args=(handle, done), name="sync", daemon=True)
+    early.start()
     try:
         yield
     finally:
+        done.set()
+        early.join()
         with engine.connect() as connection:
             connection.connection.cursor().execute("PRAGMA journal_mode=WAL")
+
+
+def _sync_early(handle: int, done: Event) -> None:
+    """Has the disk write what is there while more is made: a commit then waits for the rest alone."""
+    with suppress(OSError):  # the commit meets the same error
+        while not done.wait(SYNC_SECONDS):
+            os.fdatasync(handle)
 
 
 def _connect(path: Path, *, read_only: bool) -> Engine:
@@ -219,6 +250,7 @@ def _connect(path: Path, *, read_only: bool) -> Engine:
             timeout=BUSY_SECONDS,
             check_same_thread=False,
             isolation_level=None,
+            cached_statements=STATEMENTS,
         )
 
     engine = create_engine("sqlite://", creator=creator, poolclass=QueuePool)

@@ -92,6 +92,7 @@ class TreeStore:
         self.name = database.name
         self._database = database
         self._redact = redact
+        self._encoder = Encoder(redact)  # of expansions, in the writer's thread
         self._writer: Writer | None = None
         self._cursors: dict[str, _Cursor] = {}
         self._tokens: dict[str, int] = {}
@@ -124,7 +125,12 @@ class TreeStore:
         except DatabaseError as error:
             self._database.release()
             raise StoreError(f"cannot open {self.name}: {error.orig}") from error
-        self._writer = Writer(self._database, self._cursors.clear)
+        self._writer = Writer(self._database, self._forget)
+
+    def _forget(self) -> None:
+        """After a transaction that failed: what was thought to be written is not."""
+        self._cursors.clear()
+        self._encoder.take()
 
     @property
     def title(self) -> str:
@@ -217,9 +223,8 @@ class TreeStore:
                     f"tree {tree_id}: expansion {expansion.seq} with first node {first_id} was given where expansion "
                     f"{cursor.next_seq} with first node {cursor.next_id} comes next"
                 )
-            encoder = Encoder(self._redact)
-            row, below = encoder.expansion(expansion, first_id, cursor.version)
-            batch.blobs.update(encoder.blobs)
+            row, below = self._encoder.expansion(expansion, first_id, cursor.version)
+            batch.blobs.update(self._encoder.take())
             batch.add(expansions, [(cursor.key, *row)])
             sizes = (len(d.completion.token_ids) for d in expansion.drafts)
             batch.add(nodes, [(cursor.key, *r, size) for r, size in zip(below, sizes, strict=True)])

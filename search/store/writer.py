@@ -95,7 +95,7 @@ class Batch:
             self._once.update(row[0] for row in fresh)
         for table, rows in self._rows.items():
             if rows:
-                self._connection.exec_driver_sql(self._database.insertion(table), rows)
+                self._database.insert(self._connection, table, rows)
         self._rows.clear()
 
 

@@ -83,13 +83,13 @@ def counter(tmp_path):
     return f"{shlex.quote(sys.executable)} {tmp_path}/counter.py {tmp_path}/log"
 
 
-async def run(found, policy, task, expansions, sessions=1, **options):
+async def run(found, policy, task, expansions, sessions=1, draws=3, **options):
     from treewright.search.restore import Pool
 
     pool = Pool(found.open, sessions)
     try:
         return await search(
-            task, pool, policy, rule=best_first(2, 3), budget=Budget(expansions=expansions),
+            task, pool, policy, rule=best_first(2, draws), budget=Budget(expansions=expansions),
             settings=Settings(max_tokens=400, **options),
         )  # fmt: skip
     finally:
@@ -151,7 +151,7 @@ async def test_tasks_and_a_reward_function_make_it_a_suite_to_train_on(counter, 
         return str(Action.of("add", n=rng.randrange(1, 4))) if not turns else 'finish {"answer": ""}'
 
     found = suite(toml(tmp_path, text))
-    tree = await run(found, script_policy(script), found.tasks("train", 1)[0], 8)
+    tree = await run(found, script_policy(script), found.tasks("train", 1)[0], 8, draws=12)  # seeds differ by folder
     assert healthy(tree)
     outcomes = {tree.observation[tree.parent[i]].text: tree.outcome_of(i) for i in tree.leaves()}
     assert len(outcomes) > 1 and all(reward == float(seen == "total 3") for seen, reward in outcomes.items())

@@ -6,7 +6,6 @@ import pydoc
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import pytest
@@ -54,11 +53,8 @@ def test_the_registered_suite_is_this_one():
     assert suite("stdlib") is SUITE
 
 
-def test_the_library_is_built_within_three_seconds_and_then_kept():
-    started = time.perf_counter()
-    shelf = library()
-    assert time.perf_counter() - started < 3.0
-    assert library() is shelf
+def test_the_library_is_built_once():
+    assert library() is library()
 
 
 def test_there_are_enough_tasks_and_the_first_ones_mix_all_lengths():

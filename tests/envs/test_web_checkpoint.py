@@ -12,6 +12,7 @@ pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'tr
 from treewright.envs import Action, Divergence, Restore, RestoreUnsupported, Snapshot, Task
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.checkpoint import CheckpointEnvironment
+from treewright.envs.web.tab import Tab
 
 if find_chromium() is None:
     pytest.skip("no Chromium: apt-get install chromium-headless-shell", allow_module_level=True)
@@ -140,3 +141,23 @@ async def test_another_session_comes_to_the_same_page_and_other_kinds_are_refuse
             await other.restore(Snapshot(Restore.FORK, None, ""))
     finally:
         await other.close()
+
+
+async def test_the_context_that_takes_the_old_ones_place_has_the_same_guards(site, monkeypatch):
+    """Among them the browser's own stop, which is the only one where TLS hides methods from the gate."""
+    asked, opened = [], Tab.open
+
+    async def noted(*given, **settings):
+        asked.append({name: value for name, value in settings.items() if name != "storage"})
+        return await opened(*given, **settings)
+
+    monkeypatch.setattr(Tab, "open", noted)
+    env = CheckpointEnvironment(
+        f"{site.url}/", hosts=[site.url.removeprefix("http://"), "shop.example"], posts=["/ask"]
+    )
+    try:
+        await env.reset(TASK, 0)
+        await env.restore(await env.snapshot())
+    finally:
+        await env.close()
+    assert len(asked) == 2 and asked[0] == asked[1] and asked[0]["tunnels"] and asked[0]["posts"] == ("/ask",)

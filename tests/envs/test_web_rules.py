@@ -10,7 +10,7 @@ pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'tr
 from treewright.envs import Effect
 from treewright.envs.web.effects import DEFAULT_RULES, Target, after_traffic, judge
 from treewright.envs.web.guard import AllowList, Gate
-from treewright.envs.web.view import read_tree
+from treewright.envs.web.view import FrameTree, read_tree
 
 
 def node(number, role, name="", children=(), ignored=False, value=None, parent=None, **properties):
@@ -56,6 +56,16 @@ def test_page_is_one_line_per_element_with_references_after_names():
     ]
     assert view.elements["e1"].url == "http://h/x" and view.elements["e2"].disabled
     assert view.elements["e5"].options == ("1", "2") and view.elements["e5"].node == 110
+
+
+def test_frames_of_two_processes_may_number_their_nodes_alike():
+    """Both frame elements are node 102, one in the page and one inside of the frame that the page shows."""
+    outer = [node(1, "RootWebArea", "", [2, 3]), node(2, "Iframe", "one"), node(3, "button", "end")]
+    one = [node(1, "RootWebArea", "", [2]), node(2, "Iframe", "two")]
+    two = [node(1, "RootWebArea", "", [2]), node(2, "button", "deep")]
+    view = read_tree(outer, "t", "http://h/", [FrameTree(one, 102, 0), FrameTree(two, 102, 1)])
+    assert [line[0] for line in view.lines] == ['iframe "one"', 'iframe "two"', 'button "deep"', 'button "end"']
+    assert view.elements["e1"].frame == 2
 
 
 def test_page_text_cannot_fake_a_line():

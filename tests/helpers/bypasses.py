@@ -1,7 +1,7 @@
 # ruff: noqa: E501
 """Ways by which a page may try to reach a host that is not listed: every way of asking times every way of writing it.
 
-`python tests/helpers/bypasses.py` runs the whole sweep, with the guard on and off; tests run a sample of it. A case
+`python tests/helpers/bypasses.py docs/web_bypasses.json` runs the whole sweep, with the guard on and off; tests run a sample of it. A case
 counts only if it reaches the canary with the guard off: a check that cannot fail shows nothing.
 """
 
@@ -15,7 +15,10 @@ import json
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+from treewright.agent.figures import write_result
+from treewright.envs.web import browser
 from treewright.envs.web.browser import close_browser
 from treewright.envs.web.guard import AllowList
 from treewright.envs.web.tab import Tab
@@ -265,11 +268,52 @@ async def run(cases, *, guarded, batch=24, seconds=1.0):
     return canary.marks, canary.connections, denied
 
 
+class Packets(asyncio.DatagramProtocol):
+    """Counts the packets that come in."""
+
+    def __init__(self):
+        self.count = 0
+
+    def datagram_received(self, data, address):
+        self.count += 1
+
+
+async def over_udp(*, guarded, seconds=3.0):
+    """Packets that WebRTC sends to a canary; without the guard the browser lacks the flags that stop it."""
+    flags, waits = browser._FLAGS, asyncio.get_running_loop().time() + seconds
+    await close_browser()
+    if not guarded:
+        browser._FLAGS = tuple(flag for flag in flags if "webrtc" not in flag)
+    transport, canary = await asyncio.get_running_loop().create_datagram_endpoint(Packets, ("127.0.0.1", 0))
+    urls = [f"{kind}:127.0.0.1:{transport.get_extra_info('sockname')[1]}" for kind in ("stun", "turn")]
+    servers = json.dumps([{"urls": url, "username": "x", "credential": "y"} for url in urls])
+    try:
+        tab = await Tab.open(AllowList.of([]) if guarded else Everything(frozenset()), {}, (800, 600))
+        try:
+            await tab.page.evaluate(
+                f"""async () => {{ const peer = new RTCPeerConnection({{iceServers: {servers}}});
+                peer.createDataChannel('x'); await peer.setLocalDescription(await peer.createOffer());
+                if (peer.iceGatheringState !== 'complete') await Promise.race([
+                    new Promise(done => peer.onicegatheringstatechange = () => peer.iceGatheringState === 'complete' && done()),
+                    new Promise(done => setTimeout(done, 1000 * {seconds}))]) }}"""
+            )
+            while not guarded and not canary.count and asyncio.get_running_loop().time() < waits:
+                await tab.page.evaluate("() => new Promise(done => setTimeout(done, 50))")
+        finally:
+            await tab.close()
+    finally:
+        browser._FLAGS = flags
+        await close_browser()
+        transport.close()
+    return canary.count
+
+
 async def sweep():
     """Every case; exits with 1 where the guard lets one through or fewer than 500 cases mean anything."""
     try:
         _, through, denied = await run(CASES, guarded=True)
         reached, _, _ = await run(CASES, guarded=False)
+        packets = {guarded: await over_udp(guarded=guarded) for guarded in (True, False)}
     finally:
         await close_browser()
     silent = {way for way in WAYS if not any(c.number in reached for c in CASES if c.way == way)}
@@ -279,11 +323,15 @@ async def sweep():
         "reach_the_canary_without_the_guard": len(reached),
         "connections_with_the_guard": through,
         "denied_by_the_guard": denied,
+        "webrtc_packets_with_the_guard": packets[True],
+        "webrtc_packets_without_the_guard": packets[False],
         "ways_that_never_reach": sorted(silent),
         "spellings_that_never_reach": sorted(mute),
     }
     print(json.dumps(result, indent=1, ensure_ascii=False))
-    return 0 if through == 0 and len(reached) >= 500 else 1
+    if len(sys.argv) > 1:
+        write_result(Path(sys.argv[1]), result)
+    return 0 if through == packets[True] == 0 and len(reached) >= 500 and packets[False] else 1
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ walker = scripted_choice([*MOVES, ("stop {}", 0.07), ("dance {}", 0.05)], name="
 
 class _Slow(type(walker)):
     async def draw(self, context, seeds, max_tokens):
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.15)
         return await super().draw(context, seeds, max_tokens)
 
 

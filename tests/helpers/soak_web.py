@@ -1,11 +1,14 @@
 """Many steps in a browser that is killed now and then: every state is found again, and no process is left behind.
 
-`python tests/helpers/soak_web.py 10000` for the long run; a test runs a few hundred.
+Half of the steps are random clicks of one session; the other half are taken by searches with two sessions, whose trees
+must be those of searches that nobody disturbed. `python tests/helpers/soak_web.py 10000 docs/web_soak.json` for the
+long run; a test runs a few hundred steps.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -14,9 +17,15 @@ import sys
 import time
 from pathlib import Path
 
-from treewright.envs import InvalidAction, SessionDied
+from treewright.agent.clients.scripted import ScriptedPolicy
+from treewright.agent.figures import write_result
+from treewright.envs import EnvFault, InvalidAction
 from treewright.envs.types import Action
 from treewright.envs.web.bazaar import SUITE
+from treewright.search.engine import Settings, search
+from treewright.search.restore import Pool
+from treewright.search.rules import best_first
+from treewright.search.types import Budget
 
 SETTLES = 10.0  # seconds that killed processes may take to go away
 
@@ -43,50 +52,137 @@ def browsers():
     return {pid for pid in named if below(pid)}
 
 
-async def soak(steps, kill_every, seed=0):
-    """Random clicks over many tasks; says what happened. Raises AssertionError where a state is not found again."""
-    rng, env, report = random.Random(seed), await SUITE.open(), {"steps": 0, "kills": 0, "restores": 0}
-    seen_pids, most = set(), 0
-    tasks = SUITE.tasks("train", 24)
+class Killer:
+    """Kills every browser of this process, and remembers how many."""
+
+    def __init__(self):
+        self.kills, self.seen, self.most = 0, set(), 0
+
+    def __call__(self):
+        pids = browsers()
+        if not pids:
+            return
+        self.seen |= pids
+        self.most = max(self.most, len(pids))
+        self.kills += 1
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+async def patiently(work):
+    """A reset or a restore, again where the browser died under it."""
+    for _ in range(5):
+        with contextlib.suppress(EnvFault):
+            return await work()
+    return await work()
+
+
+async def wander(steps, every, rng, kill):
+    """Random clicks over many tasks, a kill now and then, also while a step is under way; returns how often a state
+    was found again. Raises AssertionError where another one came back."""
+    env, restores, tasks = await SUITE.open(), 0, SUITE.tasks("train", 24)
+    loop = asyncio.get_running_loop()
     try:
         seen = await env.reset(tasks[0], 0)
         snapshot = await env.snapshot()
-        while report["steps"] < steps:
-            report["steps"] += 1
-            if report["steps"] % 25 == 0:
-                seen = await env.reset(rng.choice(tasks), 0)
+        for step in range(1, steps + 1):
+            if step % 25 == 0:
+                task = rng.choice(tasks)
+                seen = await patiently(lambda task=task: env.reset(task, 0))
                 snapshot = await env.snapshot()
-            if report["steps"] % kill_every == 0:
-                pids = browsers()
-                seen_pids |= pids
-                most = max(most, len(pids))
-                for pid in pids:
-                    os.kill(pid, signal.SIGKILL)
-                report["kills"] += 1
+            if step % every == 0:
+                loop.call_later(rng.uniform(0, 0.05), kill)
             elements = list(env._view.elements)
             action = Action.of("click", ref=rng.choice(elements)) if elements else Action.of("goto", path="/")
             try:
                 await env.step(action, 0)
             except InvalidAction:
                 continue
-            except SessionDied:
-                found = await env.restore(snapshot)
+            except EnvFault:
+                found = await patiently(lambda kept=snapshot: env.restore(kept))
                 assert found == seen, "another state came back"
-                report["restores"] += 1
+                restores += 1
     finally:
         await env.close()
+    return restores
+
+
+async def grown(task, seed, kill=None, after=()):
+    """The tree of one search with two sessions; `kill` is called so many expansions in as `after` says."""
+    applied = 0
+
+    def count(tree, new):
+        nonlocal applied
+        applied += 1
+        if kill is not None and applied in after:
+            asyncio.get_running_loop().call_later(0.01 * (applied % 4), kill)
+
+    pool = Pool(SUITE.open, 2)
+    policy = ScriptedPolicy(clicks, name="clicks", trainable=False)
+    try:
+        return await search(
+            task, pool, policy, rule=best_first(2, 2), budget=Budget(expansions=25),
+            settings=Settings(max_tokens=100, seed=seed), on_expansion=count,
+        )  # fmt: skip
+    finally:
+        await pool.close()
+
+
+def clicks(task, turns, tools, rng):
+    """A click on any of the elements that were shown last, or the shop's front page."""
+    shown = turns[-1].observation.text.count(" e") if turns else 6
+    if rng.random() < 0.1:
+        return 'goto {"path": "/shop"}'
+    return f'click {{"ref": "e{rng.randint(1, max(1, shown))}"}}'
+
+
+async def searches(steps, every, rng, kill):
+    """Searches disturbed by kills until they have taken `steps` steps; returns (steps, trees). Raises AssertionError
+    where a tree is not the one of a quiet search."""
+    taken, trees, tasks = 0, 0, SUITE.tasks("train", 24)
+    while taken < steps:
+        task, seed = tasks[trees % len(tasks)], trees
+        quiet = await grown(task, seed)
+        after = {rng.randint(1, 20)} if quiet.spent.env_steps * (trees + 1) % every < quiet.spent.env_steps else set()
+        shaken = await grown(task, seed, kill, after)
+        assert shaken.digest() == quiet.digest(), f"a killed browser changed the tree of {task.id}"
+        taken += quiet.spent.env_steps + shaken.spent.env_steps
+        trees += 2
+    return taken, trees
+
+
+async def soak(steps, every, seed=0):
+    """Half of the steps alone, half in searches; says what happened."""
+    rng, kill = random.Random(seed), Killer()
+    began = time.monotonic()
+    try:
+        restores = await wander(steps // 2, every, rng, kill)
+        alone = kill.kills
+        taken, trees = await searches(steps - steps // 2, every, rng, kill)
+    finally:
         await SUITE.close()
-    until = time.monotonic() + SETTLES
     for _ in range(int(SETTLES / 0.05)):
-        left = browsers()
-        if not left or time.monotonic() > until:
+        if not (left := browsers()):
             break
         await asyncio.sleep(0.05)
-    return report | {"processes_at_most": most, "processes_killed": len(seen_pids), "processes_left": len(left)}
+    return {
+        "steps": steps // 2 + taken,
+        "kills": kill.kills,
+        "kills_in_mid_search": kill.kills - alone,
+        "restores": restores,
+        "trees_equal_to_quiet_ones": trees // 2,
+        "processes_at_most": kill.most,
+        "processes_killed": len(kill.seen),
+        "processes_left": len(left),
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 if __name__ == "__main__":
     asked = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     result = asyncio.run(soak(asked, max(50, asked // 20)))
     print(json.dumps(result, indent=1))
-    sys.exit(1 if result["processes_left"] or not result["restores"] else 0)
+    if len(sys.argv) > 2:
+        write_result(Path(sys.argv[2]), result)
+    sys.exit(1 if result["processes_left"] or not result["restores"] or not result["kills_in_mid_search"] else 0)

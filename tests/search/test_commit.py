@@ -348,3 +348,27 @@ async def test_search_goes_on_from_the_state_after_the_commit_in_a_linked_tree(l
     assert following.tree_id != tree.tree_id
     assert following.observation[0] == result.observation
     assert len(pressed(ledger)) == 1
+
+
+async def test_after_two_commits_the_way_back_leads_past_the_first_ones_state(ledger, journal):
+    """In a shared world that state no longer exists: whoever went there on the way would never arrive."""
+    restored = []
+
+    class Shared(Live):
+        async def restore(self, snapshot):
+            restored.append(snapshot)
+            return await super().restore(snapshot)
+
+    async def opened():
+        return Shared(ledger)
+
+    pool, task, results = Pool(opened), TASK, []
+    for attempt in range(2):
+        tree = await search(task, pool, ScriptedPolicy(lambda *_: "press {}"), settings=Settings(attempt=attempt))
+        results.append(await commit(tree, 1, pool, approve=yes, journal=journal))
+        task, pool = results[-1].task, Pool(continue_from(pool.open, results[-1]))
+    restored.clear()
+    last = await search(task, pool, ScriptedPolicy(lambda *_: "stop {}"), settings=Settings(attempt=2))
+    assert len(pressed(ledger)) == 2 and last.observation[0] == results[1].observation
+    assert {s.fingerprint for s in restored} == {results[1].snapshot.fingerprint}
+    assert results[0].snapshot.fingerprint != results[1].snapshot.fingerprint

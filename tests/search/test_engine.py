@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 from walker import Likelihood, Walker
 
+from treewright.agent.clients.scripted import ScriptedPolicy, scripted_choice
 from treewright.envs import Restore, TreewrightError
 from treewright.envs.maze import SUITE, Faults, Maze
 from treewright.search.engine import Settings, search
@@ -17,6 +20,7 @@ from treewright.search.rules import best_first, breadth_first, chains, random_on
 from treewright.search.types import Budget, NodeStatus
 
 TASK = SUITE.tasks("train", 3)[2]
+WAYS = ("north", "east", "south", "west")
 
 
 def pool(size=1, **options):
@@ -189,3 +193,44 @@ async def test_the_time_budget_holds_even_if_a_draw_hangs():
     tree = await grow(policy=Sleepy(), budget=Budget(seconds=0.3), settings=Settings(width=2))
     assert tree.stopped_by == "seconds" and len(tree) > 1
     assert time.monotonic() - began < 0.3 + 2.0
+
+
+async def test_draws_kept_apart_take_a_step_and_a_subtree_each():
+    same = scripted_choice([('move {"to": "south"}', 0.9), ("stop {}", 0.1)])
+    grown = {
+        merge: await search(
+            TASK,
+            Maze(),
+            same,
+            rule=breadth_first(draws=4, root_draws=4),
+            budget=Budget(expansions=3),
+            settings=Settings(merge=merge, close=True),
+        )
+        for merge in (True, False)
+    }
+    merged, apart = grown[True], grown[False]
+    assert max(merged.mult) > 1 and set(apart.mult) == {1}
+    first = [i for i in range(len(apart)) if apart.parent[i] == 0]
+    assert len(first) == 4 and len({apart.key(i) for i in first}) == 4
+    said = Counter(apart.text[i] for i in first)
+    assert said == {merged.text[c]: merged.mult[c] for c in merged.children[0]}
+    assert math.isclose(sum(apart.mass[i] for i in first), 1.0) and apart.exact == merged.exact
+
+
+async def test_a_search_that_never_waits_gives_others_their_turn_and_can_be_cancelled():
+    walk = ScriptedPolicy(lambda task, turns, tools, rng: f'move {{"to": "{rng.choice(WAYS)}"}}', trainable=False)
+    growing = asyncio.create_task(
+        search(
+            replace(TASK, horizon=100),
+            Maze(),
+            walk,
+            rule=breadth_first(draws=4, root_draws=4),
+            budget=Budget(expansions=1_000_000),
+        )
+    )
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not growing.done()
+    growing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(growing, 10)

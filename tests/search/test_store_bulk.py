@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from treewright.envs.types import Action, Observation, Task
-from treewright.search.store import Redactor, StoreError, TreeStore
+from treewright.search.store import Redactor, StoreError, TreeStore, bulk
 from treewright.search.store.bulk import Columns, load_trees
 from treewright.search.tree import TreeHeader
 from treewright.search.types import NodeStatus, Outcome
@@ -52,6 +52,13 @@ def test_columns_come_back_as_a_whole_tree(store_url):
         assert tree.rewards()[3:].tolist() == [1.0, 0.5] and tree.observation[3].text == "done"
         arrays = store.arrays([headers[1].tree_id])
         assert arrays["n_tokens"].tolist() == [0, 3, 0, 2, 4] and math.isnan(arrays["reward"][2])
+
+
+def test_many_trees_are_summed_up_by_a_process_and_are_whole(store_url, monkeypatch):
+    monkeypatch.setattr(bulk, "ROWS_PER_TRANSACTION", 1)
+    load_trees(store_url, [(header_of(f"t{i}"), columns_of()) for i in range(5)])
+    with TreeStore.open(store_url, read_only=True) as store:
+        assert store.check() == [] and len(store.trees()) == 5
 
 
 def test_columns_that_do_not_fit_are_refused_by_name(store_url):

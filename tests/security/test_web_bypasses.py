@@ -9,7 +9,7 @@ import pytest_asyncio
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
-from bypasses import CASES, SPELLINGS, WAYS, run
+from bypasses import CASES, SPELLINGS, WAYS, over_udp, run
 
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.guard import AllowList, Gate
@@ -47,6 +47,12 @@ async def test_with_the_guard_not_one_connection_reaches_the_canary():
 async def test_without_the_guard_most_of_the_same_cases_do():
     marks, _, _ = await run(SAMPLE, guarded=False, batch=28)
     assert len(marks) > len(SAMPLE) / 2
+
+
+@needs_browser
+async def test_webrtc_sends_no_packet_past_the_proxy_and_does_without_the_guard():
+    assert await over_udp(guarded=True) == 0
+    assert await over_udp(guarded=False) > 0
 
 
 async def raw(gate, *lines, body=b""):
@@ -151,6 +157,60 @@ async def test_methods_that_may_change_something_are_stopped_at_the_gate(allowed
         await gate.close()
     assert len(asked) == (9 if passes else 3)
     assert (f"PUT 127.0.0.1:{port}/ask" in gate.denied) is not passes
+
+
+def frame(code, text):
+    """A client's WebSocket frame (RFC 6455, section 5.2), masked with zeros; code 0 continues, 1 is text, 9 a ping."""
+    size = len(text)
+    head = [size] if size < 126 else [126, *size.to_bytes(2, "big")]
+    return bytes([128 | code, 128 | head[0], *head[1:], 0, 0, 0, 0]) + text
+
+
+@pytest.mark.parametrize(("writes", "posts", "passes"), [(True, (), True), (False, (), False), (False, ("/s",), True)])
+async def test_messages_of_a_web_socket_are_stopped_at_the_gate_while_pings_pass(writes, posts, passes):
+    got, done = bytearray(), asyncio.Event()
+
+    async def serve(reader, writer):
+        got.extend(await reader.readuntil(b"\r\n\r\n"))
+        while data := await reader.read(1000):
+            got.extend(data)
+        done.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    gate = Gate(AllowList.of([f"127.0.0.1:{port}"]), posts)
+    gate.writes = writes
+    await gate.start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gate.url.rsplit(":", 1)[1]))
+        writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
+        assert b"200" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
+        writer.write(f"GET /s HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n{extension}\r\n".encode())
+        for part in (frame(9, b"ping"), frame(1, b"a" * 300), frame(0, b"more"), frame(9, b"pong")):
+            writer.write(part)
+        writer.write_eof()
+        await asyncio.wait_for(done.wait(), 5)
+        writer.close()
+    finally:
+        await gate.close()
+        server.close()
+    assert b"ping" in got and b"pong" in got and b"permessage" not in got
+    assert (b"aaa" in got and b"more" in got) is passes
+    assert (list(gate.denied) == [f"SEND 127.0.0.1:{port}/s"]) is not passes
+
+
+async def test_a_tunnel_carries_nothing_readable_but_a_web_socket(allowed):
+    port, asked = allowed
+    gate = Gate(AllowList.of([f"127.0.0.1:{port}"]))
+    await gate.start()
+    try:
+        for line in ("POST /x HTTP/1.1", "GET /x HTTP/1.1"):
+            await raw(gate, f"CONNECT 127.0.0.1:{port} HTTP/1.1", body=f"{line}\r\nHost: x\r\n\r\n".encode())
+    finally:
+        await gate.close()
+    assert asked == [] and list(gate.denied) == [f"POST 127.0.0.1:{port}/x", f"GET 127.0.0.1:{port}/x"]
 
 
 async def test_a_name_is_resolved_once_for_each_connection_and_never_to_a_private_address(allowed, monkeypatch):

@@ -184,7 +184,8 @@ class App {
   }
 
   summary(row, name) {
-    const sign = row.success === null ? null : el("b", { class: row.success ? "good" : "bad", text: row.success ? "solved" : "not solved" });
+    const word = row.success ? "solved" : row.outcome === null ? "no episode ended" : "not solved";
+    const sign = row.success === null ? null : el("b", { class: row.success ? "good" : "bad", text: word });
     const facts = [["nodes", row.nodes], ["expansions", row.expansions], ["tokens", row.tokens], ["steps", row.steps]];
     return [el("span", { text: name }), row.status === "done" ? sign : el("b", { text: row.status }),
       ...facts.map(([word, value]) => el("span", {}, `${word} `, el("b", { text: figure(value) }))),

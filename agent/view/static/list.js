@@ -93,6 +93,7 @@ class List {
 
   line(row) {
     const sign = row.status === "running" ? ["…", "soft", "running"] : row.success === null ? ["–", "soft", "not finished"]
+      : row.outcome === null ? ["–", "soft", "no episode ended"]
       : row.success ? ["✓", "good", "solved"] : ["✗", "bad", "not solved"];
     const exact = row.status !== "done" ? "–" : row.reasons.length ? "no" : "yes";
     const cell = (text, kind = "", title = null) => el("td", { class: kind, text, title });

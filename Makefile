@@ -60,10 +60,10 @@ test-triton:
 	$(VENV)-triton/bin/python -m pip install --quiet -c constraints.txt triton==$(TRITON) numpy pytest pytest-asyncio hypothesis
 	PYTHONPATH=pkg $(VENV)-triton/bin/python -m pytest tests/kernels --durations=5
 
-# 10,000 kills around the dispatch of irreversible actions, with the store's journal; CI makes 200.
+# 10,000 kills around the dispatch of irreversible actions, with the store's journal (about 20 minutes); CI makes 200.
 KILLS ?= 10000
 kill-sweep: setup $(VENV)/.tested
-	$(BIN)/python -P tests/faults/kill_sweep.py $(KILLS)
+	$(BIN)/python -P tests/faults/kill_sweep.py $(KILLS) docs/kills.json
 
 # The real vLLM on a CPU, in a venv of its own: a third party's build, its file pinned by hash. It brings CUDA builds
 # of packages that it does not need and that fail to import beside the CPU build of torch.

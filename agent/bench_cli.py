@@ -38,6 +38,7 @@ def bench(
     peer_python: Annotated[
         Path | None, typer.Option(help="An interpreter that has the peer to compare with, where a benchmark has one.")
     ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="search: only sections with this in their names.")] = None,
     suite: Annotated[list[str] | None, typer.Option(help="control, learning-suites: these suites instead.")] = None,
 ) -> None:
     """Measure: a table, and JSON with hardware, versions and commit. Nothing is timed on a red correctness gate.
@@ -53,7 +54,11 @@ def bench(
         raise TreewrightError(f"no benchmark named {name!r}; {hint}")
     main = import_module(HOMES[name]).main
     more: dict[str, Any] = {}
-    for key, option, value in (("peer_python", "--peer-python", peer_python), ("suites", "--suite", suite)):
+    for key, option, value in (
+        ("peer_python", "--peer-python", peer_python),
+        ("suites", "--suite", suite),
+        ("only", "--only", only),
+    ):
         if not value:
             continue
         if key not in inspect.signature(main).parameters:

@@ -85,9 +85,19 @@ def main(
     json_path: str | None = None,
     plot_path: str | None = None,
     sections: Sequence[str] = SECTIONS,
+    *,
+    only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Measures and prints. The result holds "figures", "quick" and "left_out"; there is no plot."""
+    """Measures and prints. The result holds "figures", "quick" and "left_out"; there is no plot.
+
+    only  sections by a part of their names, such as "astar" or "bench_repair". Raises TreewrightError for one that
+          names none.
+    """
     console = Console()
+    if only:
+        if wrong := [part for part in only if not any(part in name for name in sections)]:
+            raise TreewrightError(f"no section is called {wrong[0]!r}; there are {', '.join(sections)}")
+        sections = [name for name in sections if any(part in name for part in only)]
     if quick:
         console.print("quick run: few tasks, small trees; its figures are not the published ones")
     if plot_path is not None:

@@ -111,7 +111,7 @@ async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansio
     _, trees = await evaluate(
         [task], {world.suite.name: world}, actor, expansions=expansions, draws=cfg.search.draws,
         root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search), evaluator=evaluator_of(cfg.search, actor),
-        seed=cfg.seed,
+        seed=cfg.seed, peers=cfg.search.peers,
     )  # fmt: skip
     for tree in trees:
         _print_tree(tree)
@@ -122,16 +122,22 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
     import time
 
     from treewright.agent.episode import run_episode
-    from treewright.agent.loop import evaluator_of, rule_of
+    from treewright.agent.evaluate import acting_rule
+    from treewright.agent.loop import acting_rule_of, evaluator_of
     from treewright.search.engine import Settings
     from treewright.search.store import TreeStore
     from treewright.search.types import Budget
 
+    evaluator = evaluator_of(cfg.search, actor)
+    usual = acting_rule(evaluator, cfg.search.draws, cfg.search.root_draws)
     with TreeStore.open(cfg.store_path) as store:
         episode = await run_episode(
-            task, world.pool, actor, journal=store.journal, approve=approve, rule=rule_of(cfg.search),
-            evaluator=evaluator_of(cfg.search, actor), budget=Budget(expansions=expansions), store=store,
-            settings=Settings(run=f"{cfg.name} {time.time_ns()}", seed=cfg.seed, max_tokens=cfg.search.max_tokens),
+            task, world.pool, actor, journal=store.journal, approve=approve, rule=acting_rule_of(cfg.search) or usual,
+            evaluator=evaluator, budget=Budget(expansions=expansions), store=store,
+            settings=Settings(
+                run=f"{cfg.name} {time.time_ns()}", seed=cfg.seed, max_tokens=cfg.search.max_tokens,
+                peers=cfg.search.peers,
+            ),
         )  # fmt: skip
     for tree in episode.trees:
         _print_tree(tree)
@@ -186,6 +192,8 @@ def collect(
 
     treewright collect --name first --suites kg,stdlib --tasks 100
     """
+    from dataclasses import replace
+
     from treewright.agent.collect import collect as grow
     from treewright.agent.collect import open_worlds, suites_of
     from treewright.agent.loop import budget_of, evaluator_of, rates_of, rule_of, settings_of
@@ -206,7 +214,7 @@ def collect(
                 try:
                     trees = await grow(
                         todo, worlds, actor, rule=rule, budget=budget_of(cfg.search),
-                        settings=settings_of(cfg.search, run=cfg.name, seed=cfg.seed),
+                        settings=replace(settings_of(cfg.search, run=cfg.name, seed=cfg.seed), peers=cfg.search.peers),
                         evaluator=evaluator_of(cfg.search, actor), store=store, concurrency=cfg.search.trees,
                         on_tree=advance,
                     )  # fmt: skip
@@ -382,7 +390,8 @@ def eval_(
                     results, trees = await evaluate(
                         todo, worlds, actor, expansions=effort, draws=cfg.search.draws,
                         root_draws=cfg.search.root_draws, rule=rule,
-                        evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed, on_tree=advance,
+                        evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed, peers=cfg.search.peers,
+                        on_tree=advance,
                     )  # fmt: skip
             finally:
                 await actor.close()

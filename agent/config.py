@@ -56,7 +56,8 @@ class WorldsSection(_Section):
 class SearchSection(_Section):
     """How trees are grown: rule, its options (such as alpha of astar) and draws, the budget per tree, expansions in
     flight, trees in flight. merge: token-identical draws of a node are executed and gone on from once; keep them apart
-    where rewards or steps are random."""
+    where rewards or steps are random. peers: for acting (run, collect, eval), most other branches
+    that a prompt tells of."""
 
     rule: str = "best_first"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -68,6 +69,7 @@ class SearchSection(_Section):
     env_steps: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
     width: int = Field(default=1, ge=1)
+    peers: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
     close: bool = True
     merge: bool = True

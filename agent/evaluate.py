@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from treewright.agent.collect import World, collect
+from treewright.agent.judge import Likelihood
+from treewright.agent.uncertainty import Entropy
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
 from treewright.search.rules import Rule, best_first, chains
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["Evaluation", "evaluate", "paired_gain"]
+__all__ = ["Evaluation", "acting_rule", "evaluate", "paired_gain"]
 
 SOLVED = 1.0 - 1e-6
 
@@ -60,6 +62,17 @@ def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
     )
 
 
+def acting_rule(evaluator: Evaluator | None, draws: int = 2, root_draws: int = 4) -> Rule:
+    """The rule to act by where none is named: best first by the evaluator's estimate alone.
+
+    An evaluator that knows something of its own chooses the end: the highest score. Without one, or with the policy's
+    own likelihood, that would be the end that was likeliest to be drawn, which says less than what several draws agree
+    on: there equal answers are pooled by mass times score.
+    """
+    own = evaluator is None or isinstance(evaluator, (Likelihood, Entropy))
+    return best_first(draws, root_draws, weighted=False, pick="mass" if own else "score")
+
+
 async def evaluate(
     tasks: Sequence[Task],
     worlds: Mapping[str, World],
@@ -74,21 +87,23 @@ async def evaluate(
     run: str = "eval",
     store: Keeper | None = None,
     concurrency: int = 64,
+    peers: int = 0,
     on_tree: Callable[[object], None] | None = None,
 ) -> tuple[dict[str, Evaluation], list[Tree]]:
     """Success by suite, and the trees. `expansions=0` is the policy alone: one sampled rollout for each task.
 
-    With search and without a `rule`, the order goes by the evaluator's estimate alone (with `draws` and `root_draws`)
-    and the answer is chosen by pooled mass and score.
+    peers  most other branches that a prompt tells of, with search
+
+    With search and without a `rule`, `acting_rule` says what is expanded and chosen.
     """
     alone = expansions == 0
     trees = await collect(
         tasks,
         worlds,
         policy,
-        rule=chains(1) if alone else rule or best_first(draws, root_draws, weighted=False),
+        rule=chains(1) if alone else rule or acting_rule(evaluator, draws, root_draws),
         budget=Budget(expansions=expansions),
-        settings=Settings(run=run, seed=seed, max_tokens=10_000, close=alone),
+        settings=Settings(run=run, seed=seed, max_tokens=10_000, close=alone, peers=0 if alone else peers),
         evaluator=None if alone else evaluator,
         store=store,
         concurrency=concurrency,

@@ -21,6 +21,7 @@ from treewright.envs.types import Effect, Environment, Observation, Restore, Sui
 from treewright.search.evidence import Evidence
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
+from treewright.search.peers import Peers
 from treewright.search.restore import Pool, Snapshots
 from treewright.search.retake import Repairs, is_repair
 from treewright.search.rules import Rule, best_first, frontier_of
@@ -60,6 +61,7 @@ class Settings:
     answers     stop once this many finished leaves were seen (closing still happens); None = never
     retries     how often a faulty action is tried again from a restored node
     repairs     how often a step is taken again where a replay found another state than recorded; 0 = never
+    peers       most other branches that a prompt tells of, see treewright.search.peers; 0 = none
     share_results  drafts of one expansion with equal actions in other words share one step of the world. For worlds
                 whose steps do not depend on the step's key; each draft goes on in its own context
     merge       token-identical draws of a node become one, with their multiplicity: it is executed and gone on from
@@ -76,6 +78,7 @@ class Settings:
     answers: int | None = None
     retries: int = 2
     repairs: int = REPAIRS
+    peers: int = 0
     share_results: bool = False
     merge: bool = True
 
@@ -83,8 +86,9 @@ class Settings:
         for name in ("width", "max_tokens"):
             if getattr(self, name) < 1:
                 raise TreewrightError(f"settings.{name} = {getattr(self, name)}; it must be at least 1")
-        if self.repairs < 0:
-            raise TreewrightError(f"settings.repairs = {self.repairs}; it must be at least 0")
+        for name in ("repairs", "peers"):
+            if getattr(self, name) < 0:
+                raise TreewrightError(f"settings.{name} = {getattr(self, name)}; it must be at least 0")
 
 
 async def search(
@@ -297,6 +301,8 @@ class _Search:
 
     def _apply(self, expansion: Expansion) -> None:
         new = self.tree.apply(expansion)
+        if self.work.peers is not None:
+            self.work.peers.note(self.tree, expansion, new)
         self.finished += sum(self.tree.status[i] in (NodeStatus.TERMINAL, NodeStatus.TRUNCATED) for i in new)
         if not expansion.closing:
             if not is_repair(self.tree, expansion):  # which took nothing from the frontier
@@ -411,8 +417,9 @@ class _Search:
         settings = {**asdict(self.settings), "rule": self.rule.name, "budget": asdict(self.budget)}
         if self.settings.repairs == REPAIRS:
             del settings["repairs"]  # trees begun before there were repairs have no such setting
-        if not self.settings.share_results:
-            del settings["share_results"]
+        for name in ("share_results", "peers"):
+            if not settings[name]:
+                del settings[name]
         if self.settings.merge:
             del settings["merge"]
         if self.evidence is not None:
@@ -431,6 +438,7 @@ class _Search:
             self.task, self.pool, self.policy, self.evaluator, self.settings.max_tokens, self.settings.retries,
             eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(), self.evidence,
             self.settings.share_results, self.settings.merge,
+            peers=Peers(self.settings.peers, self.settings.width) if self.settings.peers else None,
         )  # fmt: skip
         if resume:
             work.tree = self._resume(header)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
 from treewright.search.evidence import Evidence
+from treewright.search.peers import Peers, told_context
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint
 from treewright.search.screen import merge_identical, parse_action, validate_action
 from treewright.search.tree import Tree
@@ -127,6 +128,7 @@ class Expander:
     share_results: bool = False
     merge: bool = True
     read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
+    peers: Peers | None = None
     held: int = 0
 
     # -- pops ---------------------------------------------------------------------------------------------------
@@ -156,9 +158,10 @@ class Expander:
         if self.tree.repaired and self._take_up(pop, spot):
             return
         try:
-            drawn = await self._draw(spot, pop.draws, pop.first)
+            told = await self._told(pop, spot)
+            drawn = await self._draw(told or spot, pop.draws, pop.first)
             pop.tools = await self._tools_at(spot)
-            pop.drawn = tuple(drawn)
+            pop.drawn = tuple(drawn if told is None else (replace(done, trainable=False) for done in drawn))
         except (PolicyFault, EnvFault, Divergence, RestoreUnsupported) as error:
             pop.fault = f"{type(error).__name__}: {error}"
 
@@ -313,6 +316,17 @@ class Expander:
         )  # fmt: skip
 
     # -- draws --------------------------------------------------------------------------------------------------
+
+    async def _told(self, pop: Pop, spot: Spot) -> Spot | None:
+        """The place with a message about other branches in its prompt; None where there is nothing to tell."""
+        told = self.peers.tell(self.tree, pop.node, pop.seq) if self.peers is not None else None
+        if told is None or not told.sources:
+            return None
+        tree, tools = self.tree, await self._tools_at(spot)
+        base = tree.context_ids(tree.parent[pop.node]) + tree.ids[pop.node]
+        return replace(
+            spot, context=told_context(self.policy, self.task, tools, self._first(), spot.turns, base, told.text)
+        )
 
     async def _draw(self, spot: Spot, draws: int, first: int = 0) -> Sequence[Completion]:
         seeds = [draw_seed(spot.seed, first + i) for i in range(draws)]

@@ -7,6 +7,9 @@ x, y and c say which leaves are kept, which ancestors stay for them, and which o
 covered; O_i = exp(h_i/τ) / Σ exp(h/τ) are REBASE's weights (arXiv 2408.00724) of the evaluator's estimates. The paper
 counts nodes; here every node costs its tokens t, and T is their sum over all that could be kept, since tokens are what
 a cache holds.
+
+1/K pays a cluster of poor leaves as much as one of good ones, so that cheap poor leaves are kept in their place. With
+`cover="weight"` a cluster counts for the weight of its leaves instead: λs Σ_k W_k c_k, W_k = Σ O_i over cluster k.
 """
 
 from __future__ import annotations
@@ -70,11 +73,13 @@ def choose_leaves(
     width: int,
     cost_weight: float,
     cover_weight: float,
+    cover: str = "count",
 ) -> list[int]:
     """Indices of the leaves to keep, in order of creation: the integer program above.
 
     values [n] weights ≥ 0, counted as shares;  paths  ids from below the root to each leaf, the leaf last;
-    tokens  of every such id;  cluster [n] from 0;  width  most leaves
+    tokens  of every such id;  cluster [n] from 0;  width  most leaves;
+    cover  what a covered cluster is worth: "count" 1/K, "weight" the shares of its leaves
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -89,7 +94,8 @@ def choose_leaves(
     price = np.array([tokens[j] for j in (*leaves, *above)], dtype=np.float64) * cost_weight / whole
     gain = np.concatenate([share - BREAK_TIES * np.arange(n) / n, np.zeros(len(above)), np.full(groups, 1.0)])
     gain[: n + len(above)] -= price
-    gain[n + len(above) :] *= cover_weight / groups
+    worth = np.bincount(np.asarray(cluster), share, groups) if cover == "weight" else np.full(groups, 1.0 / groups)
+    gain[n + len(above) :] *= cover_weight * worth
 
     rows, low, high = [], [], []
     for i, path in enumerate(paths):
@@ -131,6 +137,7 @@ def ets(
     encode: Encode | str | None = None,
     prune: bool = True,
     eager: bool | None = None,
+    cover: str = "count",
 ) -> Rule:
     """A beam whose members the integer program above chooses: at most `width`, sharing ancestors, unlike each other.
 
@@ -138,6 +145,7 @@ def ets(
     distance  cosine distance below which leaves are alike (average linkage)
     encode    texts → vectors, as a function or "module:function"; None counts character trigrams
     prune     False leaves the others open, to be closed for training
+    cover     what a covered cluster is worth: "count", as published, or "weight"
 
     Raises TreewrightError where scipy is missing.
     """
@@ -145,6 +153,8 @@ def ets(
         raise TreewrightError(f"width = {width}; at least 1 leaf is kept")
     if temperature <= 0:
         raise TreewrightError(f"temperature = {temperature}; it is above 0")
+    if cover not in ("count", "weight"):
+        raise TreewrightError(f"cover = {cover!r}; it is 'count' or 'weight'")
     try:
         import_module("scipy.optimize")
     except ImportError:
@@ -157,13 +167,13 @@ def ets(
         group = clusters(vectors([_meaning(tree, i) for i in candidates]), distance)
         values = [estimate(Node(tree, i)) for i in candidates]
         weights = np.exp((np.array(values) - max(values)) / temperature).tolist()
-        chosen = choose_leaves(weights, paths, tokens, group.tolist(), width, cost_weight, cover_weight)
+        chosen = choose_leaves(weights, paths, tokens, group.tolist(), width, cost_weight, cover_weight, cover)
         return [candidates[i] for i in sorted(chosen, key=lambda i: (-values[i], i))]
 
     named = encode if isinstance(encode, str) or encode is None else getattr(encode, "__qualname__", repr(encode))
     name = spell(
         "ets", width=width, draws=draws, root_draws=root_draws, cost_weight=cost_weight, cover_weight=cover_weight,
-        temperature=temperature, distance=distance, encode=named, prune=prune, eager=eager,
+        temperature=temperature, distance=distance, encode=named, prune=prune, eager=eager, cover=cover,
     )  # fmt: skip
     reason = "ets gave nodes up without a recorded keep probability" if prune else None
     return Rule(

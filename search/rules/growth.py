@@ -8,22 +8,38 @@ from __future__ import annotations
 
 import math
 
+from treewright.envs.errors import TreewrightError
 from treewright.envs.types import seed_of
+from treewright.search.choose import choose_by_mass, choose_by_score
 from treewright.search.rules.base import Rule, estimate, fan_out, spell
+from treewright.search.tree import Node
 
 __all__ = ["best_first", "breadth_first", "chains", "random_on_policy"]
 
+PICKS = {"mass": choose_by_mass, "score": choose_by_score}
 
-def best_first(draws: int = 2, root_draws: int = 4, weighted: bool = True, eager: bool | None = None) -> Rule:
+
+def best_first(
+    draws: int = 2, root_draws: int = 4, weighted: bool = True, eager: bool | None = None, pick: str = "mass"
+) -> Rule:
     """Best first by w·√h: share of the root's mass times the root of the evaluator's estimate. The default.
 
-    With `weighted=False` by h alone, for acting. √ because the gain of splitting a node grows with the standard
-    deviation of what lies below it, not with its mean. The order WebOperator uses to act is the rule `cascade`.
+    weighted  False goes by h alone, for acting
+    pick      what is chosen at the end: "mass" pools equal answers by mass times score, which is a vote of the policy;
+              "score" takes the end of the highest score, for evaluators that know more than the policy does
+
+    √ because the gain of splitting a node grows with the standard deviation of what lies below it, not with its mean.
+    The order WebOperator uses to act is the rule `cascade`.
     """
-    name = spell("best_first", draws=draws, root_draws=root_draws, weighted=weighted, eager=eager)
-    if weighted:
-        return Rule(name, lambda n: n.mass * math.sqrt(estimate(n)), fan_out(root_draws, draws), eager)
-    return Rule(name, estimate, fan_out(root_draws, draws), eager)
+    if pick not in PICKS:
+        raise TreewrightError(f"pick = {pick!r}; it is {' or '.join(map(repr, PICKS))}")
+
+    def weight(node: Node) -> float:
+        return node.mass * math.sqrt(estimate(node))
+
+    name = spell("best_first", draws=draws, root_draws=root_draws, weighted=weighted, eager=eager, pick=pick)
+    order = weight if weighted else estimate
+    return Rule(name, order, fan_out(root_draws, draws), eager, choose=PICKS[pick])
 
 
 def random_on_policy(draws: int = 2, root_draws: int = 4, eager: bool | None = None) -> Rule:

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from treewright.agent import bench_search
 from treewright.agent.bench_engine import cost_of, speedup
-from treewright.agent.bench_rules import Found, expansions_to, first_found, kept_tokens
+from treewright.agent.bench_rules import Found, _interval, _ratio, expansions_to, first_found, kept_tokens
 from treewright.agent.clients.scripted import ScriptedPolicy
 from treewright.agent.clients.uniform import uniform_calls
 from treewright.agent.config import load_config
+from treewright.agent.evaluate import acting_rule
+from treewright.agent.judge import Likelihood
 from treewright.agent.loop import rule_of
 from treewright.agent.plans import PlanLikeness, demonstrated_plans
 from treewright.envs import TreewrightError
@@ -61,8 +63,28 @@ def test_a_figure_given_twice_or_a_section_that_is_not_there_is_refused(monkeypa
             bench_search.section(name)
 
 
+def test_some_sections_alone_by_a_part_of_their_names(monkeypatch):
+    module(monkeypatch, "bench_some", one=lambda quick: {"a": (1.0, "x")}, two=lambda quick: {"b": (2.0, "x")})
+    names = ["bench_some:one", "bench_some:two"]
+    assert list(bench_search.main(sections=names, only=["two"])["figures"]) == ["b"]
+    with pytest.raises(TreewrightError, match="three"):
+        bench_search.main(sections=names, only=["three"])
+
+
 def test_every_listed_section_exists():
     assert all(callable(bench_search.section(name)) for name in bench_search.SECTIONS)
+
+
+def test_paired_expansions_are_compared_with_an_interval():
+    pairs = [(10, 2), (20, 4), (30, 3)]
+    low, high = _interval(pairs)
+    assert _ratio(pairs) == 60 / 9 and 5.0 <= low < 60 / 9 < high <= 10.0
+    assert math.isnan(_ratio([])) and math.isnan(_interval(pairs[:1])[0])
+
+
+def test_acting_goes_by_score_where_the_evaluator_knows_more_than_the_policy():
+    assert "pick=mass" in acting_rule(None).name and "pick=mass" in acting_rule(Likelihood()).name
+    assert "pick=score" in acting_rule(PlanLikeness(PlanMemory())).name
 
 
 def found(*expansions):

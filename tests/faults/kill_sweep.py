@@ -1,7 +1,8 @@
 """SIGKILL around the dispatch of irreversible actions, again and again, against a ledger outside the process.
 
-    make kill-sweep                                    # 10,000 kills
+    make kill-sweep                                    # 10,000 kills; their figures go to docs/kills.json
     python -P tests/faults/kill_sweep.py 500           # as many as you like
+    python -P tests/faults/kill_sweep.py 500 kills.json
 
 Every trial forks a process that commits a path with two irreversible actions from a real store, kills it at one of the
 positions around journal and dispatch, or at a random moment, and starts another one that takes up what is there. With
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -28,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from commit_parts import FileJournal, Kill, a_move, chain
 
+from treewright.agent.figures import write_figures
 from treewright.envs.maze import Maze
 from treewright.search.commit import Next, commit
 from treewright.search.restore import Pool
@@ -125,6 +129,7 @@ async def committed(folder, tree, journal, kill):
 
 def forked(folder, tree, kill, after=None, plain=False):
     """`run` in a process of its own, killed from outside after that many seconds; True if it died of a SIGKILL."""
+    ended, alive = os.pipe()  # readable once the child, which alone holds the other side, has ended
     child = os.fork()
     if child == 0:
         status = 1
@@ -133,9 +138,10 @@ def forked(folder, tree, kill, after=None, plain=False):
             status = 0
         finally:
             os._exit(status)
-    if after is not None:
-        time.sleep(after)
+    os.close(alive)
+    if after is not None and not select.select([ended], [], [], after)[0]:
         os.kill(child, signal.SIGKILL)
+    os.close(ended)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status):
         raise RuntimeError(f"the process of {folder} failed; its error stands above")
@@ -159,29 +165,39 @@ def trial(base, tree, folder, number, rng, longest, plain=False):
 
 
 def sweep(kills, seed=0, progress=None, plain=False):
-    """`kills` trials; returns counts by name. Raises AssertionError at the first duplicate or unexplained press."""
+    """Trials until `kills` processes have died; a kill at a random moment may come too late and is not counted.
+
+    Returns counts by name. Raises AssertionError at the first duplicate or unexplained press.
+    """
     rng, counts = random.Random(seed), collections.Counter()
     with tempfile.TemporaryDirectory() as home:
         base = Path(home) / "base"
         base.mkdir()
         tree = prepare(base, plain)
-        whole = Path(home) / "whole"
-        shutil.copytree(base, whole)
-        began = time.monotonic()
-        forked(whole, tree, Kill(), plain=plain)
-        longest = time.monotonic() - began
-        for number in range(kills):
+        longest = min(how_long(base, tree, Path(home) / f"whole {i}", plain) for i in range(3))
+        for number in itertools.count():
             folder = Path(home) / "trial"
             found = trial(base, tree, folder, number, rng, longest, plain)
             shutil.rmtree(folder)
             check(found, number)
+            counts["trials"] += 1
             counts["killed"] += found.died
+            counts["presses"] += len(found.pressed)
             counts[found.then] += 1
             counts["in doubt"] += found.in_doubt
             counts["duplicates"] += len(found.pressed) - len(set(found.pressed))
             if progress is not None:
-                progress(number + 1, counts)
-    return counts
+                progress(counts)
+            if counts["killed"] == kills:
+                return counts
+
+
+def how_long(base, tree, folder, plain):
+    """Seconds of a commit that nothing kills."""
+    shutil.copytree(base, folder)
+    began = time.monotonic()
+    forked(folder, tree, Kill(), plain=plain)
+    return time.monotonic() - began
 
 
 def check(found, number):
@@ -194,11 +210,15 @@ def check(found, number):
 def main():
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
 
-    def progress(number, counts):
-        if number % 500 == 0:
-            print(number, dict(counts), flush=True)
+    def progress(counts):
+        if counts["trials"] % 500 == 0:
+            print(dict(counts), flush=True)
 
-    print(dict(sweep(kills, progress=progress)))
+    counts = sweep(kills, progress=progress)
+    print(dict(counts))
+    if len(sys.argv) > 2:
+        figures = {f"kills_{name.replace(' ', '_')}": (float(value), "1") for name, value in counts.items()}
+        write_figures(Path(sys.argv[2]), figures)
 
 
 if __name__ == "__main__":

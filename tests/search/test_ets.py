@@ -47,6 +47,13 @@ def test_the_integer_program_is_as_good_as_the_best_of_all_subsets(seed):
     assert objective(chosen, values, paths, tokens, cluster, *weights) == pytest.approx(best, abs=1e-5)
 
 
+def test_a_cluster_of_poor_leaves_is_worth_little_where_clusters_count_by_weight():
+    values, paths, cluster = [0.45, 0.45, 0.1], [[0], [1], [2]], [0, 0, 1]
+    tokens = {0: 20, 1: 20, 2: 5}
+    by = {cover: choose_leaves(values, paths, tokens, cluster, 2, 0.1, 1.0, cover) for cover in ("count", "weight")}
+    assert by == {"count": [0, 2], "weight": [0, 1]}
+
+
 def test_costs_are_tokens_not_nodes():
     values, paths, cluster = [0.5, 0.5], [[0, 1], [2, 3]], [0, 0]
     long, short = {0: 100, 1: 100, 2: 1, 3: 1}, {0: 1, 1: 1, 2: 100, 3: 100}

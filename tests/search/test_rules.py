@@ -76,6 +76,33 @@ def test_cascade_puts_ends_off_until_two_are_known_when_it_is_lazy():
     assert order_of(rule("cascade", enough=1), world, eager=False)[0][:2] == ["root", "stop"]
 
 
+def test_best_first_chooses_by_a_vote_of_the_policy_or_by_the_highest_score():
+    world = {
+        "goal": "g",
+        "nodes": {
+            "root": [
+                {"name": "early", "say": "done", "score": 0.4, "end": True},
+                {"name": "look", "say": "look", "score": 0.5},
+            ],
+            "look": [
+                {"name": "late", "say": "done answer=x", "score": 0.9, "end": True},
+                {"name": "on", "say": "look at=x", "score": 0.1},
+                {"name": "off", "say": "look at=y", "score": 0.1},
+            ],
+            "on": [],
+            "off": [],
+        },
+    }
+    said = {}
+    for pick in ("mass", "score"):
+        order = rule("best_first", pick=pick)
+        _, _, tree = order_of(order, world)
+        said[pick] = tree.text[order.choose(tree)]
+    assert said == {"mass": "early done", "score": "late done answer=x"}
+    with pytest.raises(TreewrightError, match="pick"):
+        rule("best_first", pick="truth")
+
+
 def test_virtual_loss_turns_the_second_walker_elsewhere():
     world = stored("ties")
     with_loss = order_of(rule("uct", virtual_loss=1.0), world, width=2)[0]

@@ -365,7 +365,7 @@ async def test_a_saved_model_is_opened_by_its_folder_and_walks_through_a_task(tm
         assert below.keep == len(root.ids + said.token_ids) and said.policy_version == "v0"
         assert said.text == one.template.encoder.text([i for i in said.token_ids if i not in one.stop_ids])
         await one.close()
-    with pytest.raises(TreewrightError, match="cannot load a model"):
+    with pytest.raises(TreewrightError, match="there is no folder"):
         open_policy(f"hf:{tmp_path / 'none'}")
 
 

@@ -360,7 +360,7 @@ async def test_sleep_on_a_cpu_is_refused_in_words():
 
 
 async def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(TreewrightError, match="no tokenizer"):
+    with pytest.raises(TreewrightError, match="no model in the folder"):
         open_policy(f"vllm:{tmp_path}")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from treewright.agent.figures import hardware, versions, write_result
+from treewright.agent.figures import commit, hardware, versions, write_result
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["SECTIONS", "Figures", "load", "main", "markdown", "measure", "report", "section", "write_page"]
@@ -90,8 +90,8 @@ def main(
 ) -> dict[str, Any]:
     """Measures and prints. The result holds "figures", "quick" and "left_out"; there is no plot.
 
-    only  sections by a part of their names, such as "astar" or "bench_repair". Raises TreewrightError for one that
-          names none.
+    only  sections by a part of their names, such as "astar" or "bench_repair"; a result of the same commit that is at
+          `json_path` keeps the figures of the others. Raises TreewrightError for one that names none.
     """
     console = Console()
     if only:
@@ -125,6 +125,10 @@ def main(
         "left_out": left_out,
     }
     if json_path is not None:
+        before = load(Path(json_path)) if only and Path(json_path).exists() else {}
+        if (before.get("commit"), before.get("quick")) == (commit(), quick):
+            result["figures"] = {**before["figures"], **result["figures"]}
+            result["left_out"] = {**before["left_out"], **left_out}
         write_result(Path(json_path), {**result, "hardware": hardware(), "versions": versions()})
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -63,9 +64,17 @@ def test_a_figure_given_twice_or_a_section_that_is_not_there_is_refused(monkeypa
             bench_search.section(name)
 
 
-def test_some_sections_alone_by_a_part_of_their_names(monkeypatch):
+def test_some_sections_alone_by_a_part_of_their_names(monkeypatch, tmp_path):
     module(monkeypatch, "bench_some", one=lambda quick: {"a": (1.0, "x")}, two=lambda quick: {"b": (2.0, "x")})
     names = ["bench_some:one", "bench_some:two"]
+    path = tmp_path / "parts.json"
+    for part in ("one", "two"):
+        bench_search.main(sections=names, only=[part], json_path=str(path))
+    assert set(bench_search.load(path)["figures"]) == {"a", "b"}
+    other = bench_search.load(path) | {"commit": "another"}
+    path.write_text(json.dumps(other))
+    bench_search.main(sections=names, only=["two"], json_path=str(path))
+    assert set(bench_search.load(path)["figures"]) == {"b"}
     assert list(bench_search.main(sections=names, only=["two"])["figures"]) == ["b"]
     with pytest.raises(TreewrightError, match="three"):
         bench_search.main(sections=names, only=["three"])

@@ -156,9 +156,14 @@ def _print_tree(tree: Any) -> None:
 def _find_task(suite: Any, split: str, which: str) -> Any:
     if which.isdigit():
         try:
-            return suite.tasks(split, int(which) + 1)[-1]
+            found = suite.tasks(split, int(which) + 1)
         except ValueError as error:
             raise TreewrightError(f"no task {which} in the split {split!r}: {error}") from error
+        if len(found) <= int(which):
+            raise TreewrightError(
+                f"{suite.name} has {len(found)} tasks in the split {split!r}; there is no task {which}"
+            )
+        return found[int(which)]
     for kind in ("test", "train"):
         for count in (64, 1024):
             try:

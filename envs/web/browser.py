@@ -107,7 +107,8 @@ class _Host:
                 self.browser = await _launch(self.driver, executable)
             except PlaywrightError as error:
                 await self._stop()
-                raise EnvFault(f"Chromium {executable} did not start: {error.message}") from error
+                why = error.message.strip().partition("\n")[0]  # its log follows, which the cause holds
+                raise EnvFault(f"Chromium {executable} did not start: {why}") from error
             return self.browser
 
     async def close(self) -> None:

@@ -21,6 +21,7 @@ from importlib import import_module
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from treewright.envs.custom import import_named
 from treewright.envs.errors import TreewrightError
 from treewright.search.choose import choose_by_score
 from treewright.search.frontier import ByLayer
@@ -193,7 +194,7 @@ def _encoder(encode: Encode | str | None) -> Encode:
         return encode
     module, _, function = encode.partition(":")
     try:
-        found = getattr(import_module(module), function, None)
+        found = getattr(import_named(module), function, None)
     except ImportError as error:
         raise TreewrightError(f"encode = {encode!r}: {error}") from error
     if not callable(found):

@@ -285,7 +285,7 @@ def _prepare(engine: Engine, path: Path) -> None:
                 upgrade(connection, version)
                 connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
     except DatabaseError as error:
-        raise StoreError(f"cannot open {path} as a store: {error.orig}") from error
+        raise _unreadable(path, error) from error
 
 
 def _verify(engine: Engine, path: Path) -> int:
@@ -300,7 +300,15 @@ def _verify(engine: Engine, path: Path) -> int:
                 raise newer(str(path), version, maker)
             return version
     except DatabaseError as error:
-        raise StoreError(f"cannot open {path} as a store: {error.orig}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: DatabaseError) -> StoreError:
+    saved = f"{path}.saved"
+    return StoreError(
+        f"cannot open {path} as a store: {error.orig}; restore the file from a copy, or save what is whole: "
+        f"treewright store repair {path} {saved}"
+    )
 
 
 def _number(connection: Connection, pragma: str) -> int:

@@ -304,11 +304,10 @@ def _verify(engine: Engine, path: Path) -> int:
 
 
 def _unreadable(path: Path, error: DatabaseError) -> StoreError:
-    saved = f"{path}.saved"
-    return StoreError(
-        f"cannot open {path} as a store: {error.orig}; restore the file from a copy, or save what is whole: "
-        f"treewright store repair {path} {saved}"
-    )
+    why = f"cannot open {path} as a store: {error.orig}; restore the file from a copy"
+    if "not a database" in str(error.orig):  # nothing in it can be read
+        return StoreError(f"{why}, or name another one")
+    return StoreError(f"{why}, or save what is whole: treewright store repair {path} {path}.saved")
 
 
 def _number(connection: Connection, pragma: str) -> int:

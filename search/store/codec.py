@@ -131,6 +131,7 @@ class Encoder:
         self.blobs: dict[str, bytes] = {}
         self._said: dict[str, str] = {}
         self._shown: dict[str, tuple[str, bytes]] = {}
+        self._acted: dict[int, tuple[Action, str]] = {}  # by identity, which the entry keeps alive
 
     def take(self) -> dict[str, bytes]:
         """The blobs since the last call."""
@@ -149,6 +150,18 @@ class Encoder:
 
     def maybe(self, value: str | None) -> str | None:
         return None if value is None else self.text(value)
+
+    def action(self, action: Action | None) -> str | None:
+        """The canonical key. A search says the same few texts again and again, and reads each once."""
+        if action is None:
+            return None
+        known = self._acted.get(id(action))
+        if known is None:
+            known = (action, self.text(action.key))
+            if len(self._acted) >= REMEMBERED:
+                self._acted.clear()
+            self._acted[id(action)] = known
+        return known[1]
 
     def blob(self, value: str | bytes) -> str:
         """The digest under which a content is kept."""
@@ -231,7 +244,7 @@ class Encoder:
             done.trainable,
             done.origin._value_,
             real(done.temperature),
-            self.text(draft.action.key) if draft.action is not None else None,
+            self.action(draft.action),
             self.maybe(draft.error),
             draft.effect._value_,
             real(draft.score),

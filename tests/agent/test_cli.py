@@ -68,8 +68,9 @@ def test_run_prints_the_tree_of_one_task(tmp_path):
 def test_ctrl_c_closes_saves_and_prints_the_line_that_resumes(tmp_path):
     line = ["collect", "--name", "b", "--suites", "maze", "--tasks", "20", "--policy", "scripted:mazewalk:slow"]
     child = subprocess.Popen(
-        [*COMMAND, *line], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [*COMMAND, *line], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     store = tmp_path / "runs" / "b" / "trees.sqlite"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (store.exists() and store.stat().st_size > 0):

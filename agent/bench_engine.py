@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,8 @@ async def speedup(suite: Suite, policy: Proposer, sessions: int, expansions: int
         for size in (1, sessions):
             pool = Pool(suite.open, size)
             try:
-                await _grow(suite, pool, policy, sessions, sessions, 1)  # opens the sessions
+                await _warm(suite, pool)
+                await _grow(suite, pool, policy, sessions, sessions, 1)
                 began = time.perf_counter()
                 digests.append(await _grow(suite, pool, policy, sessions, expansions, tasks))
                 seconds.append(time.perf_counter() - began)
@@ -120,6 +122,16 @@ async def speedup(suite: Suite, policy: Proposer, sessions: int, expansions: int
     if digests[0] != digests[1]:
         raise TreewrightError(f"{suite.name}: {sessions} sessions gave other trees than one")
     return seconds[0] / seconds[1]
+
+
+async def _warm(suite: Suite, pool: Pool) -> None:
+    """Every session is open and has begun a task."""
+    task = suite.tasks("test", 1)[0]
+    async with AsyncExitStack() as held:
+        some = [await held.enter_async_context(pool.lease("warm")) for _ in range(pool.size)]
+        await asyncio.gather(*(session.env.reset(task, 0) for session in some))
+        for session in some:
+            session.lost()
 
 
 async def _grow(suite: Suite, pool: Pool, policy: Proposer, width: int, expansions: int, tasks: int) -> list[str]:

@@ -183,11 +183,8 @@ class Expander:
 
     async def _explored(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:
         """One outcome for each draft, side by side; drafts with equal actions may share a step."""
-        if not self.share_results and self.pool.size == 1:  # they would only queue for the one session
-            async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
-                return [await self._execute(spot, d, held=session) for d in drafts]
         if not self.share_results:
-            return list(await asyncio.gather(*(self._execute(spot, d) for d in drafts)))
+            return await self._spread(spot, drafts)
         firsts = self._firsts(drafts)
         alone = [i for i, first in enumerate(firsts) if first is None]
         taken = await asyncio.gather(*(self._execute(spot, drafts[i]) for i in alone))
@@ -197,6 +194,20 @@ class Expander:
                 shared = self._shared(spot, drafts[i], drafts[first], found[first])
                 found[i] = shared or await self._execute(spot, drafts[i])
         return [found[i] for i in range(len(drafts))]
+
+    async def _spread(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:
+        """Over the sessions that are free, each for its share of the drafts: a session that does several of one node
+        has a shorter way back to it than sessions that take turns with other nodes."""
+        count = max(min(self.pool.spare, len(drafts)), 1)
+
+        async def some(share: Sequence[Draft]) -> list[Outcome]:
+            async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
+                return [await self._execute(spot, draft, held=session) for draft in share]
+
+        if count == 1:
+            return await some(drafts)
+        shares = await asyncio.gather(*(some(drafts[i::count]) for i in range(count)))
+        return [shares[i % count][i // count] for i in range(len(drafts))]
 
     def _firsts(self, drafts: Sequence[Draft]) -> list[int | None]:
         """For each draft the index of the first one with the same action, None for that one itself."""

@@ -109,6 +109,12 @@ class Pool:
     _idle: list[Session] = field(default_factory=list)
     _made: int = 0
     _gate: asyncio.Semaphore | None = None
+    _asked: int = 0  # leases that are held or waited for
+
+    @property
+    def spare(self) -> int:
+        """Sessions that nobody has or waits for at the moment."""
+        return max(self.size - self._asked, 0)
 
     def lease(self, tree: str, prefer: Sequence[int] = ()) -> Lease:
         """A session for a while; one that stands at the first possible of `prefer` (seeds, best first) if idle."""
@@ -237,11 +243,16 @@ class Lease:
         if pool._gate is None:
             pool._gate = asyncio.Semaphore(pool.size)
         self._gate = pool._gate
-        await self._gate.acquire()
+        pool._asked += 1
         try:
-            self._session = await pool._take(self._tree, self._prefer)
+            await self._gate.acquire()
+            try:
+                self._session = await pool._take(self._tree, self._prefer)
+            except BaseException:
+                self._gate.release()
+                raise
         except BaseException:
-            self._gate.release()
+            pool._asked -= 1
             raise
         return self._session
 
@@ -252,4 +263,5 @@ class Lease:
             # A call may have been cut in its middle: what the session shows next could be anything.
             self._session.lost()
         self._pool._idle.append(self._session)
+        self._pool._asked -= 1
         self._gate.release()

@@ -90,8 +90,8 @@ def main(
 ) -> dict[str, Any]:
     """Measures and prints. The result holds "figures", "quick" and "left_out"; there is no plot.
 
-    only  sections by a part of their names, such as "astar" or "bench_repair"; a result of the same commit that is at
-          `json_path` keeps the figures of the others. Raises TreewrightError for one that names none.
+    only  sections by a part of their names, such as "astar" or "bench_repair"; a result at `json_path` keeps the figures
+          of the others, and says of which commit they are. Raises TreewrightError for one that names none.
     """
     console = Console()
     if only:
@@ -126,11 +126,22 @@ def main(
     }
     if json_path is not None:
         before = load(Path(json_path)) if only and Path(json_path).exists() else {}
-        if (before.get("commit"), before.get("quick")) == (commit(), quick):
-            result["figures"] = {**before["figures"], **result["figures"]}
-            result["left_out"] = {**before["left_out"], **left_out}
+        if before.get("quick") == quick:
+            result = _beside(result, before)
         write_result(Path(json_path), {**result, "hardware": hardware(), "versions": versions()})
     return result
+
+
+def _beside(result: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """A result of some sections with those that were measured before; "of" has the commits of the older ones."""
+    fresh = result["figures"]
+    of = {name: before.get("of", {}).get(name, before["commit"]) for name in before["figures"] if name not in fresh}
+    return {
+        **result,
+        "figures": {**{name: before["figures"][name] for name in of}, **fresh},
+        "left_out": {**before["left_out"], **result["left_out"]},
+        "of": {name: made for name, made in of.items() if made != commit()},
+    }
 
 
 def markdown(figures: Mapping[str, Mapping[str, Any]]) -> str:
@@ -168,6 +179,11 @@ def report(result: Mapping[str, Any]) -> str:
     machine = result["hardware"]
     how = "a quick run" if result["quick"] else "a full run"
     lines = [f"From {how} on {machine['cores']} cores of {machine['cpu']}, commit {result['commit']}:", ""]
+    older = sorted(set(result.get("of", {}).values()))
+    for made in older:
+        names = [name for name in figures if result["of"].get(name) == made and not name.startswith(f"{TABLE}/")]
+        tables = ["the table"] if any(n.startswith(f"{TABLE}/") and m == made for n, m in result["of"].items()) else []
+        lines[-1:-1] = ["", f"Of commit {made}: {', '.join([*(f'`{name}`' for name in names), *tables])}."]
     lines += ["| figure | value | unit |", "|---|---:|---|"]
     lines += [
         f"| {name} | {figure['value']:.4g} | {figure['unit']} |"

@@ -74,7 +74,9 @@ def test_some_sections_alone_by_a_part_of_their_names(monkeypatch, tmp_path):
     other = bench_search.load(path) | {"commit": "another"}
     path.write_text(json.dumps(other))
     bench_search.main(sections=names, only=["two"], json_path=str(path))
-    assert set(bench_search.load(path)["figures"]) == {"b"}
+    again = bench_search.load(path)
+    assert again["of"] == {"a": "another"} and set(again["figures"]) == {"a", "b"}
+    assert "Of commit another: `a`." in bench_search.report(again)
     assert list(bench_search.main(sections=names, only=["two"])["figures"]) == ["b"]
     with pytest.raises(TreewrightError, match="three"):
         bench_search.main(sections=names, only=["three"])

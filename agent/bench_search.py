@@ -90,8 +90,8 @@ def main(
 ) -> dict[str, Any]:
     """Measures and prints. The result holds "figures", "quick" and "left_out"; there is no plot.
 
-    only  sections by a part of their names, such as "astar" or "bench_repair"; a result at `json_path` keeps the figures
-          of the others, and says of which commit they are. Raises TreewrightError for one that names none.
+    only  sections by a part of their names, such as "astar" or "bench_repair"; a result at `json_path` keeps the
+          figures of the others, with the commits they are of. Raises TreewrightError for one that names none.
     """
     console = Console()
     if only:

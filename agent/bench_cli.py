@@ -64,6 +64,7 @@ def bench(
         if key not in inspect.signature(main).parameters:
             raise TreewrightError(f"bench {name} has no use for {option}; leave it out")
         more[key] = value
-    result = main(quick, None, str(plot) if plot else None, **more)
-    if json is not None:
+    kept = json if only else None  # the benchmark puts its parts beside those that are there
+    result = main(quick, str(kept) if kept else None, str(plot) if plot else None, **more)
+    if json is not None and kept is None:
         write_result(json, result)

@@ -193,3 +193,14 @@ def test_the_rule_of_ones_own_on_the_page_works(monkeypatch):
     names = {}
     exec(code, names)
     assert names["RULES"]["deepest"]().name == "deepest(draws=2)"
+
+
+def test_the_command_line_keeps_the_sections_that_a_file_has(monkeypatch, tmp_path):
+    from treewright.agent.cli import app
+
+    module(monkeypatch, "bench_lines", one=lambda quick: {"a": (1.0, "x")}, two=lambda quick: {"b": (2.0, "x")})
+    monkeypatch.setattr(bench_search.main, "__defaults__", (False, None, None, ("bench_lines:one", "bench_lines:two")))
+    for part in ("one", "two"):
+        done = CliRunner().invoke(app, ["bench", "search", "--only", part, "--json", str(tmp_path / "f.json")])
+        assert done.exit_code == 0, done.output
+    assert set(bench_search.load(tmp_path / "f.json")["figures"]) == {"a", "b"}

@@ -201,8 +201,13 @@ class Expander:
         count = max(min(self.pool.spare, len(drafts)), 1)
 
         async def some(share: Sequence[Draft]) -> list[Outcome]:
-            async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
-                return [await self._execute(spot, draft, held=session) for draft in share]
+            try:
+                async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
+                    return [await self._execute(spot, draft, held=session) for draft in share]
+            except (
+                EnvFault
+            ):  # no session could be had: each draft asks for one itself, and records the fault that lasts
+                return [await self._execute(spot, draft) for draft in share]
 
         if count == 1:
             return await some(drafts)

@@ -12,7 +12,7 @@ import pytest
 from walker import Likelihood, Walker
 
 from treewright.agent.clients.scripted import ScriptedPolicy, scripted_choice
-from treewright.envs import Restore, TreewrightError
+from treewright.envs import EnvFault, Restore, TreewrightError
 from treewright.envs.maze import SUITE, Faults, Maze
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
@@ -234,3 +234,16 @@ async def test_a_search_that_never_waits_gives_others_their_turn_and_can_be_canc
     growing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(growing, 10)
+
+
+async def test_a_session_that_cannot_be_opened_is_no_crash():
+    opened = []
+
+    async def once():
+        if opened:
+            raise EnvFault("no second one")
+        opened.append(1)
+        return Maze()
+
+    tree = await grow(Pool(once, 4), settings=Settings(width=1, close=True))
+    assert len(tree) > 4 and len(opened) == 1

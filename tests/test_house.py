@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import os
 import subprocess
@@ -14,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("agent", "search", "envs", "training", "kernels")
+ROOT_FOLDERS = (*FLOORS, "benchmarks")
+ROOMS = {"config": 0, "policies": 1, "judges": 2, "seedling": 3, "view": 3, "runs": 4, "cli": 5}  # imports go down
 MAY_IMPORT = {
+    "benchmarks": {"benchmarks", "agent", "training", "search", "envs", "kernels"},
     "agent": {"agent", "training", "search", "envs", "kernels"},
     "training": {"training", "search", "envs", "kernels"},
     "search": {"search", "envs"},
@@ -37,7 +41,7 @@ def imported(path):
             yield node.module or ""
 
 
-@pytest.mark.parametrize("floor", FLOORS)
+@pytest.mark.parametrize("floor", ROOT_FOLDERS)
 def test_imports_only_go_down(floor):
     for path in modules(floor):
         for name in imported(path):
@@ -46,6 +50,43 @@ def test_imports_only_go_down(floor):
                 assert parts[1] in MAY_IMPORT[floor] | {"__version__"}, f"{path} imports {name}"
             assert parts[0] not in FLOORS, f"{path} imports the bare package {parts[0]}"
             assert not (floor in NO_TORCH and parts[0] in ("torch", "transformers")), f"{path} imports {name}"
+
+
+def test_within_the_agent_imports_only_go_down_from_room_to_room():
+    for path in modules("agent"):
+        room = path.relative_to(ROOT / "agent").parts[0].removesuffix(".py")
+        for name in imported(path):
+            if name.startswith("treewright.agent.") and room != "__init__":
+                other = name.split(".")[2]
+                below = other == room or ROOMS[other] < ROOMS[room]
+                assert below, f"{path} imports {name}: {room} is not above {other}"
+
+
+def test_the_agent_folder_itself_holds_no_more_than_its_configuration():
+    assert {p.name for p in (ROOT / "agent").glob("*.py")} == {"__init__.py", "config.py"}
+
+
+def test_no_module_is_imported_in_a_circle():
+    named = {module_name(path): path for floor in ROOT_FOLDERS for path in modules(floor)}
+    below = {name: set(imported_modules(path, named)) - {name} for name, path in named.items()}
+    sorter = graphlib.TopologicalSorter(below)
+    sorter.prepare()  # raises CycleError, which names the circle
+
+
+def module_name(path):
+    return ".".join(("treewright", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported_modules(path, named):
+    """Every module of ours that a file imports anywhere, in functions and for type checkers too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in named)
+        elif isinstance(node, ast.ImportFrom):
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (full for full in whole if full in named)
+            if node.module in named and not all(full in named for full in whole):
+                yield node.module
 
 
 def test_the_kernels_floor_needs_torch_and_triton_alone():
@@ -57,12 +98,12 @@ def test_the_kernels_floor_needs_torch_and_triton_alone():
 
 def test_every_floor_has_one_relative_symlink():
     links = {p.name: os.readlink(p) for p in (ROOT / "pkg" / "treewright").iterdir() if p.is_symlink()}
-    assert links == {floor: f"../../{floor}" for floor in FLOORS}
+    assert links == {floor: f"../../{floor}" for floor in ROOT_FOLDERS}
 
 
 def test_no_bare_twin_is_imported():
     code = (
-        "import sys, treewright, treewright.search, treewright.envs, treewright.training, treewright.agent.cli;"
+        "import sys, treewright, treewright.search, treewright.envs, treewright.training, treewright.agent.cli.main;"
         f"print([m for m in {FLOORS!r} if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -71,7 +112,7 @@ def test_no_bare_twin_is_imported():
 
 def test_a_light_import_does_not_load_torch_or_a_browser():
     code = (
-        "import sys, treewright, treewright.search, treewright.envs, treewright.agent.cli;"
+        "import sys, treewright, treewright.search, treewright.envs, treewright.agent.cli.main;"
         "print([m for m in ('torch', 'transformers', 'playwright', 'langgraph') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -112,6 +153,7 @@ def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):
             if wanted and path.suffix in (".py", ".json", ".safetensors", ".jinja", ".html", ".js", ".css"):
                 assert f"treewright/{path.relative_to(ROOT)}" in inside, path
     assert "treewright/py.typed" in inside
+    assert not [name for name in inside if "benchmarks" in name], "measurements stay in the checkout"
 
 
 def test_nothing_installed_is_named_like_a_floor_on_the_path():

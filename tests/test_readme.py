@@ -44,7 +44,7 @@ def test_there_are_commands_to_paste():
 
 @pytest.mark.parametrize("words", list(lines()), ids=lambda w: " ".join(w[:3]))
 def test_every_command_line_parses(words):
-    from treewright.agent.cli import app
+    from treewright.agent.cli.main import app
 
     group = typer.main.get_command(app)
     command = group.get_command(None, words[0])

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from treewright.agent.prompts import WINDOWS
+from treewright.agent.policies.prompts import WINDOWS
 from treewright.agent.seedling.demos import VALUE, WORD, Demo
 
 __all__ = [

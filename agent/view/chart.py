@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from treewright.agent.report import clean, figure
+from treewright.agent.view.report import clean, figure
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["Chart", "Series", "draw_png", "draw_svg"]

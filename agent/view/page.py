@@ -17,7 +17,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from treewright.agent.report import clean, figure
 from treewright.agent.view.payload import (
     Decode,
     advantage_json,
@@ -28,7 +27,9 @@ from treewright.agent.view.payload import (
     list_json,
     turns_json,
 )
+from treewright.agent.view.plots import plots_json
 from treewright.agent.view.reading import Filters, Reader
+from treewright.agent.view.report import clean, figure
 from treewright.envs.errors import TreewrightError
 from treewright.search.store import TreeStore
 
@@ -158,6 +159,4 @@ def _whole(reader: Reader, tree_id: str, decode: Decode | None) -> dict[str, Any
 
 
 def _plots(reader: Reader, filters: Filters | None) -> dict[str, Any]:
-    from treewright.agent.plots import plots_json
-
     return plots_json(reader.store, filters)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treewright.agent.policy import SEEDLING
-from treewright.agent.report import clean
+from treewright.agent.policies.policy import SEEDLING
 from treewright.agent.view.reading import Columns, Listing, Reader, Turn
+from treewright.agent.view.report import clean
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation
 from treewright.search.store import TreeRow

@@ -75,7 +75,7 @@ def make_app(store: TreeStore, token: str, decode: Decode | None = None) -> Star
         return Response(page, media_type="text/html", headers=own)
 
     def plots(request: Request) -> Any:
-        from treewright.agent.plots import plots_json
+        from treewright.agent.view.plots import plots_json
 
         return plots_json(store, _filters(request))
 

@@ -14,7 +14,7 @@ import re
 
 from treewright.envs.registry import suite
 from treewright.envs.types import Action, Task, seed_of
-from treewright.search.all_nodes import Answer, Option, Parts, Solution, majority, solve
+from treewright.search.planning.all_nodes import Answer, Option, Parts, Solution, majority, solve
 
 MORE = ", then "
 HOPS = re.compile(r"start (\S+), then (.*)\. who is it \?")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from treewright.agent.clients.scripted import scripted_choice
-from treewright.agent.graph import episode_graph
+from treewright.agent.policies.scripted import scripted_choice
+from treewright.agent.runs.graph import episode_graph
 from treewright.envs.maze import make_suite
 from treewright.search.restore import Pool
 from treewright.search.store import TreeStore

@@ -14,7 +14,7 @@ import random
 from langchain_core.messages import AIMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from treewright.agent.clients.langgraph import GraphPolicy
+from treewright.agent.policies.langgraph import GraphPolicy
 from treewright.envs.maze import SUITE
 from treewright.search.engine import Settings, search
 from treewright.search.rules import best_first, chains

@@ -21,8 +21,8 @@ from mcp.client.stdio import StdioServerParameters
 
 import treewright
 from treewright.envs.errors import TreewrightError
-from treewright.envs.tools.bench_world import DAYS, STATUSES, Office, apply, first_office, load, save
 from treewright.envs.tools.mcp import MCPEnvironment, StateFolder
+from treewright.envs.tools.workbench_world import DAYS, STATUSES, Office, apply, first_office, load, save
 from treewright.envs.types import Action, Effect, Suite, Task, ToolSpec, Turn, seed_of
 
 __all__ = ["EFFECTS", "KINDS", "SIZES", "SUITE", "open_workbench", "oracle", "tasks", "wanted"]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mcp.server.mcpserver import MCPServer
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 
-from treewright.envs.tools.bench_world import DATABASE, FILES, free_event, is_file_name
+from treewright.envs.tools.workbench_world import DATABASE, FILES, free_event, is_file_name
 
 __all__ = ["build"]
 

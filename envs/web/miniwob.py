@@ -24,14 +24,12 @@ from treewright.envs.web.actions import ALL_TOOLS, POINTING
 from treewright.envs.web.browser import close_browser, require_chromium
 from treewright.envs.web.clock import FROZEN
 from treewright.envs.web.environment import WebEnvironment
-from treewright.envs.web.miniwob_oracles import KNOWN, oracle
+from treewright.envs.web.miniwob_oracles import KNOWN, STEP, oracle
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.view import PageView
 
 __all__ = ["STEP", "SUITE", "MiniWobEnvironment", "names", "open_session", "pages"]
 
-STEP = 600
-"""Milliseconds of page time that pass with every action: longer than the animations of the pages' widgets."""
 VIEWPORT = (400, 640)
 _KINDS = ("click", "fill", "select", "check", "press", "type", "hover", "scroll", "drag", "part")
 # Starts the episode if asked to, lets time pass, and says: over?, raw reward, why, a hash of the whole document, and

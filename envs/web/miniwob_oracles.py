@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Task, ToolSpec, Turn
 
-__all__ = ["KNOWN", "oracle"]
+__all__ = ["KNOWN", "STEP", "oracle"]
+
+STEP = 600
+"""Milliseconds of page time that pass with every action: longer than the animations of the pages' widgets."""
 
 _LINE = re.compile(r'(\w+) ("(?:[^"\\]|\\.)*")(?: ([ea]\d+))?(?: (.*))?$')
 _PLACE = re.compile(r"at (-?\d+),(-?\d+) size (\d+)x(\d+)$")
@@ -436,8 +439,6 @@ def _centre(page: _Seen) -> Action:
 
 def _delay(page: _Seen) -> Action:
     """A click lets some of the page's time pass; the rest is waited for."""
-    from treewright.envs.web.miniwob import STEP
-
     seconds = int(re.findall(r"wait (\d+) second", page.goal)[0])
     steps = (_click(page.find("ONE")), Action.of("wait", milliseconds=1000 * seconds - STEP), _click(page.find("TWO")))
     return steps[min(len(page.done), 2)]

@@ -10,11 +10,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from treewright._moved import install as _install
+
 if TYPE_CHECKING:
     from treewright.envs.registry import suite as suite
     from treewright.search.engine import search as search
 
 __version__ = "0.1.0"
+
+_install()
 
 _HOMES = {"suite": "treewright.envs.registry", "Budget": "treewright.search", "Settings": "treewright.search"}
 

@@ -58,8 +58,8 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 
 def known_rules() -> dict[str, Callable[..., Rule]]:
-    """Every rule by name, the growth schedules of `treewright.search.growth` included."""
-    from treewright.search.growth import GROWTH
+    """Every rule by name, the growth schedules of `treewright.search.rules.training` included."""
+    from treewright.search.rules.training import GROWTH
 
     return {**RULES, **GROWTH}
 

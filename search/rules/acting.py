@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Effect
-from treewright.search.choose import choose_by_score
 from treewright.search.frontier import ByDescent, ByLayer, Delayed
 from treewright.search.rules.base import Rule, estimate, fan_out, pooled, same_action, spell
+from treewright.search.rules.choose import choose_by_score
 from treewright.search.tree import Node, Tree
 from treewright.search.types import NodeStatus
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from treewright.envs.errors import TreewrightError
-from treewright.search.choose import ends
 from treewright.search.frontier import ByPriority, Frontier
-from treewright.search.plan_memory import PlanMemory, alike, step_of
 from treewright.search.rules.base import Rule, estimate, fan_out, same_action, spell
+from treewright.search.rules.choose import ends
+from treewright.search.rules.plan_memory import PlanMemory, alike, step_of
 from treewright.search.tree import Node, Tree
 
 __all__ = ["PathCosts", "astar", "lcs", "lcs_row"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from treewright.envs.errors import TreewrightError
-from treewright.search.choose import choose_by_mass
 from treewright.search.frontier import ByPriority, Frontier
+from treewright.search.rules.choose import choose_by_mass
 from treewright.search.tree import Node, Tree
 
 __all__ = ["Rule", "estimate", "fan_out", "frontier_of", "pooled", "same_action", "spell"]

@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from treewright.envs.custom import import_named
 from treewright.envs.errors import TreewrightError
-from treewright.search.choose import choose_by_score
 from treewright.search.frontier import ByLayer
 from treewright.search.rules.base import Rule, estimate, fan_out, spell
+from treewright.search.rules.choose import choose_by_score
 from treewright.search.tree import Node, Tree
 
 __all__ = ["Encode", "choose_leaves", "clusters", "ets", "ngram_vectors", "node_tokens"]

@@ -1,7 +1,7 @@
 """Rules that grow trees for training: the order and the widths keep the unbiased estimator's promises.
 
 All of them leave what they do not expand open, to be closed by one rollout each; more of them, with widths that change
-from node to node, stand in `treewright.search.growth`.
+from node to node, stand in `treewright.search.rules.training`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import math
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import seed_of
-from treewright.search.choose import choose_by_mass, choose_by_score
 from treewright.search.rules.base import Rule, estimate, fan_out, spell
+from treewright.search.rules.choose import choose_by_mass, choose_by_score
 from treewright.search.tree import Node
 
 __all__ = ["best_first", "breadth_first", "chains", "random_on_policy"]

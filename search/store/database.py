@@ -9,12 +9,11 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Table
 
-from treewright import __version__
 from treewright.search.store.codec import Row
 from treewright.search.store.errors import StoreError
-from treewright.search.store.models import SCHEMA_VERSION
+from treewright.search.store.sqlite import SQLite
 
-__all__ = ["Database", "Shared", "database_at", "newer", "older"]
+__all__ = ["Database", "Shared", "database_at"]
 
 
 class Shared(Protocol):
@@ -94,8 +93,6 @@ class Database(Protocol):
 
 def database_at(path_or_url: str | Path, read_only: bool = False) -> Database:
     """The database behind a path, a sqlite:/// URL or a postgresql:// URL. Raises StoreError for others."""
-    from treewright.search.store.sqlite import SQLite
-
     text = str(path_or_url)
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -109,18 +106,4 @@ def database_at(path_or_url: str | Path, read_only: bool = False) -> Database:
     raise StoreError(
         f"cannot open {scheme}://…: trees are kept in SQLite or PostgreSQL; give a path, sqlite:///PATH or "
         "postgresql://USER@HOST/NAME"
-    )
-
-
-def newer(name: str, version: int, maker: str) -> StoreError:
-    return StoreError(
-        f"{name} has schema {version}, written by treewright {maker}; this is treewright {__version__}, "
-        f"which reads schemas up to {SCHEMA_VERSION}: pip install 'treewright>={maker}'"
-    )
-
-
-def older(name: str, version: int) -> StoreError:
-    return StoreError(
-        f"{name} has schema {version}, this version reads schema {SCHEMA_VERSION}: open it once for writing, which "
-        f"upgrades it in one transaction, e.g. treewright store compact {name}"
     )

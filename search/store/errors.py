@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from treewright import __version__
 from treewright.envs.errors import TreewrightError
+from treewright.search.store.models import SCHEMA_VERSION
 
-__all__ = ["Fenced", "StoreError"]
+__all__ = ["Fenced", "StoreError", "newer", "older"]
 
 
 class StoreError(TreewrightError):
@@ -16,3 +18,19 @@ class StoreError(TreewrightError):
 
 class Fenced(StoreError):
     """The lease of this tree ended and another process goes on with it: nothing that is still here can be written."""
+
+
+def newer(name: str, version: int, maker: str) -> StoreError:
+    """A later version wrote the store: the version that reads it is named."""
+    return StoreError(
+        f"{name} has schema {version}, written by treewright {maker}; this is treewright {__version__}, "
+        f"which reads schemas up to {SCHEMA_VERSION}: pip install 'treewright>={maker}'"
+    )
+
+
+def older(name: str, version: int) -> StoreError:
+    """The store waits for an upgrade, which only a writer makes."""
+    return StoreError(
+        f"{name} has schema {version}, this version reads schema {SCHEMA_VERSION}: open it once for writing, which "
+        f"upgrades it in one transaction, e.g. treewright store compact {name}"
+    )

@@ -22,8 +22,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.types import BigInteger, Boolean, Double, Integer, LargeBinary, Text
 
 from treewright.search.store.codec import Row
-from treewright.search.store.database import newer, older
-from treewright.search.store.errors import StoreError
+from treewright.search.store.errors import StoreError, newer, older
 from treewright.search.store.migrate import make, schema_of, upgrade
 from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
 

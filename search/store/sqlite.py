@@ -25,8 +25,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
 from treewright.search.store.codec import Row
-from treewright.search.store.database import newer, older
-from treewright.search.store.errors import StoreError
+from treewright.search.store.errors import StoreError, newer, older
 from treewright.search.store.migrate import make, upgrade
 from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from treewright.agent.clients.engine import EngineDead, Told
+from treewright.agent.policies.engine import EngineDead, Told
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import Context
 

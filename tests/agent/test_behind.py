@@ -12,10 +12,11 @@ import threading
 import pytest
 import torch
 
-from treewright.agent.collect import open_worlds
 from treewright.agent.config import ConfigError, load_config
-from treewright.agent.loop import Learner, grow_for_training, make_trainer, resume_loop, run_loop, tasks_for
-from treewright.agent.policy import SEEDLING, open_policy
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.runs.collect import open_worlds
+from treewright.agent.runs.loop import Learner, grow_for_training, make_trainer, resume_loop, run_loop, tasks_for
 from treewright.envs import TreewrightError
 from treewright.search.store import TreeStore
 from treewright.training import checkpoint
@@ -128,8 +129,8 @@ async def test_a_loop_that_stopped_goes_on_with_the_weights_that_its_round_was_b
 
 CHILD = """
 import asyncio, sys, threading
-from treewright.agent import loop
-from treewright.agent.cli import app
+from treewright.agent.runs import loop
+from treewright.agent.cli.main import app
 grow, learn, half = loop.grow_for_training, loop.Learner.learn, threading.Event()
 
 async def half_a_round(config, tasks, *rest, **named):
@@ -161,7 +162,7 @@ def test_a_killed_loop_goes_on_by_the_same_line(tmp_path):
             assert said, "ended before its third round"
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
-    again = [*python, "from treewright.agent.cli import main; main()", *line]
+    again = [*python, "from treewright.agent.cli.main import main; main()", *line]
     done = subprocess.run(again, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on from" in done.stdout and "iteration 3" in done.stdout

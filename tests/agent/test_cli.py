@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 HELPERS = str(Path(__file__).parents[1] / "helpers")
-COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
 WALK = ["--policy", "scripted:mazewalk:walker"]
 
 
@@ -147,7 +147,7 @@ def test_a_mistake_is_one_line_with_what_to_type(words, hint, tmp_path):
 
 
 def test_a_hint_with_brackets_stays_whole(monkeypatch, capsys):
-    from treewright.agent import cli
+    from treewright.agent.cli.main import main as cli
     from treewright.envs import TreewrightError
 
     def fails():

@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 from view_trees import Growth
 
-from treewright.agent import cli
+from treewright.agent.cli.main import main as cli
 from treewright.agent.config import ConfigError, load_config
-from treewright.agent.policy import loading_model
-from treewright.agent.report import render_text
+from treewright.agent.policies.opening import loading_model
+from treewright.agent.view.report import render_text
 from treewright.envs import TreewrightError
 from treewright.envs.custom import import_named
 from treewright.envs.types import Observation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from walker import Likelihood, Walker
 
-from treewright.agent.episode import run_episode
+from treewright.agent.runs.episode import run_episode
 from treewright.envs.maze import SUITE, Maze
 from treewright.search.commit import Next
 from treewright.search.engine import Settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mazewalk import walker
 
-from treewright.agent.collect import World
-from treewright.agent.evaluate import evaluate
+from treewright.agent.runs.collect import World
+from treewright.agent.runs.evaluate import evaluate
 from treewright.envs import EnvFault
 from treewright.envs.maze import SUITE, Maze
 from treewright.search.restore import Pool

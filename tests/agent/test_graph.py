@@ -10,8 +10,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from walker import Likelihood, Walker
 
-from treewright.agent.clients.scripted import ScriptedPolicy
-from treewright.agent.graph import episode_graph
+from treewright.agent.policies.scripted import ScriptedPolicy
+from treewright.agent.runs.graph import episode_graph
 from treewright.envs import Action, TreewrightError
 from treewright.envs.maze import SUITE
 from treewright.search.commit import Next

@@ -13,9 +13,9 @@ import pytest
 from langchain_core.messages import AIMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from treewright.agent.bench_graph import figures
-from treewright.agent.clients.langgraph import GraphPolicy
-from treewright.agent.policy import open_policy
+from treewright.agent.policies.langgraph import GraphPolicy
+from treewright.agent.policies.opening import open_policy
+from treewright.benchmarks.graph import figures
 from treewright.envs import Observation, Task, TreewrightError
 from treewright.search.screen import parse_action
 from treewright.search.types import PolicyFault

@@ -13,13 +13,13 @@ from noisy_expert import noisy
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from treewright.agent.checklist import Checklist, answer_shares, read_items
-from treewright.agent.cli import app
-from treewright.agent.clients.hf import HFPolicy
-from treewright.agent.clients.openai import OpenAIPolicy
+from treewright.agent.cli.main import app
 from treewright.agent.config import load_config
-from treewright.agent.judge import Learned, Likelihood, open_evaluator
-from treewright.agent.loop import evaluator_of
+from treewright.agent.judges.checklist import Checklist, answer_shares, read_items
+from treewright.agent.judges.judge import Learned, Likelihood, open_evaluator
+from treewright.agent.policies.hf import HFPolicy
+from treewright.agent.policies.openai import OpenAIPolicy
+from treewright.agent.runs.loop import evaluator_of
 from treewright.envs import Action, Observation, Task, TreewrightError
 from treewright.envs.registry import suite
 from treewright.search.engine import Settings, search

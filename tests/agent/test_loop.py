@@ -10,15 +10,16 @@ import pytest
 import torch
 from walker import Walker
 
-from treewright.agent.clients.engine import EnginePolicy, folder_version
-from treewright.agent.collect import collect, open_worlds
 from treewright.agent.config import load_config
-from treewright.agent.control import main as control
-from treewright.agent.control import permuted
-from treewright.agent.demo import QUICK, demo_config, run_demo
-from treewright.agent.evaluate import Evaluation, evaluate, paired_gain
-from treewright.agent.loop import Learner, make_trainer, model_folder, run_loop, tasks_for
-from treewright.agent.policy import SEEDLING, open_policy
+from treewright.agent.policies.engine import EnginePolicy, folder_version
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.runs.collect import collect, open_worlds
+from treewright.agent.runs.demo import QUICK, demo_config, run_demo
+from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain
+from treewright.agent.runs.loop import Learner, make_trainer, model_folder, run_loop, tasks_for
+from treewright.benchmarks.control import main as control
+from treewright.benchmarks.control import permuted
 from treewright.envs import Observation, TreewrightError, suite
 from treewright.envs.maze import SUITE as MAZE
 from treewright.search.engine import Settings
@@ -133,7 +134,7 @@ def test_a_suite_that_runs_out_of_tasks_begins_again():
 
     from dataclasses import replace
 
-    from treewright.agent.collect import World
+    from treewright.agent.runs.collect import World
     from treewright.search.restore import Pool
 
     worlds = {"maze": World(replace(MAZE, tasks=five), Pool(nothing))}

@@ -12,8 +12,9 @@ import pytest
 from payloads import payloads
 from view_trees import Growth, walks, write_store
 
-from treewright.agent.plots import make_charts, plots_json, wilson, write_report
 from treewright.agent.view.chart import Chart, Series, draw_png, draw_svg, marks
+from treewright.agent.view.charts_report import write_report
+from treewright.agent.view.plots import make_charts, plots_json, wilson
 from treewright.agent.view.reading import Filters
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Effect

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from treewright.agent.policy import Policy, open_policy
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.policy import Policy
 from treewright.envs.errors import TreewrightError
 
 
@@ -42,7 +43,8 @@ def test_a_wrong_spec_says_what_to_type(spec, says):
 
 def test_the_face_of_policies_imports_neither_torch_nor_transformers():
     code = (
-        "import sys, treewright.agent.policy, treewright.agent.prompts, treewright.agent.clients.scripted,"
+        "import sys, treewright.agent.policies.policy, treewright.agent.policies.prompts,"
+        "treewright.agent.policies.scripted,"
         "treewright.search.screen; bad = {'torch', 'transformers'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from treewright.agent.probtree import Calibration, calibrate, expected_calibration_error, probtree
+from treewright.agent.runs.probtree import Calibration, calibrate, expected_calibration_error, probtree
 from treewright.envs.errors import TreewrightError
-from treewright.search.all_nodes import Answer, Parts, solve
+from treewright.search.planning.all_nodes import Answer, Parts, solve
 
 
 def says(**answers):
@@ -72,7 +72,7 @@ def test_nothing_to_calibrate_on_and_no_way_to_answer_are_refused():
 
 def test_choosing_beats_both_fixed_ways():
     torch = pytest.importorskip("torch")
-    from treewright.agent.bench_probtree import KnownGraph, success
+    from treewright.benchmarks.probtree import KnownGraph, success
 
     torch.set_num_threads(1)
     graph = KnownGraph.make(2, steps=500)

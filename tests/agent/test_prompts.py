@@ -2,7 +2,14 @@
 
 import pytest
 
-from treewright.agent.prompts import LEFT_OUT, ChatTemplate, CompactTemplate, chat_messages, system_text, template_for
+from treewright.agent.policies.prompts import (
+    LEFT_OUT,
+    ChatTemplate,
+    CompactTemplate,
+    chat_messages,
+    system_text,
+    template_for,
+)
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Exchange

@@ -8,9 +8,8 @@ import pytest
 from noisy_expert import noisy
 from walker import Walker
 
-from treewright.agent.clients.scripted import ScriptedPolicy, scripted_choice
 from treewright.agent.config import load_config
-from treewright.agent.propose import (
+from treewright.agent.policies.propose import (
     Distinct,
     Memory,
     Past,
@@ -22,6 +21,7 @@ from treewright.agent.propose import (
     plain,
     rephrased,
 )
+from treewright.agent.policies.scripted import ScriptedPolicy, scripted_choice
 from treewright.envs import Action, Observation, Task, TreewrightError
 from treewright.envs.maze import SUITE
 from treewright.search.engine import Settings, search

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.cells import cell_len
 
-from treewright.agent.report import clean, figure, render_text, write_report
+from treewright.agent.view.report import clean, figure, render_text, write_report
 from treewright.envs.types import Action, Effect, Observation, Task
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent

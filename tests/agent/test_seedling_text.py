@@ -2,7 +2,7 @@
 
 import pytest
 
-from treewright.agent.prompts import WINDOWS, CompactTemplate
+from treewright.agent.policies.prompts import WINDOWS, CompactTemplate
 from treewright.agent.seedling.build import load_seedling
 from treewright.agent.seedling.demos import Demo, DemoStep
 from treewright.agent.seedling.text import END, Encoder, demo_pieces, frame_words, train_tokenizer

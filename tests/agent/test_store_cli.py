@@ -11,9 +11,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from treewright.agent import store_cli
-from treewright.agent.bench_cli import bench
-from treewright.agent.store_cli import compare_command, find_store, store_app
+from treewright.agent.cli.bench import bench
+from treewright.agent.cli.main import store as store_cli
+from treewright.agent.cli.store import compare_command, find_store, store_app
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task
 from treewright.search.store import TreeStore
@@ -92,7 +92,7 @@ def test_a_store_that_is_not_there_is_named_with_the_places_looked_at(home):
 
 
 def test_the_benchmark_writes_its_figures_with_the_hardware(home, monkeypatch):
-    from treewright.agent import bench_store
+    from treewright.benchmarks import store as bench_store
 
     monkeypatch.setattr(bench_store, "measure", lambda *given, more: {"store_rows_per_s": (5.0, "rows/s")})
     bench("store", quick=True, json=home / "out" / "store.json")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from treewright.agent.cli import app
-from treewright.agent.loop import rates_of, rule_of
-from treewright.agent.ping import HeadedPolicy, Measured, head_ids, is_refusal, read_lines, refusals, search_prefix
-from treewright.agent.policy import open_policy
+from treewright.agent.cli.main import app
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.runs.loop import rates_of, rule_of
+from treewright.agent.runs.ping import HeadedPolicy, Measured, head_ids, is_refusal, read_lines, refusals, search_prefix
 from treewright.envs import TreewrightError
 from treewright.search.store import TreeStore
 
@@ -159,8 +159,8 @@ def test_imported_conversations_are_imitated_as_the_policy_would_have_written_th
     assert paths and paths.group(1) == "1"
     from transformers import AutoTokenizer
 
-    from treewright.agent.policy import SEEDLING
-    from treewright.agent.recipes import encoder_of
+    from treewright.agent.policies.policy import SEEDLING
+    from treewright.agent.runs.recipes import encoder_of
     from treewright.training.recipes.imitate import path_rows
 
     tokenizer = AutoTokenizer.from_pretrained(SEEDLING)
@@ -241,10 +241,10 @@ def test_ping_searches_and_sft_checks_refusals_before_and_after(run, tmp_path):
 
 async def test_the_check_sees_a_model_that_learned_to_refuse():
     """The seedling, taught one refusal, refuses; the check must notice both states."""
-    from treewright.agent.clients.hf import HFPolicy
     from treewright.agent.config import load_config
-    from treewright.agent.loop import make_trainer
-    from treewright.agent.policy import SEEDLING
+    from treewright.agent.policies.hf import HFPolicy
+    from treewright.agent.policies.policy import SEEDLING
+    from treewright.agent.runs.loop import make_trainer
     from treewright.envs import Observation, Task
     from treewright.training.loss import Mode
     from treewright.training.pack import TokenRow, pack_rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from treewright.agent.clients.uniform import uniform_answers, uniform_calls, values_for
-from treewright.agent.policy import open_policy
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.uniform import uniform_answers, uniform_calls, values_for
 from treewright.envs import Action, Observation, Task, ToolSpec
 from treewright.envs.tools.office import SPECS, open_model, tasks
 from treewright.search.screen import parse_action, validate_action
@@ -65,5 +65,5 @@ def test_values_follow_the_schema():
 
 
 def test_the_command_line_can_name_it():
-    spec = "scripted:treewright.agent.clients.uniform:uniform_calls"
+    spec = "scripted:treewright.agent.policies.uniform:uniform_calls"
     assert open_policy(spec) is uniform_calls

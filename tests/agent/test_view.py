@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from view_trees import Growth, big, keep, walks, write_store
 from walker import Likelihood, Walker
 
+from treewright.agent.cli.view import report_command, view_command
 from treewright.agent.view import Filters, Reader, make_app, write_page
 from treewright.agent.view.payload import advantage_json, columns_json, decoder, dump, find_decoder, pieces, turns_json
 from treewright.agent.view.reading import EFFECTS
-from treewright.agent.view_cli import report_command, view_command
 from treewright.envs.errors import TreewrightError
 from treewright.envs.maze import SUITE, Maze
 from treewright.envs.types import Effect, Observation

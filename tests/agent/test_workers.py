@@ -13,9 +13,9 @@ from dataclasses import replace
 import pytest
 from databases import execute
 
-from treewright.agent import workers
 from treewright.agent.config import load_config
-from treewright.agent.workers import Job, Processes, collect_with_workers
+from treewright.agent.runs import workers
+from treewright.agent.runs.workers import Job, Processes, collect_with_workers
 from treewright.envs.errors import TreewrightError
 from treewright.search.store import StoreError, TreeStore
 
@@ -44,9 +44,9 @@ def digests(url):
 @pytest.fixture
 async def expected(config):
     """What one process without a store grows."""
-    from treewright.agent.collect import collect, open_worlds
-    from treewright.agent.loop import budget_of, evaluator_of, rule_of, tasks_for
-    from treewright.agent.policy import open_policy
+    from treewright.agent.policies.opening import open_policy
+    from treewright.agent.runs.collect import collect, open_worlds
+    from treewright.agent.runs.loop import budget_of, evaluator_of, rule_of, tasks_for
     from treewright.search.engine import Settings
 
     section = config.search

@@ -7,9 +7,9 @@ import time
 import pytest
 from small_policies import script_policy
 
-from treewright.agent.code_judge import TestsPassed
-from treewright.agent.collect import open_worlds
-from treewright.agent.evaluate import evaluate
+from treewright.agent.judges.code_judge import TestsPassed
+from treewright.agent.runs.collect import open_worlds
+from treewright.agent.runs.evaluate import evaluate
 from treewright.envs import Action, InvalidAction, Observation, TreewrightError
 from treewright.envs.code.bugs import Programmer, bugs
 from treewright.envs.code.problem import Problem, equal, expected

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from treewright.agent.clients.scripted import ScriptedPolicy
+from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import (
     Action,
     InvalidAction,

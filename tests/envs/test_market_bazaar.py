@@ -7,7 +7,7 @@ import pytest_asyncio
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
-from treewright.agent.web_trials import back_vs_replay, compare_live, fingerprints
+from treewright.benchmarks.web_trials import back_vs_replay, compare_live, fingerprints
 from treewright.envs import Action, Effect, Turn
 from treewright.envs.web.bazaar import SITE, SUITE, open_live
 from treewright.envs.web.bazaar_tasks import FAMILIES, KINDS, graded, make_tasks, wanted

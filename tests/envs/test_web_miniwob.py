@@ -8,7 +8,7 @@ import pytest_asyncio
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 pytest.importorskip("miniwob", reason="needs the pages of MiniWoB: pip install --no-deps miniwob")
 
-from treewright.agent.web_trials import miniwob
+from treewright.benchmarks.web_trials import miniwob
 from treewright.envs import Action, InvalidAction, Restore, TreewrightError, Turn
 from treewright.envs.web import miniwob as home
 from treewright.envs.web.browser import close_browser, find_chromium

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from treewright.envs import Action, InvalidAction, Restore, SessionDied, Task, Turn
-from treewright.envs.tools.bench_world import apply, first_office, load, save
 from treewright.envs.tools.workbench import EFFECTS, KINDS, SUITE, open_workbench, oracle, tasks, wanted
+from treewright.envs.tools.workbench_world import apply, first_office, load, save
 
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
 

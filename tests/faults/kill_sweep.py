@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from commit_parts import FileJournal, Kill, a_move, chain
 
-from treewright.agent.figures import write_figures
+from treewright.agent.runs.figures import write_figures
 from treewright.envs.maze import Maze
 from treewright.search.commit import Next, commit
 from treewright.search.restore import Pool

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from treewright.agent.clients.scripted import ScriptedPolicy
-from treewright.agent.collect import collect, open_worlds
+from treewright.agent.policies.scripted import ScriptedPolicy
+from treewright.agent.runs.collect import collect, open_worlds
 from treewright.envs import SessionDied, TreewrightError, suite
 from treewright.search.engine import Settings
 from treewright.search.rules import best_first

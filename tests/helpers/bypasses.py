@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from treewright.agent.figures import write_result
+from treewright.agent.runs.figures import write_result
 from treewright.envs.web import browser
 from treewright.envs.web.browser import close_browser
 from treewright.envs.web.guard import AllowList

@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import replace
 
-from treewright.agent.clients.scripted import ScriptedPolicy
+from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import EnvFault, Observation
 from treewright.envs.maze import SUITE, Maze
 from treewright.search.engine import Settings, search

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from treewright.agent.clients.scripted import scripted_choice
+from treewright.agent.policies.scripted import scripted_choice
 
 MOVES = [(f'move {{"to": "{way}"}}', 0.22) for way in ("north", "east", "south", "west")]
 walker = scripted_choice([*MOVES, ("stop {}", 0.07), ("dance {}", 0.05)], name="walker")

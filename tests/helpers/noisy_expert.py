@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from treewright.agent.clients.scripted import scripted_choice
+from treewright.agent.policies.scripted import scripted_choice
 from treewright.envs.registry import suite
 from treewright.envs.types import Action, Turn
 

@@ -1,6 +1,6 @@
 """A scripted policy whose turns are worth nothing for training, for tests of worlds."""
 
-from treewright.agent.clients.scripted import ScriptedPolicy
+from treewright.agent.policies.scripted import ScriptedPolicy
 
 
 def script_policy(script):

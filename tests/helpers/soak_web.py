@@ -17,8 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from treewright.agent.clients.scripted import ScriptedPolicy
-from treewright.agent.figures import write_result
+from treewright.agent.policies.scripted import ScriptedPolicy
+from treewright.agent.runs.figures import write_result
 from treewright.envs import EnvFault, InvalidAction
 from treewright.envs.types import Action
 from treewright.envs.web.bazaar import SUITE

@@ -107,7 +107,7 @@ def test_query_gradients_added_in_the_pass_over_keys_are_the_same(backend, name,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PLANS)
 def test_the_bit_mask_baseline_computes_the_same(name, dtype):
-    from treewright.kernels.bitmask import bitmask_attention, packed_mask
+    from treewright.benchmarks.bitmask import bitmask_attention, packed_mask
 
     plan = PLANS[name].to(DEVICE)
     q, k, v, *_ = (x.to(DEVICE) for x in inputs(PLANS[name], (4, 2), 64, dtype))

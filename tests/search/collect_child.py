@@ -8,7 +8,7 @@ sys.path.insert(0, sys.argv[2])
 
 from walker import Likelihood, Walker
 
-from treewright.agent.collect import collect, open_worlds
+from treewright.agent.runs.collect import collect, open_worlds
 from treewright.envs.maze import SUITE
 from treewright.search.engine import Settings
 from treewright.search.rules import best_first

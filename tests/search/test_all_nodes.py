@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from treewright.envs import Task, TreewrightError
-from treewright.search.all_nodes import Answer, Parts, as_tree, majority, solve
+from treewright.search.planning.all_nodes import Answer, Parts, as_tree, majority, solve
 from treewright.search.store import TreeStore
 from treewright.search.types import NodeKind
 from treewright.training.credit import TreeArrays

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from commit_parts import TASK, FileJournal, Kill, Live, a_move, chain, pressed
 
-from treewright.agent.clients.scripted import ScriptedPolicy
+from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import Action, Divergence, EnvFault, Restore, TreewrightError
 from treewright.search.commit import Next, commit, continue_from, open_approval, recover
 from treewright.search.engine import Settings, search

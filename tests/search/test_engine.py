@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from walker import Likelihood, Walker
 
-from treewright.agent.clients.scripted import ScriptedPolicy, scripted_choice
+from treewright.agent.policies.scripted import ScriptedPolicy, scripted_choice
 from treewright.envs import EnvFault, Restore, TreewrightError
 from treewright.envs.maze import SUITE, Faults, Maze
 from treewright.search.engine import Settings, search

@@ -7,7 +7,7 @@ from walker import Walker
 
 from treewright.envs.maze import SUITE
 from treewright.search.engine import Settings, search
-from treewright.search.equal import MERGED, equal_states
+from treewright.search.planning.equal import MERGED, equal_states
 from treewright.search.rules import breadth_first
 from treewright.search.types import Budget, NodeStatus
 from treewright.training.credit import TreeArrays

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from walker import Likelihood, Walker
 
-from treewright.agent.clients.scripted import ScriptedPolicy
 from treewright.agent.config import load_config
+from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import TreewrightError
 from treewright.envs.maze import SUITE, Maze
 from treewright.search.engine import Settings, search

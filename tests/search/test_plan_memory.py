@@ -9,9 +9,9 @@ from walker import Walker
 from treewright.envs import Action, Observation, Task, TreewrightError
 from treewright.envs.maze import SUITE
 from treewright.search.engine import search
-from treewright.search.plan_memory import Plan, PlanMemory, alike, goal_marks, step_of, words_of
 from treewright.search.rules import rule
 from treewright.search.rules.astar import PathCosts, lcs
+from treewright.search.rules.plan_memory import Plan, PlanMemory, alike, goal_marks, step_of, words_of
 from treewright.search.types import Budget, Exchange
 
 TASK = Task("office", "1", "send Ada a mail about #late")

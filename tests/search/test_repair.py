@@ -9,9 +9,9 @@ import statistics
 
 import pytest
 
+from treewright.benchmarks.repair import WAYS, Grid, Terrain, compare
 from treewright.envs import Action, Restore, Task, TreewrightError
-from treewright.search.bench_repair import WAYS, Grid, Terrain, compare
-from treewright.search.repair import EnvironmentProbe, Planner
+from treewright.search.planning.repair import EnvironmentProbe, Planner
 
 MOVES = [Action.of(way) for way in WAYS]
 

@@ -13,9 +13,9 @@ from treewright.envs import TreewrightError
 from treewright.envs.maze import SUITE, Maze
 from treewright.search.engine import Settings, search
 from treewright.search.frontier import ByDescent, ByPriority, ucb
-from treewright.search.plan_memory import Plan, PlanMemory
 from treewright.search.restore import Pool
 from treewright.search.rules import RULES, known_rules, options_of, rule
+from treewright.search.rules.plan_memory import Plan, PlanMemory
 from treewright.search.types import Budget, NodeStatus
 
 TASK = SUITE.tasks("train", 3)[2]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from treewright.search import schedules as s
+from treewright.search.rules import schedules as s
 
 
 def test_fan_reads_widths_by_depth_and_repeats_the_last():

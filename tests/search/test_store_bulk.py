@@ -87,7 +87,7 @@ def test_nothing_is_loaded_while_another_process_writes(store_url):
 
 
 def test_the_benchmark_measures_what_it_checked(monkeypatch, tmp_path):
-    from treewright.search.store import bench
+    from treewright.benchmarks import store_load as bench
 
     monkeypatch.delenv(bench.POSTGRES, raising=False)
     monkeypatch.setattr(bench, "LOOKUPS", 50)

@@ -10,8 +10,8 @@ import pytest_asyncio
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
-from treewright.agent.clients.scripted import ScriptedPolicy
-from treewright.agent.episode import run_episode
+from treewright.agent.policies.scripted import ScriptedPolicy
+from treewright.agent.runs.episode import run_episode
 from treewright.envs import Task
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.environment import FullWebEnvironment

@@ -12,9 +12,9 @@ from treewright.envs.types import BaseEnvironment, Effect, Observation, Restore,
 from treewright.search.engine import Settings, search
 from treewright.search.rules import best_first, random_on_policy
 from treewright.search.types import Budget, Completion, Context, Score
+from treewright.training.check.mdp import GROUP, Grown, measure, small_mdp
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
-from treewright.training.mdp import GROUP, Grown, measure, small_mdp
 
 WORLD = small_mdp()
 TREES = 960

@@ -11,7 +11,7 @@ import typer
 from search_trees import random_tree
 from typer.testing import CliRunner
 
-from treewright.agent.data_cli import data_app
+from treewright.agent.cli.data import data_app
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Call
 from treewright.search.store import TreeStore
@@ -194,7 +194,7 @@ def test_commands_fail_with_an_error_for_people(args, said, tmp_path, monkeypatc
 
 
 def test_the_commands_can_be_registered_in_another_app():
-    from treewright.agent.data_cli import export_command, import_command
+    from treewright.agent.cli.data import export_command, import_command
 
     app = typer.Typer()
     app.command("export")(export_command)

@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from treewright.search.schedules import EXACT
-from treewright.training import mdp as world
+from treewright.search.rules.schedules import EXACT
+from treewright.training.check import mdp as world
+from treewright.training.check.mdp import GROUP, Grown, measure, small_mdp
+from treewright.training.check.mdp_growth import SCHEDULES, bias_over_noise, grow
 from treewright.training.credit import TreeArrays, estimate, published, split_loo, split_loo_reference, variants
-from treewright.training.mdp import GROUP, Grown, measure, small_mdp
-from treewright.training.mdp_growth import SCHEDULES, bias_over_noise, grow
 
 TREES = 16_000
 UNBIASED = ["chains", "fixed_2", "late", "split_liked", "entropy", "random", "best_first", "roulette", "slots"]

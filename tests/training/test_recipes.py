@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from treewright.agent.collect import open_worlds
 from treewright.agent.config import load_config
-from treewright.agent.loop import Learner, evaluator_of, grow_for_training, make_trainer, tasks_for
-from treewright.agent.policy import SEEDLING, open_policy
-from treewright.agent.prm import PrmEvaluator
-from treewright.agent.recipes import grow_from, prefix_rounds, spar_rounds
+from treewright.agent.judges.prm import PrmEvaluator
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.runs.collect import open_worlds
+from treewright.agent.runs.loop import Learner, evaluator_of, grow_for_training, make_trainer, tasks_for
+from treewright.agent.runs.recipes import grow_from, prefix_rounds, spar_rounds
 from treewright.envs.errors import TreewrightError
 from treewright.search.rooted import prefix_ids, prefix_length, search_from, start_at
 from treewright.search.store import TreeStore

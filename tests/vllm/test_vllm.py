@@ -18,12 +18,13 @@ pytest.importorskip("vllm", reason="needs vLLM; make test-vllm builds a venv wit
 import torch
 from safetensors.torch import save_file
 
-from treewright.agent.clients.actions import action_grammar
-from treewright.agent.clients.vllm_server import vllm_server
-from treewright.agent.collect import open_worlds
 from treewright.agent.config import load_config
-from treewright.agent.loop import Learner, make_trainer, run_loop, tasks_for
-from treewright.agent.policy import SEEDLING, open_policy, serve_weights
+from treewright.agent.policies.actions import action_grammar
+from treewright.agent.policies.opening import open_policy, serve_weights
+from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.policies.vllm_server import vllm_server
+from treewright.agent.runs.collect import open_worlds
+from treewright.agent.runs.loop import Learner, make_trainer, run_loop, tasks_for
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.engine import Settings, search

@@ -8,14 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 import treewright
 from treewright.training.export.atif import ATIF_VERSION
 from treewright.training.export.columns import RAW_SCHEMA, columns, hf_features
-
-if TYPE_CHECKING:
-    from treewright.training.export.dataset import ExportOptions, ExportReport, TreeFilter
+from treewright.training.export.options import ExportOptions, ExportReport, TreeFilter
 
 __all__ = ["write_card"]
 

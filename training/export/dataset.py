@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import treewright
@@ -20,98 +19,14 @@ from treewright.search.store import TreeRow, TreeStore
 from treewright.search.types import Expansion
 from treewright.training.export.atif import atif_documents
 from treewright.training.export.card import write_card
-from treewright.training.export.columns import FORMATS, STYLES, columns
+from treewright.training.export.columns import columns
+from treewright.training.export.options import ExportOptions, ExportReport, TreeFilter
 from treewright.training.export.raw import encode_tree
-from treewright.training.export.rows import SOLVED, dpo_rows, prefix_rows, prm_rows, sft_rows
-from treewright.training.export.tables import FILE_TYPES, Table, need_pyarrow, open_table
-from treewright.training.export.view import Decode, Row, View
+from treewright.training.export.rows import dpo_rows, prefix_rows, prm_rows, sft_rows
+from treewright.training.export.tables import Table, need_pyarrow, open_table
+from treewright.training.export.view import Row, View
 
 __all__ = ["ExportOptions", "ExportReport", "TreeFilter", "export_dataset"]
-
-PATHS = ("best", "chosen", "all")
-PAIRS = ("extremes", "all")
-
-
-@dataclass(frozen=True, slots=True)
-class TreeFilter:
-    """Which finished trees to export; None lets all through.
-
-    success  what search chose was worth at least 1;  exact  no reason against exactness was recorded
-    """
-
-    run: str | None = None
-    suite: str | None = None
-    split: str | None = None
-    success: bool | None = None
-    policy_version: str | None = None
-    exact: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """What to write and how.
-
-    formats          of sft, dpo, prm, prefix, atif, raw
-    style            of sft, dpo and prefix: conversational (messages), text, or tokens (ids alone)
-    file_type        parquet (needs pyarrow) or jsonl
-    paths            what sft and prefix take: the best path of a tree, the chosen one, or all that are good
-    min_outcome      least return of a good path
-    min_gap          least difference of values in a dpo pair;  pairs  extremes or all of a branch
-    min_ess          effective leaves behind each side of a pair;  on_policy  only pairs of the tree's own weights
-    label_threshold  a prm step is labelled True above this value
-    system           a system message for every conversation
-    decode           token ids to text, for the text style to be what the policy read
-    license          for the card; an identifier of the Hugging Face hub
-    """
-
-    formats: tuple[str, ...] = FORMATS
-    style: str = "conversational"
-    file_type: str = "parquet"
-    paths: str = "best"
-    min_outcome: float = SOLVED
-    min_gap: float = 0.1
-    pairs: str = "extremes"
-    min_ess: float = 0.0
-    on_policy: bool = False
-    label_threshold: float = 0.0
-    system: str | None = None
-    decode: Decode | None = None
-    license: str = "unknown"
-
-    def __post_init__(self) -> None:
-        known = {"style": STYLES, "file_type": FILE_TYPES, "paths": PATHS, "pairs": PAIRS}
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
-                raise TreewrightError(f"{name} = {getattr(self, name)!r}; known: {', '.join(allowed)}")
-        wrong = [f for f in self.formats if f not in FORMATS]
-        if wrong or not self.formats:
-            raise TreewrightError(f"no format named {wrong[0] if wrong else ''!r}; known: {', '.join(FORMATS)}")
-        if self.min_gap < 0:
-            raise TreewrightError(f"min_gap = {self.min_gap} is negative; 0 takes every pair whose values differ")
-
-    def described(self) -> dict[str, object]:
-        """The options for the card, the decoder as yes or no."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("decode", "formats", "license")}
-        return {**named, "decoded_by_tokenizer": self.decode is not None}
-
-
-@dataclass(slots=True)
-class ExportReport:
-    """What was written: rows by (format, split), trees and their facts, and what was left out and why."""
-
-    folder: Path
-    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
-    trees: Counter[tuple[str, str]] = field(default_factory=Counter)
-    versions: Counter[str] = field(default_factory=Counter)
-    runs: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    skipped: dict[str, Counter[str]] = field(default_factory=dict)
-    solved: int = 0
-    inexact: int = 0
-    nodes: int = 0
-
-    def total(self, name: str) -> int:
-        return sum(n for (table, _), n in self.rows.items() if table == name)
 
 
 def export_dataset(

@@ -1,0 +1,37 @@
+"""`treewright plans FILE`: the plans of a run's solved tasks, as a memory for A*."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from treewright.agent.cli.options import Name, console, read_config
+from treewright.envs.errors import TreewrightError
+from treewright.search.rules.plan_memory import PlanMemory
+
+__all__ = ["plans_command"]
+
+
+def plans_command(
+    file: Annotated[Path, typer.Argument(help="The memory: a file of JSON lines, made or added to.")],
+    name: Name = None,
+) -> None:
+    """Learn the plans of a run's solved training tasks, for search.rule=astar.
+
+    treewright plans plans.jsonl --name first
+    treewright collect --name second --set search.rule=astar --set search.options.memory=plans.jsonl
+    """
+    from treewright.search.store import TreeStore
+
+    cfg = read_config(name, None, None, None, None)
+    if not cfg.store_path.exists():
+        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
+    known = PlanMemory.load(file) if file.exists() else PlanMemory()
+    with TreeStore.open(cfg.store_path, read_only=True) as store:
+        rows = store.trees(status="done", split="train")
+        grown = known.learn(store.load(row.tree_id) for row in rows)
+    grown.save(file)
+    console.print(f"{len(rows)} finished trees of training tasks: {len(grown) - len(known)} new plans")
+    console.print(f"{len(grown)} plans in {file}; next: --set search.rule=astar --set search.options.memory={file}")

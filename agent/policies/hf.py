@@ -1,0 +1,339 @@
+"""Any transformers causal language model as a policy, on CPU or GPU, in this process.
+
+Requests that wait when the worker gets to run are drawn in one batch; the model runs in a thread of its own, so the
+event loop goes on. What is computed for a prompt is shared by its draws and kept for the prompts that continue it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from treewright.agent.policies.policy import PolicyStats
+from treewright.agent.policies.prefixes import PrefixCache
+from treewright.agent.policies.prompts import Template, Window, template_for
+from treewright.agent.policies.runners import runner_for
+from treewright.agent.policies.sampling import Drawn, Request, generate
+from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.kernels.decode import path_length
+from treewright.search.types import Completion, Context, Exchange, PolicyFault
+from treewright.training.versions import weights_version
+
+__all__ = ["HFPolicy", "weights_version"]
+
+SMALL = 20_000_000  # parameters up to which one CPU thread beats several
+
+
+@dataclass(slots=True)
+class _Waiting:
+    request: Request
+    future: asyncio.Future[list[Completion]]
+
+    def cost(self, shares: bool) -> int:
+        """Tokens kept for it, with one copy of the prompt or one for each draw."""
+        draws = len(self.request.seeds)
+        return len(self.request.ids) * (1 if shares else draws) + draws * self.request.max_tokens
+
+
+class HFPolicy:
+    """Draws from `model`, a transformers causal language model in eval mode.
+
+    window            how many of the newest observations a prompt shows: a number, or one by suite; None: template's
+    temperature       1 for training; 0 (greedy) and others act but are marked untrainable
+    batch_requests    False runs each request alone: its draws then do not depend, even in the last bit, on who else
+                      asks; True is faster, and draws differ only where a random number falls within the rounding of
+                      the distribution's edges
+    max_batch_tokens  prompt and new tokens of all rows that run together
+    cache_bytes       for the keys and values of earlier prompts; 0 turns reuse between batches off, as does
+                      batch_requests=False
+    threads           CPU threads of the worker; None: 1 for small models, else torch's default
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "hf",
+        version: str | None = None,
+        template: Template | None = None,
+        window: Window = None,
+        temperature: float = 1.0,
+        batch_requests: bool = True,
+        max_batch_tokens: int = 65_536,
+        cache_bytes: int = 256 << 20,
+        threads: int | None = None,
+        template_options: dict[str, Any] | None = None,
+    ) -> None:
+        if temperature < 0:
+            raise TreewrightError(f"temperature = {temperature} is negative; give 0 for greedy, 1 to sample")
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.template = template or template_for(tokenizer, window, **(template_options or {}))
+        self.runner = runner_for(model)
+        self.temperature, self.batch_requests = float(temperature), batch_requests
+        self.max_batch_tokens = max_batch_tokens
+        self.stats = PolicyStats()
+        self._version = version or weights_version(model)
+        self._cache = PrefixCache(cache_bytes if batch_requests else 0)
+        ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        also = [ends] if isinstance(ends, int) else list(ends or ())
+        self.stop_ids = sorted(self.template.stop_ids | set(also))
+        self.longest = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+        if threads is None and self.runner.device.type == "cpu" and model.num_parameters() <= SMALL:
+            threads = 1
+        self._executor = ThreadPoolExecutor(
+            1, thread_name_prefix=f"policy-{name}", initializer=_use_threads, initargs=(threads,)
+        )
+        self._lock = threading.Lock()
+        self._waiting: list[_Waiting] = []
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    def load(cls, path: str, *, device: str | None = None, dtype: str = "float32", **options: Any) -> Self:
+        """Opens a folder in `save_pretrained` layout, or a model by name.
+
+        Raises TreewrightError if there is no such model, or no tokenizer beside it.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        except (OSError, ValueError) as error:
+            raise TreewrightError(f"cannot load a model from {path!r}: {_first_line(error)}") from error
+        if not tokenizer.encode("a", add_special_tokens=False):
+            # Without tokenizer files transformers makes up an empty one for some architectures.
+            raise TreewrightError(f"{path!r} holds no tokenizer; save one beside the weights with save_pretrained")
+        return cls(model.to(device), tokenizer, **{"name": f"hf:{path}", **options})
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What differs from plain sampling at temperature 1; kept in the header of every tree."""
+        return {} if self.temperature == 1.0 else {"temperature": self.temperature}
+
+    def context(
+        self,
+        task: Task,
+        tools: Sequence[ToolSpec],
+        first: Observation,
+        turns: Sequence[Exchange],
+        base: Sequence[int],
+    ) -> Context:
+        return self.template.context(task, tools, first, turns, base)
+
+    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+        """One completion for each seed. Raises PolicyFault for a prompt the model has no room for."""
+        if self._closed:
+            raise PolicyFault(f"policy {self.name} is closed")
+        if max_tokens < 1 or not context.ids:
+            raise TreewrightError(f"a draw needs a prompt and max_tokens >= 1, not {max_tokens}")
+        if len(context.ids) + max_tokens > self.longest:
+            raise PolicyFault(
+                f"a prompt of {len(context.ids)} tokens and {max_tokens} new ones do not fit the {self.longest} "
+                f"positions of {self.name}; set window=N to shorten prompts"
+            )
+        if not seeds:
+            return []
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(self._request(context, tuple(seeds), max_tokens), loop.create_future())
+        self._waiting.append(waiting)
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._work())
+        return await waiting.future
+
+    async def entropies(self, contexts: Sequence[Sequence[int]]) -> list[float]:
+        """Entropy in nats of the next token after each prompt. What is computed is kept for draws from the same one."""
+        if self._closed:
+            raise PolicyFault(f"policy {self.name} is closed")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._entropies, [tuple(ids) for ids in contexts])
+
+    def _entropies(self, contexts: Sequence[tuple[int, ...]]) -> list[float]:
+        with self._lock:
+            try:
+                with torch.inference_mode():
+                    logps = [self._prefill(ids).float().log_softmax(-1) for ids in contexts]
+            finally:
+                self._cache.trim()
+            return [float(-(p.exp() * p).sum()) for p in logps]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens a draw chooses from."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def _request(self, context: Context, seeds: tuple[int, ...], max_tokens: int) -> Request:
+        return Request(context.ids, seeds, max_tokens, self.temperature)
+
+    async def _work(self) -> None:
+        """Runs what waits, batch after batch, until nothing does."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)  # let others that are about to ask join the first batch
+        while self._waiting:
+            batch = self._batch()
+            if not batch:
+                continue
+            try:
+                done = await loop.run_in_executor(self._executor, self._run, [w.request for w in batch])
+            except Exception as error:
+                self.stats.faults += 1
+                if isinstance(error, RuntimeError):
+                    error = PolicyFault(f"{self.name}: {type(error).__name__}: {error}")
+                for waiting in batch:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(error)
+                continue
+            for waiting, completions in zip(batch, done, strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result(completions)
+
+    def _batch(self) -> list[_Waiting]:
+        """Takes from the front of the queue what fits together; cancelled requests are dropped."""
+        self._waiting = [w for w in self._waiting if not w.future.done()]
+        batch, room = self._waiting[:1], self.max_batch_tokens
+        room -= batch[0].cost(self.runner.shares) if batch else 0
+        for waiting in self._waiting[1:] if self.batch_requests else ():
+            cost = waiting.cost(self.runner.shares)
+            if cost > room:
+                break
+            room -= cost
+            batch.append(waiting)
+        del self._waiting[: len(batch)]
+        return batch
+
+    def _run(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        # Neighbours in alphabetical order are neighbours in the tree of prompts: what they share is read once.
+        order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
+        asked = [requests[i] for i in order]
+        with self._lock:
+            began = time.monotonic()
+            try:
+                with torch.inference_mode():
+                    logits = [self._prefill(request.ids) for request in asked]
+                    paths = [self._cache.path(request.ids) for request in asked]
+                    drawn = generate(self.runner, asked, list(zip(paths, logits, strict=True)), self.stop_ids)
+            finally:
+                self._cache.trim()
+            self.stats.seconds += time.monotonic() - began
+            self.stats.requests += len(requests)
+            place = {i: draws for i, draws in zip(order, drawn, strict=True)}
+            return [[self._completion(one) for one in place[i]] for i in range(len(requests))]
+
+    def _prefill(self, ids: tuple[int, ...]) -> Tensor:
+        """The logits after `ids`, whose keys and values the cache holds then."""
+        path, logits = self._cache.longest(ids)
+        if logits is None and path_length(path) == len(ids):
+            path, _ = self._cache.longest(ids[:-1])  # held as part of a longer prompt: the last token runs again
+        length = path_length(path)
+        self.stats.cached_tokens += length
+        self.stats.prompt_tokens += len(ids) - length
+        if logits is not None and length == len(ids):
+            return logits
+        stretch, logits = self.runner.prefill(ids[length:], path)
+        self._cache.put(ids, stretch, logits)
+        return logits
+
+    def _completion(self, drawn: Drawn) -> Completion:
+        stopped = drawn.ids[-1] in self.stop_ids
+        self.stats.draws += 1
+        self.stats.sampled_tokens += len(drawn.ids)
+        return Completion(
+            self.template.encoder.text(drawn.ids[:-1] if stopped else drawn.ids),
+            drawn.ids,
+            drawn.logprobs,
+            "stop" if stopped else "length",
+            self._version,
+            trainable=self.temperature == 1.0,
+            temperature=self.temperature,
+        )
+
+    async def first_tokens(self, prompts: Sequence[str]) -> list[dict[str, float]]:
+        """For each prompt, as a user's message, the likeliest first tokens of the answer and their log-probs."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._first_tokens, [self._asked(p) for p in prompts])
+
+    def _first_tokens(self, prompts: Sequence[tuple[int, ...]]) -> list[dict[str, float]]:
+        found = []
+        with self._lock, torch.inference_mode():
+            try:
+                for ids in prompts:
+                    best = self._prefill(ids).float().log_softmax(-1).topk(20)
+                    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                    found.append({self.tokenizer.decode([i]): value for i, value in rows})
+            finally:
+                self._cache.trim()
+        return found
+
+    async def write(self, prompt: str, seed: int, max_tokens: int) -> str:
+        """One answer to a user's message."""
+        (done,) = await self.draw(Context(0, (), self._asked(prompt)), [seed], max_tokens)
+        return done.text
+
+    def _asked(self, prompt: str) -> tuple[int, ...]:
+        if getattr(self.tokenizer, "chat_template", None):
+            said = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+            return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(prompt))
+
+    def load_weights(self, path: str | Path, version: str | None = None) -> str:
+        """Takes the weights of a `save_pretrained` folder of the same shape; returns the new version.
+
+        Waits for the batch that runs; draws that wait get the new weights. Raises TreewrightError where the folder
+        does not fit the model.
+        """
+        try:
+            fresh = type(self.model).from_pretrained(str(path), dtype=self.model.dtype)
+            state = fresh.state_dict()
+        except (OSError, ValueError) as error:
+            raise TreewrightError(
+                f"cannot load weights from {str(path)!r}: {str(error).partition(chr(10))[0]}"
+            ) from error
+        with self._lock:
+            try:
+                self.model.load_state_dict(state)
+            except RuntimeError as error:
+                raise TreewrightError(f"the weights in {str(path)!r} do not fit {self.name}: {error}") from error
+            return self.refresh(version)
+
+    def refresh(self, version: str | None = None) -> str:
+        """To be called after the model's tensors were changed in place; returns the new version."""
+        self.runner.refresh()
+        self._cache.clear()
+        self._version = version or weights_version(self.model)
+        return self._version
+
+    async def close(self) -> None:
+        """Ends the worker after its batch; requests that wait fail."""
+        self._closed = True
+        for waiting in self._waiting:
+            if not waiting.future.done():
+                waiting.future.set_exception(PolicyFault(f"policy {self.name} was closed"))
+        self._waiting.clear()
+        await asyncio.to_thread(self._executor.shutdown)
+        self._cache.clear()
+
+
+def _use_threads(count: int | None) -> None:
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

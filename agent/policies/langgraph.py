@@ -1,0 +1,107 @@
+"""Your own compiled LangGraph agent as a policy: the search drives it, one step at a time.
+
+    policy = GraphPolicy(agent, stop_before=("tools",))          # or open_policy("langgraph:my_module:agent")
+
+`agent` is a compiled graph over a state with `messages`, as LangGraph's own agents are. For each draw it is run on the
+messages of the node until it ends or is about to enter a node of `stop_before`; its last message is the draw, tool
+calls and text. The tools are then executed by treewright's world, which can go back, and not by the graph. The draw's
+seed is in `config["configurable"]["seed"]` for agents whose model takes one. Such draws act and are not trained on: the
+graph hides its tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from treewright.agent.policies.engine import ToolContext
+from treewright.agent.policies.policy import PolicyStats
+from treewright.agent.policies.prompts import chat_messages
+from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.types import Completion, Context, Exchange, PolicyFault
+
+__all__ = ["GraphPolicy"]
+
+
+class GraphPolicy:
+    """A compiled LangGraph graph as a policy.
+
+    stop_before  nodes that execute tools; the graph stops before them
+    deadline     seconds for one run of the graph;  concurrency  runs under way at once
+    tools_as     'text' lists the tools in the system message; 'none' leaves that to the graph
+    Raises TreewrightError for something that is no compiled graph or has no node of that name.
+    """
+
+    def __init__(
+        self,
+        graph: Any,
+        *,
+        name: str = "langgraph",
+        version: str | None = None,
+        stop_before: Sequence[str] = ("tools",),
+        deadline: float = 120.0,
+        concurrency: int = 16,
+        tools_as: str = "text",
+    ) -> None:
+        if not hasattr(graph, "ainvoke") or not hasattr(graph, "nodes"):
+            raise TreewrightError(f"{type(graph).__name__} is no compiled LangGraph graph; give graph.compile()")
+        if tools_as not in ("text", "none"):
+            raise TreewrightError(f"tools_as = {tools_as!r} is not known; write 'text' or 'none'")
+        self.graph, self.name, self.deadline, self.tools_as = graph, name, deadline, tools_as
+        self.stop_before = [node for node in stop_before if node in graph.nodes]
+        self.stats = PolicyStats()
+        self._version = version or name
+        self._slots = asyncio.Semaphore(concurrency)
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    def context(
+        self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
+    ) -> Context:
+        """The conversation as messages; no token ids."""
+        messages = chat_messages(task, tools, first, turns, None)
+        return ToolContext(0, (), (), messages if self.tools_as == "text" else messages[1:], tuple(tools))
+
+    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+        """One run of the graph for each seed. Raises PolicyFault where the graph fails or takes too long."""
+        return list(await asyncio.gather(*(self._one(context, seed) for seed in seeds)))
+
+    async def _one(self, context: Context, seed: int) -> Completion:
+        said = [{"role": m.role, "content": m.content} for m in context.messages]
+        config = {"configurable": {"seed": seed, "thread_id": f"draw-{seed}"}}
+        async with self._slots:
+            self.stats.requests += 1
+            began = time.monotonic()
+            try:
+                run = self.graph.ainvoke({"messages": said}, config, interrupt_before=self.stop_before)
+                state = await asyncio.wait_for(run, self.deadline)
+                text = _text(state["messages"][-1])
+            except Exception as error:
+                self.stats.faults += 1
+                raise PolicyFault(f"{self.name}: {type(error).__name__}: {error}") from error
+            finally:
+                self.stats.seconds += time.monotonic() - began
+        self.stats.draws += 1
+        return Completion(text, (), (), "stop", self._version, trainable=False)
+
+    async def close(self) -> None:
+        """The graph belongs to the caller."""
+
+
+def _text(message: Any) -> str:
+    """What a message says and calls, in the spelling that `parse_action` reads."""
+    content = message.content if hasattr(message, "content") else message["content"]
+    if not isinstance(content, str):
+        content = "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
+    calls = getattr(message, "tool_calls", None) or ()
+    blocks = [
+        f"<tool_call>{json.dumps({'name': call['name'], 'arguments': call['args']}, ensure_ascii=False)}</tool_call>"
+        for call in calls
+    ]
+    return "\n".join(filter(None, [content.strip(), *blocks]))

@@ -1,0 +1,188 @@
+"""Policies by name: `open_policy("seedling")`, `open_policy("vllm:NAME@http://host:8000/v1")`.
+
+torch and transformers are imported only when a policy that needs them is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from treewright.agent.policies.policy import SEEDLING, Policy
+from treewright.envs.errors import TreewrightError
+
+__all__ = ["loading_model", "open_policy", "serve_weights"]
+
+
+def open_policy(spec: str, **options: Any) -> Policy:
+    """The policy that `spec` names; `options` go to its constructor.
+
+    scripted:MODULE:FUNCTION   a plain function, for tests                (agent/policies/scripted.py)
+    seedling[:FOLDER]          the small packaged model, or one built since
+    hf:FOLDER_OR_NAME          any transformers causal language model     (agent/policies/hf.py); grammar=True: draws
+                               are actions (grammar.py); draft=True: fewer passes (drafting.py); both go together
+    openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/policies/openai.py)
+    vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out
+    langgraph:MODULE:GRAPH     your own compiled LangGraph agent          (agent/policies/langgraph.py)
+    vllm:FOLDER_OR_NAME        vLLM in this program; vllm:seedling is the packaged model (agent/policies/vllm_engine.py)
+
+    Raises TreewrightError for an unknown kind, with the nearest known one, and for a missing package, with what to
+    install.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in _KINDS:
+        near = difflib.get_close_matches(kind, list(_KINDS), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KINDS)}"
+        raise TreewrightError(f"no kind of policy named {kind!r} in {spec!r}; {hint}")
+    try:
+        if kind in ("hf", "vllm") and rest and "@http" not in rest:
+            with loading_model(SEEDLING if (kind, rest) == ("vllm", "seedling") else rest):
+                return _KINDS[kind](rest, options)
+        return _KINDS[kind](rest, options)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors", "vllm"):
+            raise
+        extra = "vllm" if kind == "vllm" else "train"
+        raise TreewrightError(
+            f"policy {spec!r} needs {error.name}, which is not installed; type: pip install 'treewright[{extra}]'"
+        ) from error
+
+
+@contextmanager
+def loading_model(source: str | Path) -> Iterator[None]:
+    """Around loading a model from a folder or by its name: what went wrong, in one line with what to type.
+
+    A path at which there is no model fails before anything asks the network. Raises TreewrightError.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        if folder.is_dir():
+            inside = sorted(p.parent for pattern in ("*", "*/*") for p in folder.glob(f"{pattern}/config.json"))
+            hint = f"did you mean {inside[-1]}?" if inside else "give a folder in save_pretrained layout"
+            raise TreewrightError(f"no model in the folder {source}: it holds no config.json; {hint}")
+        if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+            raise TreewrightError(
+                f"there is no folder {source}; give one that holds a model, in save_pretrained layout"
+            )
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError)) and not type(error).__module__.startswith("safetensors"):
+            raise
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TreewrightError(
+            f"cannot load a model from {str(source)!r}: {why}\n"
+            "give a folder in save_pretrained layout, or a name that is on the Hugging Face hub or in its cache here"
+        ) from error
+
+
+def _scripted(rest: str, options: dict[str, Any]) -> Policy:
+    from treewright.agent.policies.scripted import ScriptedPolicy
+    from treewright.envs.custom import import_named
+
+    module_name, _, function_name = rest.partition(":")
+    if not module_name or not function_name:
+        raise TreewrightError(f"'scripted:{rest}' does not name a function; write scripted:module:function")
+    try:
+        module = import_named(module_name)
+    except ImportError as error:
+        raise TreewrightError(f"cannot import {module_name!r} for scripted:{rest}: {error}") from error
+    found = getattr(module, function_name, None)
+    if found is None:
+        near = difflib.get_close_matches(function_name, dir(module), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TreewrightError(f"module {module_name!r} has no {function_name!r}{hint}")
+    if isinstance(found, Policy):
+        return found
+    if not callable(found):
+        raise TreewrightError(f"{rest} is a {type(found).__name__}, not a function (task, turns, tools, rng) -> str")
+    return ScriptedPolicy(found, **{"name": f"scripted:{rest}", **options})
+
+
+def _seedling(rest: str, options: dict[str, Any]) -> Policy:
+    folder = Path(rest) if rest else SEEDLING
+    if not (folder / "config.json").is_file():
+        raise TreewrightError(f"no seedling at {folder}: it holds no config.json; type: treewright seedling --help")
+    return _hf(str(folder), {"name": "seedling", **options})
+
+
+def _hf(rest: str, options: dict[str, Any]) -> Policy:
+    from treewright.agent.policies.hf import HFPolicy
+
+    if not rest:
+        raise TreewrightError("'hf:' names no model; write hf:FOLDER or hf:ORGANISATION/NAME")
+    kind: type[HFPolicy] = HFPolicy
+    match options.pop("grammar", False), options.pop("draft", False):
+        case True, True:
+            from treewright.agent.policies.grammar import DraftingGrammarPolicy as kind
+        case True, False:
+            from treewright.agent.policies.grammar import GrammarPolicy as kind
+        case False, True:
+            from treewright.agent.policies.drafting import DraftingPolicy as kind
+    return kind.load(rest, **options)
+
+
+def _openai(rest: str, options: dict[str, Any]) -> Policy:
+    from treewright.agent.policies.openai import OpenAIPolicy
+
+    return OpenAIPolicy(*_served("openai", rest), **options)
+
+
+def _vllm(rest: str, options: dict[str, Any]) -> Policy:
+    if "@http" not in rest:
+        return _vllm_here(rest, options)
+    from treewright.agent.policies.openai import VLLMPolicy
+
+    return VLLMPolicy(*_served("vllm", rest), **options)
+
+
+def _langgraph(rest: str, options: dict[str, Any]) -> Policy:
+    from treewright.agent.policies.langgraph import GraphPolicy
+    from treewright.envs.custom import load_named
+
+    return GraphPolicy(load_named(rest, "policy langgraph"), **{"name": f"langgraph:{rest}", **options})
+
+
+def _vllm_here(rest: str, options: dict[str, Any]) -> Policy:
+    from treewright.agent.policies.vllm_engine import open_vllm
+
+    if not rest:
+        raise TreewrightError("'vllm:' names no model; write vllm:FOLDER, or vllm:MODEL@http://HOST:PORT/v1")
+    return open_vllm(str(SEEDLING) if rest == "seedling" else rest, **options)
+
+
+def _served(kind: str, rest: str) -> tuple[str, str]:
+    model, at, url = rest.partition("@http")
+    if not model or not at:
+        raise TreewrightError(f"'{kind}:{rest}' names no server; write {kind}:MODEL@http://HOST:PORT/v1")
+    return model, "http" + url
+
+
+async def serve_weights(policy: Any, folder: str | Path) -> str:
+    """Makes a policy serve the weights of a `save_pretrained` folder, in memory or over the wire; the new version.
+
+    A policy that sleeps, because it shares an accelerator with the trainer, is woken for it. Raises TreewrightError for
+    a policy that cannot exchange its weights.
+    """
+    load = getattr(policy, "load_weights", None)
+    if load is None:
+        raise TreewrightError(f"policy {policy.name} cannot take new weights; use seedling, hf:… or vllm:…")
+    done = load(folder)
+    version = await done if inspect.isawaitable(done) else done
+    return str(version)
+
+
+_KINDS: dict[str, Callable[[str, dict[str, Any]], Policy]] = {
+    "scripted": _scripted,
+    "seedling": _seedling,
+    "hf": _hf,
+    "openai": _openai,
+    "vllm": _vllm,
+    "langgraph": _langgraph,
+}

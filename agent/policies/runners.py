@@ -1,0 +1,179 @@
+"""How a transformers causal language model is run for drawing: one way for each kind of model.
+
+`SlimRunner` takes small float32 Llama-shaped models, `BranchRunner` every other decoder that tree attention is exact
+for, through the model's own layers; both read what branches share once. `ModelRunner` takes the rest, with
+transformers' own cache and a copy of the prompt for every draw.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from treewright.agent.policies.sampling import Runner
+from treewright.agent.policies.slim import SlimRunner, is_slim
+from treewright.envs.errors import TreewrightError
+from treewright.kernels.decode import BranchCache, Path, PromptCache, Stretch, assembled, path_length
+from treewright.training.model import UnsupportedModel, branch_logits, refuse_unsupported, tree_attention_in
+
+__all__ = ["BranchRunner", "ModelRunner", "runner_for"]
+
+log = logging.getLogger("treewright.agent")
+CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; half precision: 0.05
+
+
+def runner_for(model: Any) -> Runner:
+    """The slim runner where it is exact, else tree attention in the model's own layers, else the model as it is."""
+    if is_slim(model):
+        return SlimRunner(model)
+    why = _unlike(model)
+    if why is None:
+        return BranchRunner(model)
+    log.info("%s draws without sharing prefixes: %s", type(model).__name__, why)
+    return ModelRunner(model)
+
+
+@torch.inference_mode()
+def _unlike(model: Any) -> str | None:
+    """Why branches of this model cannot share prefixes, tried on a few tokens; None where they can."""
+    try:
+        refuse_unsupported(model)
+        ids = [i % model.config.get_text_config().vocab_size for i in range(3, 20)]
+        found, expected = (_tried(runner, ids) for runner in (BranchRunner(model), ModelRunner(model)))
+    except (UnsupportedModel, TreewrightError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        return str(error).partition("\n")[0]
+    gap = float((found - expected).abs().max() / expected.abs().max())
+    return None if gap <= CLOSE.get(model.dtype, 0.05) else f"its logits would be off by {gap:.1e} of the largest"
+
+
+def _tried(runner: BranchRunner | ModelRunner, ids: Sequence[int]) -> Tensor:
+    first, _ = runner.prefill(ids[:8], ())
+    second, _ = runner.prefill(ids[8:16], (first,))
+    return (
+        runner.rows([(first, second), (first,)], [1, 1], 1).step(torch.tensor(ids[-2:], device=runner.device)).float()
+    )
+
+
+class BranchRunner:
+    """Runs a model's own layers with attention that reads what branches share once."""
+
+    shares = True
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    def refresh(self) -> None:
+        """Nothing is copied from the model."""
+
+    def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
+        cache = PromptCache(path, len(ids), self.device)
+        with tree_attention_in(self.model):
+            logits = branch_logits(self.model, torch.tensor([ids], device=self.device), cache)
+        return cache.stretch(), logits[0]
+
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _BranchRows:
+        return _BranchRows(self.model, BranchCache(paths, repeats, room))
+
+
+class _BranchRows:
+    def __init__(self, model: Any, cache: BranchCache) -> None:
+        self.model, self.cache = model, cache
+
+    def step(self, tokens: Tensor) -> Tensor:
+        with tree_attention_in(self.model):
+            return branch_logits(self.model, tokens[:, None], self.cache)
+
+    def select(self, rows: Tensor) -> None:
+        self.cache.keep(rows)
+
+
+class ModelRunner:
+    """Runs any transformers causal language model through its own forward and cache."""
+
+    shares = False
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    def refresh(self) -> None:
+        """Nothing is copied from the model."""
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
+        before = path_length(path)
+        tokens = torch.tensor([ids], device=self.device)
+        cache = _cache([path], [1])
+        positions = torch.arange(before, before + len(ids), device=self.device)[None]
+        out = self.model(
+            input_ids=tokens,
+            attention_mask=torch.ones(1, before + len(ids), dtype=torch.long, device=self.device),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        layers = out.past_key_values.layers
+        held = [
+            (x.keys[0, :, before:], x.values[0, :, before:]) for x in layers if getattr(x, "keys", None) is not None
+        ]
+        if len(held) < len(layers) or len({(k.shape, v.shape) for k, v in held}) > 1:
+            kind = self.model.config.model_type
+            raise TreewrightError(
+                f"{kind} models keep more than keys and values of one shape between tokens; serve them with vLLM"
+            )
+        keys, values = zip(*held, strict=True)
+        return Stretch(before, torch.stack(keys), torch.stack(values)), out.logits[0, -1]
+
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _ModelRows:
+        return _ModelRows(self, paths, repeats)
+
+
+class _ModelRows:
+    def __init__(self, runner: ModelRunner, paths: Sequence[Path], repeats: Sequence[int]) -> None:
+        self.model, self.cache = runner.model, _cache(paths, repeats)
+        lengths = torch.tensor([path_length(path) for path in paths], device=runner.device)
+        self.position = lengths.repeat_interleave(torch.tensor(repeats, device=runner.device))
+        width = int(lengths.max())
+        self.mask = (torch.arange(width, device=runner.device) >= (width - self.position)[:, None]).long()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.mask = F.pad(self.mask, (0, 1), value=1)
+        out = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.position[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.position = self.position + 1
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def select(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.position, self.mask = self.position[rows], self.mask[rows]
+
+
+def _cache(paths: Sequence[Path], repeats: Sequence[int]) -> Any:
+    """transformers' cache with path i ``repeats[i]`` times, at the right edge."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    if paths[0]:
+        keys, values, _ = assembled(paths, repeats, 0, paths[0][0].keys)
+        for i, pair in enumerate(zip(keys, values, strict=True)):
+            cache.update(*pair, i)
+    return cache

@@ -1,0 +1,156 @@
+"""Policies without a model: a plain function, or a table of texts with probabilities. Bytes serve as token ids.
+
+They make trees that are the same on every machine, so they carry the tests of everything above and below.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from treewright.agent.policies.policy import PolicyStats
+from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.types import Completion, Context, Exchange
+
+__all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_choice"]
+
+END, ACT = 256, 257
+REMEMBERED = 4096  # texts that were said: scripts say few of them, again and again
+
+Turns = Sequence[Exchange]
+Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str]
+"""(task, turns so far, tools, random numbers of this draw) -> what the policy writes."""
+
+Choices = Sequence[tuple[str, float]] | Callable[[Task, Turns, Sequence[ToolSpec]], Sequence[tuple[str, float]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation(Context):
+    """A prompt and what a script is told about its node; the token ids alone could not carry it."""
+
+    task: Task
+    turns: tuple[Exchange, ...]
+    tools: tuple[ToolSpec, ...]
+
+
+class ScriptedPolicy:
+    """A policy that calls `script` once for each draw.
+
+    Token ids are the UTF-8 bytes of the text, then END; a prompt is the bytes of task and observations, each closed
+    by ACT. Every token gets `logprob` as its log-probability: leave it 0 for a script that ignores its random numbers;
+    a script that uses them does not know its probabilities, so set `trainable=False` or use `scripted_choice`.
+    With `newest_only` a prompt is the task and the newest observation, so that prompts do not grow with the path; the
+    script is told all turns either way.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        *,
+        name: str = "scripted",
+        version: str = "scripted",
+        logprob: float = 0.0,
+        trainable: bool = True,
+        newest_only: bool = False,
+    ) -> None:
+        self.script, self.newest_only = script, newest_only
+        self.name = name
+        self.logprob, self.trainable = logprob, trainable
+        self.stats = PolicyStats()
+        self._version = version
+        self._said: dict[tuple[str, int], Completion] = {}
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    def context(
+        self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Turns, base: Sequence[int]
+    ) -> Context:
+        """Appends the newest observation, or begins anew with it."""
+        if self.newest_only:
+            base = ()
+        shown = turns[-1].observation.text if turns else first.text
+        if not base:
+            shown = f"{task.suite}/{task.id} {task.goal}\n{shown}"
+        delta = (*shown.encode("utf-8", "replace"), ACT)
+        return Situation(
+            len(base), delta, (*base, *delta) if base else delta, task=task, turns=tuple(turns), tools=tuple(tools)
+        )
+
+    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+        """One call of the script for each seed. Raises TreewrightError for a context this policy did not make."""
+        if not isinstance(context, Situation):
+            raise TreewrightError(f"{self.name} was given a context it did not make; call its context(...) first")
+        done = [self._complete(context, seed, max_tokens) for seed in seeds]
+        self.stats.requests += 1
+        self.stats.draws += len(done)
+        self.stats.sampled_tokens += sum(len(c.token_ids) for c in done)
+        return done
+
+    def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
+        text = self.script(known.task, known.turns, known.tools, random.Random(seed))
+        said = self._said.get((text, max_tokens))
+        if said is None:
+            ids = (*text.encode("utf-8", "replace"), END)
+            said = self._cut(ids, [self.logprob] * len(ids), max_tokens)
+            if len(self._said) >= REMEMBERED:
+                self._said.clear()
+            self._said[text, max_tokens] = said
+        return said
+
+    def _cut(self, ids: Sequence[int], logprobs: Sequence[float], max_tokens: int) -> Completion:
+        kept = tuple(ids[:max_tokens])
+        ended = bool(kept) and kept[-1] == END
+        text = bytes(kept[:-1] if ended else kept).decode("utf-8", "replace")
+        reason = "stop" if ended else "length"
+        return Completion(text, kept, tuple(logprobs[:max_tokens]), reason, self.version, self.trainable)
+
+    async def close(self) -> None:
+        self._said.clear()
+
+
+class _ChoicePolicy(ScriptedPolicy):
+    """Draws from a table. Byte log-probs are exact, log P(prefix + byte) - log P(prefix), and sum to log p(text)."""
+
+    def __init__(self, choices: Choices, *, name: str, version: str) -> None:
+        super().__init__(lambda *_: "", name=name, version=version)
+        self.choices = choices
+
+    def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
+        table = self.choices
+        rows = _checked(table(known.task, known.turns, known.tools) if callable(table) else table)
+        coded = [((*text.encode("utf-8", "replace"), END), p) for text, p in rows]
+        at, ids = random.Random(seed).random(), coded[-1][0]
+        for candidate, p in coded:
+            at -= p
+            if at < 0:
+                ids = candidate
+                break
+        mass = [math.fsum(p for other, p in coded if other[:n] == ids[:n]) for n in range(len(ids) + 1)]
+        logprobs = [min(0.0, math.log(mass[n + 1] / mass[n])) for n in range(len(ids))]
+        return self._cut(ids, logprobs, max_tokens)
+
+
+def _checked(rows: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    kept = [(text, p) for text, p in rows if p > 0]
+    total = math.fsum(p for _, p in rows)
+    if not kept or any(p < 0 for _, p in rows) or abs(total - 1) > 1e-6:
+        raise TreewrightError(f"scripted choices need probabilities >= 0 that sum to 1, not {[p for _, p in rows]}")
+    return kept
+
+
+def scripted_choice(
+    choices: Choices, *, name: str = "scripted-choice", version: str = "scripted-choice"
+) -> ScriptedPolicy:
+    """A policy that says `text` with probability p for each (text, p); with exact token log-probs.
+
+    `choices` is such a list, or a function (task, turns, tools) -> list for a policy that depends on the state.
+    Raises TreewrightError where the probabilities do not sum to 1.
+    """
+    if not callable(choices):
+        _checked(choices)
+    return _ChoicePolicy(choices, name=name, version=version)

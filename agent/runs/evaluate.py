@@ -1,0 +1,126 @@
+"""Success of a policy, alone and with search, on tasks it has not seen. Search never sees the reward."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from treewright.agent.judges.judge import Likelihood
+from treewright.agent.judges.uncertainty import Entropy
+from treewright.agent.runs.collect import World, collect
+from treewright.envs.types import Task
+from treewright.search.engine import Keeper, Settings
+from treewright.search.rules import Rule, best_first, chains
+from treewright.search.tree import Tree
+from treewright.search.types import Budget, Evaluator, Proposer
+
+__all__ = ["Evaluation", "acting_rule", "evaluate", "paired_gain"]
+
+SOLVED = 1.0 - 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One suite under one policy.
+
+    tasks        ids in order;  success  [n] 1.0 where the chosen leaf's truth reward reaches 1
+    oracle_pick  share of tasks where any finished leaf does: picked by truth, never a result
+    tokens, env_steps  spent in all;  faults  tasks whose tree met a lasting fault
+    lost         of those, where no episode came to an end: they are not among `tasks`
+    """
+
+    suite: str
+    tasks: tuple[str, ...]
+    success: tuple[float, ...]
+    oracle_pick: float
+    tokens: int
+    env_steps: int
+    faults: int
+    lost: int = 0
+
+    @property
+    def rate(self) -> float:
+        return float(np.mean(self.success)) if self.success else float("nan")
+
+
+def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
+    known = [t for t in trees if not t.lost]
+    solved = [t.chosen is not None and t.outcome_of(t.chosen) >= SOLVED for t in known]
+    any_leaf = [any(t.outcome_of(i) >= SOLVED for i in t.leaves()) for t in known]
+    return Evaluation(
+        suite,
+        tuple(t.task.id for t in known),
+        tuple(map(float, solved)),
+        float(np.mean(any_leaf)) if known else float("nan"),
+        sum(t.spent.policy_tokens + t.spent.closing_tokens for t in trees),
+        sum(t.spent.env_steps + t.spent.closing_steps for t in trees),
+        sum("a fault persisted" in t.reasons for t in trees),
+        len(trees) - len(known),
+    )
+
+
+def acting_rule(evaluator: Evaluator | None, draws: int = 2, root_draws: int = 4) -> Rule:
+    """The rule to act by where none is named: best first by the evaluator's estimate alone.
+
+    An evaluator that knows something of its own chooses the end: the highest score. Without one, or with the policy's
+    own likelihood, that would be the end that was likeliest to be drawn, which says less than what several draws agree
+    on: there equal answers are pooled by mass times score.
+    """
+    own = evaluator is None or isinstance(evaluator, (Likelihood, Entropy))
+    return best_first(draws, root_draws, weighted=False, pick="mass" if own else "score")
+
+
+async def evaluate(
+    tasks: Sequence[Task],
+    worlds: Mapping[str, World],
+    policy: Proposer,
+    *,
+    expansions: int = 0,
+    draws: int = 2,
+    root_draws: int = 4,
+    rule: Rule | None = None,
+    evaluator: Evaluator | None = None,
+    seed: int = 0,
+    run: str = "eval",
+    store: Keeper | None = None,
+    concurrency: int = 64,
+    peers: int = 0,
+    on_tree: Callable[[object], None] | None = None,
+) -> tuple[dict[str, Evaluation], list[Tree]]:
+    """Success by suite, and the trees. `expansions=0` is the policy alone: one sampled rollout for each task.
+
+    peers  most other branches that a prompt tells of, with search
+
+    With search and without a `rule`, `acting_rule` says what is expanded and chosen.
+    """
+    alone = expansions == 0
+    trees = await collect(
+        tasks,
+        worlds,
+        policy,
+        rule=chains(1) if alone else rule or acting_rule(evaluator, draws, root_draws),
+        budget=Budget(expansions=expansions),
+        settings=Settings(run=run, seed=seed, max_tokens=10_000, close=alone, peers=0 if alone else peers),
+        evaluator=None if alone else evaluator,
+        store=store,
+        concurrency=concurrency,
+        on_tree=on_tree,
+    )
+    by_suite: dict[str, list[Tree]] = defaultdict(list)
+    for tree in trees:
+        by_suite[tree.task.suite].append(tree)
+    return {name: _summary(name, group) for name, group in by_suite.items()}, trees
+
+
+def paired_gain(before: Evaluation, after: Evaluation, samples: int = 10_000) -> tuple[float, float, float]:
+    """Gain in points (percent) on the tasks both have, with the paired bootstrap's 95 % interval (low, high)."""
+    b, a = dict(zip(before.tasks, before.success, strict=True)), dict(zip(after.tasks, after.success, strict=True))
+    diff = np.asarray([a[t] - b[t] for t in before.tasks if t in a])
+    if not len(diff):
+        return float("nan"), float("nan"), float("nan")
+    draws = np.random.default_rng(0).integers(0, len(diff), (samples, len(diff)))
+    low, high = np.percentile(diff[draws].mean(1), [2.5, 97.5])
+    return 100 * float(diff.mean()), 100 * float(low), 100 * float(high)

@@ -1,0 +1,1 @@
+"""Beyond one tree: repair after a divergence, AND/OR graphs, equal states."""

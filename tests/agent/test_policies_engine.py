@@ -1,0 +1,300 @@
+"""The line in front of a server, and a policy on an engine: a fake one with a small local model behind it."""
+
+import asyncio
+
+import pytest
+
+from treewright.agent.policies.engine import (
+    OPTIMIZER,
+    SETTLED,
+    EnginePolicy,
+    Told,
+    folder_version,
+    served_folder,
+)
+from treewright.agent.policies.hf import HFPolicy
+from treewright.agent.policies.line import PATIENCE, PrefixLine, shared
+from treewright.agent.policies.opening import serve_weights
+from treewright.agent.policies.policy import Policy
+from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.types import PolicyFault
+
+from .fake_engine import FakeEngine
+from .small import compact, qwen3
+
+TASK = Task("kg", "1", "Who is ada's mother?")
+TOOLS = (ToolSpec("search", "look up", {"properties": {"entity": {"type": "string"}}}),)
+FIRST = Observation("start")
+
+
+# -- the line -------------------------------------------------------------------------------------------------------
+
+
+async def served(line, prompts):
+    """The order in which draws that arrive in the order of `prompts` get a place."""
+    order, open_gate = [], asyncio.Event()
+
+    async def hold():
+        async with line.place(prompts[0]):
+            order.append(0)
+            await open_gate.wait()
+
+    async def one(i):
+        async with line.place(prompts[i]):
+            order.append(i)
+
+    jobs = [asyncio.create_task(hold())]
+    await asyncio.sleep(0)
+    jobs += [asyncio.create_task(one(i)) for i in range(1, len(prompts))]
+    await asyncio.sleep(0)
+    open_gate.set()
+    await asyncio.gather(*jobs)
+    return order
+
+
+async def test_siblings_go_first_then_cousins_and_arrival_breaks_ties():
+    prompts = [(1, 2, 3), (9, 9), (1, 5), (1, 2, 3), (9, 9), (1, 2, 7), (1, 5)]
+    assert await served(PrefixLine(1), prompts) == [0, 3, 5, 2, 6, 1, 4]
+    assert await served(PrefixLine(1, "arrival"), prompts) == list(range(7))
+
+
+async def test_nobody_waits_for_ever():
+    prompts = [(1,), (9,), *[(1,)] * (2 * PATIENCE)]
+    order = await served(PrefixLine(1), prompts)
+    assert 1 < order.index(1) <= PATIENCE + 2
+
+
+async def test_never_more_than_the_limit_and_cancelled_ones_leave_the_line():
+    line, now, most = PrefixLine(3), 0, 0
+
+    async def one(i):
+        nonlocal now, most
+        async with line.place((i % 4,)):
+            now += 1
+            most = max(most, now)
+            try:
+                await asyncio.sleep(0)
+            finally:
+                now -= 1
+
+    jobs = [asyncio.create_task(one(i)) for i in range(40)]
+    await asyncio.sleep(0)
+    for job in jobs[::3]:
+        job.cancel()
+    await asyncio.gather(*jobs, return_exceptions=True)
+    assert most == 3 and (line.now, line.waiting) == (0, 0)
+    for wrong in ({"limit": 0}, {"limit": 1, "order": "random"}):
+        with pytest.raises(TreewrightError):
+            PrefixLine(**wrong)
+
+
+async def test_alone_waits_for_the_others_and_keeps_new_ones_out():
+    line, log = PrefixLine(2), []
+
+    async def one(name):
+        async with line.place():
+            log.append(f"{name} in")
+            await asyncio.sleep(0.01)
+            log.append(f"{name} out")
+
+    async def exchange():
+        async with line.alone():
+            log.append("alone")
+            with pytest.raises(TreewrightError, match="being exchanged"):
+                async with line.alone():
+                    pass
+            await asyncio.sleep(0.01)
+            log.append("done")
+
+    first = asyncio.create_task(one("a"))
+    await asyncio.sleep(0)
+    await asyncio.gather(first, exchange(), one("b"))
+    assert log == ["a in", "a out", "alone", "done", "b in", "b out"]
+
+
+def test_common_prefixes_are_measured_exactly():
+    for a, b in (
+        ((), ()),
+        ((1,), ()),
+        ((1, 2, 3), (1, 2, 4)),
+        ((1, 2), (1, 2, 3)),
+        ((5,), (6,)),
+        ((1,) * 99, (1,) * 98),
+    ):
+        slow = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        assert shared(a, b) == shared(b, a) == slow
+
+
+# -- the policy -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def local():
+    policy = HFPolicy(qwen3(), compact(), batch_requests=False)
+    yield policy
+    await policy.close()
+
+
+@pytest.fixture
+def made(local):
+    return EnginePolicy(FakeEngine(local, 300), local.template, name="fake", version="v1", concurrency=3)
+
+
+def root(policy):
+    return policy.context(TASK, TOOLS, FIRST, (), ())
+
+
+async def test_an_engine_s_draws_are_those_of_its_model(local, made):
+    assert isinstance(made, Policy)
+    context = root(made)
+    assert context == root(local)
+    got, want = await made.draw(context, [4, 9, 2, 5], 12), await local.draw(context, [4, 9, 2, 5], 12)
+    for a, b in zip(got, want, strict=True):
+        assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    assert all(c.trainable and c.policy_version == "v1" for c in got)
+    assert made.stats.cached_tokens == 8 and made.stats.prompt_tokens == 4 * (len(context.ids) - 2)
+    assert made.engine.most == 3 and made.stats.seconds > 0
+    made.temperature = 0.5
+    assert made.sampling == {"temperature": 0.5}
+    assert not (await made.draw(context, [4], 12))[0].trainable
+
+
+async def test_new_weights_wait_for_draws_under_way_and_serve_those_that_wait(made, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / OPTIMIZER).write_bytes(b"moments")
+    gate = made.engine.gate = asyncio.Event()
+    early = asyncio.create_task(made.draw(root(made), [1], 3))
+    await asyncio.sleep(0.01)
+    load = asyncio.create_task(serve_weights(made, tmp_path))
+    await asyncio.sleep(0.05)
+    late = asyncio.create_task(made.draw(root(made), [1], 3))
+    await asyncio.sleep(0.01)
+    assert made.version == "v1" and made.engine.now == 1 and made.line.waiting == 1
+    gate.set()
+    assert (await early)[0].policy_version == "v1"
+    version = await load
+    assert (await late)[0].policy_version == version == made.version == folder_version(tmp_path) != "v1"
+    kind, folder = made.engine.calls[-1]
+    names = {p.name for p in (tmp_path / "served").iterdir()}
+    assert (kind, folder) == ("weights", str(tmp_path / "served")) and names == {"model.safetensors"}
+    assert served_folder(tmp_path / "served") == folder  # links to weights alone
+    with pytest.raises(TreewrightError, match="it holds no"):
+        await serve_weights(made, tmp_path / "none")
+    assert made.version == version
+
+
+async def test_tensors_adapters_and_sleep_reach_the_engine_and_change_the_version(made, tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"a")
+    assert await made.load_state({"w": 1}, "v2") == made.version == "v2"
+    adapted = await made.load_adapter(tmp_path)
+    assert adapted.startswith("v2+") and await made.load_adapter(tmp_path) == adapted == made.version
+    assert await made.sleep() is True
+    waits = asyncio.create_task(made.draw(root(made), [1], 3))
+    await asyncio.sleep(0.01)
+    assert made.line.waiting == 1 and made.engine.now == 0
+    await made.wake()
+    await made.wake()
+    assert len(await waits) == 1
+    await made.close()
+    await made.close()
+    assert [c[0] for c in made.engine.calls] == ["state", "adapter", "adapter", "sleep", "wake", "close"]
+    with pytest.raises(PolicyFault, match="closed"):
+        await made.draw(root(made), [1], 3)
+
+
+async def test_late_too_long_and_garbled_draws_are_faults_and_leave_nothing_behind(made):
+    context = root(made)
+    made.engine.gate, made.deadline = asyncio.Event(), 0.05
+    with pytest.raises(PolicyFault, match="no answer within"):
+        await made.draw(context, range(9), 3)
+    assert (made.engine.now, made.line.now, made.line.waiting, made.stats.faults) == (0, 0, 0, 1)
+    with pytest.raises(PolicyFault, match="do not fit the 300 positions"):
+        await made.draw(context, [1], 300)
+    made.engine.gate, made.deadline = None, 20
+
+    async def garbled(ask):
+        return Told((1, 2), (0.0,), "stop")
+
+    made.engine.generate = garbled
+    with pytest.raises(PolicyFault, match="2 token ids with 1 log-probs"):
+        await made.draw(context, [1, 2], 3)
+    with pytest.raises(TreewrightError, match="max_tokens >= 1"):
+        await made.draw(context, [1], 0)
+
+
+# -- deaths ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_engine_that_dies_is_started_once_and_its_draws_are_made_again_with_their_seeds(local, made):
+    context, seeds = root(made), range(12)
+    want = [c.token_ids for c in await local.draw(context, seeds, 12)]
+    made.engine.dies_after = 5
+    several = await asyncio.gather(*(made.draw(context, [seed], 12) for seed in seeds))
+    assert [c.token_ids for (c,) in several] == want
+    assert made.engine.calls == [("restart",)] and made.stats.restarts == 1 and made.stats.faults == 0
+    assert 1 <= made.stats.retries <= 3 and made.version == "v1"  # those that were under way
+
+
+async def test_an_engine_that_keeps_dying_is_given_up_and_counted_anew_once_it_has_worked(made):
+    context = root(made)
+    for _ in range(made.restarts):
+        made.engine.dies_after = 0
+        await made.draw(context, [1], 2)
+    made.engine.dies_after = 0
+    with pytest.raises(PolicyFault, match="started again 2 times, no more"):
+        await made.draw(context, [1], 2)
+    with pytest.raises(PolicyFault, match="no more"):
+        await made.draw(context, [1], 2)
+    made.engine.dead = False
+    await made.draw(context, [1] * SETTLED, 1)
+    made.engine.dies_after = 0
+    await made.draw(context, [1], 2)
+    assert made.stats.restarts == 3 and made.stats.faults == 2
+
+
+async def test_a_draw_that_kills_the_engine_twice_is_a_fault(made):
+    plain = made.engine.generate
+
+    async def deadly(ask):
+        if ask.seed == 13:
+            made.engine.dead = True
+        return await plain(ask)
+
+    made.engine.generate, context = deadly, root(made)
+    with pytest.raises(PolicyFault, match="died"):
+        await made.draw(context, [13], 2)
+    assert made.stats.restarts == 1
+    assert len(await made.draw(context, [14], 2)) == 1 and made.stats.restarts == 2
+
+
+async def test_a_restart_that_fails_is_a_fault_and_a_late_one_serves_those_who_still_wait(made):
+    context, made.engine.dead, made.engine.trouble = root(made), True, "no memory left"
+    with pytest.raises(PolicyFault, match="no memory left"):
+        await made.draw(context, [1], 2)
+    made.engine.trouble, made.deadline, made._deaths = None, 0.001, 0
+    with pytest.raises(PolicyFault, match="no answer within"):
+        await made.draw(context, [1], 2)
+    made.deadline = 20
+    assert len(await made.draw(context, [1], 2)) == 1 and made.stats.restarts == 1
+    made.engine.dead = True
+    dying = asyncio.create_task(made.draw(context, [1], 2))
+    await asyncio.sleep(0.001)
+    await made.close()
+    assert [call[0] for call in made.engine.calls][-1] == "close"
+    with pytest.raises(PolicyFault):
+        await dying
+        await made.draw(context, [1], 2)
+
+
+async def test_new_weights_and_sleep_reach_an_engine_that_died_meanwhile(made, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    made.engine.dead = True
+    assert await serve_weights(made, tmp_path) == made.version == folder_version(tmp_path)
+    made.engine.dead = True
+    assert await made.sleep() is True
+    made.engine.dead, made._deaths = True, 0
+    await made.wake()
+    assert [c[0] for c in made.engine.calls] == ["restart", "weights", "restart", "sleep", "restart", "wake"]
+    assert len(await made.draw(root(made), [1], 2)) == 1

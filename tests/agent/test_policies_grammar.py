@@ -1,0 +1,197 @@
+"""Actions by construction and by repair; the distribution that a masked draw comes from is the one recorded."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+pytest.importorskip("llguidance")
+
+from treewright.agent.policies.actions import action_grammar, action_schema, repair_action
+from treewright.agent.policies.grammar import DraftingGrammarPolicy, GrammarPolicy
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.runs.collect import collect, open_worlds
+from treewright.agent.runs.loop import tasks_for
+from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.engine import Settings
+from treewright.search.rules import best_first
+from treewright.search.screen import parse_action, validate_action
+from treewright.search.types import Budget
+
+from .small import compact, qwen3
+
+TASK = Task("kg", "1", "Who is ada's mother?")
+PICK = ToolSpec("pick", "", {"type": "object", "properties": {"n": {"enum": [1, 2, 30]}}, "required": ["n"]})
+GO = ToolSpec("go", "", {"type": "object", "properties": {"far": {"type": "boolean"}}, "required": ["far"]})
+TOOLS = (PICK, GO)
+WAYS = ['pick {"n": 1}', 'pick {"n": 2}', 'pick {"n": 30}', 'go {"far": true}', 'go {"far": false}']
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return GrammarPolicy(qwen3(), compact(), name="g")
+
+
+async def drawn(policy, count, max_tokens=64, seed=0):
+    context = policy.context(TASK, TOOLS, Observation("start"), (), ())
+    return context, await policy.draw(context, range(seed, seed + count), max_tokens)
+
+
+async def test_every_draw_is_an_action_and_draws_differ(policy):
+    _, done = await drawn(policy, 200)
+    said = Counter(c.text for c in done)
+    assert set(said) <= set(WAYS) and len(said) >= 3
+    assert all(c.finish_reason == "stop" and c.trainable for c in done)
+    assert policy.sampling == {"grammar": "actions of the node's tools"}
+
+
+async def test_recorded_log_probs_are_those_of_the_masked_distribution(policy):
+    """Apart from the sampler: one forward pass over the whole draw, masked by a fresh matcher's word at each place."""
+    from llguidance import LLMatcher
+
+    context, done = await drawn(policy, 12)
+    start, choices = len(context.ids) - 1, 0
+    for one in done:
+        matcher = LLMatcher(policy._tokens, action_grammar(TOOLS))
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([context.ids + one.token_ids])).logits[0, start:]
+        for at, token in enumerate(one.token_ids):
+            bits = matcher.compute_bitmask()
+            allowed = [t for t in range(logits.shape[1]) if bits[t // 8] >> (t % 8) & 1]
+            own = logits[at][token] - logits[at][allowed].logsumexp(0)
+            assert token in allowed and one.logprobs[at] == pytest.approx(float(own), abs=1e-4)
+            choices += len(allowed) > 1
+            matcher.consume_token(token)
+    assert choices > len(done)
+
+
+async def test_draws_follow_the_recorded_distribution(policy):
+    """Among texts drawn in one way only, the ratio of frequencies is that of their probabilities."""
+    _, done = await drawn(policy, 3000, seed=10_000)
+    count = Counter(c.token_ids for c in done)
+    p = {c.token_ids: math.exp(c.logprob) for c in done}
+    assert sum(p.values()) <= 1 + 1e-6
+    for ids, times in count.most_common(4):
+        spread = 4 * math.sqrt(p[ids] * (1 - p[ids]) / len(done))
+        assert abs(times / len(done) - p[ids]) < spread
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+async def test_drafts_change_no_draw_under_a_grammar_and_save_passes(policy, temperature):
+    fast = DraftingGrammarPolicy(qwen3(), compact(), temperature=temperature)
+    policy.temperature = temperature
+    try:
+        for seed in (0, 40):
+            fast.passes = fast.checked = 0
+            (_, want), (_, got) = await drawn(policy, 40, seed=seed), await drawn(fast, 40, seed=seed)
+            for a, b in zip(got, want, strict=True):
+                assert (a.token_ids, a.finish_reason, a.trainable) == (b.token_ids, b.finish_reason, b.trainable)
+                assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+        assert fast.tokens_per_pass > 1.5
+        _, (cut,) = await drawn(fast, 1, max_tokens=2)
+        assert cut.finish_reason == "length" and len(cut.token_ids) == 2
+    finally:
+        policy.temperature = 1.0
+    await fast.close()
+
+
+@torch.no_grad()
+def every_draw(policy, prompt):
+    """Every response that the grammar allows with its probability, by walking all of them."""
+    from llguidance import LLMatcher
+
+    found, left = {}, [((), 0.0)]
+    while left:
+        said, logp = left.pop()
+        if said and said[-1] in policy.stop_ids:
+            found[said] = math.exp(logp)
+            continue
+        matcher = LLMatcher(policy._tokens, action_grammar(TOOLS[1:]))
+        assert matcher.consume_tokens(list(said)) or not said
+        bits = matcher.compute_bitmask()
+        logits = policy.model(input_ids=torch.tensor([[*prompt, *said]])).logits[0, -1]
+        kept = [t for t in range(len(logits)) if bits[t // 8] >> (t % 8) & 1]
+        own = logits[kept].log_softmax(0).tolist()
+        left += [((*said, t), logp + p) for t, p in zip(kept, own, strict=True) if logp + p > math.log(3e-3)]
+    return found
+
+
+async def test_drafted_draws_follow_the_exact_masked_distribution():
+    """χ² of 800 draws against the probabilities of all responses, rare ones pooled."""
+    model = qwen3()
+    with torch.no_grad():
+        model.model.norm.weight.mul_(0.4)  # a flatter distribution: more than a few responses are common
+    policy = DraftingGrammarPolicy(model, compact())
+    context = policy.context(TASK, TOOLS[1:], Observation("start"), (), ())
+    exact = every_draw(policy, context.ids)
+    done = await policy.draw(context, range(800), 64)
+    await policy.close()
+    seen = Counter(c.token_ids for c in done)
+    common = [ids for ids, p in exact.items() if p * len(done) >= 5]
+    assert len(common) >= 2 and 0.3 < sum(exact[ids] for ids in common) <= 1 + 1e-6
+    cells = [(seen[ids], exact[ids] * len(done)) for ids in common]
+    rest = len(done) - sum(n for n, _ in cells)
+    cells.append((rest, len(done) - sum(e for _, e in cells)))
+    square, free = sum((n - e) ** 2 / e for n, e in cells), len(cells) - 1
+    assert square < free + 4 * math.sqrt(2 * free) + 4
+
+
+async def test_a_cut_draw_is_counted_and_other_temperatures_are_not_trained_on(policy):
+    _, (cut,) = await drawn(policy, 1, max_tokens=2)
+    assert cut.finish_reason == "length" and len(cut.token_ids) == 2
+    policy.temperature = 0.0
+    _, (greedy,) = await drawn(policy, 1)
+    policy.temperature = 1.0
+    assert greedy.text in WAYS and not greedy.trainable
+    with pytest.raises(TreewrightError, match="no tool"):
+        await policy.draw(policy.context(TASK, (), Observation("start"), (), ()), [1], 4)
+
+
+async def test_the_seedling_makes_no_invalid_call_and_the_tree_says_how_it_was_drawn():
+    policy = open_policy("hf:" + str(SEEDLING), grammar=True)
+    async with open_worlds(["kg"]) as worlds:
+        trees = await collect(
+            tasks_for(worlds, "train", 0, 4), worlds, policy, rule=best_first(), budget=Budget(expansions=3),
+            settings=Settings(close=True, max_tokens=256),
+        )  # fmt: skip
+    await policy.close()
+    drafts = [(t, i) for t in trees for i in range(1, len(t))]
+    assert len(drafts) > 12 and all(t.action[i] is not None for t, i in drafts if t.finish[i] == "stop")
+    assert all(t.header.settings["sampling"] == policy.sampling for t in trees)
+
+
+def test_grammar_and_schema_name_every_tool():
+    grammar, schema = action_grammar(TOOLS), action_schema(TOOLS)
+    assert grammar.startswith("start: call_0 | call_1\n") and '"pick " %json' in grammar
+    assert [kind["properties"]["name"]["const"] for kind in schema["anyOf"]] == ["pick", "go"]
+    for make in (action_grammar, action_schema):
+        with pytest.raises(TreewrightError, match="no tool"):
+            make(())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'pick {"n": 2}',
+        'I will pick {"n": 2} now, I think.',
+        'Sure!\n```json\n{"name": "pick", "arguments": {"n": 2}}\n```',
+        "pick {'n': 2}",
+        'pick({"n": 2})',
+        'pick: {"n": 2,}',
+        'pick {"n": 2',
+        '{"name": "pick", "arguments": {"n": 2',
+        "{'name': 'pick', 'arguments': {'n': 2}}",
+    ],
+)
+def test_what_can_be_read_as_an_action_is_repaired(text):
+    action = parse_action(repair_action(text, TOOLS), TOOLS)
+    validate_action(action, TOOLS)
+    assert [(c.name, dict(c.arguments)) for c in action.calls] == [("pick", {"n": 2})]
+
+
+@pytest.mark.parametrize("text", ["", "hello", "pick", "pick {", "{" * 500, 'pick {"n": 7}', "pick {'n': f()}"])
+def test_what_cannot_stays_as_it_was(text):
+    assert repair_action(text, TOOLS) == text

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from treewright.benchmarks import credit as bench_credit
+from treewright.training.check.mdp_growth import SCHEDULES
+from treewright.training.credit import ESTIMATORS, split_loo, variants
+
+
+def test_the_bench_reports_every_cell_and_writes_what_it_returns(tmp_path, capsys):
+    path = tmp_path / "credit.json"
+    result = bench_credit.main(
+        quick=True, json_path=path, trees=320, schedules=["chains", "random", "best_first"], nodes=4000
+    )
+    assert json.loads(path.read_text()) == result
+    figures = result["figures"]
+    wanted = {"bias_split_loo_random_over_noise", "bias_leaf_rows_best_first_over_noise", "split_loo_s_1e6"}
+    cells = {f"scale_{name}_best_first" for name in [*ESTIMATORS, *variants.__all__]}
+    assert wanted | cells <= set(figures)
+    assert figures["bias_split_loo_best_first_over_noise"]["value"] < 3
+    printed = capsys.readouterr().out
+    assert "quick run" in printed and "split_loo by schedule" in printed
+
+
+def test_a_plot_is_drawn_or_its_absence_explained(tmp_path, capsys):
+    path = tmp_path / "credit.svg"
+    bench_credit.main(quick=True, plot_path=path, trees=16, schedules=["chains"], nodes=1000)
+    assert path.exists() or "matplotlib is not installed" in capsys.readouterr().out
+
+
+def test_the_tables_in_the_documentation_are_those_of_the_committed_figures():
+    docs = Path(__file__).parents[2] / "docs"
+    figures = json.loads((docs / "credit.json").read_text())["figures"]
+    assert bench_credit.markdown(figures, list(SCHEDULES)) in (docs / "credit.md").read_text()
+
+
+def cpu_seconds(function, repeats):
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def test_split_loo_takes_a_fraction_of_a_second_for_half_a_million_nodes():
+    batch = bench_credit.big_batch(500_000)
+    assert cpu_seconds(lambda: split_loo(batch), repeats=3) < 0.3  # 0.08 on a quiet core
+
+
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"split_loo"}))
+def test_no_estimator_is_slower_than_linear_passes(name):
+    batch = bench_credit.big_batch(100_000)
+    assert cpu_seconds(lambda: ESTIMATORS[name](batch), repeats=2) < 0.6

@@ -147,7 +147,7 @@ def test_a_mistake_is_one_line_with_what_to_type(words, hint, tmp_path):
 
 
 def test_a_hint_with_brackets_stays_whole(monkeypatch, capsys):
-    from treewright.agent.cli.main import main as cli
+    from treewright.agent.cli import main as cli
     from treewright.envs import TreewrightError
 
     def fails():

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 from view_trees import Growth
 
-from treewright.agent.cli.main import main as cli
+from treewright.agent.cli import main as cli
 from treewright.agent.config import ConfigError, load_config
 from treewright.agent.policies.opening import loading_model
 from treewright.agent.view.report import render_text

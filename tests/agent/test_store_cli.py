@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from treewright.agent.cli import store as store_cli
 from treewright.agent.cli.bench import bench
-from treewright.agent.cli.main import store as store_cli
 from treewright.agent.cli.store import compare_command, find_store, store_app
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task

@@ -1,0 +1,158 @@
+"""`treewright collect`: one tree per task into the run's store."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treewright.agent.cli.options import (
+    ConfigFile,
+    CorpusFile,
+    Name,
+    PolicySpec,
+    QuestionFile,
+    Sets,
+    Suites,
+    bar,
+    console,
+    go,
+    read_config,
+)
+from treewright.envs.errors import TreewrightError
+
+if TYPE_CHECKING:
+    from treewright.agent.config import Config
+    from treewright.agent.runs.collect import World
+    from treewright.envs.types import Task
+    from treewright.search.tree import Tree
+
+
+__all__ = ["collect", "tasks_of", "tell_of_faults"]
+
+
+def collect(
+    name: Name = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks per suite.")] = 24,
+    batch: Annotated[int, typer.Option(min=0, help="Which batch of that many tasks: 0 begins with the first.")] = 0,
+    split: Annotated[str, typer.Option(help="train or test")] = "train",
+    workers: Annotated[
+        str | None, typer.Option(help="Processes that lease tasks from --url: a number, or ray://HOST:PORT?workers=N.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="With --workers: postgresql://USER@HOST/NAME.")] = None,
+    suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
+    policy: PolicySpec = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+) -> None:
+    """Grow one tree per task into runs/NAME/trees.sqlite. The same line again resumes what was interrupted.
+
+    treewright collect --name first --suites kg,stdlib --tasks 100
+    """
+    from dataclasses import replace
+
+    from treewright.agent.policies.propose import open_proposer
+    from treewright.agent.runs.collect import collect as grow
+    from treewright.agent.runs.collect import open_worlds, suites_of
+    from treewright.agent.runs.loop import budget_of, evaluator_of, rates_of, rule_of, settings_of
+    from treewright.search.store import TreeStore
+
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
+    if workers is not None or url is not None:
+        _collect_by_workers(cfg, workers, url, tasks, batch, split)
+        return
+    found, rule = suites_of(cfg), rule_of(cfg.search, rates_of(cfg))
+
+    async def work() -> None:
+        async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
+            todo = tasks_of(worlds, split, batch, tasks)
+            with TreeStore.open(cfg.store_path) as store, bar("collecting", len(todo)) as advance:
+                actor = open_proposer(cfg.policy)
+                try:
+                    trees = await grow(
+                        todo, worlds, actor, rule=rule, budget=budget_of(cfg.search),
+                        settings=replace(settings_of(cfg.search, run=cfg.name, seed=cfg.seed), peers=cfg.search.peers),
+                        evaluator=evaluator_of(cfg.search, actor), store=store, concurrency=cfg.search.trees,
+                        on_tree=advance,
+                    )  # fmt: skip
+                finally:
+                    await actor.close()
+        _summarise(trees)
+        _tell_of_others(trees, rule.name)
+        tell_of_faults(trees, cfg.store_path)
+        console.print(f"stored in {cfg.store_path}; next: treewright train --name {cfg.name}", soft_wrap=True)
+
+    go(work)
+
+
+def _collect_by_workers(cfg: Config, workers: str | None, url: str | None, tasks: int, batch: int, split: str) -> None:
+    from treewright.agent.runs.workers import collect_with_workers
+
+    if workers is None or url is None:
+        raise TreewrightError("--workers and --url go together: --workers 8 --url postgresql://USER@HOST/NAME")
+    counts = collect_with_workers(cfg, url, workers, tasks=tasks, batch=batch, split=split)
+    console.print("  ".join(f"{name} {count}" for name, count in counts.items()))
+
+
+def _summarise(trees: list[Any]) -> None:
+    from rich.table import Table
+
+    table = Table("suite", "trees", "exact", "nodes", "tokens", "steps", "solved by some leaf")
+    for suite in dict.fromkeys(t.task.suite for t in trees):
+        mine = [t for t in trees if t.task.suite == suite]
+        solved = sum(any(t.outcome_of(i) >= 1 - 1e-6 for i in t.leaves()) for t in mine)
+        table.add_row(
+            suite,
+            f"{len(mine)}",
+            f"{sum(t.exact for t in mine)}",
+            f"{sum(map(len, mine))}",
+            f"{sum(t.spent.policy_tokens + t.spent.closing_tokens for t in mine)}",
+            f"{sum(t.spent.env_steps + t.spent.closing_steps for t in mine)}",
+            f"{100 * solved / len(mine):.0f} %",
+        )
+    console.print(table)
+
+
+def tasks_of(worlds: Mapping[str, World], split: str, batch: int, many: int) -> list[Task]:
+    """The tasks asked for, each once: a suite that has fewer begins again. Raises TreewrightError for a wrong split."""
+    from treewright.agent.runs.loop import tasks_for
+
+    try:
+        found = tasks_for(worlds, split, batch, many)
+    except ValueError as error:
+        raise TreewrightError(f"no tasks: {error}") from error
+    return list({(task.suite, task.id): task for task in found}.values())
+
+
+def _tell_of_others(trees: Sequence[Tree], rule: str) -> None:
+    """Finished trees are not grown again; that is said where they were grown by another rule than this line's."""
+    others = Counter(name for t in trees if (name := str(t.header.settings.get("rule"))) != rule)
+    for name, count in others.items():
+        told = f"{count} of these trees were there already, grown by {name}; for trees by {rule} use another --name"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_of_faults(trees: Sequence[Tree], store: Path | None = None) -> None:
+    """What kept worlds from coming up, and how to grow those trees anew. Raises TreewrightError if none came up."""
+    from treewright.agent.view.report import clean
+
+    def brief(fault: str) -> str:  # a browser's goes on with its whole log
+        return next((line.strip()[:300] for line in fault.splitlines() if line.strip()), fault)
+
+    causes = Counter(f"{t.task.suite}: {brief(clean(t.fault[0]))}" for t in trees if t.fault[0] is not None)
+    if not causes:
+        return
+    lines = [f"{count} of {len(trees)} trees never began, {cause}" for cause, count in causes.most_common(5)]
+    if store is not None:  # what is finished is not grown again, so these must go first
+        again = f"treewright store delete {shlex.quote(str(store))} -w status=done -w 'nodes<2' --yes"
+        lines.append(f"mend that, then type: {again}\nand this line again")
+    told = "\n".join(lines)
+    if causes.total() == len(trees):
+        raise TreewrightError(told)
+    console.print(told, markup=False, highlight=False, soft_wrap=True)

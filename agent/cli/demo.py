@@ -1,0 +1,50 @@
+"""`treewright demo` and `treewright seedling`: the whole line in minutes, and the packaged model from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from treewright.agent.cli.options import (
+    Sets,
+    console,
+    go,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+__all__ = ["demo", "seedling"]
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="For its files; an earlier demo there is removed.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option(help="A few tasks: shows that it works, measures nothing.")] = False,
+    set_: Sets = None,
+) -> None:
+    """The whole line in a few minutes on a CPU: explore, store, credit, train, and a table before and after."""
+    from treewright.agent.runs.demo import PLAN, QUICK, demo_config, fresh, run_demo
+
+    cfg = demo_config(folder, [*(QUICK.settings if quick else ()), *(set_ or [])])
+    fresh(folder)
+    go(lambda: run_demo(cfg, QUICK.plan if quick else PLAN, console))
+
+
+def seedling(
+    folder: Annotated[Path, typer.Argument(help="Where the model goes, in save_pretrained layout.")],
+    suites: Annotated[str, typer.Option(help="Suites it learns, comma separated.")] = "kg,stdlib,workbench,market",
+    work: Annotated[Path, typer.Option(help="Demonstrations and checkpoints; the same line resumes.")] = Path(
+        "runs/seedling"
+    ),
+    threads: Annotated[int, typer.Option(help="Threads of the training.")] = 2,
+) -> None:
+    """Rebuild the small packaged model from nothing: demonstrations, tokenizer, training, held-out success.
+
+    treewright seedling my-seedling && treewright eval --policy seedling:my-seedling
+    """
+    from treewright.agent.seedling.build import build_seedling
+
+    build_seedling(folder, [s.strip() for s in suites.split(",")], work=work, threads=threads, say=console.print)

@@ -1,0 +1,143 @@
+"""`treewright loop` and `treewright eval`: train from trees again and again, and measure on held-out tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from treewright.agent.cli.collect import tasks_of, tell_of_faults
+from treewright.agent.cli.options import (
+    ConfigFile,
+    CorpusFile,
+    Name,
+    PolicySpec,
+    QuestionFile,
+    Sets,
+    Suites,
+    bar,
+    console,
+    go,
+    read_config,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+__all__ = ["eval_", "loop"]
+
+
+def loop(
+    name: Name = None,
+    suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
+    policy: PolicySpec = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+) -> None:
+    """Collect, train, serve the new weights, again: loop.iterations times. The same line again resumes.
+
+    With loop.behind=1 the next round is collected while the trainer works.
+
+      treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
+      treewright loop --name other --policy vllm:seedling --set loop.behind=1
+    """
+    from treewright.agent.policies.opening import loading_model, open_policy
+    from treewright.agent.runs.collect import open_worlds, suites_of
+    from treewright.agent.runs.loop import Learner, Round, make_trainer, model_folder, resume_loop, rule_of, run_loop
+    from treewright.search.store import TreeStore
+
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
+    found = suites_of(cfg)
+    rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
+
+    async def work() -> None:
+        source = model_folder(cfg.policy.spec)
+        with loading_model(source):
+            learner = Learner(make_trainer(cfg, source), cfg.home / "checkpoints", cfg.loop.keep)
+        actor = open_policy(cfg.policy.spec, **cfg.policy.options)
+        first = await resume_loop(cfg, learner, actor)
+        if first:
+            console.print(f"going on from {learner.saved} with iteration {first + 1}")
+        store = TreeStore.open(cfg.store_path)
+        try:
+            async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
+                each = sum(cfg.loop.suite_tasks.get(suite, cfg.loop.tasks) for suite in worlds)
+                total = max(cfg.loop.iterations - first, 0) * each
+                with bar("exploring", total) as advance:
+
+                    def note(done: Round) -> None:
+                        rates = "  ".join(f"{k} {100 * v:.0f}%" for k, v in done.success.items())
+                        console.print(f"iteration {done.index + 1}: {rates}  ({done.seconds:.1f} s)")
+
+                    await run_loop(cfg, worlds, actor, learner, store, first, advance, note)
+        finally:
+            store.close()
+            await actor.close()
+        if total == 0:
+            console.print(f"all {cfg.loop.iterations} iterations are done; more: --set loop.iterations={first + 4}")
+        if learner.saved is not None:
+            console.print(f"saved {learner.saved}; next: treewright eval --policy hf:{learner.saved}", soft_wrap=True)
+
+    go(work)
+
+
+def eval_(
+    tasks: Annotated[int | None, typer.Option(min=1, help="Held-out tasks per suite; eval.tasks, or 100.")] = None,
+    expansions: Annotated[
+        int | None, typer.Option(help="0: the policy alone; else the search's expansions. eval.expansions, or 0.")
+    ] = None,
+    suites: Suites = None,
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
+    policy: PolicySpec = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+) -> None:
+    """Success on held-out tasks, of the policy alone or with search. Search never sees the reward.
+
+    treewright eval --suites kg --policy hf:runs/first/checkpoints/step-000012
+    """
+    from rich.table import Table
+
+    from treewright.agent.policies.propose import open_proposer
+    from treewright.agent.runs.collect import open_worlds, suites_of
+    from treewright.agent.runs.evaluate import evaluate
+    from treewright.agent.runs.loop import acting_rule_of, evaluator_of
+
+    cfg = read_config(None, config, set_, suites, policy, corpus, questions)
+    found, rule = suites_of(cfg), acting_rule_of(cfg.search)
+    many = cfg.eval.tasks if tasks is None else tasks
+    effort = cfg.eval.expansions if expansions is None else expansions
+
+    async def work() -> None:
+        async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
+            todo = tasks_of(worlds, cfg.eval.split, 0, many)
+            actor = open_proposer(cfg.policy)
+            try:
+                with bar("evaluating", len(todo)) as advance:
+                    results, trees = await evaluate(
+                        todo, worlds, actor, expansions=effort, draws=cfg.search.draws,
+                        root_draws=cfg.search.root_draws, rule=rule,
+                        evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed, peers=cfg.search.peers,
+                        on_tree=advance,
+                    )  # fmt: skip
+            finally:
+                await actor.close()
+        tell_of_faults(trees)
+        table = Table("suite", "tasks", "success", "oracle pick", "tokens", "env steps")
+        for one in results.values():
+            table.add_row(
+                one.suite, f"{len(one.tasks)}", f"{100 * one.rate:.1f} %", f"{100 * one.oracle_pick:.1f} %",
+                f"{one.tokens}", f"{one.env_steps}",
+            )  # fmt: skip
+        console.print(table)
+        for one in results.values():
+            if one.faults:
+                told = f"{one.suite}: {one.faults} trees met a lasting fault"
+                told += f", {one.lost} of them before any episode ended: these are left out" if one.lost else ""
+                console.print(told, highlight=False, soft_wrap=True)
+
+    go(work)

@@ -6,14 +6,16 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from treewright.envs.errors import TreewrightError
+from treewright.training.settings import TrainSettings
 
-__all__ = ["Config", "ConfigError", "load_config", "to_toml"]
+__all__ = ["Config", "ConfigError", "explained", "load_config", "to_toml"]
 
 
 class ConfigError(TreewrightError):
@@ -25,119 +27,150 @@ class _Section(BaseModel):
 
 
 class PolicySection(_Section):
-    """spec: seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | vllm:NAME_OR_FOLDER |
-    scripted:MODULE:FUNCTION | langgraph:MODULE:GRAPH; options of that kind of policy, e.g. {"grammar": true} (see
-    docs/policies.md). For acting (run, collect, eval): contexts that the draws of a node go through in turn,
-    plain | history:N | examples:N (of the store `memory`) | rephrased:MODULE:FUNCTION; distinct: no draw twice"""
+    """Who acts."""
 
-    spec: str = "seedling"
-    options: dict[str, Any] = Field(default_factory=dict)
-    contexts: tuple[str, ...] = ("plain",)
-    distinct: bool = False
-    memory: Path | None = None
+    spec: str = Field(
+        default="seedling",
+        description="seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | vllm:NAME_OR_FOLDER | "
+        "scripted:MODULE:FUNCTION | langgraph:MODULE:GRAPH, module:object, or an entry point of treewright.policies",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of that kind of policy, e.g. {grammar = true}; see docs/policies.md"
+    )
+    contexts: tuple[str, ...] = Field(
+        default=("plain",),
+        description="for acting: prompts that the draws of a node go through in turn: plain | history:N | examples:N "
+        "(of the store `memory`) | rephrased:MODULE:FUNCTION",
+    )
+    distinct: bool = Field(default=False, description="for acting: no draw of a node twice")
+    memory: Path | None = Field(
+        default=None, description="the store that the context examples:N takes solved tasks from"
+    )
+    proposer: str | None = Field(
+        default=None,
+        description="what is put around the policy: module:function(policy), or an entry point of treewright.proposers",
+    )
+    proposer_options: dict[str, Any] = Field(default_factory=dict, description="of that proposer")
 
 
 class WorldsSection(_Section):
-    """suites by name; sessions per suite (0 = what the suite suggests); deadline in seconds for one environment call;
-    own tasks with a reward function, or own questions over a corpus (retriever: lexical | dense | hybrid | http://…)"""
+    """Where it acts."""
 
-    suites: tuple[str, ...] = ("kg", "stdlib", "workbench", "market")
-    sessions: int = Field(default=0, ge=0)
-    deadline: float = Field(default=60.0, gt=0)
-    tasks_file: Path | None = None
-    reward: str | None = None
-    corpus: Path | None = None
-    questions: Path | None = None
-    retriever: str = "lexical"
-    encoder: str = "minilm"
-    grading: Literal["exact", "f1"] = "exact"
+    suites: tuple[str, ...] = Field(
+        default=("kg", "stdlib", "workbench", "market"), description="by name; see docs/worlds.md"
+    )
+    sessions: int = Field(default=0, ge=0, description="per suite; 0: what the suite suggests")
+    deadline: float = Field(default=60.0, gt=0, description="seconds for one call of the environment")
+    tasks_file: Path | None = Field(default=None, description="own tasks: JSON lines, for one suite or module:object")
+    reward: str | None = Field(default=None, description="the reward of own tasks: module:function")
+    corpus: Path | None = Field(
+        default=None, description="own documents: JSON lines with id and text, or a folder of texts"
+    )
+    questions: Path | None = Field(
+        default=None, description="own questions over the corpus: JSON lines with question, answers"
+    )
+    retriever: str = Field(default="lexical", description="of own questions: lexical | dense | hybrid | http://…")
+    encoder: str = Field(default="minilm", description="of the dense retriever: a name or a folder")
+    grading: Literal["exact", "f1"] = Field(default="exact", description="reward of own questions")
 
 
 class SearchSection(_Section):
-    """How trees are grown: rule, its options (such as alpha of astar) and draws, the budget per tree, expansions in
-    flight, trees in flight. merge: token-identical draws of a node are executed and gone on from once; keep them apart
-    where rewards or steps are random. peers: for acting (run, collect, eval), most other branches
-    that a prompt tells of."""
+    """How trees are grown: the rule, the draws, the budget of each tree, and what runs side by side."""
 
-    rule: str = "best_first"
-    options: dict[str, Any] = Field(default_factory=dict)
-    draws: int = Field(default=2, ge=1)
-    root_draws: int = Field(default=4, ge=1)
-    evaluator: str = "likelihood"
-    expansions: int | None = Field(default=4, ge=0)
-    policy_tokens: int | None = Field(default=None, ge=1)
-    env_steps: int | None = Field(default=None, ge=1)
-    seconds: float | None = Field(default=None, gt=0)
-    width: int = Field(default=1, ge=1)
-    peers: int = Field(default=0, ge=0)
-    max_tokens: int = Field(default=512, ge=1)
-    close: bool = True
-    merge: bool = True
-    trees: int = Field(default=64, ge=1)
-
-
-class TrainSection(_Section):
-    """The optimizer, the loss and the estimator; see treewright.training.step.TrainSettings. Without a value, lr is
-    1e-3 for models of less than 20 million parameters, such as the seedling, and 1e-5 for larger ones. chunk_tokens:
-    longer packs go through the model in chunks, with the same gradient and less memory. reference: the folder of the
-    policy that kl_coef pulls to; without one, the weights that the run began with."""
-
-    lr: float | None = Field(default=None, gt=0)
-    warmup: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    minibatches: int = Field(default=2, ge=1)
-    loss: str = "clipped"
-    clip: float = Field(default=0.2, gt=0)
-    clip_high: float | None = Field(default=None, gt=0)
-    dual_clip: float = Field(default=3.0, gt=1)
-    adaptive_clip: float = Field(default=0.0, ge=0)
-    kl: str = "k3"
-    kl_coef: float = Field(default=0.0, ge=0)
-    entropy_coef: float = Field(default=0.0, ge=0)
-    sampler_cap: float = Field(default=2.0, gt=0)
-    top_entropy: float = Field(default=0.2, gt=0, le=1)
-    rows: bool = False
-    reference: Path | None = None
-    grad_clip: float = Field(default=1.0, gt=0)
-    estimator: str = "split_loo"
-    tau: float = Field(default=3.0, ge=0)
-    weight_power: float = Field(default=1.0, ge=0)
-    max_tokens: int = Field(default=8192, ge=1)
-    chunk_tokens: int | None = Field(default=None, ge=1)
-    allow_biased: bool = False
-    max_staleness: int = Field(default=0, ge=0)
+    rule: str = Field(
+        default="auto",
+        description="what is expanded next: a rule's name (docs/search.md), module:function, an entry point of "
+        "treewright.rules; auto: best_first for training (collect, loop), score_first for acting (run, eval)",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of the rule, such as alpha of astar or width of beam"
+    )
+    draws: int = Field(default=2, ge=1, description="samples of the policy at a node")
+    root_draws: int = Field(default=4, ge=1, description="samples at the root")
+    evaluator: str = Field(
+        default="likelihood",
+        description="likelihood | entropy | tests | prm:FOLDER | scorer:FOLDER | checklist:POLICY | none, "
+        "module:object, or an entry point of treewright.evaluators",
+    )
+    evaluator_options: dict[str, Any] = Field(default_factory=dict, description="of an evaluator of one's own")
+    evidence: str | None = Field(
+        default=None,
+        description="drafts must quote what they act on: all, or tools by name, comma separated; see docs/judging.md",
+    )
+    expansions: int | None = Field(default=4, ge=0, description="budget of a tree; run takes 12 unless it is set")
+    policy_tokens: int | None = Field(default=None, ge=1, description="budget of a tree: sampled tokens")
+    judge_tokens: int | None = Field(default=None, ge=1, description="budget of a tree: tokens of the evaluator")
+    env_steps: int | None = Field(
+        default=None, ge=1, description="budget of a tree: steps of the world, replays included"
+    )
+    seconds: float | None = Field(default=None, gt=0, description="budget of a tree: wall-clock time")
+    money: float | None = Field(
+        default=None, gt=0, description="budget of a tree, in the currency of the policy's prices"
+    )
+    answers: int | None = Field(default=None, ge=1, description="stop a tree once it has so many finished leaves")
+    in_flight: int = Field(
+        default=1, ge=1, description="expansions of one tree at once; part of the result, unlike sessions"
+    )
+    retries: int = Field(default=2, ge=0, description="how often a faulty action is tried again from a restored node")
+    repairs: int = Field(
+        default=2, ge=0, description="how often a step is taken again where a replay found another state"
+    )
+    share_results: bool = Field(
+        default=False, description="equal actions of one expansion in other words share one step"
+    )
+    peers: int = Field(default=0, ge=0, description="for acting: most other branches that a prompt tells of")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="most tokens of one draw; else what the suite suggests"
+    )
+    close: bool | None = Field(
+        default=None,
+        description="finish open nodes by one rollout each; else trees for training are, acting searches are not",
+    )
+    merge: bool = Field(
+        default=True,
+        description="token-identical draws of a node are executed and gone on from once; false keeps them apart, for "
+        "random rewards or steps",
+    )
+    trees: int = Field(default=64, ge=1, description="trees grown at once")
 
 
 class LoopSection(_Section):
-    """iterations of collect → train; tasks per suite and iteration, and where a suite shall have another number of
-    them (suite_tasks = {market = 6}); checkpoints kept. behind = 1: the next round is collected with the weights at
-    hand while the trainer works, so that trees are one update old when they are trained on"""
+    """Collect, train, again."""
 
-    iterations: int = Field(default=8, ge=1)
-    tasks: int = Field(default=24, ge=1)
-    suite_tasks: dict[str, int] = Field(default_factory=dict)
-    keep: int = Field(default=3, ge=1)
-    behind: int = Field(default=0, ge=0, le=1)
+    iterations: int = Field(default=8, ge=1, description="of collect → train")
+    tasks: int = Field(default=24, ge=1, description="per suite and iteration")
+    suite_tasks: dict[str, int] = Field(
+        default_factory=dict, description="suites with another number of tasks, e.g. {market = 6}"
+    )
+    checkpoints: int = Field(default=3, ge=1, description="how many are kept")
+    behind: int = Field(
+        default=0, ge=0, le=1,
+        description="1: the next round is collected while the trainer works, so that trees are one update old",
+    )  # fmt: skip
 
 
 class EvalSection(_Section):
-    """held-out tasks per suite; expansions of the search (0 = the policy alone)"""
+    """Success on held-out tasks."""
 
-    split: Literal["train", "test"] = "test"
-    tasks: int = Field(default=100, ge=1)
-    expansions: int = Field(default=0, ge=0)
+    split: Literal["train", "test"] = Field(default="test", description="which tasks")
+    tasks: int = Field(default=100, ge=1, description="per suite")
+    expansions: int = Field(default=0, ge=0, description="of the search; 0: the policy alone")
 
 
 class Config(_Section):
-    """name: of the run; folder: where its store, checkpoints and reports go; seed: of everything random"""
+    """One configuration for every command."""
 
-    name: str = "run"
-    folder: Path | None = None
-    seed: int = 0
+    name: str = Field(default="run", description="of the run; its files go to runs/NAME")
+    folder: Path | None = Field(default=None, description="where its files go instead")
+    store: str | None = Field(
+        default=None,
+        description="where its trees go instead: a file, or postgresql://USER@HOST/NAME for many processes",
+    )
+    seed: int = Field(default=0, description="of everything random")
     policy: PolicySection = PolicySection()
     worlds: WorldsSection = WorldsSection()
     search: SearchSection = SearchSection()
-    train: TrainSection = TrainSection()
+    train: TrainSettings = TrainSettings()
     loop: LoopSection = LoopSection()
     eval: EvalSection = EvalSection()
 
@@ -147,8 +180,17 @@ class Config(_Section):
         return self.folder or Path("runs") / self.name
 
     @property
-    def store_path(self) -> Path:
-        return self.home / "trees.sqlite"
+    def store_at(self) -> str:
+        """Path or URL of the run's trees."""
+        return self.store or str(self.home / "trees.sqlite")
+
+
+RENAMED = {
+    "search.width": "search.in_flight, or search.options.width for the width of beam and ets",
+    "train.rows": "train.clip_rows",
+    "loop.keep": "loop.checkpoints",
+}
+"""Keys of version 0.1 and what they are called now."""
 
 
 def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Config:
@@ -195,22 +237,35 @@ def _put(data: dict[str, Any], setting: str) -> None:
     data[last] = value
 
 
-def _refuse_unknown(data: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:
+def _fields(section: Any) -> dict[str, tuple[Any, str]]:
+    """The keys of a section with their types and what they mean; pydantic models and dataclasses alike."""
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return {name: (field.annotation, field.description or "") for name, field in section.model_fields.items()}
+    return {field.name: (field.type, field.metadata.get("doc", "")) for field in fields(section)}
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind))
+
+
+def _refuse_unknown(data: Mapping[str, Any], section: Any, prefix: str) -> None:
+    known = _fields(section)
     for key, value in data.items():
-        known = model.model_fields
+        full = prefix + key
+        if full in RENAMED:
+            raise ConfigError(f"{full!r} is called {RENAMED[full]} since version 0.2")
         if key not in known:
-            hint = _nearest(prefix + key, known)
-            raise ConfigError(f"unknown key {prefix + key!r}; {hint}")
-        inner = known[key].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            raise ConfigError(f"unknown key {full!r}; {_nearest(full, known)}")
+        inner = known[key][0]
+        if _is_section(inner):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{prefix + key} is a section; write {prefix + key}.<key>=<value>")
-            _refuse_unknown(value, inner, f"{prefix}{key}.")
+                raise ConfigError(f"{full} is a section; write {full}.<key>=<value>")
+            _refuse_unknown(value, inner, f"{full}.")
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
     """The key of the same last name elsewhere, else the nearest name here, else the nearest anywhere."""
-    everywhere = _all_keys(Config, "")
+    everywhere = list(explained())
     prefix, last = key.rpartition(".")[0], key.rpartition(".")[2]
     same = [full for full in everywhere if full.rpartition(".")[2] == last]
     here = [f"{prefix}.{k}" if prefix else k for k in difflib.get_close_matches(last, list(known), n=1)]
@@ -218,14 +273,11 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
     return f"did you mean {found[0]!r}?" if found else f"known here: {', '.join(known)}"
 
 
-def _all_keys(model: type[BaseModel], prefix: str) -> list[str]:
-    out = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            out += _all_keys(inner, f"{name}.")
-        else:
-            out.append(prefix + name)
+def explained(section: Any = Config, prefix: str = "") -> dict[str, str]:
+    """Every key that can be set, in order, and what it means."""
+    out: dict[str, str] = {}
+    for name, (kind, doc) in _fields(section).items():
+        out |= explained(kind, f"{prefix}{name}.") if _is_section(kind) else {prefix + name: doc}
     return out
 
 

@@ -138,7 +138,7 @@ async def _grow(suite: Suite, pool: Pool, policy: Proposer, width: int, expansio
     trees = [
         await search(
             task, pool, policy, rule=best_first(draws=4, root_draws=8), budget=Budget(expansions=expansions),
-            settings=Settings(width=width, max_tokens=200),
+            settings=Settings(in_flight=width, max_tokens=200),
         )
         for task in suite.tasks("test", tasks)
     ]  # fmt: skip

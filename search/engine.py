@@ -1,9 +1,9 @@
 """The search: pop, restore, propose, screen, step, evaluate, append. One loop for every rule and world.
 
-Nothing that a result depends on may depend on timing: with width W, pop j sees exactly the results of the pops up to
-j−W, applied in the order of the pops. Sessions only execute, so one session and eight give the same tree. A result is
-an `Expansion`; a resumed search reads the stored ones back instead of computing them, and so arrives at the tree,
-frontier and budget of a search that was never interrupted.
+Nothing that a result depends on may depend on timing: with W expansions in flight, pop j sees exactly the results of
+the pops up to j−W, applied in the order of the pops. Sessions only execute, so one session and eight give the same
+tree. A result is an `Expansion`; a resumed search reads the stored ones back instead of computing them, and so arrives
+at the tree, frontier and budget of a search that was never interrupted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Settings:
     """How a tree is grown; stored with it, and a resume with other settings is refused.
 
     run, attempt, seed  name the tree and seed every draw and step
-    width       expansions in flight; part of the result, unlike the number of sessions
+    in_flight   expansions at once; part of the result, unlike the number of sessions
     max_tokens  most tokens of one draw
     close       finish every open node by one rollout when the budget is spent: needed to train on the tree
     answers     stop once this many finished leaves were seen (closing still happens); None = never
@@ -72,7 +72,7 @@ class Settings:
     run: str = "run"
     attempt: int = 0
     seed: int = 0
-    width: int = 1
+    in_flight: int = 1
     max_tokens: int = 48
     close: bool = False
     answers: int | None = None
@@ -83,7 +83,7 @@ class Settings:
     merge: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("width", "max_tokens"):
+        for name in ("in_flight", "max_tokens"):
             if getattr(self, name) < 1:
                 raise TreewrightError(f"settings.{name} = {getattr(self, name)}; it must be at least 1")
         for name in ("repairs", "peers"):
@@ -190,7 +190,7 @@ class _Search:
         if (done := await self.start()) is not None:
             return done
         try:
-            await self._grow(self._next, self.settings.width)
+            await self._grow(self._next, self.settings.in_flight)
             await self.close()
         finally:
             if self.store is not None:
@@ -217,7 +217,7 @@ class _Search:
         if self.settings.close and self.tree.status[0] is not NodeStatus.FAULT:
             self.open_nodes.extend(i for i in range(len(self.tree)) if self._unfinished(i))
             # Closing rollouts do not depend on each other: their number in flight changes nothing.
-            await self._grow(self._next_open, max(self.settings.width, self.pool.size))
+            await self._grow(self._next_open, max(self.settings.in_flight, self.pool.size))
 
     async def finish(self) -> Tree:
         self.tree.chosen = self.rule.choose(self.tree)
@@ -415,6 +415,7 @@ class _Search:
 
     def _header(self) -> TreeHeader:
         settings = {**asdict(self.settings), "rule": self.rule.name, "budget": asdict(self.budget)}
+        settings["width"] = settings.pop("in_flight")  # as it was called when the first trees were stored
         if self.settings.repairs == REPAIRS:
             del settings["repairs"]  # trees begun before there were repairs have no such setting
         for name in ("share_results", "peers"):
@@ -438,7 +439,7 @@ class _Search:
             self.task, self.pool, self.policy, self.evaluator, self.settings.max_tokens, self.settings.retries,
             eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(), self.evidence,
             self.settings.share_results, self.settings.merge,
-            peers=Peers(self.settings.peers, self.settings.width) if self.settings.peers else None,
+            peers=Peers(self.settings.peers, self.settings.in_flight) if self.settings.peers else None,
         )  # fmt: skip
         if resume:
             work.tree = self._resume(header)
@@ -490,7 +491,7 @@ class Stepper:
         stepper.apply(pop)
     tree = done or await stepper.finish()
 
-    Only width 1 can be stepped: more pops at once would not see each other's results in order.
+    Only one expansion at a time can be stepped: more pops at once would not see each other's results in order.
     """
 
     def __init__(
@@ -505,8 +506,8 @@ class Stepper:
         settings: Settings,
         store: Keeper | None = None,
     ) -> None:
-        if settings.width != 1:
-            raise TreewrightError(f"settings.width = {settings.width}; a search can only be stepped with width 1")
+        if settings.in_flight != 1:
+            raise TreewrightError(f"settings.in_flight = {settings.in_flight}; a search can only be stepped with 1")
         self._search = _Search(task, pool, policy, rule, evaluator, budget, settings, store, None)
         self.tree_id = self._search._header().tree_id
 

@@ -14,13 +14,14 @@ pair (draw, token), or, for the published losses that clip row by row, a pair (l
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from treewright.envs.doors import Door, nearest, options_of
 from treewright.envs.errors import TreewrightError
 
 __all__ = [
@@ -46,7 +47,8 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class LossOptions:
-    """loss       clipped | dual_clip | cispo | gspo | unclipped
+    """loss       clipped | dual_clip | cispo | gspo | unclipped, module:function or an entry point
+    loss_options  of a loss of one's own, given to it by keyword
     clip          ρ stays within [1 − clip, 1 + clip_high]; clip_high = clip if None
     dual_clip     where C < 0 a term is at least dual_clip · C
     adaptive_clip a > 0 widens both bounds of a term by the factor 1 + a·tanh(|C| / rms of C)
@@ -57,6 +59,7 @@ class LossOptions:
     """
 
     loss: str = "clipped"
+    loss_options: Mapping[str, Any] = field(default_factory=dict)
     clip: float = 0.2
     clip_high: float | None = None
     dual_clip: float = 3.0
@@ -69,7 +72,10 @@ class LossOptions:
     top_entropy: float = 0.2
 
     def __post_init__(self) -> None:
-        _known("loss", self.loss, OBJECTIVES)
+        known = options_of(LOSSES.find(self.loss))
+        for option in self.loss_options:
+            if known is not None and option not in known[6:]:
+                raise TreewrightError(f"loss {self.loss!r} has no option {option!r}; {nearest(option, known[6:])}")
         _known("kl", self.kl, KLS)
         for name, low in (("clip", 0.0), ("dual_clip", 1.0), ("sampler_cap", 0.0)):
             if getattr(self, name) <= low:
@@ -185,6 +191,16 @@ arXiv 2507.18071). Its gradient is C/|a| Σ∇log π, so the draw's term counts 
 
 BY_SEQUENCE = frozenset({"gspo"})
 
+LOSSES = Door(kind="loss", group="treewright.losses", built_in=lambda: OBJECTIVES)
+"""Objectives by name. A function of one's own is called as (log ratio, logp, C, low, high, options, **loss_options) and
+gives (J [P], whether a bound held it back [P]); with an attribute `by_sequence = True` it gets one ratio a draw."""
+
+
+def by_sequence(loss: str) -> bool:
+    """True for an objective of whole draws: its log ratios are means over each draw's tokens."""
+    return loss in BY_SEQUENCE or (loss not in OBJECTIVES and bool(getattr(LOSSES.find(loss), "by_sequence", False)))
+
+
 KLS: dict[str, Callable[[Tensor], Tensor]] = {
     "k1": lambda d: d,
     "k2": lambda d: d.square() / 2,
@@ -227,16 +243,17 @@ def policy_loss(inputs: LossInputs, options: LossOptions | None = None) -> tuple
     options = options or LossOptions()
     x, at = inputs, inputs.term
     mode = _modes(x, options)[at]
-    sequence = x.sequence if options.loss in BY_SEQUENCE or options.by_action else None
+    whole = by_sequence(options.loss)
+    sequence = x.sequence if whole or options.by_action else None
     if sequence is not None and bool((sequence < 0).any()):
         raise ValueError(f"loss {options.loss!r} needs terms by draw; pack with terms='draw'")
     logp, old, coef = x.logp[at], x.old.detach()[at], x.coef
     weight, gap = sampler_weight(old, x.behaviour[at], options.sampler_cap, sequence if options.by_action else None)
     delta = logp - old
-    if sequence is not None and options.loss in BY_SEQUENCE:
+    if sequence is not None and whole:
         delta = _mean_by(delta, sequence)
     low, high = _bounds(coef, options)
-    terms, held = OBJECTIVES[options.loss](delta, logp, coef, low, high, options)
+    terms, held = LOSSES.find(options.loss)(delta, logp, coef, low, high, options, **options.loss_options)
     gradient = (mode == Mode.PG).to(terms)
     likelihood = (mode == Mode.SFT).to(terms)
     total = (gradient * weight * terms + likelihood * coef * logp).sum()

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from treewright.envs.errors import TreewrightError
 from treewright.kernels import TreePlan
 from treewright.search.tree import Tree
-from treewright.training.credit import Credit, TreeArrays, credit_stats, estimate
+from treewright.training.credit import Credit, TreeArrays, credit_stats, estimate, options_taken
 from treewright.training.credit.rows import LeafRows, leaf_rows
 from treewright.training.credit.trees import tree_arrays
-from treewright.training.loss import BY_SEQUENCE, LossInputs, LossOptions, LossStats, policy_loss
+from treewright.training.loss import LossInputs, LossOptions, LossStats, by_sequence, policy_loss
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
 from treewright.training.pack import PackedBatch, pack_trees
+from treewright.training.settings import TrainSettings
 from treewright.training.versions import age_of, require_fresh, weights_version
 
 __all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
@@ -33,55 +34,6 @@ class NonFinite(TreewrightError):
 
 
 PackLoss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """lr            AdamW learning rate, constant after `warmup` steps
-    minibatches      optimizer steps per batch of trees; with more than one the clip ratio matters
-    loss … top_entropy  see treewright.training.loss.LossOptions;  grad_clip  largest gradient norm
-    rows             clip each leaf's row by itself, as the publications of row-based estimators do; needs one of those
-    estimator, tau, weight_power  the credit of each step, see treewright.training.credit
-    max_tokens       largest pack; a longer tree is a pack of its own
-    chunk_tokens     packs longer than this go through the model in chunks of so many tokens: activations of one chunk
-                     in memory, the same gradient, one forward pass more; None: never
-    allow_biased     accept inexact trees
-    max_staleness    updates ago that a tree may have been drawn, see treewright.training.versions
-    """
-
-    lr: float = 3e-4
-    warmup: int = 0
-    weight_decay: float = 0.0
-    minibatches: int = 1
-    loss: str = "clipped"
-    clip: float = 0.2
-    clip_high: float | None = None
-    dual_clip: float = 3.0
-    adaptive_clip: float = 0.0
-    kl: str = "k3"
-    kl_coef: float = 0.0
-    entropy_coef: float = 0.0
-    sampler_cap: float = 2.0
-    top_entropy: float = 0.2
-    rows: bool = False
-    grad_clip: float = 1.0
-    estimator: str = "split_loo"
-    tau: float = 3.0
-    weight_power: float = 1.0
-    max_tokens: int = 8192
-    chunk_tokens: int | None = None
-    allow_biased: bool = False
-    max_staleness: int = 0
-
-    def __post_init__(self) -> None:
-        self.options(False)
-        if self.rows and (self.loss in BY_SEQUENCE or self.max_staleness):
-            raise TreewrightError("rows = true clips (leaf, token) terms; it goes with neither gspo nor max_staleness")
-
-    def options(self, by_action: bool) -> LossOptions:
-        """What the loss is told; `by_action` corrects whole draws, for trees of older weights."""
-        mine = {f.name: getattr(self, f.name) for f in fields(LossOptions) if f.name != "by_action"}
-        return LossOptions(**mine, by_action=by_action)
 
 
 @dataclass(slots=True)
@@ -110,15 +62,23 @@ class Trainer:
     def __post_init__(self) -> None:
         prepare(self.model)
         s = self.settings
+        s.loss_settings(False)  # refuses what the loss does not know
+        if s.clip_rows and (by_sequence(s.loss) or s.max_staleness):
+            raise TreewrightError(
+                "train.clip_rows = true clips (leaf, token) terms; it goes with neither a loss of whole draws nor "
+                "max_staleness"
+            )
+        self.lr = s.rate_for(sum(p.numel() for p in self.model.parameters()))
         if s.kl_coef and self.reference is None:
             self.reference = frozen(self.model)
         if self.reference is not None:
             prepare(self.reference)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=s.lr, betas=(0.9, 0.99), weight_decay=s.weight_decay
+            self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=s.weight_decay
         )
 
     optimizer: torch.optim.Optimizer = field(init=False)
+    lr: float = field(init=False)
 
     def update(self, trees: Sequence[Tree], on_pack: Callable[[int, int], None] | None = None) -> dict[str, float]:
         """Trains on the trees not consumed before and returns what to log.
@@ -156,12 +116,12 @@ class Trainer:
         stale  correct whole draws for having been made by older weights
         """
         s = self.settings
-        by_draw = stale or s.loss in BY_SEQUENCE
+        by_draw = stale or by_sequence(s.loss)
         packs = pack_trees(
             trees, arrays, credit, s.max_tokens, terms="row" if rows is not None else "draw" if by_draw else "token",
             rows=rows, mode=mode, every=bool(s.kl_coef or s.entropy_coef),
         )  # fmt: skip
-        stats = self.descend_surrogate(packs, s.options(stale), on_pack) if packs else {}
+        stats = self.descend_surrogate(packs, s.loss_settings(stale), on_pack) if packs else {}
         self.consumed |= {(t.tree_id, t.header.policy_version) for t in trees}
         used = credit.coef != 0
         seen = credit_stats(arrays, credit)
@@ -190,21 +150,20 @@ class Trainer:
 
         Suites differ in how often they succeed; one baseline for all would only add variance.
         """
-        options: dict[str, Any] = {}
-        if self.settings.estimator == "split_loo":
-            options = {name: getattr(self.settings, name) for name in ("tau", "weight_power", "allow_biased")}
+        name, options = self.settings.estimator, self.settings.estimator_options
+        biased = options_taken(name, {"allow_biased": self.settings.allow_biased})
         parts: list[tuple[TreeArrays, Credit]] = []
         rows: list[LeafRows] = []
         nodes = 0
         for suite, group in groupby(trees, key=lambda t: t.task.suite):
             arrays = tree_arrays(list(group))
             arrays.validate()
-            own = {"root_baseline": self.baselines.get(suite)} if options else {}
-            credit = estimate(self.settings.estimator, arrays, **options, **own)
+            own = options_taken(name, {"root_baseline": self.baselines.get(suite)})
+            credit = estimate(name, arrays, **{**biased, **own, **options})
             if not np.isfinite(credit.coef).all():
                 raise NonFinite(f"the credit of {int((~np.isfinite(credit.coef)).sum())} nodes is not finite")
-            if self.settings.rows:
-                found = leaf_rows(self.settings.estimator, arrays)
+            if self.settings.clip_rows:
+                found = leaf_rows(name, arrays, **options)
                 rows.append(LeafRows(found.leaf + nodes, found.node + nodes, found.coef))
             nodes += len(arrays)
             roots = credit.value[arrays.roots]
@@ -228,7 +187,7 @@ class Trainer:
         on_pack: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
         """`descend` with the loss of the settings, or of `options`."""
-        options = options or self.settings.options(False)
+        options = options or self.settings.loss_settings(False)
         olds: dict[int, Tensor] = {}
         if min(self.settings.minibatches, len(packs)) > 1:
             with torch.no_grad():
@@ -341,7 +300,7 @@ class Trainer:
             raise self._refuse("gradient")
         ramp = min(1.0, (self.steps + 1) / (self.settings.warmup + 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * ramp
+            group["lr"] = self.lr * ramp
         self.optimizer.step()
         self.steps += 1
         return norm

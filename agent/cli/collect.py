@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -55,16 +54,14 @@ def collect(
 
     treewright collect --name first --suites kg,stdlib --tasks 100
     """
-    from dataclasses import replace
-
     from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import collect as grow
     from treewright.agent.runs.collect import open_worlds, suites_of
-    from treewright.agent.runs.loop import budget_of, evaluator_of, rates_of, rule_of, settings_of
+    from treewright.agent.runs.loop import budget_of, evaluator_of, evidence_of, rates_of, rule_of, settings_of
     from treewright.search.store import TreeStore
 
     cfg = read_config(name, config, set_, suites, policy, corpus, questions)
-    if workers is not None or url is not None:
+    if workers is not None or url is not None:  # a shared store in the configuration does without --url
         _collect_by_workers(cfg, workers, url, tasks, batch, split)
         return
     found, rule = suites_of(cfg), rule_of(cfg.search, rates_of(cfg))
@@ -72,21 +69,21 @@ def collect(
     async def work() -> None:
         async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
             todo = tasks_of(worlds, split, batch, tasks)
-            with TreeStore.open(cfg.store_path) as store, bar("collecting", len(todo)) as advance:
+            with TreeStore.open(cfg.store_at) as store, bar("collecting", len(todo)) as advance:
                 actor = open_proposer(cfg.policy)
                 try:
                     trees = await grow(
                         todo, worlds, actor, rule=rule, budget=budget_of(cfg.search),
-                        settings=replace(settings_of(cfg.search, run=cfg.name, seed=cfg.seed), peers=cfg.search.peers),
-                        evaluator=evaluator_of(cfg.search, actor), store=store, concurrency=cfg.search.trees,
-                        on_tree=advance,
+                        settings=settings_of(cfg.search, run=cfg.name, seed=cfg.seed, peers=True),
+                        evaluator=evaluator_of(cfg.search, actor), evidence=evidence_of(cfg.search), store=store,
+                        concurrency=cfg.search.trees, on_tree=advance,
                     )  # fmt: skip
                 finally:
                     await actor.close()
         _summarise(trees)
         _tell_of_others(trees, rule.name)
-        tell_of_faults(trees, cfg.store_path)
-        console.print(f"stored in {cfg.store_path}; next: treewright train --name {cfg.name}", soft_wrap=True)
+        tell_of_faults(trees, cfg.store_at)
+        console.print(f"stored in {cfg.store_at}; next: treewright train --name {cfg.name}", soft_wrap=True)
 
     go(work)
 
@@ -94,8 +91,12 @@ def collect(
 def _collect_by_workers(cfg: Config, workers: str | None, url: str | None, tasks: int, batch: int, split: str) -> None:
     from treewright.agent.runs.workers import collect_with_workers
 
-    if workers is None or url is None:
-        raise TreewrightError("--workers and --url go together: --workers 8 --url postgresql://USER@HOST/NAME")
+    url = url or cfg.store
+    if workers is None or url is None or "://" not in url:
+        raise TreewrightError(
+            "--workers needs a store that many processes share: --workers 8 --url postgresql://USER@HOST/NAME, or store "
+            "= 'postgresql://…' in the configuration"
+        )
     counts = collect_with_workers(cfg, url, workers, tasks=tasks, batch=batch, split=split)
     console.print("  ".join(f"{name} {count}" for name, count in counts.items()))
 
@@ -138,7 +139,7 @@ def _tell_of_others(trees: Sequence[Tree], rule: str) -> None:
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
-def tell_of_faults(trees: Sequence[Tree], store: Path | None = None) -> None:
+def tell_of_faults(trees: Sequence[Tree], store: str | None = None) -> None:
     """What kept worlds from coming up, and how to grow those trees anew. Raises TreewrightError if none came up."""
     from treewright.agent.view.report import clean
 
@@ -150,7 +151,7 @@ def tell_of_faults(trees: Sequence[Tree], store: Path | None = None) -> None:
         return
     lines = [f"{count} of {len(trees)} trees never began, {cause}" for cause, count in causes.most_common(5)]
     if store is not None:  # what is finished is not grown again, so these must go first
-        again = f"treewright store delete {shlex.quote(str(store))} -w status=done -w 'nodes<2' --yes"
+        again = f"treewright store delete {shlex.quote(store)} -w status=done -w 'nodes<2' --yes"
         lines.append(f"mend that, then type: {again}\nand this line again")
     told = "\n".join(lines)
     if causes.total() == len(trees):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,15 +19,17 @@ console = Console()
 data_app = typer.Typer(help="Datasets out of trees, and trees out of datasets.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Option("--name", "-n", help="Name of the run; its trees are in runs/NAME/trees.sqlite.")]
-StoreFile = Annotated[Path | None, typer.Option("--store", help="A store's file, instead of that of a run.")]
+StoreFile = Annotated[
+    str | None, typer.Option("--store", help="A store's file or postgresql://… URL, instead of that of a run.")
+]
 
 
-def _store_path(name: str, store: Path | None) -> Path:
+def _store_of(name: str, store: str | None) -> str:
     if store is not None:
         return store
     from treewright.agent.config import load_config
 
-    return load_config(None, [f"name={name}"]).store_path
+    return load_config(None, [f"name={name}"]).store_at
 
 
 @data_app.command("export")
@@ -77,10 +80,10 @@ def export_command(
         decode=_decoder(tokenizer, style), license=license_,
     )  # fmt: skip
     where = TreeFilter(run, suite, split, success, policy_version, exact)
-    path = _store_path(name, store)
-    if not path.exists():
-        raise TreewrightError(f"there is no store at {path}; type: treewright collect --name {name}")
-    with TreeStore.open(path, read_only=True) as opened:
+    where_from = _store_of(name, store)
+    if "://" not in where_from and not Path(where_from).exists():
+        raise TreewrightError(f"there is no store at {where_from}; type: treewright collect --name {shlex.quote(name)}")
+    with TreeStore.open(where_from, read_only=True) as opened:
         report = export_dataset(opened, folder, options, where)
     for one in options.formats:
         left = sum(report.skipped[one].values())
@@ -131,7 +134,7 @@ def import_command(
 
     if not path.exists():
         raise TreewrightError(f"there is no file or folder at {path}")
-    with TreeStore.open(_store_path(name, store)) as opened:
+    with TreeStore.open(_store_of(name, store)) as opened:
         report = asyncio.run(import_trees(path, opened, kind=kind, run=run, suite=suite, origin=origin))
         there = f", {report.present} were there already" if report.present else ""
         console.print(f"{len(report.added)} trees with {report.nodes} nodes added to {opened.name}{there}")

@@ -56,12 +56,12 @@ def loop(
     async def work() -> None:
         source = model_folder(cfg.policy.spec)
         with loading_model(source):
-            learner = Learner(make_trainer(cfg, source), cfg.home / "checkpoints", cfg.loop.keep)
+            learner = Learner(make_trainer(cfg, source), cfg.home / "checkpoints", cfg.loop.checkpoints)
         actor = open_policy(cfg.policy.spec, **cfg.policy.options)
         first = await resume_loop(cfg, learner, actor)
         if first:
             console.print(f"going on from {learner.saved} with iteration {first + 1}")
-        store = TreeStore.open(cfg.store_path)
+        store = TreeStore.open(cfg.store_at)
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 each = sum(cfg.loop.suite_tasks.get(suite, cfg.loop.tasks) for suite in worlds)
@@ -105,10 +105,11 @@ def eval_(
     from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import open_worlds, suites_of
     from treewright.agent.runs.evaluate import evaluate
-    from treewright.agent.runs.loop import acting_rule_of, evaluator_of
+    from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
 
     cfg = read_config(None, config, set_, suites, policy, corpus, questions)
-    found, rule = suites_of(cfg), acting_rule_of(cfg.search)
+    found = suites_of(cfg)
+    acting_rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
     many = cfg.eval.tasks if tasks is None else tasks
     effort = cfg.eval.expansions if expansions is None else expansions
 
@@ -118,11 +119,12 @@ def eval_(
             actor = open_proposer(cfg.policy)
             try:
                 with bar("evaluating", len(todo)) as advance:
+                    evaluator = evaluator_of(cfg.search, actor)
                     results, trees = await evaluate(
-                        todo, worlds, actor, expansions=effort, draws=cfg.search.draws,
-                        root_draws=cfg.search.root_draws, rule=rule,
-                        evaluator=evaluator_of(cfg.search, actor), seed=cfg.seed, peers=cfg.search.peers,
-                        on_tree=advance,
+                        todo, worlds, actor, rule=acting_rule_of(cfg.search, evaluator), evaluator=evaluator,
+                        budget=budget_of(cfg.search, effort), evidence=evidence_of(cfg.search),
+                        settings=settings_of(cfg.search, run="eval", seed=cfg.seed, acting=True, peers=True),
+                        concurrency=cfg.search.trees, on_tree=advance,
                     )  # fmt: skip
             finally:
                 await actor.close()

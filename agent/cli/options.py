@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from treewright.envs.errors import TreewrightError
+
 if TYPE_CHECKING:
     from treewright.agent.config import Config
 
@@ -27,6 +29,7 @@ __all__ = [
     "bar",
     "console",
     "go",
+    "must_exist",
     "read_config",
 ]
 
@@ -75,6 +78,12 @@ def read_config(
     if name is not None:
         more.append(f"name={name}")
     return load_config(path, more)
+
+
+def must_exist(cfg: Config) -> None:
+    """Raises TreewrightError where the run has no store yet, with what makes one."""
+    if "://" not in cfg.store_at and not Path(cfg.store_at).exists():
+        raise TreewrightError(f"no store at {cfg.store_at}; type: treewright collect --name {shlex.quote(cfg.name)}")
 
 
 def go(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from treewright.agent.cli.options import Name, console, read_config
-from treewright.envs.errors import TreewrightError
+from treewright.agent.cli.options import Name, console, must_exist, read_config
 from treewright.search.rules.plan_memory import PlanMemory
 
 __all__ = ["plans_command"]
@@ -26,10 +25,9 @@ def plans_command(
     from treewright.search.store import TreeStore
 
     cfg = read_config(name, None, None, None, None)
-    if not cfg.store_path.exists():
-        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
+    must_exist(cfg)
     known = PlanMemory.load(file) if file.exists() else PlanMemory()
-    with TreeStore.open(cfg.store_path, read_only=True) as store:
+    with TreeStore.open(cfg.store_at, read_only=True) as store:
         rows = store.trees(status="done", split="train")
         grown = known.learn(store.load(row.tree_id) for row in rows)
     grown.save(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,12 +76,13 @@ def run(
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
     from treewright.agent.runs.evaluate import evaluate
-    from treewright.agent.runs.loop import acting_rule_of, evaluator_of
+    from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
 
+    evaluator = evaluator_of(cfg.search, actor)
     _, trees = await evaluate(
-        [task], {world.suite.name: world}, actor, expansions=expansions, draws=cfg.search.draws,
-        root_draws=cfg.search.root_draws, rule=acting_rule_of(cfg.search), evaluator=evaluator_of(cfg.search, actor),
-        seed=cfg.seed, peers=cfg.search.peers,
+        [task], {world.suite.name: world}, actor, rule=acting_rule_of(cfg.search, evaluator), evaluator=evaluator,
+        budget=budget_of(cfg.search, expansions), evidence=evidence_of(cfg.search),
+        settings=settings_of(cfg.search, run=cfg.name, seed=cfg.seed, acting=True, peers=True),
     )  # fmt: skip
     for tree in trees:
         _print_tree(tree)
@@ -91,22 +93,18 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
     import time
 
     from treewright.agent.runs.episode import run_episode
-    from treewright.agent.runs.evaluate import acting_rule
-    from treewright.agent.runs.loop import acting_rule_of, evaluator_of
-    from treewright.search.engine import Settings
+    from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
     from treewright.search.store import TreeStore
-    from treewright.search.types import Budget
 
     evaluator = evaluator_of(cfg.search, actor)
-    usual = acting_rule(evaluator, cfg.search.draws, cfg.search.root_draws)
-    with TreeStore.open(cfg.store_path) as store:
+    settings = settings_of(cfg.search, run=f"{cfg.name} {time.time_ns()}", seed=cfg.seed, acting=True, peers=True)
+    if cfg.search.max_tokens is None:
+        settings = replace(settings, max_tokens=world.suite.max_tokens)
+    with TreeStore.open(cfg.store_at) as store:
         episode = await run_episode(
-            task, world.pool, actor, journal=store.journal, approve=approve, rule=acting_rule_of(cfg.search) or usual,
-            evaluator=evaluator, budget=Budget(expansions=expansions), store=store,
-            settings=Settings(
-                run=f"{cfg.name} {time.time_ns()}", seed=cfg.seed, max_tokens=cfg.search.max_tokens,
-                peers=cfg.search.peers,
-            ),
+            task, world.pool, actor, journal=store.journal, approve=approve,
+            rule=acting_rule_of(cfg.search, evaluator), evaluator=evaluator,
+            budget=budget_of(cfg.search, expansions), store=store, settings=settings, evidence=evidence_of(cfg.search),
         )  # fmt: skip
     for tree in episode.trees:
         _print_tree(tree)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from treewright.agent.cli.options import ConfigFile, Name, Sets, console, read_config
-from treewright.envs.errors import TreewrightError
+from treewright.agent.cli.options import ConfigFile, Name, Sets, console, must_exist, read_config
 
 __all__ = ["scorer_command"]
 
@@ -32,9 +31,8 @@ def scorer_command(
     from treewright.training.scorer import Scorer, ScorerSettings, examples_of, fit
 
     cfg = read_config(name, config, set_, None, None)
-    if not cfg.store_path.exists():
-        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
-    store = TreeStore.open(cfg.store_path, read_only=True)
+    must_exist(cfg)
+    store = TreeStore.open(cfg.store_at, read_only=True)
     try:
         trees = [store.load(row.tree_id) for row in store.trees(status="done")]
     finally:

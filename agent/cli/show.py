@@ -10,6 +10,7 @@ import typer
 from treewright.agent.cli.options import (
     Name,
     console,
+    must_exist,
     read_config,
 )
 from treewright.envs.errors import TreewrightError
@@ -40,9 +41,8 @@ def show(
     from treewright.search.store import TreeStore
 
     cfg = read_config(name, None, None, None, None)
-    if not cfg.store_path.exists():
-        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
-    store = TreeStore.open(cfg.store_path, read_only=True)
+    must_exist(cfg)
+    store = TreeStore.open(cfg.store_at, read_only=True)
     try:
         rows = [r for r in store.trees(suite=suite) if tree is None or r.tree_id.startswith(tree)]
         if not rows:
@@ -68,8 +68,22 @@ def show(
         store.close()
 
 
-def config() -> None:
-    """Print the whole configuration with its defaults, ready to be saved as TOML."""
-    from treewright.agent.config import Config, to_toml
+def config(
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each setting means.")] = False,
+    key: Annotated[str | None, typer.Argument(help="With --explain: only keys with this in their name.")] = None,
+) -> None:
+    """Print the whole configuration with its defaults, ready to be saved as TOML.
 
-    console.print(to_toml(Config()), markup=False, highlight=False)
+    treewright config > run.toml
+    treewright config --explain search.
+    """
+    from treewright.agent.config import Config, explained, to_toml
+
+    if not explain and key is None:
+        console.print(to_toml(Config()), markup=False, highlight=False)
+        return
+    found = {name: doc for name, doc in explained().items() if key is None or key in name}
+    if not found:
+        raise TreewrightError(f"no setting has {key!r} in its name; type: treewright config --explain")
+    for name, doc in found.items():
+        console.print(f"{name}\n    {doc}", markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from treewright.agent.cli.options import ConfigFile, Name, PolicySpec, Sets, Suites, console, go, read_config
+from treewright.agent.cli.options import (
+    ConfigFile,
+    Name,
+    PolicySpec,
+    Sets,
+    Suites,
+    console,
+    go,
+    must_exist,
+    read_config,
+)
 from treewright.agent.cli.retrieval import treehop_command
 from treewright.agent.cli.scorer import scorer_command
 from treewright.envs.errors import TreewrightError
@@ -63,12 +73,12 @@ class _Run:
         from treewright.search.store import TreeStore
 
         cfg = self.config
-        _must_exist(cfg)
-        with TreeStore.open(cfg.store_path, read_only=True) as store:
+        must_exist(cfg)
+        with TreeStore.open(cfg.store_at, read_only=True) as store:
             found = [store.load(row.tree_id) for row in store.trees(suite=suite, split=split, status="done")]
         if not found:
             wanted = ", ".join(w for w in (suite and f"suite {suite}", split and f"split {split}") if w)
-            raise TreewrightError(f"{cfg.store_path} holds no finished tree ({wanted or 'any'}); collect some first")
+            raise TreewrightError(f"{cfg.store_at} holds no finished tree ({wanted or 'any'}); collect some first")
         return found
 
     def saved(self, stats: Mapping[str, float], extra: dict[str, Any]) -> None:
@@ -93,12 +103,12 @@ def _open(
 
     cfg = read_config(name, config, set_, suites, policy)
     if stored:
-        _must_exist(cfg)
+        must_exist(cfg)
     folder = cfg.home / "checkpoints"
     source = model_folder(cfg.policy.spec)
     with loading_model(source):
         trainer = make_trainer(cfg, source)
-    learner = Learner(trainer, folder, cfg.loop.keep)
+    learner = Learner(trainer, folder, cfg.loop.checkpoints)
     before = checkpoint.latest(folder)
     if before is not None:
         learner.iteration = int(checkpoint.restore(trainer, before)["iteration"])
@@ -106,11 +116,6 @@ def _open(
         source = before.path
         console.print(f"going on from {before.path}", soft_wrap=True)
     return _Run(cfg, learner, source)
-
-
-def _must_exist(cfg: Config) -> None:
-    if not cfg.store_path.exists():
-        raise TreewrightError(f"no store at {cfg.store_path}; type: treewright collect --name {cfg.name}")
 
 
 @asynccontextmanager
@@ -121,7 +126,7 @@ async def _growing(run: _Run, found: Sequence[Any]) -> AsyncIterator[tuple[Any, 
     from treewright.search.store import TreeStore
 
     cfg = run.config
-    actor, store = open_policy(f"hf:{run.weights}"), TreeStore.open(cfg.store_path)
+    actor, store = open_policy(f"hf:{run.weights}"), TreeStore.open(cfg.store_at)
     try:
         async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
             yield actor, store, worlds
@@ -271,7 +276,7 @@ def prm(
     trees = run.trees(suite, split)
     model = Prm(run.trainer.model, run.trainer.tokenizer)
     stats = train_prm(
-        model, trees, epochs=epochs, lr=lr or run.trainer.settings.lr, max_tokens=run.config.train.max_tokens,
+        model, trees, epochs=epochs, lr=lr or run.trainer.lr, max_tokens=run.config.train.max_tokens,
         seed=run.config.seed, allow_biased=run.config.train.allow_biased,
     )  # fmt: skip
     target = folder or run.config.home / "prm"

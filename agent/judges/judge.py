@@ -1,17 +1,17 @@
 """Evaluators: estimates of success for the search. None of them sees the environment's reward.
 
-search.evaluator = likelihood | entropy | tests | prm:FOLDER | scorer:FOLDER | checklist:POLICY | none
+search.evaluator = likelihood | entropy | tests | prm:FOLDER | scorer:FOLDER | checklist:POLICY | none | module:object
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.types import Candidate, Evaluator, Score
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Learned", "Likelihood", "open_evaluator"]
 
 KINDS = ("likelihood", "entropy", "tests", "prm", "scorer", "checklist", "none")
+TAKE_REST = {"prm": "FOLDER", "scorer": "FOLDER", "checklist": "POLICY (checklist:hf:NAME)"}
+DOOR = Door(kind="evaluator", group="treewright.evaluators", built_in=lambda: dict.fromkeys(KINDS))
 
 
 class Likelihood:
@@ -55,7 +57,7 @@ class Learned:
         return [Score(value) for value in await asyncio.to_thread(self.scorer, places, steps)]
 
 
-def open_evaluator(spec: str, policy: Any = None) -> Evaluator | None:
+def open_evaluator(spec: str, policy: Any = None, options: Mapping[str, Any] | None = None) -> Evaluator | None:
     """The evaluator that `spec` names, opened once; None for 'none'. `policy` is what 'entropy' asks.
 
     likelihood         the policy's own confidence
@@ -64,22 +66,52 @@ def open_evaluator(spec: str, policy: Any = None) -> Evaluator | None:
     prm:FOLDER         made by `treewright train prm`
     scorer:FOLDER      made by `treewright train scorer`
     checklist:POLICY   a model asked item by item; a policy as `--policy` names it
+    module:object      one of your own, or an entry point: an object with `evaluate`, or a function or class that makes
+                       one from `options`; it is given the policy where it has a parameter `policy`
 
     Raises TreewrightError for an unknown one, with the nearest known, and for one that cannot be opened.
     """
-    if spec == "entropy":
-        from treewright.agent.judges.uncertainty import Entropy
+    kind, _, rest = spec.partition(":")
+    told = dict(options or {})
+    if kind in KINDS and (kind in TAKE_REST) == bool(rest):
+        if told:
+            raise TreewrightError(f"evaluator {spec!r} has no option {next(iter(told))!r}; it has none")
+        if kind == "entropy":
+            from treewright.agent.judges.uncertainty import Entropy
 
-        return Entropy(policy)
-    return _opened(spec)
+            return Entropy(policy)
+        return _opened(kind, rest)
+    if kind in TAKE_REST:
+        raise TreewrightError(f"evaluator {spec!r} names nothing to open; write {kind}:{TAKE_REST[kind]}")
+    return _own(spec, policy, told)
+
+
+def _own(spec: str, policy: Any, options: Mapping[str, Any]) -> Evaluator:
+    try:
+        found = DOOR.find(spec)
+    except TreewrightError as error:
+        kind = spec.partition(":")[0]
+        raise TreewrightError(
+            f"no evaluator named {spec!r}; {nearest(kind, KINDS)}" + (f" As your own: {error}" if ":" in spec else "")
+        ) from error
+    if isinstance(found, type) or not hasattr(found, "evaluate"):
+        if not callable(found):
+            raise TreewrightError(f"evaluator {spec!r} is a {type(found).__name__}; name an object with `evaluate`")
+        found = call(found, options, f"evaluator {spec!r}", policy=policy)
+    elif options:
+        raise TreewrightError(f"evaluator {spec!r} is an object and takes no options; name the class that makes it")
+    if not hasattr(found, "evaluate"):
+        raise TreewrightError(
+            f"evaluator {spec!r} gave a {type(found).__name__} without `async def evaluate(task, candidates)`"
+        )
+    return found  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(spec: str) -> Evaluator | None:
-    kind, _, rest = spec.partition(":")
+def _opened(kind: str, rest: str) -> Evaluator | None:
     if kind == "none":
         return None
-    if kind == "prm" and rest:
+    if kind == "prm":
         from treewright.agent.judges.prm import PrmEvaluator
 
         return PrmEvaluator.load(rest)
@@ -89,22 +121,15 @@ def _opened(spec: str) -> Evaluator | None:
         from treewright.agent.judges.code_judge import TestsPassed
 
         return TestsPassed()
-    if kind == "scorer" and rest:
+    if kind == "scorer":
         return _opened_scorer(rest)
-    if kind == "checklist" and rest:
-        from treewright.agent.judges.checklist import Checklist, Model
-        from treewright.agent.policies.opening import open_policy
+    from treewright.agent.judges.checklist import Checklist, Model
+    from treewright.agent.policies.opening import open_policy
 
-        model: object = open_policy(rest)
-        if not isinstance(model, Model):
-            raise TreewrightError(f"policy {rest!r} gives no answer log-probs; judge with hf:, openai: or vllm:")
-        return Checklist(model)
-    near = difflib.get_close_matches(kind, KINDS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near and near[0] != kind else ""
-    raise TreewrightError(
-        f"no evaluator named {spec!r}; {hint}write likelihood, entropy, tests, prm:FOLDER, scorer:FOLDER, "
-        "checklist:POLICY (checklist:hf:NAME) or none"
-    )
+    model: object = open_policy(rest)
+    if not isinstance(model, Model):
+        raise TreewrightError(f"policy {rest!r} gives no answer log-probs; judge with hf:, openai: or vllm:")
+    return Checklist(model)
 
 
 def _opened_scorer(folder: str) -> Evaluator:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from treewright.agent.policies.policy import SEEDLING, Policy
+from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["loading_model", "open_policy", "serve_weights"]
@@ -30,14 +31,14 @@ def open_policy(spec: str, **options: Any) -> Policy:
     langgraph:MODULE:GRAPH     your own compiled LangGraph agent          (agent/policies/langgraph.py)
     vllm:FOLDER_OR_NAME        vLLM in this program; vllm:seedling is the packaged model (agent/policies/vllm_engine.py)
 
+    module:object              one of your own, or an entry point of treewright.policies: a Policy, or what makes one
+
     Raises TreewrightError for an unknown kind, with the nearest known one, and for a missing package, with what to
     install.
     """
     kind, _, rest = spec.partition(":")
     if kind not in _KINDS:
-        near = difflib.get_close_matches(kind, list(_KINDS), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KINDS)}"
-        raise TreewrightError(f"no kind of policy named {kind!r} in {spec!r}; {hint}")
+        return _own(spec, options)
     try:
         if kind in ("hf", "vllm") and rest and "@http" not in rest:
             with loading_model(SEEDLING if (kind, rest) == ("vllm", "seedling") else rest):
@@ -80,6 +81,27 @@ def loading_model(source: str | Path) -> Iterator[None]:
             f"cannot load a model from {str(source)!r}: {why}\n"
             "give a folder in save_pretrained layout, or a name that is on the Hugging Face hub or in its cache here"
         ) from error
+
+
+def _own(spec: str, options: dict[str, Any]) -> Policy:
+    """A policy that somebody else wrote."""
+    try:
+        found = DOOR.find(spec)
+    except TreewrightError as error:
+        kind = spec.partition(":")[0]
+        raise TreewrightError(
+            f"no kind of policy named {kind!r} in {spec!r}; {nearest(kind, _KINDS)}"
+            + (f" As one of your own: {error}" if ":" in spec else "")
+        ) from error
+    if isinstance(found, type) or not isinstance(found, Policy):
+        if not callable(found):
+            raise TreewrightError(f"policy {spec!r} is a {type(found).__name__}; name a Policy or what makes one")
+        found = call(found, options, f"policy {spec!r}")
+    elif options:
+        raise TreewrightError(f"policy {spec!r} is an object and takes no options; name the class that makes it")
+    if not isinstance(found, Policy):
+        raise TreewrightError(f"policy {spec!r} gave a {type(found).__name__}, not a treewright Policy")
+    return found
 
 
 def _scripted(rest: str, options: dict[str, Any]) -> Policy:
@@ -186,3 +208,5 @@ _KINDS: dict[str, Callable[[str, dict[str, Any]], Policy]] = {
     "vllm": _vllm,
     "langgraph": _langgraph,
 }
+
+DOOR = Door(kind="policy", group="treewright.policies", built_in=lambda: _KINDS)

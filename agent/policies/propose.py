@@ -24,6 +24,7 @@ from typing import Protocol
 from treewright.agent.config import PolicySection
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import Policy, PolicyStats
+from treewright.envs.doors import Door
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
 from treewright.search.tree import Tree
@@ -42,6 +43,9 @@ __all__ = [
     "plain",
     "rephrased",
 ]
+
+DOOR = Door(kind="proposer", group="treewright.proposers", built_in=dict)
+"""What is put around a policy: module:function(policy, **options) or an entry point; it gives a Policy."""
 
 MOST_DISTINCT = 12  # unordered-set weights cost 2 to the power of the number of draws
 
@@ -147,6 +151,10 @@ def open_proposer(section: PolicySection) -> Policy:
     """
     variants = [_variant(name, section) for name in section.contexts]
     policy = open_policy(section.spec, **section.options)
+    if section.proposer is not None:
+        policy = DOOR.make(section.proposer, section.proposer_options, policy=policy)
+    elif section.proposer_options:
+        raise TreewrightError("policy.proposer_options without policy.proposer; name the proposer that takes them")
     if variants != [plain]:
         policy = Variety(policy, variants)
     return Distinct(policy) if section.distinct else policy

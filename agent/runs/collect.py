@@ -15,14 +15,18 @@ from treewright.envs.registry import names
 from treewright.envs.registry import suite as find_suite
 from treewright.envs.types import Suite, Task
 from treewright.search.engine import Keeper, Settings, search
+from treewright.search.evidence import Evidence
 from treewright.search.restore import Pool
 from treewright.search.rules import Rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["Failure", "World", "collect", "open_worlds", "suites_of"]
+__all__ = ["UNLIMITED", "Failure", "World", "collect", "open_worlds", "suites_of"]
 
 log = logging.getLogger("treewright")
+
+UNLIMITED = 1 << 30
+"""`Settings.max_tokens` where the user set none: the task's suite says how long a draw may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ async def collect(
     budget: Budget,
     settings: Settings,
     evaluator: Evaluator | None = None,
+    evidence: Evidence | None = None,
     store: Keeper | None = None,
     concurrency: int = 64,
     on_tree: Callable[[Tree | Failure], None] | None = None,
@@ -98,7 +103,8 @@ async def collect(
     """One tree for each task, in the order of the tasks; tasks that failed at the root are logged and left out.
 
     A task that is there several times is attempted as often, by trees of their own: `settings.attempt` and those after.
-    settings.max_tokens is lowered to what the task's suite needs. Trees found finished in `store` are not grown again.
+    A draw is as long as settings.max_tokens says; where that is UNLIMITED, as the task's suite suggests. Trees found
+    finished in `store` are not grown again.
     Raises TreewrightError if a task's suite has no world, or if every single task failed.
     """
     for task in tasks:
@@ -109,12 +115,20 @@ async def collect(
 
     async def one(task: Task, again: int) -> Tree | Failure:
         world = worlds[task.suite]
-        tokens = min(settings.max_tokens, world.suite.max_tokens)
+        tokens = world.suite.max_tokens if settings.max_tokens == UNLIMITED else settings.max_tokens
         own = replace(settings, max_tokens=tokens, attempt=settings.attempt + again)
         async with gate:
             try:
                 done: Tree | Failure = await search(
-                    task, world.pool, policy, rule=rule, evaluator=evaluator, budget=budget, settings=own, store=store
+                    task,
+                    world.pool,
+                    policy,
+                    rule=rule,
+                    evaluator=evaluator,
+                    budget=budget,
+                    settings=own,
+                    store=store,
+                    evidence=evidence,
                 )
             except TreewrightError as error:
                 log.warning("task %s/%s failed: %s", task.suite, task.id, error)

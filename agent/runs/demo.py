@@ -139,8 +139,8 @@ async def run_demo(config: Config, plan: DemoPlan = PLAN, console: Console | Non
     source = model_folder(config.policy.spec)
     policy = open_policy(config.policy.spec, **config.policy.options)
     frozen = policy.version
-    learner = Learner(make_trainer(config, source), config.home / "checkpoints", config.loop.keep)
-    store = TreeStore.open(config.store_path)
+    learner = Learner(make_trainer(config, source), config.home / "checkpoints", config.loop.checkpoints)
+    store = TreeStore.open(config.store_at)
     try:
         async with open_worlds(names, config.worlds.sessions or None, config.worlds.deadline) as worlds:
             before, _ = await measure(console, "before", worlds, policy, plan, f"{config.name} before")

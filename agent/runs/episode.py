@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from treewright.envs.types import Task
 from treewright.search.commit import Approve, CommitJournal, CommitResult, Next, commit, continue_from
 from treewright.search.engine import Keeper, Settings, search
+from treewright.search.evidence import Evidence
 from treewright.search.restore import Pool
 from treewright.search.rules import Rule
 from treewright.search.tree import Tree
@@ -40,6 +41,7 @@ async def run_episode(
     budget: Budget | None = None,
     settings: Settings | None = None,
     store: Keeper | None = None,
+    evidence: Evidence | None = None,
     commits: int = 16,
 ) -> Episode:
     """Explores, executes the chosen path for real, and goes on until the episode is over or nothing may be done.
@@ -58,7 +60,7 @@ async def run_episode(
             own = replace(settings, attempt=settings.attempt + attempt)
             tree = await search(
                 task, pool, policy, rule=rule, evaluator=evaluator, budget=budget, settings=own, store=store,
-                continues=continues,
+                continues=continues, evidence=evidence,
             )  # fmt: skip
             trees.append(tree)
             if tree.chosen is None:

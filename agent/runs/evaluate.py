@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from treewright.agent.judges.judge import Likelihood
 from treewright.agent.judges.uncertainty import Entropy
-from treewright.agent.runs.collect import World, collect
+from treewright.agent.runs.collect import UNLIMITED, World, collect
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
-from treewright.search.rules import Rule, best_first, chains
+from treewright.search.evidence import Evidence
+from treewright.search.rules import Rule, chains, rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
@@ -62,15 +64,16 @@ def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
     )
 
 
-def acting_rule(evaluator: Evaluator | None, draws: int = 2, root_draws: int = 4) -> Rule:
-    """The rule to act by where none is named: best first by the evaluator's estimate alone.
+def acting_rule(evaluator: Evaluator | None, draws: int = 2, root_draws: int = 4, **options: Any) -> Rule:
+    """The rule `score_first`, to act by where none is named: best first by the evaluator's estimate alone.
 
     An evaluator that knows something of its own chooses the end: the highest score. Without one, or with the policy's
     own likelihood, that would be the end that was likeliest to be drawn, which says less than what several draws agree
     on: there equal answers are pooled by mass times score.
     """
     own = evaluator is None or isinstance(evaluator, (Likelihood, Entropy))
-    return best_first(draws, root_draws, weighted=False, pick="mass" if own else "score")
+    given = {"draws": draws, "root_draws": root_draws, "pick": "mass" if own else "score"}
+    return rule("score_first", **{**given, **options})
 
 
 async def evaluate(
@@ -88,23 +91,30 @@ async def evaluate(
     store: Keeper | None = None,
     concurrency: int = 64,
     peers: int = 0,
+    budget: Budget | None = None,
+    settings: Settings | None = None,
+    evidence: Evidence | None = None,
     on_tree: Callable[[object], None] | None = None,
 ) -> tuple[dict[str, Evaluation], list[Tree]]:
     """Success by suite, and the trees. `expansions=0` is the policy alone: one sampled rollout for each task.
 
     peers  most other branches that a prompt tells of, with search
+    budget, settings  all ceilings and settings of a tree, in place of `expansions`, `seed`, `run` and `peers`
 
     With search and without a `rule`, `acting_rule` says what is expanded and chosen.
     """
-    alone = expansions == 0
+    budget = budget or Budget(expansions=expansions)
+    settings = settings or Settings(run=run, seed=seed, max_tokens=UNLIMITED, peers=peers)
+    alone = budget.expansions == 0
     trees = await collect(
         tasks,
         worlds,
         policy,
         rule=chains(1) if alone else rule or acting_rule(evaluator, draws, root_draws),
-        budget=Budget(expansions=expansions),
-        settings=Settings(run=run, seed=seed, max_tokens=10_000, close=alone, peers=0 if alone else peers),
+        budget=budget,
+        settings=replace(settings, close=True, peers=0) if alone else settings,
         evaluator=None if alone else evaluator,
+        evidence=evidence,
         store=store,
         concurrency=concurrency,
         on_tree=on_tree,

@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,11 +21,13 @@ from treewright.agent.config import Config, SearchSection
 from treewright.agent.judges.judge import open_evaluator
 from treewright.agent.policies.engine import folder_version
 from treewright.agent.policies.opening import serve_weights
-from treewright.agent.runs.collect import Failure, World, collect
+from treewright.agent.runs.collect import UNLIMITED, Failure, World, collect
+from treewright.agent.runs.evaluate import acting_rule
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
-from treewright.search.rules import Rule, options_of, rule
+from treewright.search.evidence import Evidence
+from treewright.search.rules import Rule, rule_with
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator
 
@@ -36,6 +38,7 @@ __all__ = [
     "acting_rule_of",
     "budget_of",
     "evaluator_of",
+    "evidence_of",
     "grow_for_training",
     "make_trainer",
     "rates_of",
@@ -46,19 +49,14 @@ __all__ = [
 ]
 
 
-SMALL, SMALL_LR, LARGE_LR = 20_000_000, 1e-3, 1e-5
-
-
 def rule_of(section: SearchSection, rates: Mapping[str, float] | None = None) -> Rule:
     """The rule named in the configuration with its options, and the draws it takes. `chains` has no inner draws.
 
     rates  running success rate by suite, for the rule that adapts to it
     """
-    if section.rule == "chains":
-        return rule("chains", **{"draws": section.root_draws, **section.options})
-    given = {"draws": section.draws, "root_draws": section.root_draws, "rates": rates}
-    taken = {name: value for name, value in given.items() if name in options_of(section.rule)}
-    return rule(section.rule, **{**taken, **section.options})
+    name = "best_first" if section.rule == "auto" else section.rule
+    draws = section.root_draws if name == "chains" else section.draws
+    return rule_with(name, section.options, draws=draws, root_draws=section.root_draws, rates=rates)
 
 
 def rates_of(config: Config) -> dict[str, float]:
@@ -67,31 +65,54 @@ def rates_of(config: Config) -> dict[str, float]:
     return dict(json.loads(newest[-1].read_text())["baselines"]) if newest else {}
 
 
-def acting_rule_of(section: SearchSection) -> Rule | None:
-    """The rule to act by, None for the usual one: the configuration's default is made for training."""
-    return None if section.rule == "best_first" and not section.options else rule_of(section)
+def acting_rule_of(section: SearchSection, evaluator: Evaluator | None = None) -> Rule:
+    """The rule to act by (run, eval): what the configuration names, `acting_rule` for auto."""
+    if section.rule == "auto":
+        acting_rule(None, **section.options)  # a wrong option is told before anything is opened
+        return acting_rule(evaluator, section.draws, section.root_draws, **section.options)
+    return rule_of(section)
 
 
-def budget_of(section: SearchSection) -> Budget:
+def budget_of(section: SearchSection, expansions: int | None = None) -> Budget:
+    """The ceilings of one tree; `expansions` replaces the configuration's."""
     return Budget(
-        expansions=section.expansions,
+        expansions=section.expansions if expansions is None else expansions,
         policy_tokens=section.policy_tokens,
+        judge_tokens=section.judge_tokens,
         env_steps=section.env_steps,
         seconds=section.seconds,
+        money=section.money,
     )
 
 
-def settings_of(section: SearchSection, *, run: str, seed: int, attempt: int = 0) -> Settings:
-    """How trees of a run are grown."""
+def settings_of(
+    section: SearchSection, *, run: str, seed: int, attempt: int = 0, acting: bool = False, peers: bool = False
+) -> Settings:
+    """How trees of a run are grown.
+
+    acting  for run and eval, where open nodes stay open unless search.close says otherwise
+    peers   let prompts tell of other branches as search.peers says, which training cannot use
+    Draws are as long as search.max_tokens says; else `collect` takes what each task's suite suggests.
+    """
     return Settings(
-        run=run, attempt=attempt, seed=seed, width=section.width, max_tokens=section.max_tokens, close=section.close,
-        merge=section.merge,
+        run=run, attempt=attempt, seed=seed, in_flight=section.in_flight, max_tokens=section.max_tokens or UNLIMITED,
+        close=not acting if section.close is None else section.close, answers=section.answers, retries=section.retries,
+        repairs=section.repairs, share_results=section.share_results, merge=section.merge,
+        peers=section.peers if peers else 0,
     )  # fmt: skip
 
 
 def evaluator_of(section: SearchSection, policy: Any = None) -> Evaluator | None:
     """The evaluator named in the configuration, see `open_evaluator`; `policy` is asked by those that need one."""
-    return open_evaluator(section.evaluator, policy)
+    return open_evaluator(section.evaluator, policy, section.evaluator_options)
+
+
+def evidence_of(section: SearchSection) -> Evidence | None:
+    """What drafts must quote: nothing, or the tools that search.evidence names, or all of them."""
+    if section.evidence is None:
+        return None
+    names = tuple(name.strip() for name in section.evidence.split(",") if name.strip())
+    return Evidence(None if names == ("all",) else names)
 
 
 def tasks_for(
@@ -213,14 +234,14 @@ def make_trainer(config: Config, source: str | Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from treewright.training.step import Trainer, TrainSettings, frozen
+    from treewright.training.credit import options_taken
+    from treewright.training.step import Trainer, frozen
     from treewright.training.versions import weights_version
 
+    settings = replace(config.train, max_staleness=max(config.train.max_staleness, config.loop.behind))
+    settings.loss_settings(False)  # a misspelt loss or estimator is told before the model is loaded
+    options_taken(settings.estimator, {})
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    size = sum(p.numel() for p in model.parameters())
-    lr = config.train.lr or (SMALL_LR if size < SMALL else LARGE_LR)
-    plain = config.train.model_dump(exclude={"reference"})
-    plain["max_staleness"] = max(config.train.max_staleness, config.loop.behind)
     reference = None
     if config.train.reference is not None:
         if not (config.train.reference / "config.json").is_file():
@@ -228,7 +249,6 @@ def make_trainer(config: Config, source: str | Path) -> Any:
                 f"train.reference = {config.train.reference} holds no model; name a checkpoint's folder"
             )
         reference = frozen(AutoModelForCausalLM.from_pretrained(config.train.reference, dtype=torch.float32))
-    settings = TrainSettings(**{**plain, "lr": lr})
     tokenizer = AutoTokenizer.from_pretrained(source)
     version = weights_version(model)
     aliases = {folder_version(source): version}
@@ -285,6 +305,7 @@ async def grow_for_training(
         budget=budget_of(config.search),
         settings=settings_of(config.search, run=run, attempt=attempt, seed=config.seed + index),
         evaluator=evaluator_of(config.search, policy),
+        evidence=evidence_of(config.search),
         store=store,
         concurrency=config.search.trees,
         on_tree=on_tree,

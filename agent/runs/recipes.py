@@ -79,7 +79,8 @@ async def grow_from(
     async def one(i: int, start: Start) -> Tree:
         world = worlds[start.task.suite]
         settings = settings_of(section, run=run, attempt=i, seed=config.seed + index)
-        settings = replace(settings, max_tokens=min(section.max_tokens, world.suite.max_tokens))
+        if section.max_tokens is None:
+            settings = replace(settings, max_tokens=world.suite.max_tokens)
         async with gates[start.task.suite]:
             return await search_from(
                 start, world.suite.open, policy, rule=rule_of(section), evaluator=evaluator, budget=budget_of(section),

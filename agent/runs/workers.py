@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 from treewright.agent.config import Config
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.runs.collect import World, collect, open_worlds, suites_of
-from treewright.agent.runs.loop import budget_of, evaluator_of, rates_of, rule_of, settings_of, tasks_for
+from treewright.agent.runs.loop import budget_of, evaluator_of, evidence_of, rates_of, rule_of, settings_of, tasks_for
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task, digest
 from treewright.search.store import Fenced, Lease, StoreError, TreeStore
@@ -269,5 +269,6 @@ class _Worker:
             budget=budget_of(section),
             settings=settings,
             evaluator=evaluator_of(section, actor),
+            evidence=evidence_of(section),
             store=store,
         )

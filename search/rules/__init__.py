@@ -6,10 +6,10 @@ unbiased estimator needs. `eager` executes all drafts at expansion; lazy execute
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from treewright.envs.doors import Door, call
 from treewright.envs.errors import TreewrightError
 from treewright.search.rules.acting import beam, cascade, depth_first_critic, uct, uniform_cost
 from treewright.search.rules.astar import astar
@@ -20,9 +20,11 @@ from treewright.search.rules.growth import (
     breadth_first,
     chains,
     random_on_policy,
+    score_first,
 )
 
 __all__ = [
+    "DOOR",
     "RULES",
     "Rule",
     "astar",
@@ -35,15 +37,17 @@ __all__ = [
     "ets",
     "frontier_of",
     "known_rules",
-    "options_of",
     "random_on_policy",
     "rule",
+    "rule_with",
+    "score_first",
     "uct",
     "uniform_cost",
 ]
 
 RULES: dict[str, Callable[..., Rule]] = {
     "best_first": best_first,
+    "score_first": score_first,
     "cascade": cascade,
     "astar": astar,
     "beam": beam,
@@ -58,27 +62,28 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 
 def known_rules() -> dict[str, Callable[..., Rule]]:
-    """Every rule by name, the growth schedules of `treewright.search.rules.training` included."""
+    """Every built-in rule by name, the growth schedules of `treewright.search.rules.training` included."""
     from treewright.search.rules.training import GROWTH
 
     return {**RULES, **GROWTH}
 
 
-def options_of(name: str) -> tuple[str, ...]:
-    """The names of a rule's options. Raises TreewrightError with the nearest known rule."""
-    found = known_rules()
-    if name not in found:
-        near = difflib.get_close_matches(name, found, n=1)
-        raise TreewrightError(f"no rule named {name!r}; {f'did you mean {near[0]!r}?' if near else ', '.join(found)}")
-    return tuple(inspect.signature(found[name]).parameters)
+DOOR = Door(kind="rule", group="treewright.rules", built_in=known_rules)
+"""Rules by name: a built-in one, `module:function` that returns a `Rule`, or an entry point."""
 
 
 def rule(name: str, **options: object) -> Rule:
     """The rule of that name. Raises TreewrightError with the nearest known name, of the rule or of an option."""
-    known = options_of(name)
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise TreewrightError(f"rule {name!r} has no option {option!r}; {hint}")
-    return known_rules()[name](**options)
+    return rule_with(name, options)
+
+
+def rule_with(name: str, options: Mapping[str, object], **given: Any) -> Rule:
+    """The rule of that name with `options`, and with those of `given` that it takes. Raises as `rule` does."""
+    found = DOOR.find(name)
+    if not isinstance(found, Rule):
+        found = call(found, options, f"rule {name!r}", **given)
+    elif options:
+        raise TreewrightError(f"rule {name!r} is a finished Rule and takes no options; name a function that makes one")
+    if not isinstance(found, Rule):
+        raise TreewrightError(f"rule {name!r} gave a {type(found).__name__}, not a treewright.search.Rule")
+    return found

@@ -14,7 +14,7 @@ from treewright.search.rules.base import Rule, estimate, fan_out, spell
 from treewright.search.rules.choose import choose_by_mass, choose_by_score
 from treewright.search.tree import Node
 
-__all__ = ["best_first", "breadth_first", "chains", "random_on_policy"]
+__all__ = ["best_first", "breadth_first", "chains", "random_on_policy", "score_first"]
 
 PICKS = {"mass": choose_by_mass, "score": choose_by_score}
 
@@ -40,6 +40,14 @@ def best_first(
     name = spell("best_first", draws=draws, root_draws=root_draws, weighted=weighted, eager=eager, pick=pick)
     order = weight if weighted else estimate
     return Rule(name, order, fan_out(root_draws, draws), eager, choose=PICKS[pick])
+
+
+def score_first(draws: int = 2, root_draws: int = 4, eager: bool | None = None, pick: str = "mass") -> Rule:
+    """Best first by the evaluator's estimate alone: what `run` and `eval` act by unless another rule is named."""
+    if pick not in PICKS:
+        raise TreewrightError(f"pick = {pick!r}; it is {' or '.join(map(repr, PICKS))}")
+    name = spell("score_first", draws=draws, root_draws=root_draws, eager=eager, pick=pick)
+    return Rule(name, estimate, fan_out(root_draws, draws), eager, choose=PICKS[pick])
 
 
 def random_on_policy(draws: int = 2, root_draws: int = 4, eager: bool | None = None) -> Rule:

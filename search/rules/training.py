@@ -132,7 +132,7 @@ def fork_until_n(n: int = 8, eager: bool | None = None) -> Rule:
 
     After PORTool (arXiv 2510.26020), which draws both forks of every path and keeps n minus the finished ones. Here K
     is decided before the draws, so that the forks that would be dropped are never made, and the tree stays exact.
-    With search.width above 1 pops in flight may pass n by less than that width.
+    With search.in_flight above 1 pops in flight may pass n by less than that width.
     """
     _at_least_one(n=n)
 

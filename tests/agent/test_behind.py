@@ -47,7 +47,7 @@ async def looped(config, learner=None, on_tree=None, policy=None):
     policy = policy or open_policy("seedling", batch_requests=False)
     try:
         first = await resume_loop(config, learner, policy)
-        with TreeStore.open(config.store_path) as store:
+        with TreeStore.open(config.store_at) as store:
             async with open_worlds(["kg"]) as worlds:
                 kept = await run_loop(config, worlds, policy, learner, store, first, on_tree)
     finally:
@@ -180,7 +180,7 @@ async def test_trees_of_a_loop_that_was_behind_are_refused_where_only_fresh_ones
     config = configured(tmp_path, "loop.iterations=3", "loop.behind=0")
     learner = learner_of(config)
     learner.restore(checkpoint.latest(config.home / "checkpoints"))
-    with TreeStore.open(config.store_path, read_only=True) as store:
+    with TreeStore.open(config.store_at, read_only=True) as store:
         old = [store.load(row.tree_id) for row in store.trees(status="done")]
     learner.trainer.consumed.clear()
     with pytest.raises(StaleTrees):

@@ -153,7 +153,7 @@ async def test_a_new_process_without_a_store_grows_the_same_tree_again(tmp_path)
 async def test_contradictory_input_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(TreewrightError, match="no task 'trian-3-2'; did you mean 'train-3-2'"):
         await explore([]).ainvoke({"task_id": "trian-3-2"})
-    with pytest.raises(TreewrightError, match="width = 4; a search can only be stepped with width 1"):
-        explore([], settings=Settings(width=4))
+    with pytest.raises(TreewrightError, match="in_flight = 4; a search can only be stepped with 1"):
+        explore([], settings=Settings(in_flight=4))
     with pytest.raises(TreewrightError, match="live needs a journal"):
         explore([], live=Pool(SUITE.open))

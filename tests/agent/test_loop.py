@@ -52,7 +52,7 @@ async def looped(config, first=0):
     if before is not None:
         checkpoint.restore(learner.trainer, before)
         policy.load_weights(before.path)
-    with TreeStore.open(config.store_path) as store:
+    with TreeStore.open(config.store_at) as store:
         async with open_worlds(["kg"]) as worlds:
             await run_loop(config, worlds, policy, learner, store, first, on_round=lambda r: versions.append(r))
     await policy.close()
@@ -105,7 +105,7 @@ async def test_one_session_and_eight_give_the_same_tree_for_the_seedling(batched
         async with open_worlds(["kg"], sessions) as worlds:
             (tree,) = await collect(
                 [task], worlds, policy, rule=best_first(root_draws=6), budget=Budget(expansions=8),
-                settings=Settings(close=True, width=4, max_tokens=48),
+                settings=Settings(close=True, in_flight=4, max_tokens=48),
             )  # fmt: skip
         await policy.close()
         return tree.digest()

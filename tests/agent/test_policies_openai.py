@@ -360,7 +360,7 @@ def test_a_missing_tokenizer_says_what_to_pass(tmp_path):
 async def grown(policy, **ceilings):
     return await search(
         maze.SUITE.tasks("train", 1)[0], maze.SUITE, policy, rule=best_first(draws=3), budget=Budget(**ceilings),
-        settings=Settings(max_tokens=40, width=2, retries=0),
+        settings=Settings(max_tokens=40, in_flight=2, retries=0),
     )  # fmt: skip
 
 

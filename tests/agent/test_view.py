@@ -47,7 +47,8 @@ async def searched(path, eager):
     with TreeStore.open(path) as store:
         return await search(
             SUITE.tasks("train", 3)[2], Pool(opened, 1, deadline=5), Walker(), rule=best_first(eager=eager),
-            settings=Settings(width=2, close=True), budget=Budget(expansions=10), evaluator=Likelihood(), store=store,
+            settings=Settings(in_flight=2, close=True), budget=Budget(expansions=10), evaluator=Likelihood(),
+            store=store,
         )  # fmt: skip
 
 

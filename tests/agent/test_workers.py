@@ -54,7 +54,7 @@ async def expected(config):
         trees = await collect(
             tasks_for(worlds, "train", 0, TASKS), worlds, open_policy(config.policy.spec), rule=rule_of(section),
             budget=budget_of(section), evaluator=evaluator_of(section),
-            settings=Settings(run="w", width=section.width, max_tokens=64, close=section.close),
+            settings=Settings(run="w", in_flight=section.in_flight, max_tokens=64, close=True),
         )  # fmt: skip
     return {tree.tree_id: tree.digest() for tree in trees}
 

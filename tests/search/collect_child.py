@@ -31,7 +31,7 @@ async def main():
                 Slow(),
                 rule=best_first(),
                 budget=Budget(expansions=12),
-                settings=Settings(width=3, close=True, max_tokens=64),
+                settings=Settings(in_flight=3, close=True, max_tokens=64),
                 evaluator=Likelihood(),
                 store=store,
             )

@@ -31,7 +31,7 @@ def pool(size=1, **options):
 
 
 async def grow(env=None, policy=None, **options):
-    options.setdefault("settings", Settings(width=4, close=True))
+    options.setdefault("settings", Settings(in_flight=4, close=True))
     options.setdefault("budget", Budget(expansions=12))
     options.setdefault("evaluator", Likelihood())
     return await search(TASK, env or pool(), policy or Walker(), **options)
@@ -140,7 +140,7 @@ async def test_sandboxed_worlds_do_execute_it():
 
 async def test_budgets_are_never_exceeded():
     for budget in (Budget(expansions=7), Budget(policy_tokens=900), Budget(env_steps=13)):
-        tree = await grow(budget=budget, settings=Settings(width=3, max_tokens=24))
+        tree = await grow(budget=budget, settings=Settings(in_flight=3, max_tokens=24))
         for name in ("expansions", "policy_tokens", "env_steps"):
             limit = getattr(budget, name)
             assert limit is None or getattr(tree.spent, name) <= limit
@@ -190,7 +190,7 @@ async def test_the_time_budget_holds_even_if_a_draw_hangs():
             return await super().draw(context, seeds, max_tokens)
 
     began = time.monotonic()
-    tree = await grow(policy=Sleepy(), budget=Budget(seconds=0.3), settings=Settings(width=2))
+    tree = await grow(policy=Sleepy(), budget=Budget(seconds=0.3), settings=Settings(in_flight=2))
     assert tree.stopped_by == "seconds" and len(tree) > 1
     assert time.monotonic() - began < 0.3 + 2.0
 
@@ -245,5 +245,5 @@ async def test_a_session_that_cannot_be_opened_is_no_crash():
         opened.append(1)
         return Maze()
 
-    tree = await grow(Pool(once, 4), settings=Settings(width=1, close=True))
+    tree = await grow(Pool(once, 4), settings=Settings(in_flight=1, close=True))
     assert len(tree) > 4 and len(opened) == 1

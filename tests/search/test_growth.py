@@ -8,12 +8,13 @@ import pytest
 from choices import Choices, Guide, Softmax, grow
 from walker import Walker
 
+from treewright.envs.doors import options_of
 from treewright.envs.errors import TreewrightError
 from treewright.envs.maze import SUITE as MAZE
 from treewright.envs.types import Task
 from treewright.search.engine import Settings, Stepper, search
 from treewright.search.restore import Pool
-from treewright.search.rules import options_of, rule
+from treewright.search.rules import known_rules, rule
 from treewright.search.rules.training import GROWTH, REPEATED, adaptive, entropy_gated, fork_until_n, roulette, split
 from treewright.search.store import TreeStore
 from treewright.search.types import Budget, NodeStatus
@@ -180,14 +181,14 @@ async def test_several_pops_in_flight_give_the_same_tree_for_one_session_and_fou
     async def grown(sessions):
         return await search(
             TASK, Pool(_open, sessions), Softmax(), rule=rule("reexpand"), evaluator=Guide(),
-            budget=Budget(expansions=16), settings=Settings(width=3, close=True),
+            budget=Budget(expansions=16), settings=Settings(in_flight=3, close=True),
         )  # fmt: skip
 
     assert (await grown(1)).digest() == (await grown(4)).digest()
 
 
 def test_names_and_options_are_checked():
-    assert "rates" in options_of("adaptive")
+    assert "rates" in options_of(known_rules()["adaptive"])
     for call, said in (
         (lambda: rule("late_brunch"), "late_branch"),
         (lambda: rule("late_branch", step=3), "steps"),

@@ -39,7 +39,7 @@ async def grow(policy, peers=2, sessions=1, width=3, eager=True, store=None, wor
 
     return await search(
         TASK, Pool(opened, sessions), policy, rule=breadth_first(draws=3, root_draws=4, eager=eager), store=store,
-        evaluator=Likelihood(), budget=Budget(expansions=12), settings=Settings(peers=peers, width=width), **more,
+        evaluator=Likelihood(), budget=Budget(expansions=12), settings=Settings(peers=peers, in_flight=width), **more,
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_twenty_kills_and_a_resume_give_the_tree_of_an_uninterrupted_run(tmp_pat
 async def grow(store, rule=None, **settings):
     return await search(
         TASK, SUITE, Walker(), rule=rule or best_first(), evaluator=Likelihood(), budget=Budget(expansions=9),
-        settings=Settings(close=True, width=2, **settings), store=store,
+        settings=Settings(close=True, in_flight=2, **settings), store=store,
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ async def interrupted(path, after):
     with TreeStore.open(path) as store, pytest.raises(Stop):
         await search(
             TASK, SUITE, Walker(), rule=best_first(), evaluator=Likelihood(), budget=Budget(expansions=9),
-            settings=Settings(close=True, width=2), store=store, on_expansion=count,
+            settings=Settings(close=True, in_flight=2), store=store, on_expansion=count,
         )  # fmt: skip
 
 
@@ -89,14 +89,14 @@ async def test_a_resumed_search_recomputes_nothing_that_was_stored(tmp_path, aft
     whole = Walker()
     plain = await search(
         TASK, SUITE, whole, rule=best_first(), evaluator=Likelihood(), budget=Budget(expansions=9),
-        settings=Settings(close=True, width=2),
+        settings=Settings(close=True, in_flight=2),
     )  # fmt: skip
     await interrupted(tmp_path / "t.sqlite", after)
     rest = Walker()
     with TreeStore.open(tmp_path / "t.sqlite") as store:
         tree = await search(
             TASK, SUITE, rest, rule=best_first(), evaluator=Likelihood(), budget=Budget(expansions=9),
-            settings=Settings(close=True, width=2), store=store,
+            settings=Settings(close=True, in_flight=2), store=store,
         )  # fmt: skip
     assert tree.digest() == plain.digest()
     assert tree.spent.policy_tokens == plain.spent.policy_tokens
@@ -128,7 +128,7 @@ async def test_a_resume_with_other_weights_seals_the_tree_inexact(tmp_path):
     with TreeStore.open(tmp_path / "t.sqlite") as store:
         tree = await search(
             TASK, SUITE, walker, rule=best_first(), evaluator=Likelihood(), budget=Budget(expansions=9),
-            settings=Settings(close=True, width=2), store=store,
+            settings=Settings(close=True, in_flight=2), store=store,
         )  # fmt: skip
     assert not tree.exact
 

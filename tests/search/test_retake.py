@@ -43,7 +43,7 @@ def pool(size=1, make=Maze, **options):
 
 
 async def grow(where, policy=None, repairs=2, expansions=14, width=1, run="run", eager=True, rule=None, **options):
-    settings = Settings(run=run, width=width, repairs=repairs)
+    settings = Settings(run=run, in_flight=width, repairs=repairs)
     rule = rule or best_first(eager=eager)
     return await search(
         TASK, where, policy or Walker(), rule=rule, evaluator=Likelihood(), budget=Budget(expansions=expansions),

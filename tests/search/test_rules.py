@@ -10,11 +10,12 @@ from golden_trees import order_of, stored
 from walker import Likelihood, Walker
 
 from treewright.envs import TreewrightError
+from treewright.envs.doors import options_of
 from treewright.envs.maze import SUITE, Maze
 from treewright.search.engine import Settings, search
 from treewright.search.frontier import ByDescent, ByPriority, ucb
 from treewright.search.restore import Pool
-from treewright.search.rules import RULES, known_rules, options_of, rule
+from treewright.search.rules import RULES, known_rules, rule
 from treewright.search.rules.plan_memory import Plan, PlanMemory
 from treewright.search.types import Budget, NodeStatus
 
@@ -124,8 +125,8 @@ async def grow(order, sessions=1, walker=None, **settings):
 @pytest.mark.parametrize("eager", [True, False])
 async def test_eight_sessions_and_one_give_the_same_tree_at_the_same_width(name, eager):
     order = rule(name, eager=eager)
-    one = await grow(order, width=4, close=True)
-    eight = await grow(order, 8, Walker(delay=True), width=4, close=True)
+    one = await grow(order, in_flight=4, close=True)
+    eight = await grow(order, 8, Walker(delay=True), in_flight=4, close=True)
     assert one.digest() == eight.digest() and one.chosen == eight.chosen
 
 
@@ -164,7 +165,7 @@ def test_names_hold_all_options_so_that_a_resume_with_others_is_noticed():
     memory = PlanMemory((Plan("s", "g", ("a",)),))
     assert rule("astar").name != rule("astar", memory=memory).name
     for name in RULES:
-        known = [option for option in options_of(name) if option != "memory"]
+        known = [option for option in options_of(known_rules()[name]) if option != "memory"]
         assert all(f"{option}=" in rule(name).name for option in known), name
 
 

@@ -94,9 +94,9 @@ def test_levels_give_each_node_its_depth_and_parents_before_children():
 
 def test_unknown_estimator_and_option_name_the_nearest():
     tree = TreeArrays.of([-1, 0])
-    with pytest.raises(UnknownEstimator, match="no estimator 'split_lo': did you mean 'split_loo'"):
+    with pytest.raises(UnknownEstimator, match="no estimator named 'split_lo'; did you mean 'split_loo'"):
         estimate("split_lo", tree)
-    with pytest.raises(UnknownEstimator, match="no option of split_loo 'taus': did you mean 'tau'"):
+    with pytest.raises(UnknownEstimator, match="estimator 'split_loo' has no option 'taus'; did you mean 'tau'"):
         estimate("split_loo", tree, taus=1)
 
 

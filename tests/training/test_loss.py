@@ -196,12 +196,12 @@ def test_adaptive_clipping_gives_large_credit_more_room():
         ({"kl": "k9"}, "k1"),
         ({"clip": 0.0}, "above 0"),
         ({"top_entropy": 0.0}, "share"),
-        ({"rows": True, "loss": "gspo"}, "gspo"),
+        ({"clip_rows": True, "loss": "gspo"}, "whole draws"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
     with pytest.raises(TreewrightError, match=message):
-        TrainSettings(**settings)
+        Trainer(tiny_model(), TrainSettings(**settings))
 
 
 def test_gspo_needs_terms_by_draw():
@@ -263,7 +263,7 @@ def test_terms_by_leaf_and_token_equal_rows_that_are_clipped_one_by_one(estimato
     arrays = tree_arrays(trees)
     rows = leaf_rows(estimator, arrays)
     old = tiny_model(1)
-    trainer = Trainer(moved(old), TrainSettings(estimator=estimator, rows=True))
+    trainer = Trainer(moved(old), TrainSettings(estimator=estimator, clip_rows=True))
     expected, slope = row_by_row(trainer.model, old, trees, arrays, rows, 0.1)
     Trainer(old)
     total = 0.0

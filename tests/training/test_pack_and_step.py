@@ -170,7 +170,7 @@ def test_old_log_probs_of_chunked_packs_are_the_same_bits_as_those_they_are_comp
     trainer = Trainer(tiny_model(dtype=torch.float32), TrainSettings(chunk_tokens=20))
     (pack,) = pack_trees(trees, arrays, credit)
     old, _ = trainer.logprobs(pack)
-    stats = trainer._backward(pack, trainer._surrogate(pack, old, len(trees), trainer.settings.options(False)))
+    stats = trainer._backward(pack, trainer._surrogate(pack, old, len(trees), trainer.settings.loss_settings(False)))
     assert stats["kl"] == 0 and stats["clipped"] == 0 and not old.requires_grad
 
 

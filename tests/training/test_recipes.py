@@ -57,11 +57,11 @@ def grown(tmp_path_factory):
     async def work():
         cfg = config(folder)
         policy = open_policy("seedling")
-        with TreeStore.open(cfg.store_path) as store:
+        with TreeStore.open(cfg.store_at) as store:
             async with open_worlds(["kg"]) as worlds:
                 await grow_for_training(cfg, tasks_for(worlds, "train", 0, 24), worlds, policy, "t", 0, store)
         await policy.close()
-        with TreeStore.open(cfg.store_path, read_only=True) as store:
+        with TreeStore.open(cfg.store_at, read_only=True) as store:
             return folder, [store.load(row.tree_id) for row in store.trees(status="done")]
 
     return asyncio.run(work())
@@ -227,7 +227,7 @@ async def test_prefix_recipes_train_one_visible_step_from_stored_nodes(name, gro
         seen.update(trees=trees, arrays=arrays, credit=credit, mode=mode)
         return learn(self, trees, arrays, credit, mode=mode, **options)
 
-    with TreeStore.open(cfg.store_path) as store, pytest.MonkeyPatch.context() as patch:
+    with TreeStore.open(cfg.store_at) as store, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "learn", spy)
         async with open_worlds(["kg"]) as worlds:
             rounds = await prefix_rounds(cfg, name, worlds, policy, learner, trees, updates=1, starts=12, store=store)

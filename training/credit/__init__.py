@@ -10,7 +10,7 @@ from __future__ import annotations
 from treewright.training.credit import forest, published
 from treewright.training.credit.arrays import Credit, InexactTree, MalformedTree, NodeKind, Origin, TreeArrays
 from treewright.training.credit.reference import split_loo_reference
-from treewright.training.credit.registry import ESTIMATORS, UnknownEstimator, estimate, estimator
+from treewright.training.credit.registry import ESTIMATORS, UnknownEstimator, estimate, estimator, options_taken
 from treewright.training.credit.rows import LeafRows, leaf_rows, weighted_rows
 from treewright.training.credit.split_loo import split_loo
 from treewright.training.credit.stats import CreditStats, credit_stats, effective_leaves
@@ -32,6 +32,7 @@ __all__ = [
     "estimator",
     "forest",
     "leaf_rows",
+    "options_taken",
     "published",
     "split_loo",
     "split_loo_reference",

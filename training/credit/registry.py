@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from treewright.envs.doors import Door, nearest, options_of
 from treewright.envs.errors import TreewrightError
 from treewright.training.credit.arrays import Credit, TreeArrays
 
-__all__ = ["ESTIMATORS", "Estimator", "UnknownEstimator", "estimate", "estimator"]
+__all__ = ["DOOR", "ESTIMATORS", "Estimator", "UnknownEstimator", "estimate", "estimator", "options_taken"]
 
 Estimator = Callable[..., Credit]
 """A pure function from TreeArrays and keyword options to Credit."""
@@ -34,20 +33,30 @@ def estimator(name: str) -> Callable[[Estimator], Estimator]:
     return register
 
 
+DOOR = Door(kind="estimator", group="treewright.estimators", built_in=lambda: ESTIMATORS, error=UnknownEstimator)
+"""Estimators by name: a built-in or registered one, `module:function(arrays, *, options) -> Credit`, an entry point."""
+
+
 def estimate(name: str, arrays: TreeArrays, **options: Any) -> Credit:
     """The credit of every node by the named estimator. Raises UnknownEstimator with the nearest known name."""
-    if name not in ESTIMATORS:
-        raise UnknownEstimator(_nearest("estimator", name, ESTIMATORS))
-    function = ESTIMATORS[name]
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    function = DOOR.find(name)
+    known = _options(function)
     for option in options:
-        if option not in known:
-            raise UnknownEstimator(_nearest(f"option of {name}", option, known))
-    return function(arrays, **options)
+        if known is not None and option not in known:
+            raise UnknownEstimator(f"estimator {name!r} has no option {option!r}; {nearest(option, known)}")
+    credit = function(arrays, **options)
+    if not isinstance(credit, Credit):
+        raise UnknownEstimator(f"estimator {name!r} gave a {type(credit).__name__}, not a treewright Credit")
+    return credit
 
 
-def _nearest(what: str, name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"no {what} {name!r}: {hint}Known: {', '.join(names) or 'none'}"
+def options_taken(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `given` that the estimator takes. Raises UnknownEstimator for an unknown estimator."""
+    known = _options(DOOR.find(name))
+    return {key: value for key, value in given.items() if known is None or key in known}
+
+
+def _options(function: Estimator) -> tuple[str, ...] | None:
+    """The names of its options; None where it takes any."""
+    known = options_of(function)
+    return known[1:] if known is not None else None

@@ -14,6 +14,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,13 @@ from treewright.envs.errors import TreewrightError
 from treewright.search.rooted import Start, prefix_length, start_at
 from treewright.search.tree import Tree
 from treewright.search.types import Origin
-from treewright.training.credit import Credit, TreeArrays, estimate
+from treewright.training.credit import Credit, TreeArrays, estimate, options_taken
 from treewright.training.credit.arrays import Origin as Code
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.export.rows import SOLVED
 from treewright.training.export.view import View
 from treewright.training.loss import Mode
+from treewright.training.settings import TrainSettings
 from treewright.training.step import Trainer
 from treewright.training.versions import require_fresh
 
@@ -137,6 +139,11 @@ def _given(trees: Sequence[Tree]) -> NDArray[np.bool_]:
     return np.concatenate(parts)
 
 
+def _options(s: TrainSettings) -> dict[str, Any]:
+    """What these recipes, whose credit is SPLIT-LOO, take of the settings."""
+    return {"allow_biased": s.allow_biased, **options_taken("split_loo", s.estimator_options)}
+
+
 def prefix_rft(trainer: Trainer, trees: Sequence[Tree]) -> dict[str, float]:
     """Policy gradient on the continuations, and on the most uncertain tokens of the prefixes (after Prefix-RFT,
     2507.01679, which takes the top 20 % by entropy: train.top_entropy).
@@ -148,9 +155,7 @@ def prefix_rft(trainer: Trainer, trees: Sequence[Tree]) -> dict[str, float]:
     given = _given(trees)
     as_drawn = arrays.with_(origin=np.where(given, Code.POLICY, arrays.origin))
     alone = _running(trainer, trees)
-    credit = estimate(
-        "split_loo", as_drawn, tau=s.tau, weight_power=s.weight_power, root_baseline=alone, allow_biased=s.allow_biased
-    )
+    credit = estimate("split_loo", as_drawn, **{**_options(s), "root_baseline": alone})
     _remember(trainer, trees, arrays, credit)
     mode = np.where(given, Mode.TOP_ENTROPY, np.where(arrays.trainable, Mode.PG, Mode.NONE))
     return trainer.learn(trees, as_drawn, credit, mode=mode.astype(np.int64))
@@ -164,7 +169,7 @@ def pppo(trainer: Trainer, trees: Sequence[Tree], masses: Sequence[float]) -> di
     """
     s = trainer.settings
     arrays = tree_arrays(trees, by="task")
-    values = estimate("split_loo", arrays, tau=s.tau, allow_biased=s.allow_biased)
+    values = estimate("split_loo", arrays, **{**_options(s), "weight_power": 1.0})
     coef = np.zeros(len(arrays))
     start = np.cumsum([0] + [len(t) for t in trees])
     ends = [prefix_length(t) for t in trees]

@@ -94,8 +94,8 @@ def _collect_by_workers(cfg: Config, workers: str | None, url: str | None, tasks
     url = url or cfg.store
     if workers is None or url is None or "://" not in url:
         raise TreewrightError(
-            "--workers needs a store that many processes share: --workers 8 --url postgresql://USER@HOST/NAME, or store "
-            "= 'postgresql://…' in the configuration"
+            "--workers needs a store that many processes share: --workers 8 --url postgresql://USER@HOST/NAME, or "
+            "store = 'postgresql://…' in the configuration"
         )
     counts = collect_with_workers(cfg, url, workers, tasks=tasks, batch=batch, split=split)
     console.print("  ".join(f"{name} {count}" for name, count in counts.items()))

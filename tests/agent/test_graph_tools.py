@@ -108,7 +108,7 @@ async def test_a_tool_that_is_called_nevertheless_does_not_begin(ledger, send):
             return hide["held"]["deep"](state)
 
     policy = GraphPolicy(agent("act", ToolNode([send]), Model()), run_inside=())
-    with pytest.raises(PolicyFault, match="send,? (which )?was not run"):
+    with pytest.raises(PolicyFault, match=r"send,? (which )?was not run"):
         await drawn(policy)
     assert not ledger.exists()
 

@@ -546,7 +546,8 @@ class Expander:
 
     def _draft_of(self, node: int) -> Draft:
         tree = self.tree
-        done = Completion(tree.text[node], tree.ids[node], tree.logprobs[node], tree.finish[node])
+        said = (tree.text[node], tree.ids[node], tree.logprobs[node], tree.finish[node])
+        done = Completion(*said, origin=tree.origin[node])
         return Draft(
             0, tree.slot[node], tree.mult[node], tree.share[node], tree.seed[node], done, tree.action[node],
             tree.error[node],

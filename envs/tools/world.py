@@ -20,6 +20,7 @@ import functools
 import inspect
 import json
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,9 +177,10 @@ class ToolWorld(BaseEnvironment):
             tools=build,
             judge=judge, copy=copier, fingerprint=fingerprint or (_own_digest if own else state_digest),
             render=render or _rendered, first=first, own=own, stochastic=stochastic, blocking=blocking, end=ending,
-            reaches=_reaches(sandboxed if sandboxed is not None else getattr(kind, "sandboxed", None), obj, listed),
+            reaches=None,
         )  # fmt: skip
-        return cls(plan)
+        told = sandboxed if sandboxed is not None else getattr(kind, "sandboxed", None)
+        return cls(dataclasses.replace(plan, reaches=_reaches(plan.name, told, obj, listed)))
 
     async def open(self) -> ToolWorld:
         """Another session of the same world."""
@@ -301,12 +303,21 @@ class ToolWorld(BaseEnvironment):
         return self._at
 
 
-def _reaches(declared: Any, obj: Any, listed: Sequence[str | Callable[..., Any] | Tool] | None) -> str | None:
+def _reaches(
+    name: str, declared: Any, obj: Any, listed: Sequence[str | Callable[..., Any] | Tool] | None
+) -> str | None:
     """Why a world counts as live, or None for a sandboxed one."""
     if isinstance(declared, bool):
         return None if declared else "it is declared not to be sandboxed"
     tools = [item.run if isinstance(item, Tool) else item for item in listed or () if not isinstance(item, str)]
-    return outside([obj, *tools])
+    found = outside([obj, *tools])
+    if found is not None:
+        warnings.warn(
+            f"{name} counts as a live world: {found}. Tools not declared to read or to be reversible wait for a "
+            "commit; say sandboxed=True if a copy of the object undoes all they do, or sandboxed=False",
+            stacklevel=4,
+        )
+    return found
 
 
 def read_effects(effects: Mapping[str, Effect | str]) -> dict[str, Effect]:

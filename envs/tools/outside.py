@@ -41,6 +41,7 @@ CHANGES = _words("""
     append add update extend insert pop popitem remove discard clear setdefault sort reverse appendleft popleft
     extendleft rotate subtract
 """)
+PARTS = _words("threading.Lock threading.RLock asyncio.sleep asyncio.Lock")
 MOST = 100_000
 HEAP = 1 << 9  # of a class that was made by a class statement
 PLAIN = (
@@ -207,7 +208,17 @@ def _of_code(function: types.FunctionType) -> Iterator[Part]:
                 yield name, sys.modules.get(step.argval) or _Unseen(step.argval)
             elif own or "GLOBAL" in step.opname or step.opname == "LOAD_NAME":
                 value = _cell(cells[step.argval]) if own else _named(function, step.argval)
-                yield name, _Unseen(f"{step.argval} outside the object") if _changed(value, steps[i + 1 :]) else value
+                if not _harmless(value, steps[i + 1 :]):
+                    yield (
+                        name,
+                        _Unseen(f"{step.argval} outside the object") if _changed(value, steps[i + 1 :]) else value,
+                    )
+
+
+def _harmless(value: Any, after: Sequence[dis.Instruction]) -> bool:
+    """A part of a module that keeps to itself though the rest does not: a lock, a pause."""
+    names = [step.argval for step in after[:1] if "ATTR" in step.opname or "METHOD" in step.opname]
+    return isinstance(value, types.ModuleType) and any(f"{value.__name__}.{name}" in PARTS for name in names)
 
 
 def _changed(value: Any, after: Sequence[dis.Instruction]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import functools
 import json
@@ -11,6 +12,7 @@ import random
 import smtplib
 import sqlite3
 import subprocess
+import threading
 from collections import namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +53,10 @@ class Shelf:
 
     def __init__(self):
         self.items, self.row, self.pair = {}, Row(n=1), Pair(1, 2)
+
+    async def wait(self):
+        with threading.Lock():
+            await asyncio.sleep(0)
 
     def put(self, name: str, *, rng: random.Random) -> str:
         if name not in PRICES or len(self.items) >= self.most:
@@ -103,6 +109,10 @@ def by_mail(self):
     smtplib.SMTP("localhost")
 
 
+def by_thread(self):
+    threading.Thread(target=by_mail).start()
+
+
 def by_log(self):
     LOG.info("x")
 
@@ -133,6 +143,7 @@ def test_an_object_that_keeps_to_itself_is_a_sandbox_without_a_word(thing):
         (by_import, "by_import uses os"),
         (by_help, "deep_help uses subprocess"),
         (by_mail, "by_mail uses smtplib"),
+        (by_thread, "by_thread uses threading"),
         (by_log, "uses"),
         (by_list, "by_list uses SENT outside the object"),
         (by_lambda, "by_lambda uses open"),

@@ -9,7 +9,7 @@ import sys
 import pytest
 from ledger_worlds import SERVER, lines
 
-MAIN = "from treewright.agent.cli import main; main()"
+MAIN = "from treewright.agent.cli.main import main; main()"
 ACTS = """
 import os
 

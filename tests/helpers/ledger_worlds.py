@@ -18,8 +18,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from mcp.client.stdio import StdioServerParameters
 
-from treewright.agent.clients.langgraph import GraphPolicy
-from treewright.agent.clients.scripted import ScriptedPolicy
+from treewright.agent.policies.langgraph import GraphPolicy
+from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import BaseEnvironment, Effect, Observation, StepResult, Task, ToolSpec
 from treewright.envs.tools.mcp import MCPEnvironment, StateFolder
 from treewright.envs.tools.world import ToolWorld

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ledger_worlds import lines, write
 
-from treewright.agent.clients.scripted import ScriptedPolicy
+from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import (
     Action,
     BaseEnvironment,
@@ -19,7 +19,7 @@ from treewright.envs import (
 )
 from treewright.search.commit import Next, commit
 from treewright.search.engine import Settings, search
-from treewright.search.repair import EnvironmentProbe
+from treewright.search.planning.repair import EnvironmentProbe
 from treewright.search.restore import Pool
 from treewright.search.rooted import search_from, start_at
 from treewright.search.rules import best_first

@@ -8,7 +8,7 @@ from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
-from treewright.agent.clients.langgraph import GraphPolicy
+from treewright.agent.policies.langgraph import GraphPolicy
 from treewright.envs import Observation, Task, TreewrightError
 from treewright.search.types import PolicyFault
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from treewright.envs.errors import RestoreUnsupported
 from treewright.envs.types import (
@@ -18,14 +18,18 @@ from treewright.envs.types import (
     is_sandboxed,
 )
 
-if TYPE_CHECKING:
-    from treewright.search.commit import CommitResult
+__all__ = ["Committed", "continue_from"]
 
-__all__ = ["continue_from"]
+
+class Committed(Protocol):
+    """What is read of a CommitResult: the state after the commit, where the world can save it."""
+
+    @property
+    def snapshot(self) -> Snapshot | None: ...
 
 
 def continue_from(
-    open: Callable[[], Awaitable[Environment]], result: CommitResult
+    open: Callable[[], Awaitable[Environment]], result: Committed
 ) -> Callable[[], Awaitable[Environment]]:
     """Sessions whose first state is the one after the commit:
 

@@ -10,7 +10,17 @@ import statistics
 from dataclasses import dataclass
 
 from treewright.envs.errors import InvalidAction
-from treewright.envs.types import Action, BaseEnvironment, Observation, Restore, Snapshot, StepResult, Task, ToolSpec
+from treewright.envs.types import (
+    Action,
+    BaseEnvironment,
+    Effect,
+    Observation,
+    Restore,
+    Snapshot,
+    StepResult,
+    Task,
+    ToolSpec,
+)
 from treewright.search.planning.repair import EnvironmentProbe, Hop, Planner
 
 __all__ = ["Grid", "Outcome", "Terrain", "compare", "figures"]
@@ -78,7 +88,7 @@ class Grid(BaseEnvironment):
     name = "grid"
     restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
     sandboxed = False
-    tools = tuple(ToolSpec(way) for way in WAYS)
+    tools = tuple(ToolSpec(way, effect=Effect.REVERSIBLE) for way in WAYS)
 
     def __init__(self, terrain: Terrain, ways: frozenset[Restore] | None = None) -> None:
         self.terrain, self.at = terrain, 0

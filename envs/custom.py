@@ -41,6 +41,7 @@ from treewright.envs.types import (
     Task,
     ToolSpec,
     Turn,
+    is_sandboxed,
 )
 
 __all__ = ["JudgedEnvironment", "Reward", "custom_suite", "import_named", "load_named", "load_tasks"]
@@ -235,7 +236,7 @@ class JudgedEnvironment:
     def __init__(self, inner: Environment, reward: Reward, name: str, *, tell_truth: bool = False) -> None:
         self.inner, self.reward, self.name, self.tell_truth = inner, reward, name, tell_truth
         self.restore_ways = inner.restore_ways
-        self.sandboxed, self.stochastic = inner.sandboxed, inner.stochastic
+        self.sandboxed, self.stochastic = is_sandboxed(inner), inner.stochastic
         self.task: Task | None = None
         self.history: tuple[Turn, ...] = ()
 

@@ -29,6 +29,7 @@ __all__ = [
     "ToolSpec",
     "Turn",
     "digest",
+    "is_sandboxed",
     "seed_of",
 ]
 
@@ -179,12 +180,15 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """One action the policy may take: name, description, JSON schema of its arguments, declared effect."""
+    """One action the policy may take: name, description, JSON schema of its arguments, declared effect.
+
+    An effect that nobody declares is UNKNOWN: in a world that is not sandboxed the action then waits for a commit.
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    effect: Effect = Effect.READ
+    effect: Effect = Effect.UNKNOWN
     terminal: bool = False
 
     def to_openai(self) -> dict[str, Any]:
@@ -230,7 +234,9 @@ class Environment(Protocol):
     """One session of one world. All methods are coroutines; none may block the event loop.
 
     restore     the ways back this environment promises, cheapest valid one is chosen by price
-    sandboxed   True only if a snapshot covers everything the actions touch (one server state per session)
+    sandboxed   True only if a snapshot, or a new session's reset, covers everything that the actions touch (one server
+                state per session). It is the author's promise that any action may be executed any number of times;
+                without it nothing of irreversible or unknown effect is executed while searching, or ever again
     stochastic  True if `step` cannot be repeated from (state, action, key); such a world may not declare REPLAY
     """
 
@@ -265,16 +271,26 @@ class Environment(Protocol):
         """Frees the session; closing twice is fine."""
 
 
+def is_sandboxed(env: object) -> bool:
+    """The world's author declared that every action may be repeated; anything but True is no declaration."""
+    return getattr(env, "sandboxed", False) is True
+
+
 class BaseEnvironment:
     """Defaults for an environment that can only reset and step.
 
     A subclass writes `reset`, `step` and `tools`; it overrides `snapshot`/`restore` and the class
     attributes where it can do more.
+
+    A class that declares nothing is taken for a live world, and its tools for tools of unknown effect: such an action
+    is executed by a commit alone, once, with an approval. A wrong guess the other way round would send a stranger's
+    mail once for every branch of a tree, and no check could take that back. One line says more: the effect of each
+    tool (READ and REVERSIBLE ones are explored anywhere), or `sandboxed = True` where a new session undoes it all.
     """
 
     name: str = "environment"
     restore_ways: frozenset[Restore] = frozenset({Restore.REPLAY})
-    sandboxed: bool = True
+    sandboxed: bool = False
     stochastic: bool = False
     tools: ClassVar[Sequence[ToolSpec]] = ()
 

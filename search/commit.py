@@ -6,7 +6,13 @@ Reads and reversible steps are repeated with their recorded keys and checked aga
 an irreversible action (an unknown one counts as one) comes the approval, bound to its canonical key; then the journal
 has the intent on disk, then that it is being sent, then it is sent, then the answer. A process that dies in between
 leaves an entry that says how far it got. What was sent and not answered is in doubt: the next start reports it and
-nothing sends it again. This promises at most once, not exactly once.
+nothing sends it again.
+
+The promise, for every world that is not declared sandboxed: one approval, at most one execution. A search executes
+nothing of irreversible or unknown effect; a commit executes it once, after the approval; and nothing executes it again
+afterwards: no restore, replay, repair, retry after a fault, resume after a kill, or search that goes on from here. A
+node that could be reached in no other way is UNREACHABLE. It holds as far as effects are known before an action is
+executed: an environment that calls a mail a read is believed. It is at most once, not exactly once.
 
 A commit ends its tree. Search goes on in a new one, see `continue_from`.
 """
@@ -34,14 +40,13 @@ from treewright.envs.errors import (
 from treewright.envs.types import (
     Action,
     Effect,
-    Environment,
     Observation,
     Restore,
     Snapshot,
     StepResult,
     Task,
-    ToolSpec,
 )
+from treewright.search.continued import continue_from
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint
 from treewright.search.store.journal import JournalEntry, JournalState
 from treewright.search.tree import Tree
@@ -392,60 +397,3 @@ async def _ask(task: Task, action: Action) -> bool:
     print(f"\nTask {json.dumps(task.goal)} wants to do this, and it cannot be undone:\n{shown}")
     answer = await asyncio.to_thread(input, "Do it? Type yes to allow: ")
     return answer.strip() == "yes"
-
-
-# -- going on -------------------------------------------------------------------------------------------------------
-
-
-def continue_from(
-    open: Callable[[], Awaitable[Environment]], result: CommitResult
-) -> Callable[[], Awaitable[Environment]]:
-    """Sessions whose first state is the one after the commit:
-
-        pool = Pool(continue_from(suite.open, result))
-        tree = await search(result.task, pool, policy, settings=replace(old, attempt=1), continues=result.continues)
-
-    Limits: where the world saves no state (`result.snapshot` is None), reset gives its first state in the world as it
-    is now. The next tree's prompts begin with what that state shows; the turns before the commit are not in them. Fork
-    snapshots die with the process.
-    """
-    if result.snapshot is None:
-        return open
-    snapshot = result.snapshot
-
-    async def opened() -> Environment:
-        env = await open()
-        # The way to an earlier commit's state is closed: in a live world the later commit has changed what is there.
-        return _Continued(env.inner if isinstance(env, _Continued) else env, snapshot)
-
-    return opened
-
-
-class _Continued:
-    """A session that starts at a snapshot."""
-
-    def __init__(self, inner: Environment, start: Snapshot) -> None:
-        self.inner, self.start, self.name = inner, start, inner.name
-        self.restore_ways, self.sandboxed, self.stochastic = inner.restore_ways, inner.sandboxed, inner.stochastic
-
-    async def reset(self, task: Task, key: int) -> Observation:
-        await self.inner.reset(task, key)
-        return await self.inner.restore(self.start)
-
-    async def step(self, action: Action, key: int) -> StepResult:
-        return await self.inner.step(action, key)
-
-    async def actions(self) -> Sequence[ToolSpec]:
-        return await self.inner.actions()
-
-    async def effect(self, action: Action) -> Effect:
-        return await self.inner.effect(action)
-
-    async def snapshot(self) -> Snapshot:
-        return await self.inner.snapshot()
-
-    async def restore(self, snapshot: Snapshot) -> Observation:
-        return await self.inner.restore(snapshot)
-
-    async def close(self) -> None:
-        await self.inner.close()

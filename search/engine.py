@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from treewright.envs.errors import EnvFault, TreewrightError
-from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, seed_of
+from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, is_sandboxed, seed_of
 from treewright.search.evidence import Evidence
 from treewright.search.expand import Expander, Pop
 from treewright.search.frontier import Frontier
@@ -433,7 +433,7 @@ class _Search:
 
     async def _begin(self, header: TreeHeader, resume: bool) -> tuple[Tree, Expander]:
         async with self.pool.lease(header.tree_id) as session:
-            ways, sandboxed = session.env.restore_ways, session.env.sandboxed
+            ways, sandboxed = session.env.restore_ways, is_sandboxed(session.env)
         eager = self.rule.eager if self.rule.eager is not None else bool(ways & {Restore.FORK, Restore.STATE})
         work = Expander(
             self.task, self.pool, self.policy, self.evaluator, self.settings.max_tokens, self.settings.retries,

@@ -15,7 +15,7 @@ from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreU
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
 from treewright.search.evidence import Evidence
 from treewright.search.peers import Peers, told_context
-from treewright.search.restore import Pool, Session, Snapshots, Waypoint
+from treewright.search.restore import Pool, Session, Snapshots, Waypoint, refuse_repeat
 from treewright.search.screen import merge_identical, parse_action, validate_action
 from treewright.search.tree import Tree
 from treewright.search.types import (
@@ -27,6 +27,7 @@ from treewright.search.types import (
     Exchange,
     Expansion,
     NodeStatus,
+    Origin,
     Outcome,
     PolicyFault,
     Proposer,
@@ -303,7 +304,7 @@ class Expander:
     async def _take_again(self, pop: Pop, child: int) -> None:
         """The step into `child`, where a replay diverged, from its parent: a new node in the same slot."""
         draft = replace(self._copy_of(child), seed=seed_of(self.tree.seed[child], "again"))
-        outcome = await self._execute(self.spot(pop.node), draft)
+        outcome = await self._execute(self.spot(pop.node), draft, before=self.tree.effect[child])
         pop.steps = outcome.steps
         pop.drafts = [_executed(draft, outcome)]
 
@@ -394,16 +395,28 @@ class Expander:
 
     # -- execution ----------------------------------------------------------------------------------------------
 
-    async def _execute(self, spot: Spot, draft: Draft, remember: bool = True, held: Session | None = None) -> Outcome:
-        """Steps the draft's action from `spot`. A fault is retried in a new session, then recorded."""
+    async def _execute(
+        self,
+        spot: Spot,
+        draft: Draft,
+        remember: bool = True,
+        held: Session | None = None,
+        before: Effect | None = None,
+    ) -> Outcome:
+        """Steps the draft's action from `spot`. A fault is retried in a new session, then recorded.
+
+        before  the effect it had when it was executed before; None for its first time. A retry is no first time.
+        """
         if draft.action is None:
             return self._invalid(spot, draft, draft.error or "not an action", 0)
         fault = ""
+        if before is None and draft.completion.origin in (Origin.STORED, Origin.DEMO):
+            before = Effect.READ  # a stored turn, taken again
         for _ in range(self.retries + 1):
             try:
                 async with nullcontext(held) if held else self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
                     try:
-                        return await self._step(session, spot, draft, draft.action, remember)
+                        return await self._step(session, spot, draft, draft.action, remember, before)
                     except EnvFault as error:
                         fault = f"{type(error).__name__}: {error}"
                         await self.pool.replace(session)
@@ -414,9 +427,13 @@ class Expander:
                 fault = f"{type(error).__name__}: {error}"
         return _lost(NodeStatus.FAULT, fault)
 
-    async def _step(self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool) -> Outcome:
+    async def _step(
+        self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, before: Effect | None
+    ) -> Outcome:
         tree_id = self.tree.tree_id
         replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
+        if before is not None:
+            await self.pool.timed(refuse_repeat(session.env, action, before), "effect")
         if not self.sandboxed:
             effect = await self.pool.timed(session.env.effect(action), "effect")
             if effect.needs_commit:
@@ -459,7 +476,7 @@ class Expander:
             turns = (*spot.turns, Exchange(done.text, action, seen))
             base = spot.context.ids + done.token_ids
             context = self.policy.context(self.task, tools, self._first(), turns, base)
-            point = Waypoint(draft.seed, step_key(draft.seed), action, seen.fingerprint)
+            point = Waypoint(draft.seed, step_key(draft.seed), action, seen.fingerprint, result.effect)
             logprob = spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0)
             self._hold(Spot((*spot.path, point), turns, context, logprob))
             keep, delta = context.keep, context.delta
@@ -512,7 +529,7 @@ class Expander:
         turns = (*above.turns, Exchange(tree.text[node], tree.action[node], seen))
         base = above.context.ids + tree.ids[node]
         context = self.policy.context(self.task, self.tools.get(tree.seed[node], ()), self._first(), turns, base)
-        point = Waypoint(tree.seed[node], tree.key(node), action, seen.fingerprint)
+        point = Waypoint(tree.seed[node], tree.key(node), action, seen.fingerprint, tree.effect[node])
         return self._hold(
             Spot((*above.path, point), turns, self._recorded(context, node, base), tree.path_logprob[node])
         )
@@ -529,7 +546,8 @@ class Expander:
 
     def _draft_of(self, node: int) -> Draft:
         tree = self.tree
-        done = Completion(tree.text[node], tree.ids[node], tree.logprobs[node], tree.finish[node])
+        said = (tree.text[node], tree.ids[node], tree.logprobs[node], tree.finish[node])
+        done = Completion(*said, origin=tree.origin[node])
         return Draft(
             0, tree.slot[node], tree.mult[node], tree.share[node], tree.seed[node], done, tree.action[node],
             tree.error[node],

@@ -2,6 +2,9 @@
 
 A session stands at a *waypoint*, named by the node's draw seed (ids are given later, when a result is applied).
 Every arrival is checked against the recorded fingerprint; a mismatch is a Divergence, never silently continued.
+
+A way back executes actions that were executed before. In a world that nobody declared sandboxed that is refused for
+what is irreversible or of unknown effect (`refuse_repeat`): the node is UNREACHABLE, and nothing happens twice.
 """
 
 from __future__ import annotations
@@ -16,11 +19,28 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from treewright.envs.errors import ActionTimeout, Divergence, InvalidAction, RestoreUnsupported
-from treewright.envs.types import Action, Environment, Restore, Snapshot, Task, ToolSpec
+from treewright.envs.types import Action, Effect, Environment, Restore, Snapshot, Task, ToolSpec, is_sandboxed
 
 T = TypeVar("T")
 
-__all__ = ["Pool", "Session", "Snapshots", "Waypoint"]
+__all__ = ["Pool", "Session", "Snapshots", "Waypoint", "refuse_repeat"]
+
+
+async def refuse_repeat(env: Environment, action: Action, recorded: Effect = Effect.READ) -> None:
+    """Asked before an action that was executed before is executed again, wherever that is.
+
+    recorded  the effect that was seen when it was executed. Raises RestoreUnsupported unless the world is sandboxed or
+    the action only reads or can be undone.
+    """
+    if is_sandboxed(env):
+        return
+    effect = max(recorded, await env.effect(action), key=lambda effect: effect.severity)
+    if effect.needs_commit:
+        raise RestoreUnsupported(
+            f"the way back would execute {action} again, whose effect is {effect}, and {env.name} is not declared "
+            "sandboxed: what happened for real is never repeated. Declare sandboxed = True if a new session undoes "
+            "all that its actions touch, or the effect of this one if it only reads or can be undone"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +48,14 @@ class Waypoint:
     """One node on a path: how to get there from its parent and what must be found there.
 
     action  None where nothing is executed (the root, or invalid output that left the state as it was)
+    effect  what it was seen to do
     """
 
     seed: int
     key: int
     action: Action | None
     fingerprint: str
+    effect: Effect = Effect.READ
 
 
 class Snapshots:
@@ -172,7 +194,8 @@ class Pool:
     ) -> int:
         """Brings the session to the last waypoint of `path` and returns how many steps were replayed.
 
-        Raises Divergence if what is found is not what was recorded, RestoreUnsupported if there is no way.
+        Raises Divergence if what is found is not what was recorded, RestoreUnsupported if there is no way, or none
+        that does not repeat what a live world must not see twice.
         """
         here = session.at if session.tree == tree else None
         if here == path[-1].seed:
@@ -217,6 +240,7 @@ class Pool:
             point = path[i]
             if point.action is None:
                 continue
+            await self.timed(refuse_repeat(session.env, point.action, point.effect), "effect")
             try:
                 result = await self.timed(session.env.step(point.action, point.key), "replay")
             except InvalidAction as error:

@@ -2,7 +2,8 @@
 
 The turns above the start become a chain of nodes with single draws and origin stored or demo: they carry mass 1, are
 never trained on unless a recipe says so, and leave the tree exact. The world repeats them with the keys it had then;
-where it shows something else, the policy's prompt differs from the stored one, and the tree ends in a fault.
+where it shows something else, the policy's prompt differs from the stored one, and the tree ends in a fault. In a live
+world a turn that cannot be undone is not taken again: the node is UNREACHABLE, and the tree ends there.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from itertools import pairwise
 from typing import Any, cast
 
 from treewright.envs.errors import TreewrightError
-from treewright.envs.types import Environment, Observation, StepResult, Task, ToolSpec, seed_of
+from treewright.envs.types import Effect, Environment, Observation, StepResult, Task, ToolSpec, seed_of
 from treewright.search.engine import Keeper, Settings, search
-from treewright.search.restore import Pool
+from treewright.search.restore import Pool, refuse_repeat
 from treewright.search.rules import Rule, best_first
 from treewright.search.tree import Node, Tree
 from treewright.search.types import Budget, Completion, Context, Evaluator, Exchange, Origin, PolicyFault, Proposer
@@ -25,11 +26,13 @@ __all__ = ["Start", "prefix_ids", "prefix_length", "search_from", "start_at"]
 
 @dataclass(frozen=True, slots=True)
 class StoredTurn:
-    """A turn to be taken again: what was said, after which prompt (() = not known), and the world's key for it."""
+    """A turn to be taken again: what was said, after which prompt (() = not known), the world's key for it, and what it
+    was seen to do."""
 
     said: Completion
     prompt: tuple[int, ...]
     key: int
+    effect: Effect = Effect.READ
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def start_at(tree: Tree, node: int, origin: Origin = Origin.STORED) -> Start:
         own = origin if tree.origin[i] is Origin.POLICY else tree.origin[i]
         # Origin already keeps these tokens out of policy gradients; `trainable` speaks of draws only.
         said = Completion(tree.text[i], tree.ids[i], tree.logprobs[i], "stop", tree.header.policy_version, True, own)
-        turns.append(StoredTurn(said, tree.context_ids(above), tree.key(i)))
+        turns.append(StoredTurn(said, tree.context_ids(above), tree.key(i), tree.effect[i]))
     return Start(tree.task, (tree.tree_id, node), tree.key(0), tuple(turns), tree.mass[node])
 
 
@@ -104,12 +107,12 @@ async def search_from(
     seeds = [seed_of(seed_of(settings.seed, start.task.suite, start.task.id, settings.attempt), "root")]
     for _ in turns:
         seeds.append(seed_of(seeds[-1], 0))
-    keys = {seed_of(seeds[0], "step"): start.root_key}
-    keys |= {seed_of(seed, "step"): turn.key for seed, turn in zip(seeds[1:], turns, strict=True)}
+    taken = {seed_of(seed, "step"): turn for seed, turn in zip(seeds[1:], turns, strict=True)}
+    root = (seed_of(seeds[0], "step"), start.root_key)
     spoken = dict(zip(seeds[1:], turns, strict=True))
 
     async def opened() -> Environment:
-        return cast(Environment, _Rekeyed(await open_session(), keys))
+        return cast(Environment, _Rekeyed(await open_session(), root, taken))
 
     pool = Pool(opened)
     try:
@@ -147,20 +150,24 @@ def _more(budget: Budget, turns: int, tokens: int, max_tokens: int) -> Budget:
 
 
 class _Rekeyed:
-    """A session that repeats stored steps with the keys they had."""
+    """A session that repeats stored steps with the keys they had, where the world lets steps be repeated."""
 
-    def __init__(self, env: Any, keys: Mapping[int, int]) -> None:
-        self._env, self._keys = env, keys
+    def __init__(self, env: Any, root: tuple[int, int], taken: Mapping[int, StoredTurn]) -> None:
+        self._env, self._root, self._taken = env, root, taken
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
 
     async def reset(self, task: Task, key: int) -> Observation:
-        seen: Observation = await self._env.reset(task, self._keys.get(key, key))
+        now, then = self._root
+        seen: Observation = await self._env.reset(task, then if key == now else key)
         return seen
 
     async def step(self, action: Any, key: int) -> StepResult:
-        done: StepResult = await self._env.step(action, self._keys.get(key, key))
+        turn = self._taken.get(key)
+        if turn is not None:
+            await refuse_repeat(self._env, action, turn.effect)
+        done: StepResult = await self._env.step(action, key if turn is None else turn.key)
         return done
 
 

@@ -1,12 +1,16 @@
 """Your own compiled LangGraph agent as a policy: the search drives it, one step at a time.
 
-    policy = GraphPolicy(agent, stop_before=("tools",))          # or open_policy("langgraph:my_module:agent")
+    policy = GraphPolicy(agent)          # or open_policy("langgraph:my_module:agent")
 
 `agent` is a compiled graph over a state with `messages`, as LangGraph's own agents are. For each draw it is run on the
-messages of the node until it ends or is about to enter a node of `stop_before`; its last message is the draw, tool
-calls and text. The tools are then executed by treewright's world, which can go back, and not by the graph. The draw's
-seed is in `config["configurable"]["seed"]` for agents whose model takes one. Such draws act and are not trained on: the
-graph hides its tokens.
+messages of the node until it ends or is about to enter a node that executes tools; its last message is the draw, tool
+calls and text. The tools are then executed by treewright's world, which can go back, and not by the graph. Such nodes
+are found by what they are, whatever their names; a graph of which it cannot be told what it runs is refused, and a tool
+that is called nevertheless does not begin. Python code that acts without a tool, in a node passed once, is
+not seen.
+
+The draw's seed is in `config["configurable"]["seed"]` for agents whose model takes one. Such draws act and are not
+trained on: the graph hides its tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from treewright.agent.policies.engine import ToolContext
+from treewright.agent.policies.graph_tools import NoTools, stops
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prompts import chat_messages
 from treewright.envs.errors import TreewrightError
@@ -30,10 +35,13 @@ __all__ = ["GraphPolicy"]
 class GraphPolicy:
     """A compiled LangGraph graph as a policy.
 
-    stop_before  nodes that execute tools; the graph stops before them
+    stop_before  nodes that execute tools, besides those that are seen to; the graph stops before all of them. Default:
+                 a node `tools`
+    run_inside   nodes that may run while searching whatever they contain, such as a calculator: any number of times
     deadline     seconds for one run of the graph;  concurrency  runs under way at once
     tools_as     'text' lists the tools in the system message; 'none' leaves that to the graph
-    Raises TreewrightError for something that is no compiled graph or has no node of that name.
+    Raises TreewrightError for something that is no compiled graph, has no node of that name (with the names it has),
+    or may run tools that it is not known to stop before.
     """
 
     def __init__(
@@ -42,7 +50,8 @@ class GraphPolicy:
         *,
         name: str = "langgraph",
         version: str | None = None,
-        stop_before: Sequence[str] = ("tools",),
+        stop_before: Sequence[str] | None = None,
+        run_inside: Sequence[str] = (),
         deadline: float = 120.0,
         concurrency: int = 16,
         tools_as: str = "text",
@@ -52,7 +61,7 @@ class GraphPolicy:
         if tools_as not in ("text", "none"):
             raise TreewrightError(f"tools_as = {tools_as!r} is not known; write 'text' or 'none'")
         self.graph, self.name, self.deadline, self.tools_as = graph, name, deadline, tools_as
-        self.stop_before = [node for node in stop_before if node in graph.nodes]
+        self.stop_before, self.run_inside = stops(graph, stop_before, run_inside), run_inside
         self.stats = PolicyStats()
         self._version = version or name
         self._slots = asyncio.Semaphore(concurrency)
@@ -74,13 +83,18 @@ class GraphPolicy:
 
     async def _one(self, context: Context, seed: int) -> Completion:
         said = [{"role": m.role, "content": m.content} for m in context.messages]
-        config = {"configurable": {"seed": seed, "thread_id": f"draw-{seed}"}}
+        watch = NoTools(self.run_inside)
+        config = {"configurable": {"seed": seed, "thread_id": f"draw-{seed}"}, "callbacks": [watch]}
         async with self._slots:
             self.stats.requests += 1
             began = time.monotonic()
             try:
                 run = self.graph.ainvoke({"messages": said}, config, interrupt_before=self.stop_before)
                 state = await asyncio.wait_for(run, self.deadline)
+                if watch.refused is not None:
+                    raise TreewrightError(
+                        f"the graph called the tool {watch.refused}, which was not run; name its node in stop_before"
+                    )
                 text = _text(state["messages"][-1])
             except Exception as error:
                 self.stats.faults += 1

@@ -69,6 +69,7 @@ class CodeEnvironment(BaseEnvironment):
     """One session; `problems` by name of their function."""
 
     restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
+    sandboxed = True  # the jail (or who switched it off, see sandbox.py) keeps what is run from everything outside
     tools = TOOLS
 
     def __init__(self, problems: Sequence[Problem], name: str = "code", limits: Limits | None = None) -> None:

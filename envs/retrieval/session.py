@@ -17,6 +17,7 @@ from treewright.envs.types import (
     Action,
     BaseEnvironment,
     Call,
+    Effect,
     Observation,
     Restore,
     Snapshot,
@@ -52,7 +53,7 @@ def tool(
         "required": [key for key in arguments if key not in optional],
         "additionalProperties": False,
     }
-    return ToolSpec(name, description, schema, terminal=terminal)
+    return ToolSpec(name, description, schema, Effect.READ, terminal)
 
 
 ANSWER = tool("answer", "give the final answer", terminal=True, text="the answer")

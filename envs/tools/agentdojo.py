@@ -54,7 +54,7 @@ def agentdojo_suite(
 
     world = ToolWorld.of(
         make, [_tool(function) for function in dojo.tools], effects, name=title, judge=judge,
-        copy=copy_state, fingerprint=lambda env: digest(env.model_dump_json()), render=_render,
+        copy=copy_state, fingerprint=lambda env: digest(env.model_dump_json()), render=_render, sandboxed=True,
     )  # fmt: skip
 
     def tasks(split: str, count: int) -> Sequence[Task]:

@@ -3,6 +3,10 @@
 A reset with the task's seed and the same actions lead to the same state (Gymnasium's own rule), so REPLAY holds; where
 the environment can be deep-copied, a copy is the snapshot. The fingerprint is a chain over actions and results, so two
 ways to one state count as two. Environments that draw on screens or talk to simulators outside are replayed only.
+
+That rule is Gymnasium's promise that steps may be taken any number of times, so these worlds count as sandboxed. One
+that moves something real says `metadata = {"sandboxed": False}`: its steps are then of unknown effect, none is taken
+while searching, and each waits for a commit.
 """
 
 from __future__ import annotations
@@ -50,7 +54,9 @@ class GymEnvironment(BaseEnvironment):
         self._ended, self._shared, self._shown = True, False, Observation("")
         schema = action_schema(self._env.action_space)
         parameters = {"type": "object", "properties": {"action": schema}, "required": ["action"]}
-        self._specs = (ToolSpec("act", "takes one step", parameters, Effect.REVERSIBLE),)
+        self.sandboxed = (getattr(self._env, "metadata", None) or {}).get("sandboxed", True) is True
+        self._effect = Effect.REVERSIBLE if self.sandboxed else Effect.UNKNOWN
+        self._specs = (ToolSpec("act", "takes one step", parameters, self._effect),)
         self.restore_ways = frozenset({Restore.REPLAY} | ({Restore.FORK} if _copies(self._env) else set()))
 
     async def reset(self, task: Task, key: int) -> Observation:
@@ -71,7 +77,7 @@ class GymEnvironment(BaseEnvironment):
         self._ended = bool(terminated or truncated)
         end = f"{float(reward)} {terminated} {truncated}"
         shown = self._show(seen, digest(self._shown.fingerprint, action.key, end, self._describe(seen)))
-        return StepResult(shown, float(reward), bool(terminated), bool(truncated), Effect.REVERSIBLE)
+        return StepResult(shown, float(reward), bool(terminated), bool(truncated), self._effect)
 
     async def actions(self) -> Sequence[ToolSpec]:
         return self._specs

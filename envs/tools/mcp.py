@@ -11,6 +11,11 @@ Ways back
 - With a folder in which the server keeps everything, the folder's bytes are the snapshot. The server must not hold
   files of it open between calls, since they are swapped under it.
 - REPLAY by the engine works in both cases; it takes every recorded action again.
+
+In a live world (not `sandboxed`) no call of irreversible or unknown effect is ever made again, by any of these ways:
+what would need that is RestoreUnsupported. What follows such a call goes on in the running server that answered it, as
+long as this process keeps it; since that server cannot be started again where it stands, nothing done in it counts as
+reversible any more. Give the server a folder, or declare `sandboxed`, where a restart brings everything back.
 """
 
 from __future__ import annotations
@@ -28,9 +33,18 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, EmbeddedResource, ImageContent, TextContent, TextResourceContents, Tool
 
-from treewright.envs.errors import Divergence, EnvFault, InvalidAction, TreewrightError, boundary
+from treewright.envs.errors import (
+    Divergence,
+    EnvFault,
+    InvalidAction,
+    RestoreUnsupported,
+    TreewrightError,
+    boundary,
+)
 from treewright.envs.tools.connection import Connection
+from treewright.envs.tools.episode import Episode, episode_from_json, episode_to_json
 from treewright.envs.tools.folder import clear_folder, folder_digest, pack_folder, unpack_folder
+from treewright.envs.tools.living import Living, living_server
 from treewright.envs.tools.schema import check_action, check_schema
 from treewright.envs.types import (
     Action,
@@ -44,6 +58,7 @@ from treewright.envs.types import (
     Task,
     ToolSpec,
     digest,
+    is_sandboxed,
 )
 
 __all__ = ["DONE", "Judge", "MCPEnvironment", "StateFolder"]
@@ -79,21 +94,6 @@ class StateFolder:
     scratch: bool = False
 
 
-Entry = tuple[str, str]
-"""One state-changing call: its canonical JSON (Action.key) and the server's answer."""
-
-
-@dataclass(slots=True)
-class _Episode:
-    """What a session knows beside the server: part of every snapshot."""
-
-    task: Task
-    chain: str
-    shown: Observation
-    ended: bool = False
-    journal: tuple[Entry, ...] = ()
-
-
 class MCPEnvironment(BaseEnvironment):
     """A session of a world behind an MCP server.
 
@@ -101,7 +101,8 @@ class MCPEnvironment(BaseEnvironment):
     effects      what each tool does, by name; declared here or UNKNOWN
     trust_hints  believe the server's annotations for tools that `effects` does not name
     state        its state folder, where the owner knows one (see the module's docstring)
-    fresh        a new connection finds the first state; default: true over stdio, false behind a URL
+    fresh        a new connection finds the first state of what the server itself holds; default: true over stdio,
+                 false behind a URL. It says nothing of what tools do outside: that is `sandboxed`
     end          the name of the tool that ends the episode; another one where the server has a tool `done`
     sandboxed    the owner's promise that restart or folder cover everything the tools touch
     judge        the reward of `done`; without one it is NaN, which means unknown
@@ -140,20 +141,19 @@ class MCPEnvironment(BaseEnvironment):
         self.restore_ways = frozenset({Restore.STATE, Restore.REPLAY} if back else {Restore.NONE})
         self._fresh, self._end = fresh, dataclasses.replace(DONE, name=end)
         self.starts = self.repeated = 0
-        self._connection: Connection | None = None
+        self._living: Living | None = None
         self._specs: tuple[ToolSpec, ...] = ()
-        self._episode: _Episode | None = None
-        self._made: list[Entry] = []  # the state-changing calls that the running server has answered
+        self._episode: Episode | None = None
 
     async def reset(self, task: Task, key: int) -> Observation:
         if self._state is None:
-            if self._fresh and self._made:
+            if self._fresh and self._living is not None and (self._living.made or self._living.sent):
                 await self._disconnect()
         else:
             await self._drop_dead()
             await self._in_thread("setup", _set_up, self._state, task, key)
         await self._connect()
-        self._episode = _Episode(task, digest(self.name, task.suite, task.id, str(task.seed)), Observation(""))
+        self._episode = Episode(task, digest(self.name, task.suite, task.id, str(task.seed)), Observation(""))
         return await self._show("ready", "environment")
 
     async def step(self, action: Action, key: int) -> StepResult:
@@ -162,6 +162,7 @@ class MCPEnvironment(BaseEnvironment):
             raise InvalidAction("the task has ended; nothing more can be called")
         await self._connect_if_never()
         check_action(action, self._specs)
+        self._stands_alone(episode)
         effect = await self.effect(action)
         if action.name == self._end.name:
             return await self._finish(episode, str(action.arguments["answer"]))
@@ -189,19 +190,20 @@ class MCPEnvironment(BaseEnvironment):
             return await super().snapshot()
         episode = self._running()
         packed = b"" if self._state is None else await self._in_thread("snapshot", pack_folder, self._state.path)
-        data = json.dumps(_to_json(episode)).encode() + b"\n" + packed
+        data = json.dumps(episode_to_json(episode)).encode() + b"\n" + packed
         return Snapshot(Restore.STATE, data, episode.shown.fingerprint, len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         """Back to a snapshot of any session with the same server and folder layout, started for any task.
 
         Raises Divergence if the folder does not have the recorded fingerprint afterwards, or if a repeated call is
-        answered otherwise than the first time.
+        answered otherwise than the first time; RestoreUnsupported where a live world would see an irreversible or
+        unknown call twice.
         """
         if Restore.STATE not in self.restore_ways or snapshot.kind is not Restore.STATE:
             return await super().restore(snapshot)
         head, _, packed = bytes(snapshot.data).partition(b"\n")
-        episode = _from_json(json.loads(head))
+        episode = episode_from_json(json.loads(head))
         await self._drop_dead()
         if self._state is None:
             await self._repeat(episode)
@@ -219,7 +221,7 @@ class MCPEnvironment(BaseEnvironment):
         if self._state is not None and self._state.scratch:
             await asyncio.to_thread(shutil.rmtree, self._state.path, ignore_errors=True)
 
-    async def _finish(self, episode: _Episode, answer: str) -> StepResult:
+    async def _finish(self, episode: Episode, answer: str) -> StepResult:
         folder = self._state.path if self._state is not None else None
         reward = float("nan")
         if self._judge is not None:
@@ -229,29 +231,68 @@ class MCPEnvironment(BaseEnvironment):
         shown = await self._show("done", "environment")
         return StepResult(shown, reward, terminated=True, effect=self._end.effect)
 
-    async def _repeat(self, episode: _Episode) -> None:
+    async def _repeat(self, episode: Episode) -> None:
         """Brings the server to where the journal ends, by as few calls as possible."""
-        if tuple(self._made) != episode.journal[: len(self._made)]:
+        if episode.server:
+            return await self._rejoin(episode)
+        made = self._living.made if self._living is not None else []
+        if (self._living is not None and self._living.sent) or tuple(made) != episode.journal[: len(made)]:
             await self._disconnect()
         await self._connect()
-        for i in range(len(self._made), len(episode.journal)):
+        made = self._running_server().made
+        calls = [call for key, _ in episode.journal[len(made) :] for call in Action.from_key(key).calls]
+        if final := next((call for call in calls if self._is_final(call)), None):
+            raise RestoreUnsupported(self._no_way_back(f"would make {final.name} again"))
+        for i in range(len(made), len(episode.journal)):
             key, answer = episode.journal[i]
             (call,) = Action.from_key(key).calls
             text, _, _ = await self._call(call)
-            self._made.append((key, text))
+            made.append((key, text))
             self.repeated += 1
             if text != answer:
                 raise Divergence(digest(answer), digest(text), i + 1)
 
-    async def _make(self, episode: _Episode, call: Call) -> tuple[str, bool, list[Mapping[str, Any]]]:
+    async def _rejoin(self, episode: Episode) -> None:
+        """Back into the server that made this journal's calls, if it still stands where they left it."""
+        living = living_server(episode.server)
+        if living is None:
+            raise RestoreUnsupported(self._no_way_back("would make the calls of a server again that has ended"))
+        if tuple(living.made) != episode.journal:
+            raise RestoreUnsupported(self._no_way_back("leads to a state that its server has left since"))
+        if living is not self._living:
+            await self._disconnect()
+            self._living = living.join()
+            self._specs = self._read_tools(living.connection.tools)
+
+    def _stands_alone(self, episode: Episode) -> None:
+        """Nothing is done in a shared server that another session has moved."""
+        if episode.server and tuple(self._running_server().made) != episode.journal:
+            raise RestoreUnsupported(self._no_way_back("leads to a state that its server has left since"))
+
+    def _no_way_back(self, why: str) -> str:
+        return (
+            f"{self.name}: the way back {why}; what happened for real is never repeated. Declare sandboxed = true if a "
+            "restart undoes all that the tools touch, or give the server a folder to keep its state in"
+        )
+
+    def _is_final(self, call: Call) -> bool:
+        """A live world must not see this call a second time."""
+        return not is_sandboxed(self) and self._effect_of(call).needs_commit
+
+    async def _make(self, episode: Episode, call: Call) -> tuple[str, bool, list[Mapping[str, Any]]]:
         """One call of the policy; it enters journal and chain unless it only reads."""
         if self._effect_of(call) is Effect.READ:
             return await self._call(call)
         key = Action((call,)).key
+        await self._connect_if_never()
+        living = self._running_server()
+        if self._state is None and self._is_final(call):
+            living.sent = True
+            episode.server = living.id if self._fresh else ""
         text, failed, parts = await self._call(call)
         if self._state is None:
             episode.journal = (*episode.journal, (key, text))
-        self._made.append((key, text))
+        living.made.append((key, text))
         episode.chain = digest(episode.chain, key, text)
         return text, failed, parts
 
@@ -279,30 +320,41 @@ class MCPEnvironment(BaseEnvironment):
         episode.shown = Observation(text, await self._fingerprint(episode), provenance, parts)
         return episode.shown
 
-    async def _fingerprint(self, episode: _Episode) -> str:
+    async def _fingerprint(self, episode: Episode) -> str:
         if self._state is None:
             return episode.chain
         found = await self._in_thread("fingerprint", self._state.fingerprint, self._state.path)
         return digest(found, episode.chain) if episode.ended else found
 
-    def _running(self) -> _Episode:
+    @property
+    def _connection(self) -> Connection | None:
+        return self._living.connection if self._living is not None else None
+
+    def _running(self) -> Episode:
         if self._episode is None:
             raise EnvFault(f"{self.name}: no task yet; call reset(task, key) first")
         return self._episode
 
+    def _running_server(self) -> Living:
+        if self._living is None:
+            raise EnvFault(f"{self.name}: no server is running; call reset(task, key) first")
+        return self._living
+
     def _effect_of(self, call: Call) -> Effect:
-        return next((spec.effect for spec in self._specs if spec.name == call.name), Effect.UNKNOWN)
+        effect = next((spec.effect for spec in self._specs if spec.name == call.name), Effect.UNKNOWN)
+        stuck = self._living is not None and self._living.sent and self._state is None and not is_sandboxed(self)
+        return Effect.IRREVERSIBLE if stuck and effect is Effect.REVERSIBLE else effect
 
     async def _connect_if_never(self) -> Connection:
         # Only the first time: a dead connection must show itself as SessionDied, not be replaced in mid-episode.
-        return await self._connect() if self._connection is None else self._connection
+        return await self._connect() if self._living is None else self._living.connection
 
     async def _connect(self) -> Connection:
-        if self._connection is not None and not self._connection.dead:
-            return self._connection
+        if self._living is not None and not self._living.connection.dead:
+            return self._living.connection
         await self._disconnect()
-        self._connection = connection = Connection(self._server, deadline=self._deadline)
-        self._made = []
+        connection = Connection(self._server, deadline=self._deadline)
+        self._living = Living(connection)
         self.starts += 1
         await connection.open()
         try:
@@ -347,13 +399,13 @@ class MCPEnvironment(BaseEnvironment):
 
     async def _drop_dead(self) -> None:
         """Waits for an abandoned server to be gone, so that it cannot write into the folder any more."""
-        if self._connection is not None and self._connection.dead:
+        if self._living is not None and self._living.connection.dead:
             await self._disconnect()
 
     async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        living, self._living = self._living, None
+        if living is not None:
+            await living.leave()
 
 
 def _set_up(state: StateFolder, task: Task, key: int) -> None:
@@ -374,21 +426,3 @@ def _text_of(result: CallToolResult) -> str:
     if not lines and result.structured_content is not None:
         return json.dumps(result.structured_content, sort_keys=True, ensure_ascii=False)
     return "\n".join(lines)
-
-
-def _to_json(episode: _Episode) -> dict[str, Any]:
-    shown = episode.shown
-    return {
-        "task": {f.name: getattr(episode.task, f.name) for f in dataclasses.fields(Task)},
-        "chain": episode.chain,
-        "ended": episode.ended,
-        "journal": [list(entry) for entry in episode.journal],
-        "shown": [shown.text, shown.fingerprint, shown.provenance, list(shown.parts)],
-    }
-
-
-def _from_json(data: Mapping[str, Any]) -> _Episode:
-    text, fingerprint, provenance, parts = data["shown"]
-    shown = Observation(text, fingerprint, provenance, tuple(parts))
-    journal = tuple((key, answer) for key, answer in data["journal"])
-    return _Episode(Task(**data["task"]), data["chain"], shown, data["ended"], journal)

@@ -545,6 +545,7 @@ class OfficeModel(BaseEnvironment):
 
     name = "office"
     restore_ways = frozenset({Restore.FORK, Restore.REPLAY})
+    sandboxed = True
     tools = SPECS
 
     def __init__(self) -> None:

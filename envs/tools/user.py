@@ -2,7 +2,8 @@
 
 A user that computes its reply from `rng` alone repeats itself for the same key and is an ordinary world. One that asks
 a language model answers differently each time: the world is then stochastic, is never replayed, and comes back by its
-transcript, which is its whole state.
+transcript, which is its whole state. Since the user is simulated, the world counts as sandboxed: whatever is said may
+be said again. Do not put a person there.
 """
 
 from __future__ import annotations
@@ -56,5 +57,5 @@ def conversation(
 
     return ToolWorld.of(
         Talk, ["say"], {"say": "reversible"}, judge=judge, stochastic=stochastic, first=first, name=name, end=end,
-        fingerprint=lambda talk: json.dumps(talk.transcript),
+        fingerprint=lambda talk: json.dumps(talk.transcript), sandboxed=True,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 
 from treewright.envs.custom import load_named
 from treewright.envs.errors import TreewrightError
+from treewright.envs.tools.outside import outside
 from treewright.envs.tools.signature import Tool, tool_of
 from treewright.envs.tools.world import Ending, ToolWorld
 from treewright.envs.types import Effect, Suite, Task, ToolSpec, digest
@@ -33,10 +34,13 @@ class Rollout:
         return Rollout(self.state.model_copy(deep=True), self.toolsets)
 
 
-def verifiers_suite(taskset: Any, *, horizon: int = 30) -> Suite:
+def verifiers_suite(taskset: Any, *, horizon: int = 30, sandboxed: bool | None = None) -> Suite:
     """The suite; of its tasks the first half is 'train', the rest 'test'.
 
-    taskset  'module:name' or a Taskset; an infinite one is cut after 1000 tasks
+    taskset    'module:name' or a Taskset; an infinite one is cut after 1000 tasks
+    sandboxed  whether its tools touch nothing but State, so that they may run any number of times. Default: the
+               attribute `sandboxed` of the taskset, else whether their code is seen to keep to itself; a tool of
+               another taskset runs while searching only if it is known to read
     Raises TreewrightError for what is no taskset, or has no tasks.
     """
     title = f"verifiers:{taskset if isinstance(taskset, str) else type(taskset).__name__}"
@@ -66,8 +70,12 @@ def verifiers_suite(taskset: Any, *, horizon: int = 30) -> Suite:
         await row.score(trace)
         return float(sum(reward.value for reward in trace.rewards.values() if reward is not None))
 
+    told = sandboxed if sandboxed is not None else getattr(found, "sandboxed", None)
+    if not isinstance(told, bool):
+        told = outside(method for toolset in built for method in _methods(toolset)) is None
+
     world = ToolWorld.of(
-        make, listed, name=title, judge=judge, copy=Rollout.twin,
+        make, listed, name=title, judge=judge, copy=Rollout.twin, sandboxed=told,
         fingerprint=lambda rollout: digest(json.dumps(rollout.state.model_dump(mode="json"), sort_keys=True)),
     )  # fmt: skip
 

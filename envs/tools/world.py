@@ -5,6 +5,10 @@
 
 Everything the tools touch must be reachable from the object: files, databases, clocks and global random numbers are
 not copied. A tool that needs chance takes a parameter `rng`, which is seeded by the step's key and so repeatable.
+
+A world is explored freely if its object keeps to itself: as its owner declares (`sandboxed=True`, here or as an
+attribute of the class), or as its code shows (see `outside`). In any other world only tools that read, or whose effect
+is declared reversible, run while searching; all others wait for a commit, and run once.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import functools
 import inspect
 import json
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +28,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from treewright.envs.errors import InvalidAction, RestoreUnsupported, TreewrightError
+from treewright.envs.tools.outside import outside
 from treewright.envs.tools.schema import check_action, check_schema
 from treewright.envs.tools.signature import Tool, tool_of
 from treewright.envs.tools.state import copy_state, state_digest, state_size
@@ -72,6 +78,7 @@ class _Plan:
     stochastic: bool
     blocking: bool
     end: ToolSpec
+    reaches: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ class ToolWorld(BaseEnvironment):
 
     def __init__(self, plan: _Plan) -> None:
         self._plan = plan
-        self.name, self.stochastic = plan.name, plan.stochastic
+        self.name, self.stochastic, self.sandboxed = plan.name, plan.stochastic, plan.reaches is None
         ways = {Restore.STATE if plan.own else Restore.FORK, Restore.REPLAY}
         self.restore_ways = frozenset(ways - {Restore.REPLAY} if plan.stochastic else ways)
         self._object: Any = None
@@ -115,6 +122,7 @@ class ToolWorld(BaseEnvironment):
         stochastic: bool = False,
         blocking: bool = False,
         end: str = "done",
+        sandboxed: bool | None = None,
     ) -> ToolWorld:
         """A world over `obj`.
 
@@ -130,6 +138,8 @@ class ToolWorld(BaseEnvironment):
         stochastic   the same call may answer differently (a simulated user, say)
         blocking     run tools and judge in a thread: for tools that wait or compute for long
         end          the tool that ends the episode; it takes {"answer": text}
+        sandboxed    your promise that the tools touch nothing but the object, or False where they do. Default: the
+                     attribute `sandboxed` of the class, else whether its code is seen to keep to itself
 
         An object with methods `snapshot() -> bytes` and `restore(bytes)` is brought back by these instead of copies;
         a stochastic object needs them, since nothing else of it outlives the process.
@@ -167,8 +177,10 @@ class ToolWorld(BaseEnvironment):
             tools=build,
             judge=judge, copy=copier, fingerprint=fingerprint or (_own_digest if own else state_digest),
             render=render or _rendered, first=first, own=own, stochastic=stochastic, blocking=blocking, end=ending,
+            reaches=None,
         )  # fmt: skip
-        return cls(plan)
+        told = sandboxed if sandboxed is not None else getattr(kind, "sandboxed", None)
+        return cls(dataclasses.replace(plan, reaches=_reaches(plan.name, told, obj, listed)))
 
     async def open(self) -> ToolWorld:
         """Another session of the same world."""
@@ -289,6 +301,23 @@ class ToolWorld(BaseEnvironment):
         if self._at is None:
             raise TreewrightError(f"{self.name}: no task yet; call reset(task, key) first")
         return self._at
+
+
+def _reaches(
+    name: str, declared: Any, obj: Any, listed: Sequence[str | Callable[..., Any] | Tool] | None
+) -> str | None:
+    """Why a world counts as live, or None for a sandboxed one."""
+    if isinstance(declared, bool):
+        return None if declared else "it is declared not to be sandboxed"
+    tools = [item.run if isinstance(item, Tool) else item for item in listed or () if not isinstance(item, str)]
+    found = outside([obj, *tools])
+    if found is not None:
+        warnings.warn(
+            f"{name} counts as a live world: {found}. Tools not declared to read or to be reversible wait for a "
+            "commit; say sandboxed=True if a copy of the object undoes all they do, or sandboxed=False",
+            stacklevel=4,
+        )
+    return found
 
 
 def read_effects(effects: Mapping[str, Effect | str]) -> dict[str, Effect]:

@@ -104,7 +104,12 @@ class CheckpointEnvironment(FullWebEnvironment):
         before = self._tab, self._trail, self.task
         self.task = Task(**kept["task"]) if kept["task"] else self.task
         found = ""
-        for start in self._starts(trail):
+        starts = self._starts(trail)
+        if not starts:
+            raise RestoreUnsupported(
+                f"{self.name}: every way back to {snapshot.fingerprint} sends something again that cannot be undone"
+            )
+        for start in starts:
             self._tab = None
             self._forget()
             seen = None

@@ -27,6 +27,7 @@ from typing import Protocol
 
 from treewright.envs.errors import Divergence, InvalidAction, RestoreUnsupported, TreewrightError
 from treewright.envs.types import Action, Environment, Restore, Snapshot, StepResult, Task, seed_of
+from treewright.search.restore import refuse_repeat
 
 __all__ = ["Edge", "EnvironmentProbe", "Hop", "Planner", "Probe"]
 
@@ -272,6 +273,7 @@ class EnvironmentProbe:
 
     async def look(self, state: State, action: str, path: Callable[[], Sequence[Hop]]) -> Edge:
         await self._reach(state, path)
+        await refuse_repeat(self.env, Action.from_key(action))  # a planner takes every step many times
         self.steps += 1
         try:
             result = await self.env.step(Action.from_key(action), _key(state, action))
@@ -295,6 +297,7 @@ class EnvironmentProbe:
         for i, (source, action) in enumerate(path):
             if found != source:
                 raise Divergence(str(source), found, i)
+            await refuse_repeat(self.env, Action.from_key(action))
             self.steps += 1
             try:
                 found = (await self.env.step(Action.from_key(action), _key(source, action))).observation.fingerprint

@@ -23,6 +23,7 @@ class Shelf(BaseEnvironment):
     """A good world: numbers are put on a shelf, and looked at, which moves the attention."""
 
     name = "shelf"
+    sandboxed = True  # or `done`, of which nothing is declared, would wait for a commit
     restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
     tools = (number("put", Effect.REVERSIBLE), number("look", Effect.READ), ToolSpec("done", terminal=True))
     open_sessions: set = set()

@@ -1,11 +1,13 @@
 """Any MCP server as a world: effects, errors, faults, verified replay."""
 
 import asyncio
+import json
 import math
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from mcp.client.stdio import StdioServerParameters
@@ -193,12 +195,52 @@ async def test_without_a_folder_a_restore_repeats_the_state_changing_calls_only_
     assert (session.starts, session.repeated) == (3, 3)
 
 
-async def test_a_repeated_call_that_is_answered_otherwise_is_a_divergence(session):
+async def test_a_repeated_call_that_is_answered_otherwise_is_a_divergence(server):
+    # In a sandbox: elsewhere a call of unknown effect is not repeated at all.
+    session = MCPEnvironment(server, effects=EFFECTS, sandboxed=True)
+    await session.reset(TASK, 0)
     await session.step(Action.of("draw"), 0)
     snapshot = await session.snapshot()
     await session.step(add(1), 0)
     with pytest.raises(Divergence):
         await session.restore(snapshot)
+    await session.close()
+
+
+async def test_a_live_server_is_not_made_to_repeat_what_cannot_be_undone(session, server):
+    await session.step(add(2), 0)
+    await session.step(Action.of("wipe"), 0)
+    await session.step(add(1), 0)
+    snapshot = await session.snapshot()
+    # While the server that answered stands there, it is joined; nothing is called.
+    other = MCPEnvironment(server, effects=EFFECTS)
+    assert (await other.restore(snapshot)).fingerprint == snapshot.fingerprint
+    assert (await other.step(Action.of("get"), 0)).observation.text == "total 1"
+    assert (other.starts, other.repeated) == (0, 0)
+    # It cannot be started again at this place, so what is done in it counts as final.
+    assert await other.effect(add(1)) is Effect.IRREVERSIBLE
+    await session.reset(TASK, 0)
+    assert await session.effect(add(1)) is Effect.REVERSIBLE
+    assert (await other.step(Action.of("get"), 0)).observation.text == "total 1"
+    # Once it has moved, or is gone, there is no way back.
+    await other.step(add(5), 0)
+    with pytest.raises(RestoreUnsupported, match="its server has left since; what happened for real is never repeated"):
+        await session.restore(snapshot)
+    later = await other.snapshot()
+    await other.close()
+    for kept in (snapshot, later):
+        with pytest.raises(RestoreUnsupported, match=r"again that has ended.*Declare sandboxed = true"):
+            await session.restore(kept)
+    assert session.repeated == 0
+
+
+async def test_a_live_snapshot_of_a_server_of_another_process_is_refused_by_the_calls_in_it(session):
+    await session.step(Action.of("wipe"), 0)
+    snapshot = await session.snapshot()
+    head = json.loads(snapshot.data)
+    head["server"] = ""
+    with pytest.raises(RestoreUnsupported, match="would make wipe again"):
+        await session.restore(replace(snapshot, data=json.dumps(head).encode() + b"\n"))
 
 
 async def test_a_snapshot_of_the_journal_comes_back_in_another_session_and_a_foreign_one_is_refused(session, server):

@@ -26,6 +26,7 @@ def _state(observation):
 
 class World(BaseEnvironment):
     name = "mdp"
+    sandboxed = True
     restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
     tools = (ToolSpec("act", "", {"type": "object", "properties": {"n": {"type": "integer"}}}),)
 

@@ -14,9 +14,21 @@ from typing import Any
 
 from treewright.envs.errors import InvalidAction
 from treewright.envs.types import Action, Call, Effect, ToolSpec
-from treewright.envs.web.view import CLICKABLE, EDITABLE, Element
+from treewright.envs.web.view import ASSIGNED, CLICKABLE, EDITABLE, Element
 
-__all__ = ["ALL_TOOLS", "MORE", "POINTING", "TOOLS", "checked_call", "checked_element", "nearest"]
+__all__ = [
+    "ALL_TOOLS",
+    "MORE",
+    "POINTING",
+    "TOOLS",
+    "checkable",
+    "checked_call",
+    "checked_element",
+    "clickable",
+    "fillable",
+    "nearest",
+    "selectable",
+]
 
 _UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # control characters, halves of pairs
 _TYPES: Mapping[str, type] = {"string": str, "integer": int, "boolean": bool}
@@ -109,6 +121,27 @@ def nearest(ref: str, known: Mapping[str, Element]) -> str:
     return f'; the nearest is {element.ref}, the {element.role} "{element.name}"' if element else ""
 
 
+def clickable(element: Element) -> bool:
+    return element.kind != "scroll" and (bool(element.kind) or element.role in CLICKABLE)
+
+
+def fillable(element: Element) -> bool:
+    """It can be written into, or a value assigned to it."""
+    if element.kind in ASSIGNED or element.kind in ("editor", "typed"):
+        return True
+    listed = element.role == "combobox" and (bool(element.options) or element.kind in ("popup", "list"))
+    return element.role in EDITABLE or (element.role == "combobox" and not listed)
+
+
+def selectable(element: Element) -> bool:
+    """It has options, or may open a list of them."""
+    return bool(element.options) or element.kind in ("popup", "typed")
+
+
+def checkable(element: Element) -> bool:
+    return element.role in _SWITCHES or element.kind == "toggle"
+
+
 def checked_element(call: Call, known: Mapping[str, Element], ref: str, hints: bool) -> Element:
     """The element a call names, if that call makes sense for it. Raises InvalidAction that says why not.
 
@@ -120,19 +153,20 @@ def checked_element(call: Call, known: Mapping[str, Element], ref: str, hints: b
         raise InvalidAction(f"no element {ref!r} on this page; {there}{nearest(ref, known) if hints else ''}")
     if element.disabled:
         raise InvalidAction(f'{element.role} "{element.name}" {ref} is disabled')
-    if call.name == "click" and element.role not in CLICKABLE:
+    if call.name == "click" and not clickable(element):
         raise InvalidAction(f"{ref} is a {element.role}; it cannot be clicked")
-    if call.name == "fill" and (element.role not in EDITABLE and (element.role != "combobox" or element.options)):
-        raise InvalidAction(f"{ref} is a {element.role}; only fields can be filled")
+    if call.name == "fill" and not fillable(element):
+        hint = "; choose one of its options" if selectable(element) else ""
+        raise InvalidAction(f"{ref} is a {element.role}; only fields can be filled{hint}")
     if call.name == "fill" and element.readonly:
         raise InvalidAction(f"{ref} is read-only")
-    if call.name == "check" and element.role not in _SWITCHES:
+    if call.name == "check" and not checkable(element):
         raise InvalidAction(f"{ref} is a {element.role}; only boxes and switches can be checked")
     if call.name == "check" and element.role in ("radio", "menuitemradio") and not call.arguments["on"]:
         raise InvalidAction(f"{ref} is a {element.role}; it goes off when another one is chosen")
     if call.name == "select":
-        if not element.options:
+        if not selectable(element):
             raise InvalidAction(f"{ref} is a {element.role}; it has no options")
-        if call.arguments["option"] not in element.options:
+        if element.options and call.arguments["option"] not in element.options:
             raise InvalidAction(f"{ref} has no option {call.arguments['option']!r}; options: {element.options}")
     return element

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from treewright.envs.types import Effect
+from treewright.envs.web.view import ASSIGNED
 
 __all__ = ["DEFAULT_RULES", "SAFE_METHODS", "Rule", "Target", "after_traffic", "judge"]
 
@@ -26,7 +27,8 @@ _HARMFUL = re.compile(r"\b(delete|remove|cancel|log ?out|sign ?out|unsubscribe|p
 class Target:
     """What an action would touch.
 
-    action   click, fill, select, goto, back, … (the names of `treewright.envs.web.actions`)
+    action   click, fill, select, goto, back, … (the names of `treewright.envs.web.actions`); 'leave' where a yes to
+             the page's question does no more than leave the page, or close a message
     role     accessibility role, '' for goto and back
     name     accessible name
     method   of the form that a click would submit: 'GET', 'POST', …; '' if it submits none
@@ -49,12 +51,12 @@ class Target:
 Rule = Callable[[Target], Effect | None]
 
 
-_LOOKING = frozenset({"hover", "scroll", "wait", "tab", "dismiss", "part"})
+_LOOKING = frozenset({"hover", "scroll", "wait", "tab", "dismiss", "part", "leave"})
 _EDITING = frozenset({"fill", "select", "check", "upload", "close_tab"})
 
 
 def looking(target: Target) -> Effect | None:
-    """Pointing, scrolling, waiting and turning to another window change nothing."""
+    """Pointing, scrolling, waiting, leaving and turning to another window change nothing."""
     return Effect.READ if target.action in _LOOKING else None
 
 
@@ -83,7 +85,8 @@ def addresses(target: Target) -> Effect | None:
 def fields(target: Target) -> Effect | None:
     """A click into a field, a box or a list chooses something on the page."""
     on_page = ("textbox", "searchbox", "spinbutton", "combobox", "listbox", "option", "checkbox", "radio", "tab")
-    return Effect.REVERSIBLE if target.action == "click" and target.role in on_page else None
+    chosen = ("editor", "gridcell", "treeitem", "slider", "menuitemcheckbox", "menuitemradio", *ASSIGNED)
+    return Effect.REVERSIBLE if target.action == "click" and target.role in on_page + chosen else None
 
 
 def scripts(target: Target) -> Effect | None:

@@ -15,7 +15,8 @@ from typing import Any
 from playwright.async_api import BrowserContext, CDPSession, Frame, Page
 from playwright.async_api import Error as PlaywrightError
 
-from treewright.envs.web.view import FrameTree
+from treewright.envs.web.reading import FrameTree
+from treewright.envs.web.uses import NOTHING, Uses, look_for_uses
 
 __all__ = ["LOCATE", "Frames"]
 
@@ -30,18 +31,38 @@ _MEETS = """const meets = (self, x, y) => {
   }
   if (!hit) return 'is outside of the window';
   const label = hit.closest('label'), within = node => node && (node === hit || within(node.parentNode || node.host));
-  return self.contains(hit) || within(self) || label && label.control === self ? '' : 'is covered by another element';
+  if (self.contains(hit) || within(self) || label && label.control === self) return '';
+  const cover = hit.closest('dialog, [role=dialog], [role=alertdialog], [aria-label]') || hit;
+  const words = (cover.getAttribute('aria-label') || cover.innerText || '').replace(/\\s+/g, ' ').trim().slice(0, 60);
+  return 'is covered by another element' + (words && ' (' + JSON.stringify(words) + ')');
 };"""
 # The point to click in the window of the element's document, or what is in the way.
 LOCATE = (
     "function () {"
     + _MEETS
     + """
-  this.scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'});
-  const box = this.getClientRects()[0];
-  if (!box || !box.width || !box.height) return {problem: 'is not visible'};
-  const x = box.x + box.width / 2, y = box.y + box.height / 2, problem = meets(this, x, y);
-  return problem ? {problem} : {x, y};
+  const SPOTS = [[.5, .5], [.5, .25], [.5, .75], [.25, .5], [.75, .5], [.1, .1], [.9, .9]];
+  const USED = 'a[href], button, input, select, textarea, label, [onclick], [role=button], [role=link]';
+  // A free place of the element that is not one of something else that can be used in it, if there is such a place.
+  const place = (element, alone) => {
+    let problem = 'is not visible', second = null;
+    element.scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'});
+    for (const box of [...element.getClientRects()].slice(0, 3)) for (const [u, v] of SPOTS) {
+      if (!box.width || !box.height) continue;
+      const x = box.x + box.width * u, y = box.y + box.height * v, found = meets(element, x, y);
+      if (found) { if (problem === 'is not visible') problem = found; continue; }
+      const inner = document.elementFromPoint(x, y)?.closest(USED);
+      if (!inner || inner === element || inner === this || !element.contains(inner)) return {x, y};
+      second = second || {x, y};
+    }
+    return !alone && second || {problem};
+  };
+  let found = place(this, false);
+  for (const label of found.problem && this.labels || []) {  // what is drawn in its place
+    const other = place(label, true);
+    if (!other.problem) return other;
+  }
+  return found;
 }"""
 )
 # Called on the element that shows a frame: a point of that frame's window as one of the window around it.
@@ -109,14 +130,20 @@ class Frames:
             index = known.parent
         return False
 
-    async def read(self, page: Page, cdp: CDPSession, nodes: Sequence[Mapping[str, Any]]) -> list[FrameTree]:
-        """The trees of all frames, in the order that their indices count; costs nothing on a page without frames."""
+    async def read(
+        self, page: Page, cdp: CDPSession, nodes: Sequence[Mapping[str, Any]], uses: Mapping[str, Uses] | None = None
+    ) -> list[FrameTree]:
+        """The trees of all frames, in the order that their indices count; costs nothing on a page without frames.
+
+        uses  those of the page's own process, by frame; None where nothing is looked for without a role
+        """
         self._known = []
         if len(page.frames) < 2 and not any(node.get("role", {}).get("value") == "Iframe" for node in nodes):
             return []
         found: list[FrameTree] = []
         indices: dict[str, int] = {}
         for session in await self._every(page, cdp):
+            known = uses if session is cdp or uses is None else await _uses(session)
             for frame in await _inside(session):
                 frame_id = str(frame["id"])
                 if not indices:
@@ -130,7 +157,7 @@ class Frames:
                     owner = (await outside.send("DOM.getFrameOwner", {"frameId": frame_id}))["backendNodeId"]
                     inner = await session.send("Accessibility.getFullAXTree", {"frameId": frame_id})
                     self._known.append(_Known(session, outside, owner, parent))
-                    found.append(FrameTree(inner["nodes"], owner, parent))
+                    found.append(FrameTree(inner["nodes"], owner, parent, (known or {}).get(frame_id, NOTHING)))
                     indices[frame_id] = len(found)
         return found
 
@@ -189,6 +216,13 @@ class Frames:
 
     def _forget(self, frame: Frame, _: CDPSession) -> None:
         self._sessions.pop(frame, None)
+
+
+async def _uses(session: CDPSession) -> Mapping[str, Uses]:
+    try:
+        return await look_for_uses(session)
+    except PlaywrightError:  # it went away while the page was read
+        return {}
 
 
 async def _inside(session: CDPSession) -> list[Mapping[str, Any]]:

@@ -50,6 +50,7 @@ class MarketEnvironment(WebEnvironment):
             headers={TOKEN_HEADER: self.token},
             part=self.part,
             quiet=0.0,
+            uses=False,  # its pages use no other elements than those that have a role
             calm=None,  # every character of these pages is state
             reuse=True,  # the site's policy forbids scripts, so its pages cannot keep anything
         )

@@ -103,6 +103,7 @@ class MiniWobEnvironment(WebEnvironment):
             part=3000,
             calm=None,  # nothing is volatile where time stands still
             shapes="#area",
+            uses=False,  # what is drawn or bare has a line there
             script=FROZEN,
             reuse=True,  # pages from disk keep nothing: each has its state in its own document
         )

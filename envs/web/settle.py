@@ -67,6 +67,7 @@ class Watcher:
     dead       why the page can no longer be used; '' while it can
     documents  how many documents the page has shown
     adopts     whether a new window's address will be shown in the page instead
+    leaves     False while the policy acts, who is then asked before a page is left that wants to be asked
     asks       True to leave a page's questions open in `dialog`, for the policy to answer
     inner      gives the sessions and worlds of the frames of the shown page: their documents must be quiet, too
     """
@@ -78,6 +79,7 @@ class Watcher:
         self.dead = ""
         self.documents = 0
         self.dialog: Dialog | None = None
+        self.leaves = True  # a page that asks before it is left is left
         self.inner: Callable[[], Awaitable[Sequence[World]]] | None = None
         self._cdp = cdp
         self._adopts = adopts
@@ -236,7 +238,9 @@ class Watcher:
     async def _dialog(self, dialog: Dialog) -> None:
         """Questions of a page are answered with no, unless the policy is asked: a yes could do anything."""
         self.traffic.dialogs.append(f"{dialog.type} {dialog.message}")
-        if self._asks:
+        if dialog.type == "beforeunload" and (self.leaves or not self._asks):
+            await dialog.accept()  # to leave is what was wanted
+        elif self._asks:
             self.dialog = dialog
             self._asked.set()
             self._changed.set()

@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,8 +24,10 @@ from treewright.envs.web.browser import shared_browser
 from treewright.envs.web.effects import Target
 from treewright.envs.web.frames import LOCATE, Frames
 from treewright.envs.web.guard import AllowList, Gate
+from treewright.envs.web.reading import ASSIGNED_ROLES, read_tree
 from treewright.envs.web.settle import Traffic, Watcher
-from treewright.envs.web.view import Element, PageView, read_tree
+from treewright.envs.web.uses import NOTHING, look_for_uses
+from treewright.envs.web.view import Element, PageView
 
 __all__ = ["Tab", "Window"]
 
@@ -37,32 +39,39 @@ _DESCRIBE = """function (key) {
   const sends = button && ['submit', 'image'].includes(button.type);
   const submits = form && activates && (sends || (key.includes('Enter') && button.tagName === 'INPUT'));
   if (!submits) return {url: link ? link.href : '', method: ''};
+  // Without action and method, what a script of the page does with it is not known.
+  const plain = !get(form, 'action') && !get(form, 'method') && !(sends && get(button, 'formaction'));
   const action = (sends && get(button, 'formaction')) || get(form, 'action');
   const method = ((sends && get(button, 'formmethod')) || get(form, 'method') || 'get').toUpperCase();
-  return {url: new URL(action, document.baseURI).href, method: method === 'DIALOG' ? '' : method};
+  const url = new URL(action, document.baseURI).href;
+  return {url, method: method === 'DIALOG' ? '' : method, plain: Boolean(plain && document.scripts.length)};
+}"""
+# What may listen for the submission of a button's form; frameworks listen for everything below the body's child.
+_HEARERS = (
+    "function () { return this }",
+    "function () { return this.form }",
+    "function () { return this.ownerDocument }",
+    "function () { let at = this, top = document.body; while (at.parentElement && at.parentElement !== top) "
+    "at = at.parentElement; return at }",
+)
+# What a canvas shows of its contents is drawn by the page: it is pressed as assistive technology does.
+_IN_CANVAS = """function () {
+  if (!this.parentElement || !this.parentElement.closest('canvas')) return false;
+  this.focus(); this.click();
+  return true;
 }"""
 # Two frames drawn: what was scrolled in one process is known to the one that hands out clicks.
 _DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
 _STEADY = 1.0  # seconds that a frame of another process may take to come to rest
-_FOCUS = """function () {
-  this.scrollIntoView({block: 'center', behavior: 'instant'}); this.focus();
-  if (this.select) this.select(); else getSelection().selectAllChildren(this);
-  return ['color', 'date', 'datetime-local', 'month', 'range', 'time', 'week'].includes(this.type);
-}"""
-_ASSIGN = """function (value) {
-  this.value = value;
-  for (const name of ['input', 'change']) this.dispatchEvent(new Event(name, {bubbles: true}));
-}"""
-_SELECT = """function (label) {
-  const text = o => o.label.replace(/\\s+/g, ' ').trim();
-  for (const option of this.options) if (text(option) === label && !option.disabled) {
-    option.selected = true;
-    for (const name of ['input', 'change']) this.dispatchEvent(new Event(name, {bubbles: true}));
-    return true;
-  }
-  return false;
-}"""
 _GROUP = "treewright"
+
+
+async def _none() -> None:
+    return None
+
+
+def _role(node: Mapping[str, Any]) -> str:
+    return str(node.get("role", {}).get("value", "")).lower()
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +125,7 @@ class Tab:
         self._opening = False
         self.mouse: tuple[float, float] = (0, 0)  # where it was left
         self.glides = False  # move to where a click goes first, for pages that change under the mouse
+        self.uses = True  # look for what is used without a role that says so
         self._objects: dict[tuple[int, int], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
         context.on("page", self._no_popup)
@@ -211,14 +221,17 @@ class Tab:
             self.cdp.send("Accessibility.getFullAXTree"),
             self.cdp.send("Runtime.evaluate", {"expression": "document.title", "returnByValue": True}),
             self.cdp.send("Runtime.releaseObjectGroup", {"objectGroup": _GROUP}),
+            look_for_uses(self.cdp) if self.uses else _none(),
         )
-        nodes, title = answers[0]["nodes"], answers[1]["result"].get("value", "")
-        frames = await self.frames.read(self.page, self.cdp, nodes)
-        return read_tree(nodes, str(title), self.page.url, frames)
+        nodes, title, uses = answers[0]["nodes"], answers[1]["result"].get("value", ""), answers[3]
+        if uses is None and any(_role(node) in ASSIGNED_ROLES for node in nodes):
+            uses = {"": replace(next(iter((await look_for_uses(self.cdp)).values()), NOTHING), found={})}
+        frames = await self.frames.read(self.page, self.cdp, nodes, uses)
+        return read_tree(nodes, str(title), self.page.url, frames, (uses or {}).get("", NOTHING))
 
     async def navigate(self, url: str) -> None:
         try:
-            answer = await self.cdp.send("Page.navigate", {"url": url})
+            answer = await self.watcher.unless_asked(self.cdp.send("Page.navigate", {"url": url})) or {}
         except PlaywrightError as error:
             if "invalid URL" in error.message:
                 raise InvalidAction(f"{url!r} is not an address") from error
@@ -230,10 +243,34 @@ class Tab:
     async def describe(self, action: str, element: Element, key: str = "") -> Target:
         """What an action on this element would touch, without touching it; `key` is the one that is pressed."""
         found = await self.call(element, _DESCRIBE, key) if action in ("click", "press") else {}
-        url = str(found.get("url") or element.url)
-        return Target(action, element.role, element.name, str(found.get("method", "")), url, key)
+        url, method = str(found.get("url") or element.url), str(found.get("method", ""))
+        if found.get("plain") and await self._scripted(element):
+            url = method = ""
+        return Target(action, element.role, element.name, method, url, key)
+
+    async def _scripted(self, element: Element) -> bool:
+        """True if code of the page listens to the element's form, or to the whole document, for what is submitted."""
+        session = self.frames.session(element.frame) or self.cdp
+        for find in _HEARERS:
+            request = {"objectId": self._objects[element.frame, element.node], "functionDeclaration": find}
+            found = (await session.send("Runtime.callFunctionOn", {**request, "objectGroup": _GROUP}))["result"]
+            if "objectId" not in found:
+                continue
+            heard = await session.send("DOMDebugger.getEventListeners", {"objectId": found["objectId"]})
+            if any(listener["type"] in ("submit", "click") for listener in heard["listeners"]):
+                return True
+        return False
+
+    async def gone(self, element: Element) -> bool:
+        """True if the element is no longer on the page: left, or drawn anew."""
+        try:
+            return not await self.call(element, "function () { return this.isConnected }")
+        except InvalidAction:
+            return True
 
     async def click(self, element: Element) -> None:
+        if await self.call(element, _IN_CANVAS):
+            return
         x, y = await self.point(element)
         await self.click_at(x, y)
 
@@ -272,21 +309,6 @@ class Tab:
         if element.frame and "problem" not in found:
             found = await self.frames.outward(element.frame, found["x"], found["y"])
         return found
-
-    async def fill(self, element: Element, text: str) -> None:
-        """Replaces the element's text as typing would, or assigns it where typing cannot (dates, colours, ranges)."""
-        if await self.call(element, _FOCUS):
-            await self.call(element, _ASSIGN, text)
-        elif text:
-            await self.cdp.send("Input.insertText", {"text": text})
-        else:
-            for kind in ("keyDown", "keyUp"):
-                key = {"type": kind, "key": "Delete", "code": "Delete", "windowsVirtualKeyCode": 46}
-                await self.cdp.send("Input.dispatchKeyEvent", key)
-
-    async def select(self, element: Element, option: str) -> None:
-        if not await self.call(element, _SELECT, option):
-            raise InvalidAction(f"option {option!r} of {element.ref} cannot be chosen")
 
     async def call(self, element: Element, function: str, *arguments: str | float) -> Any:
         """Calls a function on the element's DOM node and returns its JSON value."""

@@ -10,7 +10,7 @@ pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'tr
 from treewright.envs import Effect
 from treewright.envs.web.effects import DEFAULT_RULES, Target, after_traffic, judge
 from treewright.envs.web.guard import AllowList, Gate
-from treewright.envs.web.view import FrameTree, read_tree
+from treewright.envs.web.reading import FrameTree, read_tree
 
 
 def node(number, role, name="", children=(), ignored=False, value=None, parent=None, **properties):

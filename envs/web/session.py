@@ -1,0 +1,387 @@
+"""The page that a session has open: how it is opened, what is seen of it, and what is done on it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urljoin, urlsplit
+
+from treewright.envs.errors import InvalidAction, RestoreUnsupported, SessionDied
+from treewright.envs.types import BaseEnvironment, Call, Observation, Restore, Task, ToolSpec, digest
+from treewright.envs.web import fields, gestures
+from treewright.envs.web.actions import TOOLS, checked_element
+from treewright.envs.web.again import found_again
+from treewright.envs.web.effects import DEFAULT_RULES, Rule, Target
+from treewright.envs.web.guard import AllowList
+from treewright.envs.web.shapes import look_for_shapes
+from treewright.envs.web.tab import Tab
+from treewright.envs.web.view import TIMES, Element, PageView, quote
+
+__all__ = ["WebSession"]
+
+
+class WebSession(BaseEnvironment):
+    """One session: a browser context with one page, or with several windows where pages may open them.
+
+    tools       the actions on offer; a subclass may take more of `treewright.envs.web.actions`, and then an unknown
+                reference is answered with the nearest one
+    start       absolute URL of the first page
+    hosts       what may be reached (see AllowList); None means the host and port of `start` only, empty denies all
+    rules       effect rules, the first that answers decides
+    part        characters shown at once; longer pages come in parts
+    quiet       seconds without a change after which a document counts as finished
+    deadline    seconds after which an unsettled page is shown as it is (info says "settled": False)
+    patience    seconds after which an action is given up with ActionTimeout
+    calm        what a line may show without counting as another state (see view.TIMES); None compares everything
+    popups      keep windows that pages open, as windows to turn to; else they are shown in the page
+    asks        leave questions of the page (alert, confirm, prompt) to the policy; else they are answered with no
+    uploads     folder whose files may be put into file fields
+    shapes      CSS selector of a part of the page whose drawn and bare elements are listed with their places
+    screenshot  add a picture of what is seen to every observation
+    locked      in a live world, let requests that may change something (any method but GET, HEAD, OPTIONS) leave only
+                with an action that was judged to send one; `posts` are beginnings of paths that may always be sent to
+    script      JavaScript that runs in every document before its own
+    uses        also give references to what is used without a role that says so (see treewright.envs.web.uses)
+    reuse       True for a site whose pages keep nothing in the browser but cookies: `reset` then clears these
+                and keeps the context, which takes a third of the time of a new one
+
+    `back` opens the address that was open before, so a form that was sent is not sent again and what was written
+    into fields is gone. Two states count as equal when path, page with its field values, shown part and server
+    state agree; the way that led there (what `back` would show) is not compared, but restored.
+    """
+
+    name = "web"
+    restore_ways = frozenset({Restore.REPLAY})
+    sandboxed = False
+    tools: ClassVar[Sequence[ToolSpec]] = TOOLS
+
+    def __init__(
+        self,
+        start: str,
+        *,
+        hosts: Iterable[str] | None = None,
+        rules: Sequence[Rule] = DEFAULT_RULES,
+        headers: Mapping[str, str] | None = None,
+        viewport: tuple[int, int] = (1024, 768),
+        part: int = 2000,
+        quiet: float = 0.03,
+        deadline: float = 5.0,
+        patience: float = 20.0,
+        reuse: bool = False,
+        calm: re.Pattern[str] | None = TIMES,
+        popups: bool = False,
+        asks: bool = False,
+        uploads: Path | None = None,
+        shapes: str = "",
+        screenshot: bool = False,
+        script: str = "",
+        locked: bool = True,
+        posts: Sequence[str] = (),
+        uses: bool = True,
+    ) -> None:
+        self.start = start
+        self.allow = AllowList.of([urlsplit(start).netloc] if hosts is None else hosts)
+        self.rules = rules
+        self.headers = dict(headers or {})
+        self.viewport = viewport
+        self.part, self.quiet, self.deadline, self.patience = part, quiet, deadline, patience
+        self.reuse = reuse
+        self.calm, self.popups, self.asks, self.uploads = calm, popups, asks, uploads
+        self.shapes, self.screenshot, self.script = shapes, screenshot, script
+        self.locked, self.posts, self.uses = locked, tuple(posts), uses
+        self.task: Task | None = None
+        self._tab: Tab | None = None
+        self._view: PageView
+        self._document: int
+        self._targets: dict[str, Target]
+        self._shown: int
+        self._edits: list[tuple[str, str, Any]]
+        self._answer: str | None
+        self._notes: list[str]
+        self._forget()
+
+    # What a site adds.
+
+    async def server_state(self) -> bytes:
+        """The server's state behind this session, for STATE snapshots. Raises RestoreUnsupported by default."""
+        raise RestoreUnsupported(f"{self.name} cannot save its server's state; it declares {sorted(self.restore_ways)}")
+
+    async def load_server_state(self, state: bytes) -> None:
+        """Puts back what `server_state` gave. Raises RestoreUnsupported by default."""
+        raise RestoreUnsupported(f"{self.name} cannot put back a server's state")
+
+    async def server_mark(self) -> str:
+        """A hash of the server's state, part of the fingerprint; '' where the page is all that is known."""
+        return ""
+
+    async def begin(self, task: Task, key: int) -> None:
+        """Prepares the server for a task."""
+
+    async def adorn(self, tab: Tab, view: PageView) -> PageView:
+        """The view with what a site adds to it; the drawn elements where they are wanted."""
+        return await look_for_shapes(tab, view, self.shapes) if self.shapes else view
+
+    async def pass_time(self, tab: Tab, milliseconds: int) -> None:
+        """Lets time pass on the page, for the action `wait`."""
+        await asyncio.sleep(milliseconds / 1000)
+
+    async def settle(self, tab: Tab) -> bool:
+        """Waits until what an action began has ended; False if the deadline came first."""
+        return await tab.watcher.settled(self.deadline, self.quiet)
+
+    async def score(self, task: Task, answer: str) -> float:
+        """The truth reward of an answer; NaN means unknown."""
+        return math.nan
+
+    def _live(self, *, ended: bool = False) -> Tab:
+        """The open tab. Raises SessionDied if it is gone, InvalidAction if the episode is over."""
+        if self._tab is None:
+            raise SessionDied(f"{self.name}: no page is open; await reset(task, key) first")
+        if self._tab.watcher.dead:
+            raise SessionDied(f"{self.name}: {self._tab.watcher.dead}")
+        if self._answer is not None and not ended:
+            raise InvalidAction("the episode is over: an answer was given")
+        return self._tab
+
+    async def _open(self) -> Tab:
+        if self._tab is not None and self._tab.watcher.dead:
+            await self._leave()
+        if self._tab is None:
+            self._tab = await self._fresh()
+        self._tab.gate.writes = not self._guarded
+        return self._tab
+
+    async def _fresh(self, storage: Any = None) -> Tab:
+        """A new context with all of this session's guards; `storage` is what it holds to begin with."""
+        tab = await Tab.open(
+            self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks, script=self.script,
+            posts=self.posts, tunnels=self._guarded and any(host != "127.0.0.1" for host in self._names()),
+            storage=storage,
+        )  # fmt: skip
+        tab.uses = self.uses
+        return tab
+
+    async def _leave(self) -> None:
+        tab, self._tab = self._tab, None
+        self._forget()
+        if tab is not None:
+            await tab.close()
+
+    def _forget(self) -> None:
+        """Nothing is known of any page, as before the first reset."""
+        self._view, self._document, self._targets = PageView("", "", ()), 0, {}
+        self._shown, self._edits, self._answer, self._notes = 1, [], None, []
+        if self._tab is not None:
+            self._history.clear()
+
+    def _element(self, call: Call, argument: str = "ref") -> Element:
+        return checked_element(call, self._view.elements, call.arguments[argument], self.tools is not TOOLS)
+
+    async def _at_hand(self, tab: Tab, ref: str) -> None:
+        """Finds an element again that was drawn anew since it was seen. Raises InvalidAction if it is gone."""
+        element = self._view.elements.get(ref)
+        if element is None or not self.uses or not await tab.gone(element):
+            return
+        now = await self.adorn(tab, await tab.look())
+        pairs = found_again(self._view, now)
+        there = {old: replace(now.elements[new], ref=old) for old, new in pairs.items()}
+        self._view, self._targets = replace(self._view, elements=there), {}
+        if ref not in there:
+            raise InvalidAction(f'{ref}, the {element.role} "{element.name}", is no longer on the page')
+
+    @property
+    def _guarded(self) -> bool:
+        """True where requests that may change something are stopped between the actions that are to send them."""
+        return self.locked and not self.sandboxed
+
+    def _names(self) -> set[str]:
+        """The hosts that may be reached, without ports."""
+        return {host.rsplit(":", 1)[0] for host in self.allow.hosts}
+
+    def _relative(self, url: str) -> str:
+        """An address of the start's site without its origin, which may be another one when it is restored."""
+        origin = "/".join(self.start.split("/")[:3])
+        return url.removeprefix(origin) if url.startswith(f"{origin}/") else url
+
+    def _address(self, path: str) -> str:
+        try:
+            url = urljoin(self._view.url or self.start, path)
+        except ValueError:
+            url = ""
+        if not url.startswith(("http://", "https://")):
+            raise InvalidAction(f"cannot open {path!r}; give a path such as '/'")
+        if not self.allow.allows_url(url):
+            raise InvalidAction(f"host not allowed: {url}; give a path of this site, such as '/'")
+        return url
+
+    async def _execute(self, tab: Tab, call: Call) -> None:
+        given = call.arguments
+        element = self._element(call) if given.get("ref") else None
+        match call.name, element:
+            case "click", Element():
+                await tab.click(element)
+            case (("fill" | "select" | "check" | "upload"), Element()):
+                value = next(given[name] for name in ("text", "option", "on", "file") if name in given)
+                await self._edit(tab, call.name, element, value)
+            case "hover", Element():
+                await gestures.hover(tab, element)
+            case "drag", Element():
+                await gestures.drag(tab, element, self._element(call, "to"))
+            case "press", _:
+                await gestures.press(tab, element, given["key"])
+            case "type", _:
+                await gestures.type_text(tab, given["text"])
+            case "scroll", _:
+                await gestures.scroll(tab, element, given["direction"])
+            case "goto", _:
+                await tab.navigate(self._address(given["path"]))
+            case "back", _:
+                self._history.pop()
+                await tab.navigate(self._history[-1])
+            case "part", _:
+                self._shown = given["number"]
+            case "tab", _:
+                tab.show(tab.windows[given["number"] - 1])
+            case "close_tab", _:
+                await tab.close_window(tab.windows[given["number"] - 1])
+            case (("accept" | "dismiss"), _):
+                await tab.watcher.answer(call.name == "accept", given.get("text", ""))
+            case _:
+                await self._point(tab, call)
+
+    async def _point(self, tab: Tab, call: Call) -> None:
+        """Actions that need no element."""
+        given = call.arguments
+        match call.name:
+            case "click_at":
+                await tab.click_at(given["x"], given["y"])
+            case "hover_at":
+                await tab.move_to(given["x"], given["y"])
+            case "drag_at":
+                await gestures.drag_at(tab, given["x"], given["y"], given["to_x"], given["to_y"])
+            case "wait":
+                await self.pass_time(tab, given["milliseconds"])
+            case _:
+                raise InvalidAction(f"{call.name} needs an element")
+
+    async def _edit(self, tab: Tab, name: str, element: Element, value: Any) -> None:
+        match name:
+            case "fill":
+                await fields.fill(tab, element, value)
+            case "select" if element.kind in ("list", "popup", "typed"):
+                await self._choose(tab, element, value)
+            case "select":
+                await fields.select(tab, element, value)
+            case "check":
+                await gestures.check(tab, element, value)
+            case "upload":
+                await gestures.upload(tab, element, gestures.upload_path(self.uploads, value))
+        self._edits.append((name, element.ref, value))
+
+    async def _choose(self, tab: Tab, element: Element, option: str) -> None:
+        """Clicks an option that is an element of its own; opens the list first if it is not open."""
+        view = self._view
+        found = _option(view, element, option)
+        if found is None:
+            await tab.click(element)
+            await self.settle(tab)
+            view = await self.adorn(tab, await tab.look())
+            found = _option(view, element, option, before=self._view)
+        if found is not None:
+            await tab.click(found)
+            return
+        there = [e.name for e in view.elements.values() if e.role == "option"]
+        listed = f"; there are: {', '.join(map(quote, there[:20]))}" if there else ""
+        self._notes.append(f"note {element.ref} was opened; it has no option {quote(option)}{listed}")
+
+    def _tell(self, call: Call, was: Element | None, before: PageView, same: bool) -> None:
+        """Notes what a page made of what was written or chosen, where that is something else.
+
+        same  the document is still the one that was acted on
+        """
+        if was is None or not same or call.name not in ("fill", "check"):
+            return
+        now = next((e for e in self._view.elements.values() if (e.node, e.frame) == (was.node, was.frame)), None)
+        if now is None:
+            now = self._view.elements.get(found_again(before, self._view).get(was.ref, ""))
+        if now is None:
+            return
+        if call.name == "check" and now.on is not call.arguments["on"]:
+            self._notes.append(f"note {now.ref} {quote(now.name)} is {'on' if now.on else 'off'} all the same")
+        if call.name == "fill" and not fields.taken(now, call.arguments["text"]):
+            self._notes.append(f"note {now.ref} {quote(now.name)} holds {quote(now.value)}")
+
+    @property
+    def _history(self) -> list[str]:
+        """The addresses that the shown window has had."""
+        return self._tab.window.history if self._tab is not None else []
+
+    async def _look(self) -> Observation:
+        """Reads the page; a new address or document ends what was remembered about the last one."""
+        tab = self._live(ended=True)
+        if tab.watcher.dialog is not None:  # the page cannot answer anything before it was answered
+            return await self._observe()
+        view = await tab.look()
+        view = await self.adorn(tab, view)
+        if not self._history or self._history[-1] != view.url:
+            self._history.append(view.url)
+        if tab.watcher.documents != self._document:
+            self._document, self._edits, self._shown = tab.watcher.documents, [], 1
+        self._view, self._targets = view, {}
+        return await self._observe()
+
+    async def _observe(self) -> Observation:
+        parts = self._view.parts(self.part)
+        self._shown = min(self._shown, len(parts))
+        mark, around = await self.server_mark(), self._around()
+        fingerprint = self._view.fingerprint(str(self._shown), mark, *around, calm=self.calm)
+        if self._answer is not None:
+            return Observation("answered", digest(fingerprint, self._answer), "environment")
+        head, _, rest = parts[self._shown - 1].partition("\n")
+        text = "\n".join([*(line for line in (head, *self._notes, *around, rest) if line)])
+        return Observation(text, fingerprint, "page", await self._picture())
+
+    def _around(self) -> list[str]:
+        """The state of the browser around the page: other windows, and an open question."""
+        tab = self._live(ended=True)
+        lines = []
+        if len(tab.windows) > 1:
+            shown = (urlsplit(window.page.url).path or "/" for window in tab.windows)
+            marks = (" shown" if window is tab.window else "" for window in tab.windows)
+            lines.append(
+                "windows "
+                + ", ".join(f"{n} {path}{m}" for n, (path, m) in enumerate(zip(shown, marks, strict=True), 1))
+            )
+        if (dialog := tab.watcher.dialog) is not None:
+            lines.append(f"dialog {dialog.type} {json.dumps(dialog.message, ensure_ascii=False)}")
+        return lines
+
+    async def _picture(self) -> tuple[Mapping[str, Any], ...]:
+        tab = self._live(ended=True)
+        if not self.screenshot or tab.watcher.dialog is not None:
+            return ()
+        shot = await tab.cdp.send("Page.captureScreenshot", {"format": "png"})
+        return ({"type": "image", "png": base64.b64decode(shot["data"])},)
+
+
+def _option(view: PageView, element: Element, name: str, before: PageView | None = None) -> Element | None:
+    """The option of that name of a list: the nearest one behind it, else the nearest before it.
+
+    before  the page before the list was opened: what has appeared since counts by whatever role it has
+    """
+    known = {(e.node, e.frame) for e in before.elements.values()} if before is not None else set()
+    order = list(view.elements.values())
+    here = next((n for n, e in enumerate(order) if (e.node, e.frame) == (element.node, element.frame)), 0)
+    chosen = [
+        (n < here, abs(n - here), n)
+        for n, e in enumerate(order)
+        if e.name == name and (e.role == "option" or (before is not None and (e.node, e.frame) not in known))
+    ]
+    return order[min(chosen)[2]] if chosen else None

@@ -147,7 +147,7 @@ class CheckpointEnvironment(FullWebEnvironment):
     async def _from(self, trail: Sequence[_Point], start: int, kept: Mapping[str, Any]) -> Observation:
         """The last point of the trail in a fresh context; an earlier fingerprint that differs ends the attempt."""
         began, point = time.monotonic(), trail[start]
-        tab = self._tab = await self._fresh(point.storage)
+        tab = self._tab = await self._fresh(point.storage or self.storage)
         tab.gate.writes = not self._guarded
         with tab.faults(f"{self.name} restore"):
             tab.watcher.begin()

@@ -39,7 +39,7 @@ from treewright.envs.web.actions import (
 from treewright.envs.web.effects import SAFE_METHODS, Target, after_traffic, judge
 from treewright.envs.web.session import WebSession
 from treewright.envs.web.tab import Tab
-from treewright.envs.web.view import Element
+from treewright.envs.web.view import Element, quote
 
 __all__ = ["TOOLS", "FullWebEnvironment", "WebEnvironment"]
 
@@ -139,6 +139,7 @@ class WebEnvironment(WebSession):
         if tab.watcher.dialog is None:
             told = len(self._notes)
             same = document == tab.watcher.documents
+            self._notes += [f"note the file {quote(name)} was offered and not saved" for name in tab.traffic.downloads]
             self._tell(call, view.elements.get(call.arguments.get("ref", "")), view, same)
             if len(self._notes) > told:
                 observation = await self._observe()

@@ -58,8 +58,7 @@ async def fill(tab: Tab, element: Element, text: str) -> None:
     """Replaces the element's text as typing would, or assigns it where typing cannot. Raises InvalidAction."""
     if element.kind in ASSIGNED:
         would = await tab.call(element, _WOULD, text)
-        numeric = element.kind != "range" or re.fullmatch(r"-?\d+(\.\d+)?", text)
-        if text and not (would and numeric):
+        if text and (not would or _instead(element.kind, text, would)):
             raise InvalidAction(f"{element.ref} takes a {element.kind} such as {FORMATS[element.kind]}, not {text!r}")
         await tab.call(element, _ASSIGN, text)
         return
@@ -70,6 +69,13 @@ async def fill(tab: Tab, element: Element, text: str) -> None:
         await _move(tab, element, text)
     else:
         raise InvalidAction(f"{element.ref} is a {element.role} that cannot be written into")
+
+
+def _instead(kind: str, text: str, would: str) -> bool:
+    """True where an input takes its default in the place of a value that it does not understand."""
+    if kind == "color":
+        return would == "#000000" and text.strip().lower() not in ("#000", "#000000", "black")
+    return kind == "range" and not re.fullmatch(r"-?\d+(\.\d+)?", text)
 
 
 async def _type(tab: Tab, text: str) -> None:

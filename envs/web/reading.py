@@ -30,6 +30,11 @@ _ROVING = frozenset({"menuitem", "menuitemcheckbox", "menuitemradio", "option", 
 _BARE = frozenset({"none", "generic", "group", "paragraph", "labeltext", "section", "statictext", ""})
 _EDITED = _BARE - {"statictext"}
 _CALLED = {"click": "clickable", "drag": "draggable", "drop": "droppable", "scroll": "scrollable"}
+_PLAIN = {"layouttablerow": "row", "layouttablecell": "cell", "layouttable": "table"}
+# Composites that take the focus for their parts: keys are sent to them.
+_COMPOSITES = frozenset(
+    {"menubar", "menu", "tree", "grid", "treegrid", "tablist", "radiogroup", "toolbar", "application"}
+)
 _LEAF, _NAME = 100, 100  # characters: text up to this stands in the name alone; names are cut there
 _MOST = 300  # characters of text in something that is a place to click only because it listens
 
@@ -91,6 +96,8 @@ class _Reader:
             if "parentId" not in node:
                 self.walk(node)
         self.flush()
+        for dom, name in self.uses[frame].files:
+            self._add({}, "button", name or "file", "", dom=dom, kind="file")
         self._frame = outer
 
     def flush(self) -> None:
@@ -186,7 +193,7 @@ class _Reader:
         if role in _ROVING and properties.get("focused") is True:
             flags.append("focused")
         told = ", ".join(map(quote, chosen)) if role == "listbox" and chosen else quote(value)
-        shows = (role in EDITABLE or listed or value or kind in ASSIGNED) and kind != "list"
+        shows = (role in EDITABLE or listed or value or kind in ASSIGNED or kind == "typed") and kind != "list"
         shown = ([f"= {told}"] if shows else []) + ([f"from {', '.join(map(quote, listed))}"] if listed else [])
         called = kind if role in ASSIGNED_ROLES else role
         self._add(
@@ -247,7 +254,7 @@ class _Reader:
         if use.kind == "box":
             return self._hidden_box(node, use)
         text, usable = self._words(node), any(self._usables(node))
-        if use.kind == "click" and not _worth(use, usable, text):
+        if use.kind == "click" and not self._worth(node, use, text, role):
             return False
         self.flush()
         bare = ignored or role in _BARE or use.kind in ("drop", "scroll")
@@ -256,7 +263,7 @@ class _Reader:
         flags = [f for f in _FLAGS if properties.get(f) in (True, "true", "mixed")]
         if role in _ROVING and properties.get("focused") is True:
             flags.append("focused")
-        called = _CALLED[use.kind] if bare else role
+        called = _CALLED[use.kind] if bare else _PLAIN.get(role, role)
         self._add(
             node, called, named or use.hint, " ".join(flags), disabled="disabled" in flags,
             on="pressed" in flags or "checked" in flags, kind="scroll" if use.kind == "scroll" else "use",
@@ -279,6 +286,17 @@ class _Reader:
         self._add(node, role, name, flags, dom=use.control, disabled=use.disabled, on=use.on, kind=kind)
         self._within(node)
         return True
+
+    def _worth(self, node: Node, use: Use, text: str, role: str) -> bool:
+        """True for something that people would use itself, and not only what is in it."""
+        if use.focus and role in _COMPOSITES:
+            return True
+        inner = list(self._usables(node))
+        if inner:
+            return use.pointer and not any(_name(one) and _name(one) == text for one in inner)
+        if not use.own and not use.pointer:
+            return len(text) <= _LEAF
+        return use.pointer or len(text) <= _MOST
 
     def _usables(self, node: Node) -> Iterator[Node]:
         """What can be used below a node."""
@@ -315,18 +333,13 @@ class _Reader:
                 yield from self._options(child)
 
 
-def _worth(use: Use, usable: bool, text: str) -> bool:
-    """True for something that people would click themselves, and not only what is in it."""
-    if usable:
-        return use.own and use.pointer
-    if not use.own and not use.pointer:
-        return len(text) <= _LEAF
-    return use.pointer or len(text) <= _MOST
-
-
 def _editor(node: Node) -> bool:
     """The outermost element of a part that is written in; what is inside of it is not walked."""
-    return _role(node) in _EDITED and _properties(node).get("editable") == "richtext"
+    if _role(node) not in _EDITED:
+        return False
+    properties = _properties(node)
+    kind = properties.get("editable")
+    return kind == "richtext" or (kind == "plaintext" and properties.get("focusable") is True)
 
 
 def _properties(node: Node) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class WebSession(BaseEnvironment):
                 with an action that was judged to send one; `posts` are beginnings of paths that may always be sent to
     script      JavaScript that runs in every document before its own
     uses        also give references to what is used without a role that says so (see treewright.envs.web.uses)
+    storage     what the browser holds to begin with, such as a login: a file or a mapping as Playwright's
+                `storage_state` gives it (cookies, local storage, databases)
     reuse       True for a site whose pages keep nothing in the browser but cookies: `reset` then clears these
                 and keeps the context, which takes a third of the time of a new one
 
@@ -85,6 +87,7 @@ class WebSession(BaseEnvironment):
         locked: bool = True,
         posts: Sequence[str] = (),
         uses: bool = True,
+        storage: Path | Mapping[str, Any] | None = None,
     ) -> None:
         self.start = start
         self.allow = AllowList.of([urlsplit(start).netloc] if hosts is None else hosts)
@@ -96,6 +99,7 @@ class WebSession(BaseEnvironment):
         self.calm, self.popups, self.asks, self.uploads = calm, popups, asks, uploads
         self.shapes, self.screenshot, self.script = shapes, screenshot, script
         self.locked, self.posts, self.uses = locked, tuple(posts), uses
+        self.storage = storage
         self.task: Task | None = None
         self._tab: Tab | None = None
         self._view: PageView
@@ -154,7 +158,7 @@ class WebSession(BaseEnvironment):
         if self._tab is not None and self._tab.watcher.dead:
             await self._leave()
         if self._tab is None:
-            self._tab = await self._fresh()
+            self._tab = await self._fresh(self.storage)
         self._tab.gate.writes = not self._guarded
         return self._tab
 
@@ -244,7 +248,10 @@ class WebSession(BaseEnvironment):
                 await tab.navigate(self._address(given["path"]))
             case "back", _:
                 self._history.pop()
-                await tab.navigate(self._history[-1])
+                if tab.window.soft.pop(len(self._history), None) == tab.watcher.documents:
+                    await tab.cdp.send("Runtime.evaluate", {"expression": "history.back()"})
+                else:
+                    await tab.navigate(self._history[-1])
             case "part", _:
                 self._shown = given["number"]
             case "tab", _:
@@ -331,6 +338,8 @@ class WebSession(BaseEnvironment):
         view = await tab.look()
         view = await self.adorn(tab, view)
         if not self._history or self._history[-1] != view.url:
+            if tab.watcher.documents == self._document and self._history:
+                tab.window.soft[len(self._history)] = self._document
             self._history.append(view.url)
         if tab.watcher.documents != self._document:
             self._document, self._edits, self._shown = tab.watcher.documents, [], 1

@@ -49,11 +49,13 @@ class Traffic:
     requests  how many were begun
     writes    those that may change something as 'METHOD path', messages of WebSockets as 'SEND path'
     dialogs   questions of the page as 'type message'
+    downloads names of files that the page wanted to save
     """
 
     requests: int = 0
     writes: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
 
     def methods(self, besides: Sequence[str] = ()) -> list[str]:
         """The methods of all writes but those to paths that begin with one of `besides`."""
@@ -101,6 +103,7 @@ class Watcher:
         self._pages += 1
         page.on("dialog", self._dialog)
         page.on("websocket", self._socket)
+        page.on("download", lambda file: self.traffic.downloads.append(file.suggested_filename))
         page.on("crash", lambda _: self._die("the page crashed"))
         page.on("close", self._closed)
         self.listen(cdp)

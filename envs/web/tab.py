@@ -81,6 +81,7 @@ class Window:
     page: Page
     cdp: CDPSession
     history: list[str] = field(default_factory=list)
+    soft: dict[int, int] = field(default_factory=dict)  # entries that a script made, and the document it ran in
 
 
 async def _stop_methods(gate: Gate, route: Route) -> None:

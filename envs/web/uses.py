@@ -23,7 +23,7 @@ _LISTS = frozenset({"UL", "OL", "DL", "MENU", "TABLE", "TBODY"})
 _ITEMS = frozenset({"LI", "DT", "TR"})
 _BOXES = frozenset({"checkbox", "radio", "file"})
 _DROPS = frozenset({"drop", "dragover"})
-_HINTS = ("aria-label", "title", "alt", "data-tooltip", "class", "id")
+_HINTS = ("aria-label", "title", "alt", "data-tooltip", "name", "class", "id")
 _SHORT = 40  # characters of a name that is taken from an attribute
 
 
@@ -32,7 +32,8 @@ class Use:
     """What one element is good for.
 
     kind     'click', 'drag', 'drop', 'scroll', or 'box' for the label of a box that is not drawn itself
-    own      a click is listened to at the element itself;  pointer  the mouse becomes a hand over it
+    own      a click is listened to at the element itself;  pointer  the mouse becomes a hand over it;  focus  the
+             keyboard gets there
     hint     a name from its attributes, for what has neither name nor text
     control  of a 'box': Chromium's identifier of the input, its type, and whether it is on
     """
@@ -40,6 +41,7 @@ class Use:
     kind: str
     own: bool = False
     pointer: bool = False
+    focus: bool = False
     hint: str = ""
     control: int = 0
     type: str = ""
@@ -51,12 +53,14 @@ class Use:
 class Uses:
     """One document: uses by Chromium's identifiers, the types of its inputs ('select' for a list), and their values.
 
+    files  fields for files that are drawn by nothing but a script's button: identifier and name
     marks  for every element its parent's identifier and 'tag#id.class': how regions of a page are named
     """
 
     found: Mapping[int, Use] = field(default_factory=dict)
     types: Mapping[int, str] = field(default_factory=dict)
     values: Mapping[int, str] = field(default_factory=dict)
+    files: Sequence[tuple[int, str]] = ()
     marks: Mapping[int, tuple[int, str]] = field(default_factory=dict)
 
 
@@ -113,6 +117,7 @@ class _Document:
         for i in self.elements:
             if (use := self._box(i) if self.tags[i] == "LABEL" else self._use(i, drops)) is not None:
                 found[self.ids[i]] = use
+        boxed = {use.control for use in found.values()}
         for i in self._delegated(found):
             found[self.ids[i]] = Use("click", True, hint=self._hint(i))
         inputs = {i: "select" if self.tags[i] == "SELECT" else self.attributes[i].get("type", "text").lower()
@@ -121,6 +126,7 @@ class _Document:
             found,
             {self.ids[i]: kind for i, kind in inputs.items()},
             {self.ids[i]: value for i, value in self.inputs.items()},
+            [(self.ids[i], self._hint(i)) for i in inputs if self._hidden_file(i, boxed)],
             {self.ids[i]: (self.ids[max(self.parents[i], 0)], self._mark(i)) for i in self.elements},
         )
 
@@ -131,11 +137,11 @@ class _Document:
         own, pointer = i in self.clickable, self._cursor(i) == "pointer" != self._cursor(self.parents[i])
         focus = attributes.get("tabindex", "-").lstrip().isdigit()
         if attributes.get("draggable") == "true":
-            return Use("drag", own, pointer, self._hint(i))
+            return Use("drag", own, pointer, focus, self._hint(i))
         if self.ids[i] in drops:
-            return Use("drop", own, pointer, self._hint(i))
+            return Use("drop", own, pointer, focus, self._hint(i))
         if own or pointer or focus:
-            return Use("click", own, pointer, self._hint(i))
+            return Use("click", own, pointer, focus, self._hint(i))
         return Use("scroll", hint=attributes.get("aria-label", "")) if self._scrolls(i) else None
 
     def _box(self, i: int) -> Use | None:
@@ -149,6 +155,10 @@ class _Document:
         off = "disabled" in self.attributes[control]
         on = control in self.checked
         return Use("box", control=self.ids[control], type=kind, on=on, disabled=off) if kind in _BOXES else None
+
+    def _hidden_file(self, i: int, boxed: set[int]) -> bool:
+        file = self.tags[i] == "INPUT" and self.attributes[i].get("type", "").lower() == "file"
+        return file and i not in self.boxes and self.ids[i] not in boxed
 
     def _delegated(self, found: Mapping[int, Use]) -> Iterator[int]:
         """The items of a list that listens for them: the list itself is no place to click."""

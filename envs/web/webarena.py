@@ -10,7 +10,9 @@ string_match  exact_match, must_include (every text, '|OR|' between alternatives
               case, punctuation, articles and number formats, or every word of the reference is there
 url_match     the address at the end, 'GOLD in PRED' or 'EXACT'
 program_html  what a locator finds on a page, exact_match or must_include
-Not covered: `func:` helpers, which call the sites' private interfaces, and fuzzy matches that only a model can judge.
+storage_state names a file with the login that a task begins with, relative to the working directory or to the task
+file. Tasks with `func:` helpers, which call the sites' private interfaces, and tasks whose login is not there are left
+out and counted. Not covered: fuzzy matches that only a model can judge.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ __all__ = ["SUITE", "WebArenaEnvironment", "evaluate", "fuzzy", "load_tasks", "w
 OWN = Path(__file__).with_name("webarena_bazaar.json")
 SEED = 1  # of the bazaar that the own file's tasks are about
 EVALUATORS = ("string_match", "url_match", "program_html")
+LEFT_OUT = ("use helpers in Python, which are not covered", "begin with a login that is not there")
 Find = Callable[[str, str], Awaitable[str]]
 """(address, or 'last' for the present page; locator, or '') -> what is there as text."""
 
@@ -65,10 +70,15 @@ class _Place:
         return value[key], here
 
 
-def load_tasks(path: Path | str, sites: Mapping[str, str], suite: str = "webarena") -> list[Task]:
-    """The tasks of a file. `sites` gives the address that stands for `__NAME__`.
+class _NotCovered(Exception):
+    """A task that is well formed and cannot be run here; the argument is one of LEFT_OUT."""
 
-    Raises TreewrightError with file, index and key for whatever is malformed, unknown or not covered.
+
+def load_tasks(path: Path | str, sites: Mapping[str, str], suite: str = "webarena") -> list[Task]:
+    """The tasks of a file that can be run. `sites` gives the address that stands for `__NAME__`.
+
+    Warns of those that are left out, with their number and why. Raises TreewrightError with file, index and key for
+    whatever is malformed or unknown, and where no task is left.
     """
     path = Path(path)
     try:
@@ -78,7 +88,19 @@ def load_tasks(path: Path | str, sites: Mapping[str, str], suite: str = "webaren
     except json.JSONDecodeError as error:
         raise TreewrightError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
     rows = found if isinstance(found, list) else [found]
-    return [_task(path, index, row, sites, suite) for index, row in enumerate(rows)]
+    tasks: list[Task] = []
+    left = Counter[str]()
+    for index, row in enumerate(rows):
+        try:
+            tasks.append(_task(path, index, row, sites, suite))
+        except _NotCovered as why:
+            left[str(why)] += 1
+    told = "; ".join(f"{count} of {len(rows)} {why}" for why, count in left.items())
+    if told and not tasks:
+        raise TreewrightError(f"{path}: no task can be run: {told}")
+    if told:
+        warnings.warn(f"{path}: tasks left out: {told}", stacklevel=2)
+    return tasks
 
 
 def _task(path: Path, index: int, row: Any, sites: Mapping[str, str], suite: str) -> Task:
@@ -90,6 +112,7 @@ def _task(path: Path, index: int, row: Any, sites: Mapping[str, str], suite: str
     start, at = place.of(row, "start_url", str)
     spec, inside = place.of(row, "eval", dict)
     checked = _checked(spec, inside, sites)
+    login, at_login = place.of(row, "storage_state", str, "")
     return Task(
         suite,
         f"{suite}-{number}",
@@ -97,9 +120,25 @@ def _task(path: Path, index: int, row: Any, sites: Mapping[str, str], suite: str
         seed=index,
         split="test",
         horizon=30,
-        data={"start": _address(start.split(" |AND| ")[0], sites, at)},
+        data={
+            "start": _address(start.split(" |AND| ")[0], sites, at),
+            **({"storage_state": str(_login(path, login, at_login))} if login else {}),
+        },
         truth={"eval": checked},
     )
+
+
+def _login(path: Path, name: str, place: _Place) -> Path:
+    """The file of a login. Raises _NotCovered if it is not there, TreewrightError if it is none."""
+    found = next((p for p in (Path(name), path.parent / name) if p.is_file()), None)
+    if found is None:
+        raise _NotCovered(LEFT_OUT[1])
+    try:
+        if "cookies" in json.loads(found.read_text()):
+            return found
+    except (OSError, ValueError, TypeError):
+        pass
+    raise place.wrong(f"{found} holds no storage state; save one with Playwright's context.storage_state(path=…)")
 
 
 def _checked(spec: Mapping[str, Any], place: _Place, sites: Mapping[str, str]) -> dict[str, Any]:
@@ -130,10 +169,9 @@ def _target(target: Any, number: int, place: _Place, sites: Mapping[str, str]) -
     if not isinstance(target, dict):
         raise here.wrong(f"must be dict, not {type(target).__name__}")
     url, at_url = here.of(target, "url", str)
-    locator, at_locator = here.of(target, "locator", str, "")
-    for value, at in ((url, at_url), (locator, at_locator)):
-        if value.startswith("func:"):
-            raise at.wrong("'func:' helpers are not covered; give an address and a DOM expression")
+    locator, _ = here.of(target, "locator", str, "")
+    if url.startswith("func:") or locator.startswith("func:"):
+        raise _NotCovered(LEFT_OUT[0])
     required, at = here.of(target, "required_contents", dict)
     return {
         "url": url if url == "last" else _address(url, sites, at_url),
@@ -274,6 +312,8 @@ class WebArenaEnvironment(FullWebEnvironment):
 
     async def begin(self, task: Task, key: int) -> None:
         self.start = str(task.data["start"])
+        login = task.data.get("storage_state")
+        self.storage = Path(str(login)) if login else None
 
     async def score(self, task: Task, answer: str) -> float:
         return await _judged(self, task, answer)

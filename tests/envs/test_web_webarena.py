@@ -81,7 +81,6 @@ def put(value, *path):
         (put([], "eval", "eval_types"), "key 'eval.eval_types': names no evaluator"),
         (put(["string_match"], "eval", "eval_types"), "key 'eval.reference_answers': is missing"),
         (put("ALL", "eval", "url_note"), "key 'eval.url_note': no rule 'ALL'"),
-        (put("func:last_order()", "eval", "program_html", 0, "url"), "key 'eval.program_html[0].url': 'func:' helpers"),
         (put({}, "eval", "program_html", 0, "required_contents"), "[0].required_contents': is empty"),
         (put({"almost": "x"}, "eval", "program_html", 0, "required_contents"), "required_contents.almost': not known"),
         (put({"must_include": 3}, "eval", "program_html", 0, "required_contents"), "must be a text or a list of texts"),
@@ -95,6 +94,29 @@ async def test_a_malformed_task_is_named_by_file_index_and_key(tmp_path, change,
     with pytest.raises(TreewrightError) as caught:
         load_tasks(path, {"BAZAAR": ""})
     assert str(path) in str(caught.value) and "task 1" in str(caught.value) and message in str(caught.value)
+
+
+async def test_tasks_that_cannot_be_run_are_left_out_and_counted_and_logins_are_found_beside_the_file(tmp_path):
+    one, coded, located, away, known = (broken(put(n, "task_id")) for n in range(5))
+    put("func:last_order()", "eval", "program_html", 0, "url")(coded)
+    put("func:text(__page__)", "eval", "program_html", 0, "locator")(located)
+    away["storage_state"], known["storage_state"] = "./.auth/nobody.json", "ann.json"
+    (tmp_path / "ann.json").write_text('{"cookies": [], "origins": []}')
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps([one, coded, located, away, known]))
+    with pytest.warns(
+        UserWarning, match=r"2 of 5 use helpers in Python.*; 1 of 5 begin with a login that is not there"
+    ):
+        found = load_tasks(path, {"BAZAAR": ""})
+    assert [task.id for task in found] == ["webarena-0", "webarena-4"]
+    assert found[1].data["storage_state"] == str(tmp_path / "ann.json")
+    path.write_text(json.dumps([coded]))
+    with pytest.raises(TreewrightError, match="no task can be run: 1 of 1 use helpers"):
+        load_tasks(path, {"BAZAAR": ""})
+    (tmp_path / "ann.json").write_text("[]")
+    path.write_text(json.dumps([known]))
+    with pytest.raises(TreewrightError, match=r"ann.json holds no storage state; save one with"):
+        load_tasks(path, {"BAZAAR": ""})
 
 
 async def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path):

@@ -1,0 +1,63 @@
+"""A site of fixed pages on loopback, and a session on it, for tests of what pages do to those who use them."""
+
+import asyncio
+import re
+
+from treewright.envs import Action, Task
+from treewright.envs.web.environment import FullWebEnvironment
+
+TASK = Task("web", "t", "look around")
+
+
+async def serve_pages(pages, answer=None):
+    """Serves {path: html}; `answer(method, path, headers)` may give another body, with its headers, or None."""
+    asked = []
+
+    async def serve(reader, writer):
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        except asyncio.IncompleteReadError:
+            writer.close()
+            return
+        method, path = head.split(" ")[:2]
+        asked.append(f"{method} {path}")
+        given = answer(method, path, head) if answer else None
+        body, extra = given if given is not None else (pages.get(path.partition("?")[0], ""), "")
+        raw = body if isinstance(body, bytes) else body.encode()
+        kind = "" if "Content-Type" in extra else "Content-Type: text/html; charset=utf-8\r\n"
+        top = f"HTTP/1.1 200 OK\r\n{kind}{extra}Content-Length: {len(raw)}\r\nConnection: close\r\n\r\n"
+        writer.write(top.encode() + raw)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server.url, server.asked = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+    return server
+
+
+class Visit:
+    """A session with what it has seen last; elements are named, not referred to."""
+
+    def __init__(self, url, **settings):
+        self.env = FullWebEnvironment(url, part=9000, **settings)
+        self.seen = self.result = None
+
+    async def at(self, path):
+        await self.env.reset(TASK, 0)
+        return await self.do("goto", path=path)
+
+    def ref(self, name):
+        return next(element.ref for element in self.env._view.elements.values() if element.name == name)
+
+    async def do(self, tool, name="", /, to="", **given):
+        if name:
+            given["ref"] = self.ref(name)
+        if to:
+            given["to"] = self.ref(to)
+        self.result = await self.env.step(Action.of(tool, **given), 0)
+        self.seen = self.result.observation
+        return self.seen.text
+
+    @property
+    def lines(self):
+        return [re.sub(r" [ea]\d+", "", line) for line in self.seen.text.splitlines()]

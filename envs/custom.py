@@ -271,6 +271,10 @@ class JudgedEnvironment:
     async def effect(self, action: Action) -> Effect:
         return await self.inner.effect(action)
 
+    async def recognise(self, fingerprint: str, step: int) -> float | None:
+        judge = getattr(self.inner, "recognise", None)
+        return None if judge is None else await judge(fingerprint, step)
+
     async def snapshot(self) -> Snapshot:
         inner = await self.inner.snapshot()
         if self.task is None:

@@ -270,6 +270,8 @@ class Environment(Protocol):
     async def close(self) -> None:
         """Frees the session; closing twice is fine."""
 
+    # An environment may also have `recognise`, see BaseEnvironment.
+
 
 def is_sandboxed(env: object) -> bool:
     """The world's author declared that every action may be repeated; anything but True is no declaration."""
@@ -317,6 +319,15 @@ class BaseEnvironment:
         from treewright.envs.errors import RestoreUnsupported
 
         raise RestoreUnsupported(f"{self.name} cannot restore a {snapshot.kind} snapshot")
+
+    async def recognise(self, fingerprint: str, step: int) -> float | None:
+        """Asked on arriving at a node where another fingerprint was recorded: does the present state count as that one?
+
+        step  depth of the node. None means that it does not. A number is how much differs, from 0 (nothing that
+        counts) to 1; from then on, actions mean what they meant in the recorded state, and `step` and `effect` raise
+        Divergence for one that would not.
+        """
+        return None
 
     async def close(self) -> None:
         return None

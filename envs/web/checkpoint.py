@@ -119,9 +119,10 @@ class CheckpointEnvironment(FullWebEnvironment):
                         seen = await self._from(trail, start, kept)
             finally:
                 found = seen.fingerprint if seen else found or "nothing"
-                if seen is None or seen.fingerprint != snapshot.fingerprint:
+                there = seen is not None and await self._is(seen, snapshot.fingerprint, len(trail) - 1)
+                if not there:
                     await self._leave()
-            if seen is not None and seen.fingerprint == snapshot.fingerprint:
+            if there and seen is not None:
                 self.ways.append(len(trail) - 1 - start)
                 if before[0] is not None:
                     await before[0].close()
@@ -132,6 +133,10 @@ class CheckpointEnvironment(FullWebEnvironment):
             self._document = -1
             await self._look()
         raise Divergence(snapshot.fingerprint, found, len(trail) - 1)
+
+    async def _is(self, seen: Observation, fingerprint: str, step: int) -> bool:
+        """True if what is shown counts as what was recorded, see `same_page`."""
+        return seen.fingerprint == fingerprint or await self.recognise(fingerprint, step) is not None
 
     def _starts(self, trail: Sequence[_Point]) -> list[int]:
         """Where to begin, cheapest first: the start or a checkpoint, with nothing irreversible after it."""
@@ -156,7 +161,7 @@ class CheckpointEnvironment(FullWebEnvironment):
             seen = await self._look()
         self.prices.seen("stored" if point.storage else "bare", time.monotonic() - began)
         for step in trail[start + 1 :]:
-            if seen.fingerprint != trail[start].fingerprint:
+            if not await self._is(seen, trail[start].fingerprint, start):
                 return seen
             start += 1
             seen = (await super().step(Action.from_key(step.action), 0)).observation

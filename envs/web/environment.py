@@ -37,14 +37,14 @@ from treewright.envs.web.actions import (
     selectable,
 )
 from treewright.envs.web.effects import SAFE_METHODS, Target, after_traffic, judge
-from treewright.envs.web.session import WebSession
+from treewright.envs.web.hands import WebHands
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.view import Element, quote
 
 __all__ = ["TOOLS", "FullWebEnvironment", "WebEnvironment"]
 
 
-class WebEnvironment(WebSession):
+class WebEnvironment(WebHands):
     """A web site as an environment; see WebSession for what can be set."""
 
     # The contract.
@@ -65,6 +65,7 @@ class WebEnvironment(WebSession):
                     tab.watcher.begin()
                     await tab.navigate(self.start)
                     await self.settle(tab)
+                    self._may_load = True
                     return await self._look()
 
     async def actions(self) -> Sequence[ToolSpec]:
@@ -116,7 +117,7 @@ class WebEnvironment(WebSession):
                     tab.watcher.begin()
                     tab.watcher.leaves = False
                     tab.gate.writes = self._may_write(target, before)
-                    settled, observation = await self._act(tab, call)
+                    settled, observation = await self._act(tab, call, before)
                     tab.gate.writes = not self._guarded
         expected = before is Effect.IRREVERSIBLE or bool(target and target.method not in ("", *SAFE_METHODS))
         stopped = list(tab.gate.denied)[denied:]
@@ -130,11 +131,15 @@ class WebEnvironment(WebSession):
         }
         return StepResult(observation, effect=effect, info={k: v for k, v in info.items() if v not in ([], True)})
 
-    async def _act(self, tab: Tab, call: Call) -> tuple[bool, Observation]:
-        """Executes a call and looks; the first value is False if the page did not settle."""
+    async def _act(self, tab: Tab, call: Call, effect: Effect) -> tuple[bool, Observation]:
+        """Executes a call and looks; the first value is False if the page did not settle.
+
+        effect  what was judged before: only a page that was merely read is loaded beside
+        """
         view, document, self._notes = self._view, tab.watcher.documents, []
         await self._execute(tab, call)
         settled = await self.settle(tab)
+        self._may_load = effect is Effect.READ and not tab.traffic.writes
         observation = await self._look()
         if tab.watcher.dialog is None:
             told = len(self._notes)

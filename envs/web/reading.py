@@ -84,10 +84,11 @@ class _Reader:
         self.elements: dict[str, Element] = {}
         self.restless: set[int] = set()
         self.places: list[Place] = []
-        self._frame = self._depth = self._node = 0
+        self._frame = self._depth = 0
         self._calm = True
         self._counts = {"e": 0, "a": 0}
         self._text: list[str] = []
+        self._pieces: list[int] = []
 
     def document(self, frame: int) -> None:
         """Reads one document from its root."""
@@ -101,16 +102,17 @@ class _Reader:
         self._frame = outer
 
     def flush(self) -> None:
-        text = " ".join("".join(self._text).split())
+        text, nodes = " ".join("".join(self._text).split()), tuple(self._pieces)
         self._text.clear()
+        self._pieces.clear()
         if text:
-            self._line(f"text {quote(text)}")
+            self._line(f"text {quote(text)}", nodes=nodes)
 
-    def _line(self, before: str, ref: str = "", after: str = "", node: int = 0) -> None:
+    def _line(self, before: str, ref: str = "", after: str = "", nodes: tuple[int, ...] = ()) -> None:
         if not self._calm:
             self.restless.add(len(self.lines))
         label = f"{before} {after}" if after else before
-        self.places.append(Place(self._depth, label, len(self.lines), node or self._node, self._frame))
+        self.places.append(Place(self._depth, label, len(self.lines), nodes, self._frame, ref))
         self.lines.append((before, ref, after))
 
     def walk(self, node: Node) -> None:
@@ -120,29 +122,27 @@ class _Reader:
             return
         if role == "statictext" and not ignored:
             self._text.append(_name(node))
+            self._pieces.append(_dom(node))
             return
         if role == "linebreak":
             self.flush()
             return
-        calm, outer = self._calm, self._node
-        dom = _dom(node)
+        calm = self._calm
         advert = not ignored and (role in _RESTLESS or (role in _REGIONS and _ADVERT.search(_name(node))))
-        if calm and (advert or dom in self.known.get(self._frame, ())):
+        if calm and (advert or _dom(node) in self.known.get(self._frame, ())):
             self.flush()
             self._calm = False
-        if dom and role not in _INLINE:
-            self._node = dom
         self._node_of(node, role, ignored)
         if calm and not self._calm:
             self.flush()
-        self._calm, self._node = calm, outer
+        self._calm = calm
 
     def _node_of(self, node: Node, role: str, ignored: bool) -> None:
         """What stands at one node: a frame, something usable, or a container."""
         inner = self.framed.get((self._frame, _dom(node)))
         if not ignored and (inner is not None or role == "iframe"):  # by whatever role its element has
             self.flush()
-            self._line(f"iframe {quote(_name(node))}")
+            self._line(f"iframe {quote(_name(node))}", nodes=(_dom(node),))
             if inner is not None:
                 self._depth += 1
                 self.document(inner)
@@ -159,11 +159,11 @@ class _Reader:
         if block:
             self.flush()
         if not ignored and role in _NAMED and _name(node):
-            self._line(f"{role} {quote(_name(node))}", node=_dom(node))
+            self._line(f"{role} {quote(_name(node))}", nodes=(_dom(node),))
             if role == "heading":
                 return
         elif block:
-            self.places.append(Place(self._depth, role, -1, _dom(node), self._frame))
+            self.places.append(Place(self._depth, role, -1, (_dom(node),), self._frame))
         self._depth += block
         for child in self._children(node):
             self.walk(child)
@@ -228,6 +228,7 @@ class _Reader:
             if self._stands_alone(child, role) or ((use := self._use(child)) and use.own and use.kind != "scroll"):
                 self.walk(child)
                 self._text.clear()
+                self._pieces.clear()
             else:
                 self._within(child)
 
@@ -319,7 +320,7 @@ class _Reader:
     def _add(self, node: Node, role: str, name: str, after: str, *, dom: int = 0, **known: Any) -> None:
         ref, dom = self._reference(), dom or _dom(node)
         self.elements[ref] = Element(ref=ref, role=role, name=name, node=dom, frame=self._frame, **known)
-        self._line(f"{role} {quote(name)}", ref, after, node=dom)
+        self._line(f"{role} {quote(name)}", ref, after, nodes=(dom,))
 
     def _children(self, node: Node) -> Iterator[Node]:
         tree = self.trees[self._frame]

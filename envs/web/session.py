@@ -11,20 +11,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
-from treewright.envs.errors import InvalidAction, RestoreUnsupported, SessionDied
-from treewright.envs.types import BaseEnvironment, Call, Observation, Restore, Task, ToolSpec, digest
-from treewright.envs.web import fields, gestures
-from treewright.envs.web.actions import TOOLS, checked_element
+from treewright.envs.errors import InvalidAction, RestoreUnsupported, SessionDied, boundary
+from treewright.envs.types import BaseEnvironment, Observation, Restore, Task, ToolSpec, digest
+from treewright.envs.web.actions import TOOLS
 from treewright.envs.web.again import found_again
 from treewright.envs.web.effects import DEFAULT_RULES, Rule, Target
 from treewright.envs.web.guard import AllowList
+from treewright.envs.web.sameness import Seen, SiteMemory, Verdict, read_same_page, same
 from treewright.envs.web.shapes import look_for_shapes
 from treewright.envs.web.tab import Tab
-from treewright.envs.web.view import TIMES, Element, PageView, quote
+from treewright.envs.web.view import TIMES, PageView
 
 __all__ = ["WebSession"]
+
+_CALMER = 0.15  # seconds without a change that a page is given which is not yet what it should be
+_WAITS = 12  # times that such a page is looked at again
 
 
 class WebSession(BaseEnvironment):
@@ -51,6 +54,9 @@ class WebSession(BaseEnvironment):
     uses        also give references to what is used without a role that says so (see treewright.envs.web.uses)
     storage     what the browser holds to begin with, such as a login: a file or a mapping as Playwright's
                 `storage_state` gives it (cookies, local storage, databases)
+    same_page   when a page that is come back to counts as the recorded one: exact | target | distance:0.05 (see
+                treewright.envs.web.sameness)
+    memory      what sessions of one site share about its pages and about regions that change by themselves
     reuse       True for a site whose pages keep nothing in the browser but cookies: `reset` then clears these
                 and keeps the context, which takes a third of the time of a new one
 
@@ -88,6 +94,8 @@ class WebSession(BaseEnvironment):
         posts: Sequence[str] = (),
         uses: bool = True,
         storage: Path | Mapping[str, Any] | None = None,
+        same_page: str = "exact",
+        memory: SiteMemory | None = None,
     ) -> None:
         self.start = start
         self.allow = AllowList.of([urlsplit(start).netloc] if hosts is None else hosts)
@@ -100,6 +108,7 @@ class WebSession(BaseEnvironment):
         self.shapes, self.screenshot, self.script = shapes, screenshot, script
         self.locked, self.posts, self.uses = locked, tuple(posts), uses
         self.storage = storage
+        self.same_as, self.memory = read_same_page(same_page), memory or SiteMemory()
         self.task: Task | None = None
         self._tab: Tab | None = None
         self._view: PageView
@@ -109,6 +118,9 @@ class WebSession(BaseEnvironment):
         self._edits: list[tuple[str, str, Any]]
         self._answer: str | None
         self._notes: list[str]
+        self._missing: frozenset[str]  # references of the recorded page that the present one has nothing for
+        self._arrival: tuple[str, int]  # the recorded fingerprint that was accepted last, and the step
+        self._may_load: bool  # the last action only read, so the page may be loaded beside
         self._forget()
 
     # What a site adds.
@@ -182,18 +194,16 @@ class WebSession(BaseEnvironment):
         """Nothing is known of any page, as before the first reset."""
         self._view, self._document, self._targets = PageView("", "", ()), 0, {}
         self._shown, self._edits, self._answer, self._notes = 1, [], None, []
+        self._missing, self._arrival, self._may_load = frozenset(), ("", 0), False
         if self._tab is not None:
             self._history.clear()
-
-    def _element(self, call: Call, argument: str = "ref") -> Element:
-        return checked_element(call, self._view.elements, call.arguments[argument], self.tools is not TOOLS)
 
     async def _at_hand(self, tab: Tab, ref: str) -> None:
         """Finds an element again that was drawn anew since it was seen. Raises InvalidAction if it is gone."""
         element = self._view.elements.get(ref)
         if element is None or not self.uses or not await tab.gone(element):
             return
-        now = await self.adorn(tab, await tab.look())
+        now = await self._view_of(tab)
         pairs = found_again(self._view, now)
         there = {old: replace(now.elements[new], ref=old) for old, new in pairs.items()}
         self._view, self._targets = replace(self._view, elements=there), {}
@@ -214,117 +224,6 @@ class WebSession(BaseEnvironment):
         origin = "/".join(self.start.split("/")[:3])
         return url.removeprefix(origin) if url.startswith(f"{origin}/") else url
 
-    def _address(self, path: str) -> str:
-        try:
-            url = urljoin(self._view.url or self.start, path)
-        except ValueError:
-            url = ""
-        if not url.startswith(("http://", "https://")):
-            raise InvalidAction(f"cannot open {path!r}; give a path such as '/'")
-        if not self.allow.allows_url(url):
-            raise InvalidAction(f"host not allowed: {url}; give a path of this site, such as '/'")
-        return url
-
-    async def _execute(self, tab: Tab, call: Call) -> None:
-        given = call.arguments
-        element = self._element(call) if given.get("ref") else None
-        match call.name, element:
-            case "click", Element():
-                await tab.click(element)
-            case (("fill" | "select" | "check" | "upload"), Element()):
-                value = next(given[name] for name in ("text", "option", "on", "file") if name in given)
-                await self._edit(tab, call.name, element, value)
-            case "hover", Element():
-                await gestures.hover(tab, element)
-            case "drag", Element():
-                await gestures.drag(tab, element, self._element(call, "to"))
-            case "press", _:
-                await gestures.press(tab, element, given["key"])
-            case "type", _:
-                await gestures.type_text(tab, given["text"])
-            case "scroll", _:
-                await gestures.scroll(tab, element, given["direction"])
-            case "goto", _:
-                await tab.navigate(self._address(given["path"]))
-            case "back", _:
-                self._history.pop()
-                if tab.window.soft.pop(len(self._history), None) == tab.watcher.documents:
-                    await tab.cdp.send("Runtime.evaluate", {"expression": "history.back()"})
-                else:
-                    await tab.navigate(self._history[-1])
-            case "part", _:
-                self._shown = given["number"]
-            case "tab", _:
-                tab.show(tab.windows[given["number"] - 1])
-            case "close_tab", _:
-                await tab.close_window(tab.windows[given["number"] - 1])
-            case (("accept" | "dismiss"), _):
-                await tab.watcher.answer(call.name == "accept", given.get("text", ""))
-            case _:
-                await self._point(tab, call)
-
-    async def _point(self, tab: Tab, call: Call) -> None:
-        """Actions that need no element."""
-        given = call.arguments
-        match call.name:
-            case "click_at":
-                await tab.click_at(given["x"], given["y"])
-            case "hover_at":
-                await tab.move_to(given["x"], given["y"])
-            case "drag_at":
-                await gestures.drag_at(tab, given["x"], given["y"], given["to_x"], given["to_y"])
-            case "wait":
-                await self.pass_time(tab, given["milliseconds"])
-            case _:
-                raise InvalidAction(f"{call.name} needs an element")
-
-    async def _edit(self, tab: Tab, name: str, element: Element, value: Any) -> None:
-        match name:
-            case "fill":
-                await fields.fill(tab, element, value)
-            case "select" if element.kind in ("list", "popup", "typed"):
-                await self._choose(tab, element, value)
-            case "select":
-                await fields.select(tab, element, value)
-            case "check":
-                await gestures.check(tab, element, value)
-            case "upload":
-                await gestures.upload(tab, element, gestures.upload_path(self.uploads, value))
-        self._edits.append((name, element.ref, value))
-
-    async def _choose(self, tab: Tab, element: Element, option: str) -> None:
-        """Clicks an option that is an element of its own; opens the list first if it is not open."""
-        view = self._view
-        found = _option(view, element, option)
-        if found is None:
-            await tab.click(element)
-            await self.settle(tab)
-            view = await self.adorn(tab, await tab.look())
-            found = _option(view, element, option, before=self._view)
-        if found is not None:
-            await tab.click(found)
-            return
-        there = [e.name for e in view.elements.values() if e.role == "option"]
-        listed = f"; there are: {', '.join(map(quote, there[:20]))}" if there else ""
-        self._notes.append(f"note {element.ref} was opened; it has no option {quote(option)}{listed}")
-
-    def _tell(self, call: Call, was: Element | None, before: PageView, same: bool) -> None:
-        """Notes what a page made of what was written or chosen, where that is something else.
-
-        same  the document is still the one that was acted on
-        """
-        if was is None or not same or call.name not in ("fill", "check"):
-            return
-        now = next((e for e in self._view.elements.values() if (e.node, e.frame) == (was.node, was.frame)), None)
-        if now is None:
-            now = self._view.elements.get(found_again(before, self._view).get(was.ref, ""))
-        if now is None:
-            return
-        if call.name == "check" and now.on is not call.arguments["on"]:
-            self._notes.append(f"note {now.ref} {quote(now.name)} is {'on' if now.on else 'off'} all the same")
-        if call.name == "fill" and not fields.taken(now, call.arguments["text"]):
-            self._notes.append(f"note {now.ref} {quote(now.name)} holds {quote(now.value)}")
-
     @property
     def _history(self) -> list[str]:
         """The addresses that the shown window has had."""
@@ -335,16 +234,81 @@ class WebSession(BaseEnvironment):
         tab = self._live(ended=True)
         if tab.watcher.dialog is not None:  # the page cannot answer anything before it was answered
             return await self._observe()
-        view = await tab.look()
-        view = await self.adorn(tab, view)
+        view = await self._at_rest(tab)
+        if self.same_as.way != "exact" and self._may_load and self.memory.wants(view.url):
+            await self._learn(tab, view.url, 2)
+            view = await self._view_of(tab)
         if not self._history or self._history[-1] != view.url:
             if tab.watcher.documents == self._document and self._history:
                 tab.window.soft[len(self._history)] = self._document
             self._history.append(view.url)
         if tab.watcher.documents != self._document:
             self._document, self._edits, self._shown = tab.watcher.documents, [], 1
-        self._view, self._targets = view, {}
-        return await self._observe()
+        self._view, self._targets, self._missing = view, {}, frozenset()
+        observation = await self._observe()
+        if self.same_as.way != "exact":
+            self.memory.keep(observation.fingerprint, self._remembered(tab))
+        return observation
+
+    async def _view_of(self, tab: Tab) -> PageView:
+        regions = self.memory.regions(tab.page.url)
+        return await self.adorn(tab, await tab.look(regions if regions or self.same_as.way != "exact" else None))
+
+    async def _at_rest(self, tab: Tab) -> PageView:
+        """The page, once nothing of it stands for what is still to come; a kind that never ends is not waited for."""
+        view = await self._view_of(tab)
+        for _ in range(_WAITS):
+            if not tab.seen.busy or self.memory.kind(view.url) in self.memory.endless:
+                return view
+            await tab.watcher.settled(self.deadline, _CALMER)
+            view = await self._view_of(tab)
+        self.memory.endless.add(self.memory.kind(view.url))
+        return view
+
+    async def _learn(self, tab: Tab, url: str, visits: int) -> bool:
+        """Loads an address beside the page, and notes what differs between the visits; True if that was new."""
+        if not url.startswith(("http:", "https:")):
+            return False
+        regions = self.memory.regions(url)
+        return self.memory.learn(url, [await tab.aside(url, self.settle, regions) for _ in range(visits)])
+
+    def _remembered(self, tab: Tab) -> Seen:
+        return Seen.of(self._view, tab.seen, [str(self._shown), *self._around()], self.calm)
+
+    async def recognise(self, fingerprint: str, step: int) -> float | None:
+        """Compares the page with the one that had this fingerprint, as `same_page` says; see BaseEnvironment.
+
+        A page that differs is given more time, then it is loaded beside to learn what changes by itself. Where it
+        counts as the same, references mean what they meant on the recorded page.
+        """
+        recorded = self.memory.page(fingerprint)
+        if self.same_as.way == "exact" or recorded is None or self._answer is not None:
+            return None
+        tab = self._live()
+        with boundary(f"{self.name} recognise"), tab.faults(f"{self.name} recognise"):
+            async with asyncio.timeout(self.patience):
+                verdict = self._compared(tab, recorded)
+                if verdict.distance is None and tab.watcher.dialog is None:
+                    await tab.watcher.settled(self.deadline, _CALMER)
+                    self._view = await self._view_of(tab)
+                    verdict = self._compared(tab, recorded)
+                url = self._view.url
+                if verdict.distance is None and self._may_load and self.memory.wants(url, again=True):
+                    await self._learn(tab, url, 3)
+                    self._view = await self._view_of(tab)
+                    verdict = self._compared(tab, recorded)
+        if verdict.distance is None:
+            return None
+        view = self._view
+        there = {old: replace(view.elements[new], ref=old) for old, new in verdict.pairs.items()}
+        there |= {ref: element for ref, element in view.elements.items() if ref.startswith("a")}
+        self._view, self._targets = replace(view, elements=there), {}
+        self._missing = frozenset(spot.ref for spot in recorded.spots if spot.ref) - there.keys()
+        self._arrival = (fingerprint, step)
+        return verdict.distance
+
+    def _compared(self, tab: Tab, recorded: Seen) -> Verdict:
+        return same(recorded, self._remembered(tab), self.same_as, self.memory.regions(self._view.url))
 
     async def _observe(self) -> Observation:
         parts = self._view.parts(self.part)
@@ -378,19 +342,3 @@ class WebSession(BaseEnvironment):
             return ()
         shot = await tab.cdp.send("Page.captureScreenshot", {"format": "png"})
         return ({"type": "image", "png": base64.b64decode(shot["data"])},)
-
-
-def _option(view: PageView, element: Element, name: str, before: PageView | None = None) -> Element | None:
-    """The option of that name of a list: the nearest one behind it, else the nearest before it.
-
-    before  the page before the list was opened: what has appeared since counts by whatever role it has
-    """
-    known = {(e.node, e.frame) for e in before.elements.values()} if before is not None else set()
-    order = list(view.elements.values())
-    here = next((n for n, e in enumerate(order) if (e.node, e.frame) == (element.node, element.frame)), 0)
-    chosen = [
-        (n < here, abs(n - here), n)
-        for n, e in enumerate(order)
-        if e.name == name and (e.role == "option" or (before is not None and (e.node, e.frame) not in known))
-    ]
-    return order[min(chosen)[2]] if chosen else None

@@ -92,10 +92,15 @@ class Watcher:
         self._windows = 0
         self._pages = 0
         self._changed = asyncio.Event()
-        context.on("request", self._request)
-        context.on("requestfinished", self._finished)
-        context.on("requestfailed", self._finished)
-        context.on("close", lambda _: self._die("the browser was closed"))
+        self._heard: tuple[tuple[Any, Any], ...] = (
+            ("request", self._request),
+            ("requestfinished", self._finished),
+            ("requestfailed", self._finished),
+            ("close", lambda _: self._die("the browser was closed")),
+        )
+        self._context: Any = context
+        for event, heard in self._heard:
+            self._context.on(event, heard)
         self.follow(page, cdp)
 
     def follow(self, page: Page, cdp: CDPSession) -> None:
@@ -109,6 +114,11 @@ class Watcher:
         self.listen(cdp)
         cdp.on("Page.frameNavigated", self._navigated)
         self.turn_to(cdp)
+
+    def detach(self) -> None:
+        """Hears nothing of the context any more."""
+        for event, heard in self._heard:
+            self._context.remove_listener(event, heard)
 
     def listen(self, session: CDPSession) -> None:
         """Follows the navigations of a page, or of a frame that has a session of its own."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,8 +25,9 @@ from treewright.envs.web.effects import Target
 from treewright.envs.web.frames import LOCATE, Frames
 from treewright.envs.web.guard import AllowList, Gate
 from treewright.envs.web.reading import ASSIGNED_ROLES, read_tree
+from treewright.envs.web.regions import Path, Regions, paths_of
 from treewright.envs.web.settle import Traffic, Watcher
-from treewright.envs.web.uses import NOTHING, look_for_uses
+from treewright.envs.web.uses import NOTHING, Uses, look_for_uses
 from treewright.envs.web.view import Element, PageView
 
 __all__ = ["Tab", "Window"]
@@ -126,6 +127,7 @@ class Tab:
         self._opening = False
         self.mouse: tuple[float, float] = (0, 0)  # where it was left
         self.glides = False  # move to where a click goes first, for pages that change under the mouse
+        self.seen = NOTHING  # what the last look found out about the page's own document
         self.uses = True  # look for what is used without a role that says so
         self._objects: dict[tuple[int, int], str] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -215,20 +217,52 @@ class Tab:
                 kind = SessionDied if gone else EnvFault
                 raise kind(f"{what}: {self.watcher.dead or error.message}") from error
 
-    async def look(self) -> PageView:
-        """The page as it is now."""
+    async def look(self, regions: Regions | None = None) -> PageView:
+        """The page as it is now.
+
+        regions  those that change by themselves: what stands there gets references of its own and is no state. With
+                 it, even if it is empty, every element is named, see `Uses.marks`
+        """
         self._objects.clear()
         answers = await asyncio.gather(
             self.cdp.send("Accessibility.getFullAXTree"),
             self.cdp.send("Runtime.evaluate", {"expression": "document.title", "returnByValue": True}),
             self.cdp.send("Runtime.releaseObjectGroup", {"objectGroup": _GROUP}),
-            look_for_uses(self.cdp) if self.uses else _none(),
+            look_for_uses(self.cdp, regions is not None) if self.uses or regions is not None else _none(),
         )
         nodes, title, uses = answers[0]["nodes"], answers[1]["result"].get("value", ""), answers[3]
         if uses is None and any(_role(node) in ASSIGNED_ROLES for node in nodes):
             uses = {"": replace(next(iter((await look_for_uses(self.cdp)).values()), NOTHING), found={})}
         frames = await self.frames.read(self.page, self.cdp, nodes, uses)
-        return read_tree(nodes, str(title), self.page.url, frames, (uses or {}).get("", NOTHING))
+        self.seen = (uses or {}).get("", NOTHING)
+        known: dict[Path, bool] = {}
+        paths = paths_of(self.seen.marks) if regions else {}
+        calm = frozenset(node for node, path in paths.items() if regions and regions.hold(path, known))
+        return read_tree(nodes, str(title), self.page.url, frames, self.seen, {0: calm})
+
+    async def aside(
+        self, url: str, settle: Callable[[Tab], Awaitable[bool]], regions: Regions
+    ) -> tuple[PageView, Uses]:
+        """An address as another visit shows it just now, in a window that nobody sees; its traffic is not counted."""
+        traffic, denied = self.watcher.traffic, list(self.gate.denied)
+        self._opening, self.watcher.traffic = True, Traffic()
+        try:
+            page = await self.context.new_page()
+            other = Tab(self.context, page, await self.context.new_cdp_session(page), self.gate)
+            try:
+                await asyncio.gather(other.cdp.send("Page.enable"), other.cdp.send("DOM.enable"))
+                other.watcher.begin()
+                await other.navigate(url)
+                await settle(other)
+                return await other.look(regions), other.seen
+            finally:
+                other.watcher.detach()
+                self.context.remove_listener("page", other._no_popup)
+                await page.close()
+        finally:
+            self._opening, self.watcher.traffic = False, traffic
+            self.gate.denied.clear()
+            self.gate.denied.extend(denied)
 
     async def navigate(self, url: str) -> None:
         try:

@@ -6,6 +6,7 @@ dragged, boxes drawn by their label, panes that scroll by themselves have none; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ _LISTS = frozenset({"UL", "OL", "DL", "MENU", "TABLE", "TBODY"})
 _ITEMS = frozenset({"LI", "DT", "TR"})
 _BOXES = frozenset({"checkbox", "radio", "file"})
 _DROPS = frozenset({"drop", "dragover"})
+_SKELETON = re.compile(r"(^|[\s_-])(skeleton|shimmer|placeholder-glow)([\s_-]|$)", re.I)
 _HINTS = ("aria-label", "title", "alt", "data-tooltip", "name", "class", "id")
 _SHORT = 40  # characters of a name that is taken from an attribute
 
@@ -54,7 +56,9 @@ class Uses:
     """One document: uses by Chromium's identifiers, the types of its inputs ('select' for a list), and their values.
 
     files  fields for files that are drawn by nothing but a script's button: identifier and name
-    marks  for every element its parent's identifier and 'tag#id.class': how regions of a page are named
+    marks  for every element and text its parent's identifier and 'tag#id.class', if they were asked for: how regions
+           of a page are named
+    busy   something is drawn that stands for what is still to come
     """
 
     found: Mapping[int, Use] = field(default_factory=dict)
@@ -62,19 +66,24 @@ class Uses:
     values: Mapping[int, str] = field(default_factory=dict)
     files: Sequence[tuple[int, str]] = ()
     marks: Mapping[int, tuple[int, str]] = field(default_factory=dict)
+    busy: bool = False
 
 
 NOTHING = Uses()
 
 
-async def look_for_uses(session: CDPSession) -> dict[str, Uses]:
-    """The uses in every document that a session answers for, by frame; the page's own document is under ''."""
+async def look_for_uses(session: CDPSession, marks: bool = False) -> dict[str, Uses]:
+    """The uses in every document that a session answers for, by frame; the page's own document is under ''.
+
+    marks  also name every element and text
+    """
     snapshot = await session.send("DOMSnapshot.captureSnapshot", {"computedStyles": list(_STYLES)})
     strings: Sequence[str] = snapshot["strings"]
     documents = [_Document(document, strings) for document in snapshot["documents"]]
     drops = await _drop_zones(session) if any(document.draggable for document in documents) else frozenset[int]()
     found = {
-        strings[raw["frameId"]]: doc.read(drops) for raw, doc in zip(snapshot["documents"], documents, strict=True)
+        strings[raw["frameId"]]: doc.read(drops, marks)
+        for raw, doc in zip(snapshot["documents"], documents, strict=True)
     }
     return {"": next(iter(found.values()), NOTHING), **found}
 
@@ -95,6 +104,7 @@ class _Document:
         self.parents: Sequence[int] = nodes["parentIndex"]
         self.ids: Sequence[int] = nodes["backendNodeId"]
         self.elements = [i for i, kind in enumerate(nodes["nodeType"]) if kind == 1]
+        self.texts = [i for i, kind in enumerate(nodes["nodeType"]) if kind == 3]
         self.tags = {i: strings[nodes["nodeName"][i]].upper() for i in self.elements}
         self.attributes = {i: _attributes(nodes["attributes"][i], strings) for i in self.elements}
         self.clickable = frozenset(nodes["isClickable"]["index"])
@@ -112,7 +122,7 @@ class _Document:
             self.children.setdefault(self.parents[i], []).append(i)
         self.draggable = [i for i in self.elements if self.attributes[i].get("draggable") == "true"]
 
-    def read(self, drops: frozenset[int]) -> Uses:
+    def read(self, drops: frozenset[int], marks: bool) -> Uses:
         found: dict[int, Use] = {}
         for i in self.elements:
             if (use := self._box(i) if self.tags[i] == "LABEL" else self._use(i, drops)) is not None:
@@ -127,8 +137,20 @@ class _Document:
             {self.ids[i]: kind for i, kind in inputs.items()},
             {self.ids[i]: value for i, value in self.inputs.items()},
             [(self.ids[i], self._hint(i)) for i in inputs if self._hidden_file(i, boxed)],
-            {self.ids[i]: (self.ids[max(self.parents[i], 0)], self._mark(i)) for i in self.elements},
+            self._marks() if marks else {},
+            any(self._drawn(i) and self._waits(i) for i in self.elements),
         )
+
+    def _marks(self) -> dict[int, tuple[int, str]]:
+        wanted = [*self.elements, *self.texts]
+        return {
+            self.ids[i]: (self.ids[max(self.parents[i], 0)], self._mark(i) if i in self.tags else "#text")
+            for i in sorted(wanted)
+        }
+
+    def _waits(self, i: int) -> bool:
+        attributes = self.attributes[i]
+        return attributes.get("aria-busy") == "true" or bool(_SKELETON.search(attributes.get("class", "")))
 
     def _use(self, i: int, drops: frozenset[int]) -> Use | None:
         attributes, drawn = self.attributes[i], self._drawn(i)

@@ -88,14 +88,16 @@ class Place:
     """A node of the page's tree, in reading order: a line, or a container of lines.
 
     depth  0 for the outermost;  label  role, name and state;  line  index of its line, -1 for a container
-    node   Chromium's identifier of the DOM node, 0 for running text;  frame  index of its document
+    nodes  Chromium's identifiers of its DOM node, or of all pieces of running text;  frame  index of its document
+    ref    of what can be used, else ''
     """
 
     depth: int
     label: str
     line: int = -1
-    node: int = 0
+    nodes: tuple[int, ...] = ()
     frame: int = 0
+    ref: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ async def test_editors_are_written_into_in_the_page_and_in_frames(visit):
 )
 async def test_fields_whose_value_is_assigned_take_it_or_say_what_they_take(visit, name, text, held, wrong):
     await visit.at("/inputs")
-    with pytest.raises(InvalidAction, match="takes a .* such as"):
+    with pytest.raises(InvalidAction, match=r"takes a .* such as"):
         await visit.do("fill", name, text=wrong)
     before = visit.seen.fingerprint
     assert held in await visit.do("fill", name, text=text)

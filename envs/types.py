@@ -144,13 +144,32 @@ class Observation:
     text         what the policy reads
     fingerprint  hash of the state behind it, equal exactly when the states count as equal
     provenance   who wrote the text: 'environment', 'tool', 'page', 'error', … (all untrusted but 'environment')
-    parts        further content parts, e.g. {"type": "image", "png": bytes}; text-only training refuses them
+    parts        further content parts, e.g. {"type": "image", "png": bytes}; text-only training refuses them. A part of
+                 type 'arrival' is no content: it holds the `distance` between what was recorded of the parent and
+                 what was found there when this was executed, where that counted as the same
     """
 
     text: str
     fingerprint: str = ""
     provenance: str = "environment"
     parts: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def shown(self) -> tuple[Mapping[str, Any], ...]:
+        """The parts that are content."""
+        return tuple(part for part in self.parts if part.get("type") != "arrival")
+
+    @property
+    def distance(self) -> float:
+        """How far the arrival at the parent was from what was recorded there; 0.0 where it was the same."""
+        return max((float(part["distance"]) for part in self.parts if part.get("type") == "arrival"), default=0.0)
+
+    def arrived(self, distance: float) -> Observation:
+        """This, with the distance at which its parent was come back to; itself if that is 0."""
+        if not distance:
+            return self
+        part = {"type": "arrival", "distance": round(distance, 6)}
+        return Observation(self.text, self.fingerprint, self.provenance, (*self.parts, part))
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,10 @@ class _Continued:
     async def effect(self, action: Action) -> Effect:
         return await self.inner.effect(action)
 
+    async def recognise(self, fingerprint: str, step: int) -> float | None:
+        judge = getattr(self.inner, "recognise", None)
+        return None if judge is None else await judge(fingerprint, step)
+
     async def snapshot(self) -> Snapshot:
         return await self.inner.snapshot()
 

@@ -445,6 +445,9 @@ class Expander:
             session.at = spot.seed
             return self._invalid(spot, draft, str(error), replayed)
         session.at = draft.seed
+        if session.distance:
+            result = replace(result, observation=result.observation.arrived(session.distance))
+            session.distance = 0.0
         status = self._status(spot, result)
         tools: tuple[ToolSpec, ...] = ()
         if status is NodeStatus.OPEN:

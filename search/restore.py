@@ -107,11 +107,15 @@ class _Begun(Awaitable[T]):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One live environment and where it stands (a waypoint's seed, None = unknown)."""
+    """One live environment and where it stands (a waypoint's seed, None = unknown).
+
+    distance  how far the state that was come back to is from the recorded one, where it counted as the same
+    """
 
     env: Environment
     at: int | None = None
     tree: str | None = None
+    distance: float = 0.0
 
     def lost(self) -> None:
         """After trouble: nothing is known about where the session stands."""
@@ -201,7 +205,7 @@ class Pool:
         if here == path[-1].seed:
             return 0
         ways = session.env.restore_ways
-        session.at = None
+        session.at, session.distance = None, 0.0
         start = self._nearest(path, here, snapshots, ways)
         if start is None:
             if len(path) > 1 and Restore.REPLAY not in ways:
@@ -216,8 +220,7 @@ class Pool:
             seen = await self.timed(session.env.restore(held), "restore")
             fingerprint = seen.fingerprint
         session.tree = tree
-        if fingerprint != path[start].fingerprint:
-            raise Divergence(path[start].fingerprint, fingerprint, start)
+        await self._arrived(session, path[start], fingerprint, start)
         steps = await self._replay(session, path, start)
         session.at = path[-1].seed
         return steps
@@ -246,9 +249,18 @@ class Pool:
             except InvalidAction as error:
                 raise Divergence(point.fingerprint, f"invalid action: {error}", i) from error
             steps += 1
-            if result.observation.fingerprint != point.fingerprint:
-                raise Divergence(point.fingerprint, result.observation.fingerprint, i)
+            await self._arrived(session, point, result.observation.fingerprint, i)
         return steps
+
+    async def _arrived(self, session: Session, point: Waypoint, found: str, step: int) -> None:
+        """Raises Divergence unless what is found is what was recorded, or the world says that it counts as that."""
+        if found == point.fingerprint:
+            return
+        judge = getattr(session.env, "recognise", None)
+        distance = await self.timed(judge(point.fingerprint, step), "recognise") if judge is not None else None
+        if distance is None:
+            raise Divergence(point.fingerprint, found, step)
+        session.distance = max(session.distance, distance)
 
     async def tools(self, session: Session) -> tuple[ToolSpec, ...]:
         return tuple(await self.timed(session.env.actions(), "actions"))

@@ -30,6 +30,8 @@ from treewright.search.types import (
 
 __all__ = ["Node", "Tree", "TreeHeader"]
 
+DISTANT = "arrivals were accepted at a distance"
+"""Siblings of such a tree may have started from states that differed, which one of them may have caused."""
 FINISHED = frozenset({NodeStatus.TERMINAL, NodeStatus.TRUNCATED, NodeStatus.COMMITTED})
 
 
@@ -275,6 +277,8 @@ class Tree:
         if outcome.error is not None:
             self.error[node] = outcome.error
         self._truth[node] = outcome.reward
+        if outcome.observation.distance:
+            self.inexact(DISTANT)
         if outcome.status is NodeStatus.FAULT:
             self.inexact("a fault persisted")
         elif outcome.status is NodeStatus.UNREACHABLE:

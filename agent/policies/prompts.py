@@ -86,8 +86,8 @@ def _type(schema: Any) -> str:
 
 def observation_text(observation: Observation) -> str:
     """What a text-only policy reads. Raises TreewrightError for images and other parts."""
-    if observation.parts:
-        kinds = ", ".join(sorted({str(part.get("type")) for part in observation.parts}))
+    if observation.shown:
+        kinds = ", ".join(sorted({str(part.get("type")) for part in observation.shown}))
         raise TreewrightError(f"the observation has parts of type {kinds}; this policy reads text only")
     return observation.text
 

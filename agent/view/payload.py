@@ -215,7 +215,7 @@ def pieces(ids: Sequence[int], decode: Decode) -> list[str]:
 def pictures(seen: Observation) -> list[str]:
     """PNG and JPEG parts as data: addresses, recognised by their first bytes; other parts by their type."""
     out = []
-    for part in seen.parts:
+    for part in seen.shown:
         raw = next((value for value in part.values() if isinstance(value, bytes)), b"")
         kind = next((kind for magic, kind in PICTURES.items() if raw.startswith(magic)), None)
         out.append(f"data:{kind};base64,{base64.b64encode(raw).decode()}" if kind else "")

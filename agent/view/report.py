@@ -243,7 +243,7 @@ def _turn(
         text[:limit],
         _cut(seen.provenance, 40) if seen else "",
         max(0, len(text) - limit),
-        len(seen.parts) if seen else 0,
+        len(seen.shown) if seen else 0,
     )
 
 

@@ -158,6 +158,7 @@ class CheckpointEnvironment(FullWebEnvironment):
             tab.watcher.begin()
             await tab.navigate(point.url)
             await self.settle(tab)
+            self._may_load = True
             seen = await self._look()
         self.prices.seen("stored" if point.storage else "bare", time.monotonic() - began)
         for step in trail[start + 1 :]:

@@ -89,6 +89,7 @@ class _Reader:
         self._counts = {"e": 0, "a": 0}
         self._text: list[str] = []
         self._pieces: list[int] = []
+        self._hosts: tuple[int, ...] = ()  # the page's element that shows the frame which is read
 
     def document(self, frame: int) -> None:
         """Reads one document from its root."""
@@ -112,7 +113,7 @@ class _Reader:
         if not self._calm:
             self.restless.add(len(self.lines))
         label = f"{before} {after}" if after else before
-        self.places.append(Place(self._depth, label, len(self.lines), nodes, self._frame, ref))
+        self.places.append(Place(self._depth, label, len(self.lines), self._hosts or nodes, ref))
         self.lines.append((before, ref, after))
 
     def walk(self, node: Node) -> None:
@@ -144,9 +145,11 @@ class _Reader:
             self.flush()
             self._line(f"iframe {quote(_name(node))}", nodes=(_dom(node),))
             if inner is not None:
+                hosts, self._hosts = self._hosts, self._hosts or (_dom(node),)
                 self._depth += 1
                 self.document(inner)
                 self._depth -= 1
+                self._hosts = hosts
         elif not ignored and (role in CLICKABLE or role in ASSIGNED_ROLES):
             self._usable(node, role)
         elif _editor(node):
@@ -163,7 +166,7 @@ class _Reader:
             if role == "heading":
                 return
         elif block:
-            self.places.append(Place(self._depth, role, -1, (_dom(node),), self._frame))
+            self.places.append(Place(self._depth, role, -1, self._hosts or (_dom(node),)))
         self._depth += block
         for child in self._children(node):
             self.walk(child)

@@ -20,9 +20,14 @@ from functools import lru_cache
 from treewright.envs.web.uses import Uses
 from treewright.envs.web.view import PageView
 
-__all__ = ["Path", "Regions", "changed_regions", "paths_of"]
+__all__ = ["Path", "Regions", "changed_regions", "named_regions", "paths_of"]
 
 _MOST = 0.4  # share of a page's lines that one region may have
+_PASSING = re.compile(
+    r"\b((recently|last) (viewed|seen|visited)|recommend(ed|ations)|you (may|might)( also)? like|also (bought|viewed)"
+    r"|related|trending|popular|sponsored|picked for you|because you)\b",
+    re.I,
+)
 _MADE = re.compile(r"\d{3,}|[0-9a-f]{8,}|:")  # in ids that are made anew for every visit
 
 
@@ -127,12 +132,24 @@ def changed_regions(first: tuple[PageView, Uses], second: tuple[PageView, Uses])
     return found
 
 
+def named_regions(view: PageView, uses: Uses) -> set[str]:
+    """Sections whose heading says that they differ from visit to visit, such as what was seen before."""
+    page = _Lines(view, uses)
+    found = set[str]()
+    for (_, label), path in zip(page.labels, page.at, strict=True):
+        if label.startswith("heading ") and _PASSING.search(label) and path is not None and path.parent is not None:
+            share = sum(path.parent in _upwards(other) for other in page.at) / len(page.at)
+            if share <= _MOST and path.parent.step.partition("#")[0] not in ("html", "body", "main"):
+                found.add(path.parent.names[-1])
+    return found
+
+
 class _Lines:
     """The lines of one visit, and for every element how many of them stand in it and how many have changed."""
 
     def __init__(self, view: PageView, uses: Uses) -> None:
         self.paths = paths_of(uses.marks)
-        lines = [place for place in view.places if place.frame == 0 and place.line not in view.restless]
+        lines = [place for place in view.places if place.line not in view.restless]
         self.labels = [(place.depth, place.label) for place in lines]
         self.at = [self._common(place.nodes) for place in lines]
         self.changed: set[int] = set()

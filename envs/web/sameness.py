@@ -1,8 +1,10 @@
 """When a page counts as the one that was recorded, and what is remembered of a site to tell.
 
-Three ways, from the strictest: `exact`, equal fingerprints; `distance:D`, the same address, headings and usable
-elements, and at most a share D of all nodes different elsewhere; `target`, the same address, and what is acted on next
-stands where it stood. Regions that are known to change by themselves count in none of the last two.
+Three ways, from the strictest: `exact`, equal fingerprints; `distance:D`, the same address, title, headings, usable
+elements and words, with at most a share D of all nodes different, which leaves numbers in running text and containers;
+`target`, the same address, and what is acted on next stands where it stood. Regions that are known to change by
+themselves count in none of the last two. With both, an action whose element is not the same, with all that is in it and
+all that it is in, is a divergence.
 
 The distance that was accepted goes with the arrival into the tree. Zero means that nothing differed but such regions.
 """
@@ -18,7 +20,7 @@ from urllib.parse import urlsplit
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.web.distance import distance
-from treewright.envs.web.regions import Path, Regions, changed_regions, paths_of
+from treewright.envs.web.regions import Path, Regions, changed_regions, named_regions, paths_of
 from treewright.envs.web.uses import Uses
 from treewright.envs.web.view import TIMES, PageView
 
@@ -26,7 +28,9 @@ __all__ = ["SameAs", "Seen", "SiteMemory", "Verdict", "read_same_page", "same"]
 
 _HELD = 400_000  # nodes of all pages that are remembered; about 200 bytes each
 _WEIGHTY = re.compile(r"^(heading|dialog|alertdialog|alert) ")
-_CHANCES = 3  # times that a kind of page is loaded anew because an arrival there differed
+_NUMBER = re.compile(r"\d+([.,:]\d+)*")
+_ALIKE = 3  # pages of a kind that are loaded beside when they are first seen
+_CHANCES = 3  # times that a page is loaded beside again because an arrival there differed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,22 @@ def read_same_page(text: str) -> SameAs:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A node of a remembered page; see view.Place. `weighty`: headings, dialogs and what can be used."""
+    """A node of a remembered page; see view.Place.
+
+    weighty  headings, dialogs and what can be used;  line  no container
+    """
 
     depth: int
     label: str
     ref: str
     path: Path | None
     weighty: bool
+    line: bool
+
+    @property
+    def words(self) -> str:
+        """What may not differ: all of a weighty label, and anything but the numbers of another."""
+        return self.label if self.weighty else _NUMBER.sub("#", self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +92,9 @@ class Seen:
                 place.depth,
                 calm.sub("…", place.label),
                 place.ref,
-                next((paths[node] for node in place.nodes if node in paths), None) if place.frame == 0 else None,
+                next((paths[node] for node in place.nodes if node in paths), None),
                 bool(place.ref) or _WEIGHTY.match(place.label) is not None,
+                place.line >= 0,
             )
             for place in view.places
             if place.line not in view.restless
@@ -115,7 +129,7 @@ def same(recorded: Seen, present: Seen, rule: SameAs, regions: Regions) -> Verdi
     size = max(len(old), len(new), 1)
     bound = size if rule.way == "target" else int(rule.most * size)
     if rule.way == "distance":
-        was, now = ([spot.label for spot in spots if spot.weighty] for spots in (old, new))
+        was, now = ([spot.words for spot in spots if spot.line] for spots in (old, new))
         if was != now:
             differ = next((pair for pair in zip(was, now, strict=False) if pair[0] != pair[1]), ("the end", "more"))
             return Verdict(None, f"{differ[1]} instead of {differ[0]}")
@@ -179,19 +193,24 @@ class SiteMemory:
         return Regions(self.restless["*"] | self.restless.get(self.kind(url), set()))
 
     def wants(self, url: str, again: bool = False) -> bool:
-        """True if this kind of page was not loaded twice yet; with `again`, if it may be once more."""
-        times = self._learned.get(self.kind(url), 0)
-        return times <= _CHANCES if again else times == 0
+        """True if this page was not loaded beside yet, nor enough others of its kind; with `again`, if it may be once
+        more, because an arrival there differed."""
+        if again:
+            return self._learned.get(url, 0) <= _CHANCES
+        return url not in self._learned and self._learned.get(self.kind(url), 0) < _ALIKE
 
-    def learn(self, url: str, visits: Sequence[tuple[PageView, Uses]]) -> bool:
-        """Notes what differed between visits one after the other; True if that was not known."""
+    def learn(self, url: str, visits: Sequence[Sequence[tuple[PageView, Uses]]]) -> None:
+        """Notes what differed between visits of each row, one after the other with nothing done in between."""
         kind = self.kind(url)
-        self._learned[kind] = self._learned.get(kind, 0) + 1
+        for name in (url, kind):
+            self._learned[name] = self._learned.get(name, 0) + 1
         held = self.restless.setdefault(kind, set())
-        before = len(held)
-        for first, second in pairwise(visits):
-            held |= changed_regions(first, second)
-        return len(held) > before
+        for row in visits:
+            for visit in row:
+                held |= named_regions(*visit)
+            for first, second in pairwise(row):
+                if first[0].path == second[0].path:
+                    held |= changed_regions(first, second)
 
     def keep(self, fingerprint: str, page: Seen) -> None:
         if fingerprint in self._pages:

@@ -19,9 +19,11 @@ from treewright.envs.web.actions import TOOLS
 from treewright.envs.web.again import found_again
 from treewright.envs.web.effects import DEFAULT_RULES, Rule, Target
 from treewright.envs.web.guard import AllowList
+from treewright.envs.web.regions import Regions
 from treewright.envs.web.sameness import Seen, SiteMemory, Verdict, read_same_page, same
 from treewright.envs.web.shapes import look_for_shapes
 from treewright.envs.web.tab import Tab
+from treewright.envs.web.uses import Uses
 from treewright.envs.web.view import TIMES, PageView
 
 __all__ = ["WebSession"]
@@ -120,6 +122,7 @@ class WebSession(BaseEnvironment):
         self._notes: list[str]
         self._missing: frozenset[str]  # references of the recorded page that the present one has nothing for
         self._arrival: tuple[str, int]  # the recorded fingerprint that was accepted last, and the step
+        self._untouched: bool  # nothing was done on the page since it was loaded
         self._may_load: bool  # the last action only read, so the page may be loaded beside
         self._forget()
 
@@ -194,7 +197,8 @@ class WebSession(BaseEnvironment):
         """Nothing is known of any page, as before the first reset."""
         self._view, self._document, self._targets = PageView("", "", ()), 0, {}
         self._shown, self._edits, self._answer, self._notes = 1, [], None, []
-        self._missing, self._arrival, self._may_load = frozenset(), ("", 0), False
+        self._missing, self._arrival = frozenset(), ("", 0)
+        self._may_load = self._untouched = False
         if self._tab is not None:
             self._history.clear()
 
@@ -236,13 +240,14 @@ class WebSession(BaseEnvironment):
             return await self._observe()
         view = await self._at_rest(tab)
         if self.same_as.way != "exact" and self._may_load and self.memory.wants(view.url):
-            await self._learn(tab, view.url, 2)
+            await self._learn(tab, view.url)
             view = await self._view_of(tab)
         if not self._history or self._history[-1] != view.url:
             if tab.watcher.documents == self._document and self._history:
                 tab.window.soft[len(self._history)] = self._document
             self._history.append(view.url)
-        if tab.watcher.documents != self._document:
+        self._untouched = tab.watcher.documents != self._document
+        if self._untouched:
             self._document, self._edits, self._shown = tab.watcher.documents, [], 1
         self._view, self._targets, self._missing = view, {}, frozenset()
         observation = await self._observe()
@@ -265,12 +270,33 @@ class WebSession(BaseEnvironment):
         self.memory.endless.add(self.memory.kind(view.url))
         return view
 
-    async def _learn(self, tab: Tab, url: str, visits: int) -> bool:
-        """Loads an address beside the page, and notes what differs between the visits; True if that was new."""
+    async def _learn(self, tab: Tab, url: str, again: bool = False) -> None:
+        """Loads an address twice beside the page, and notes what differs between the visits.
+
+        again  compare the page itself with them, too, if nothing was done on it, and two visits of strangers
+        """
         if not url.startswith(("http:", "https:")):
-            return False
+            return
         regions = self.memory.regions(url)
-        return self.memory.learn(url, [await tab.aside(url, self.settle, regions) for _ in range(visits)])
+        visits = [await tab.aside(url, self.settle, regions) for _ in range(2)]
+        if not again:
+            return self.memory.learn(url, [visits])
+        if self._untouched:
+            visits = [(self._view, tab.seen), *visits]
+        strangers = [await self._stranger(url, regions) for _ in range(2)]
+        self.memory.learn(url, [visits, strangers])
+
+    async def _stranger(self, url: str, regions: Regions) -> tuple[PageView, Uses]:
+        """An address as somebody sees it who has just come, with no more than the login that was given."""
+        tab = await self._fresh(self.storage)
+        try:
+            tab.gate.writes = not self._guarded
+            tab.watcher.begin()
+            await tab.navigate(url)
+            await self.settle(tab)
+            return await tab.look(regions), tab.seen
+        finally:
+            await tab.close()
 
     def _remembered(self, tab: Tab) -> Seen:
         return Seen.of(self._view, tab.seen, [str(self._shown), *self._around()], self.calm)
@@ -294,7 +320,7 @@ class WebSession(BaseEnvironment):
                     verdict = self._compared(tab, recorded)
                 url = self._view.url
                 if verdict.distance is None and self._may_load and self.memory.wants(url, again=True):
-                    await self._learn(tab, url, 3)
+                    await self._learn(tab, url, again=True)
                     self._view = await self._view_of(tab)
                     verdict = self._compared(tab, recorded)
         if verdict.distance is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from playwright.async_api import BrowserContext, CDPSession, Dialog, Page, Request, WebSocket
@@ -98,7 +98,7 @@ class Watcher:
             ("requestfailed", self._finished),
             ("close", lambda _: self._die("the browser was closed")),
         )
-        self._context: Any = context
+        self._context = cast("Any", context)  # its events have a type each
         for event, heard in self._heard:
             self._context.on(event, heard)
         self.follow(page, cdp)

@@ -88,7 +88,8 @@ class Place:
     """A node of the page's tree, in reading order: a line, or a container of lines.
 
     depth  0 for the outermost;  label  role, name and state;  line  index of its line, -1 for a container
-    nodes  Chromium's identifiers of its DOM node, or of all pieces of running text;  frame  index of its document
+    nodes  Chromium's identifiers of its DOM node, or of all pieces of running text; in a frame, that of the element
+           which shows the frame in the page
     ref    of what can be used, else ''
     """
 
@@ -96,7 +97,6 @@ class Place:
     label: str
     line: int = -1
     nodes: tuple[int, ...] = ()
-    frame: int = 0
     ref: str = ""
 
 

@@ -81,7 +81,7 @@ class View:
     def readable(self, node: int) -> bool:
         """Every observation down to `node` is text alone; counts it as left out if not."""
         seen = (self.tree.observation[i] for i in self.tree.path(node))
-        if any(o is not None and o.parts for o in seen):
+        if any(o is not None and o.shown for o in seen):
             self.skip("an observation holds images or other parts, which text formats cannot show")
             return False
         return True

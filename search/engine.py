@@ -440,6 +440,7 @@ class _Search:
             eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(), self.evidence,
             self.settings.share_results, self.settings.merge,
             peers=Peers(self.settings.peers, self.settings.in_flight) if self.settings.peers else None,
+            foresees=self.rule.foresees,
         )  # fmt: skip
         if resume:
             work.tree = self._resume(header)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
 from treewright.search.evidence import Evidence
+from treewright.search.foresee import foreseen, twin
 from treewright.search.peers import Peers, told_context
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint, refuse_repeat
 from treewright.search.screen import merge_identical, parse_action, validate_action
@@ -130,6 +131,7 @@ class Expander:
     merge: bool = True
     read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
     peers: Peers | None = None
+    foresees: bool = False
     held: int = 0
 
     # -- pops ---------------------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ class Expander:
         if pop.again is not None:
             return await self._take_again(pop, pop.again)
         if self.tree.status[pop.node] is NodeStatus.DRAFT:
-            pop.outcome = await self._execute(self.spot(self.tree.parent[pop.node]), self._draft_of(pop.node))
+            pop.outcome = await self._popped(pop.node)
             pop.steps = pop.outcome.steps
             if pop.outcome.status is not NodeStatus.OPEN:
                 return
@@ -165,6 +167,16 @@ class Expander:
             pop.drawn = tuple(drawn if told is None else (replace(done, trainable=False) for done in drawn))
         except (PolicyFault, EnvFault, Divergence, RestoreUnsupported) as error:
             pop.fault = f"{type(error).__name__}: {error}"
+
+    async def _popped(self, node: int) -> Outcome:
+        """Executes the draft of a popped node, or gives it what an equal one has shown."""
+        above, draft = self.spot(self.tree.parent[node]), self._draft_of(node)
+        other = twin(self.tree, node) if self.share_results else None
+        if other is not None and self.tree.seed[other] in self.tools:
+            shared = self._shared(above, draft, self._draft_of(other), self.tree.shown_by(other))
+            if shared is not None:
+                return shared
+        return await self._execute(above, draft)
 
     def screen(self, pop: Pop) -> None:
         """Turns each draw, or all that are token-identical together, into a draft with an action or an error."""
@@ -181,6 +193,10 @@ class Expander:
             results = await self._explored(pop.spot, pop.drafts)
             pop.steps += sum(r.steps for r in results)
             pop.drafts = [_executed(d, r) for d, r in zip(pop.drafts, results, strict=True)]
+        elif self.foresees and not self.sandboxed and pop.spot is not None and pop.again is None:
+            where = (self.tree.tree_id, self.task, pop.spot.path, self.snapshots)
+            pop.drafts, steps = await foreseen(self.pool, where, pop.drafts)
+            pop.steps += steps
 
     async def _explored(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:
         """One outcome for each draft, side by side; drafts with equal actions may share a step."""

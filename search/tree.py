@@ -299,6 +299,14 @@ class Tree:
             self.status[at] = NodeStatus.UNREACHABLE
             below += self.children[at]
 
+    def shown_by(self, node: int) -> Outcome:
+        """What executing a node gave, for a sibling that may share it: its reward stays sealed in both."""
+        seen = self.observation[node]
+        if seen is None:
+            raise TreewrightError(f"node {node} was not executed")
+        status = NodeStatus.OPEN if self.status[node] is NodeStatus.EXPANDED else self.status[node]
+        return Outcome(seen, status, self._truth[node], self.effect[node])
+
     def mark(
         self, node: int, status: NodeStatus, observation: Observation | None = None, reward: float = math.nan
     ) -> None:

@@ -44,7 +44,8 @@ def cascade(
 ) -> Rule:
     """WebOperator's best first as one priority (arXiv 2512.12692).
 
-    1. Actions that are safe or can be undone come before invalid output, and that before irreversible ones.
+    1. Actions that are safe or can be undone come before invalid output, and that before irreversible ones: in a live
+       world the effect is judged as soon as a draft is there.
     2. Within these, higher estimates first. Equal actions of siblings are one: their estimates are added up, the
        first of them stands for all, the others are given up.
     3. Drafts that would end the episode (`stops`) are put off until `enough` ends are known, waiting ones included,
@@ -78,7 +79,7 @@ def cascade(
     )
     return Rule(
         name, priority, fan_out(root_draws, draws), eager, lambda tree: Delayed(tree, priority, ends, release),
-        "equal actions of siblings were merged", choose_by_score,
+        "equal actions of siblings were merged", choose_by_score, foresees=True,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class Rule:
     keep      probability with which a new open node is kept, by a coin of its seed that is recorded; None: all are
     stop      why an open node shall not be gone on from, or None; makes the tree inexact
     again     once nothing waits, an expanded node to draw from again, or None; makes the tree inexact
+    foresees  drafts of a live world are asked for their effects when they are drawn, not only when they are popped
     choose    the leaf to go for once the search is over; it sees no reward either
     """
 
@@ -38,6 +39,7 @@ class Rule:
     keep: Callable[[Node], float] | None = None
     stop: Callable[[Node], str | None] | None = None
     again: Callable[[Tree], int | None] | None = None
+    foresees: bool = False
 
 
 def frontier_of(rule: Rule, tree: Tree) -> Frontier:

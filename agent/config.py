@@ -72,6 +72,14 @@ class WorldsSection(_Section):
     retriever: str = Field(default="lexical", description="of own questions: lexical | dense | hybrid | http://…")
     encoder: str = Field(default="minilm", description="of the dense retriever: a name or a folder")
     grading: Literal["exact", "f1"] = Field(default="exact", description="reward of own questions")
+    same_page: str = Field(
+        default="",
+        description="of web:… suites, when a page counts as the recorded one: exact | target | distance:0.05; "
+        "empty: what their file says",
+    )
+    web: dict[str, Any] = Field(
+        default_factory=dict, description="of web:… suites: hosts, calm, effects, login, … (docs/web.md)"
+    )
 
 
 class SearchSection(_Section):

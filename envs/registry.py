@@ -28,6 +28,7 @@ SCHEMES = {
     "mcp": "treewright.envs.tools.mcp_suite:mcp_suite",
     "agentdojo": "treewright.envs.tools.agentdojo:agentdojo_suite",
     "gym": "treewright.envs.tools.gym:gym_suite",
+    "web": "treewright.envs.web.own_site:web_suite",
     "verifiers": "treewright.envs.tools.verifiers:verifiers_suite",
 }
 """Names of the form SCHEME:REST are suites too; the function gets REST. `mcp:uvx mcp-server-time`, say."""
@@ -57,7 +58,7 @@ def suite(name: str) -> Suite:
                 raise TreewrightError(f"no suite named {name!r}; {hint}")
             found = found.load()
     except ImportError as error:
-        extra = "web" if ".web." in BUILT_IN.get(name, "") else "train"
+        extra = "web" if ".web." in BUILT_IN.get(name, SCHEMES.get(name.partition(":")[0], "")) else "train"
         raise TreewrightError(
             f"suite {name!r} needs a package that is missing ({error.name}); type: pip install 'treewright[{extra}]'"
         ) from error

@@ -366,6 +366,7 @@ class Suite:
     open()               a new session; the caller closes it
     max_tokens           enough for one action;  sessions  how many a small machine runs side by side
     close()              ends what all sessions share, such as a browser or a site
+    told()               what was learned of the world while it ran, a line each, for people to read
     available()          raises TreewrightError saying what to install if sessions cannot be opened here
     """
 
@@ -378,3 +379,4 @@ class Suite:
     sessions: int = 8
     close: Callable[[], Awaitable[None]] | None = None
     available: Callable[[], None] | None = None
+    told: Callable[[], Sequence[str]] | None = None

@@ -45,6 +45,15 @@ class Failure:
     why: str
 
 
+def _site(cfg: Config, name: str) -> Suite:
+    """A site of one's own, with what the configuration says of it."""
+    from treewright.envs.web.own_site import web_suite
+
+    w = cfg.worlds
+    given = {"same_page": w.same_page or None, "tasks": w.tasks_file, "reward": w.reward}
+    return web_suite(name.removeprefix("web:"), {**w.web, **{k: v for k, v in given.items() if v is not None}})
+
+
 def suites_of(cfg: Config) -> list[Suite]:
     """The suites of the configuration, looked up before anything slow is opened; own tasks or questions are `own`."""
     w = cfg.worlds
@@ -57,8 +66,8 @@ def suites_of(cfg: Config) -> list[Suite]:
         raise TreewrightError("a corpus alone has no tasks: name a question file too, --questions FILE.jsonl")
     if not w.suites:
         raise TreewrightError(f"no suite is named; write --suites NAME,NAME of {', '.join(names())}")
-    if w.tasks_file is None:
-        return [find_suite(name) for name in w.suites]
+    if w.tasks_file is None or all(name.startswith("web:") for name in w.suites):
+        return [_site(cfg, name) if name.startswith("web:") else find_suite(name) for name in w.suites]
     from treewright.envs.custom import custom_suite
 
     if len(w.suites) != 1 or w.reward is None:
@@ -82,6 +91,9 @@ async def open_worlds(
     try:
         yield worlds
     finally:
+        for suite in found:
+            for line in suite.told() if suite.told is not None else ():
+                log.warning("%s: %s", suite.name, line)
         await asyncio.gather(*(w.pool.close() for w in worlds.values()), return_exceptions=True)
         await asyncio.gather(*(s.close() for s in found if s.close is not None), return_exceptions=True)
 

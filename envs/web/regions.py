@@ -20,7 +20,7 @@ from functools import lru_cache
 from treewright.envs.web.uses import Uses
 from treewright.envs.web.view import PageView
 
-__all__ = ["Path", "Regions", "changed_regions", "named_regions", "paths_of"]
+__all__ = ["Regions", "Trail", "changed_regions", "named_regions", "paths_of"]
 
 _MOST = 0.4  # share of a page's lines that one region may have
 _PASSING = re.compile(
@@ -32,12 +32,12 @@ _MADE = re.compile(r"\d{3,}|[0-9a-f]{8,}|:")  # in ids that are made anew for ev
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Path:
+class Trail:
     """Where an element stands: its step, which of its parent's children of that step it is, and the parent."""
 
     step: str
     nth: int = 1
-    parent: Path | None = None
+    parent: Trail | None = None
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -75,7 +75,7 @@ class Regions:
     def __bool__(self) -> bool:
         return bool(self.names)
 
-    def hold(self, path: Path | None, known: dict[Path, bool]) -> bool:
+    def hold(self, path: Trail | None, known: dict[Trail, bool]) -> bool:
         """True if the element at `path` stands in one; `known` keeps what was found out for others of the page."""
         if path is None:
             return False
@@ -84,7 +84,7 @@ class Regions:
         return known[path]
 
 
-def _fits(path: Path | None, steps: Sequence[tuple[str, str, frozenset[str], int]]) -> bool:
+def _fits(path: Trail | None, steps: Sequence[tuple[str, str, frozenset[str], int]]) -> bool:
     for tag, name, classes, nth in steps:
         if path is None:
             return False
@@ -97,9 +97,9 @@ def _fits(path: Path | None, steps: Sequence[tuple[str, str, frozenset[str], int
     return True
 
 
-def paths_of(marks: Mapping[int, tuple[int, str]]) -> dict[int, Path]:
+def paths_of(marks: Mapping[int, tuple[int, str]]) -> dict[int, Trail]:
     """The path of every element of a document, by Chromium's identifiers; texts stand where their elements do."""
-    paths: dict[int, Path] = {}
+    paths: dict[int, Trail] = {}
     seen: dict[tuple[int, str], int] = {}
     for node, (parent, step) in marks.items():  # parents come first
         above = paths.get(parent)
@@ -110,7 +110,7 @@ def paths_of(marks: Mapping[int, tuple[int, str]]) -> dict[int, Path]:
         if _MADE.search(step.partition("#")[2].partition(".")[0]):
             step = step.partition("#")[0] + "".join(f".{c}" for c in step.split(".")[1:])
         seen[parent, step] = seen.get((parent, step), 0) + 1
-        paths[node] = Path(step, seen[parent, step], above)
+        paths[node] = Trail(step, seen[parent, step], above)
     return paths
 
 
@@ -154,14 +154,14 @@ class _Lines:
         self.at = [self._common(place.nodes) for place in lines]
         self.changed: set[int] = set()
 
-    def _common(self, nodes: Sequence[int]) -> Path | None:
+    def _common(self, nodes: Sequence[int]) -> Trail | None:
         """The innermost element around all of them."""
         chains = [list(_upwards(self.paths.get(node))) for node in nodes]
         return next((path for path in chains[0] if all(path in chain for chain in chains)), None) if chains else None
 
     def regions(self) -> set[str]:
-        total: dict[Path, int] = {}
-        moved: dict[Path, int] = {}
+        total: dict[Trail, int] = {}
+        moved: dict[Trail, int] = {}
         for index, path in enumerate(self.at):
             for above in _upwards(path):
                 total[above] = total.get(above, 0) + 1
@@ -169,7 +169,7 @@ class _Lines:
         chosen = {self._grown(path, total, moved) for n in self.changed if (path := self.at[n]) is not None}
         return {self._name(path, total, moved) for path in chosen}
 
-    def _grown(self, path: Path, total: Mapping[Path, int], moved: Mapping[Path, int]) -> Path:
+    def _grown(self, path: Trail, total: Mapping[Trail, int], moved: Mapping[Trail, int]) -> Trail:
         """The largest element around one that has changed of which at least half has: a list that was shuffled."""
         best = path
         for above in _upwards(path.parent):
@@ -179,14 +179,14 @@ class _Lines:
                 best = above
         return best
 
-    def _name(self, path: Path, total: Mapping[Path, int], moved: Mapping[Path, int]) -> str:
+    def _name(self, path: Trail, total: Mapping[Trail, int], moved: Mapping[Trail, int]) -> str:
         """The most general name that fits nothing that has stayed as it was."""
         still = [other.names for other in total if not moved[other] and other.step == path.step]
         names = path.names
         return next((name for kind, name in enumerate(names) if all(n[kind] != name for n in still)), names[-1])
 
 
-def _upwards(path: Path | None) -> Iterable[Path]:
+def _upwards(path: Trail | None) -> Iterable[Trail]:
     while path is not None:
         yield path
         path = path.parent

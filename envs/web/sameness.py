@@ -11,20 +11,26 @@ The distance that was accepted goes with the arrival into the tree. Zero means t
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.web.distance import distance
-from treewright.envs.web.regions import Path, Regions, changed_regions, named_regions, paths_of
+from treewright.envs.web.regions import Regions, Trail, changed_regions, named_regions, paths_of
 from treewright.envs.web.uses import Uses
 from treewright.envs.web.view import TIMES, PageView
 
 __all__ = ["SameAs", "Seen", "SiteMemory", "Verdict", "read_same_page", "same"]
+
+log = logging.getLogger(__name__)
 
 _HELD = 400_000  # nodes of all pages that are remembered; about 200 bytes each
 _WEIGHTY = re.compile(r"^(heading|dialog|alertdialog|alert) ")
@@ -63,7 +69,7 @@ class Spot:
     depth: int
     label: str
     ref: str
-    path: Path | None
+    path: Trail | None
     weighty: bool
     line: bool
 
@@ -103,7 +109,7 @@ class Seen:
 
     def calm(self, regions: Regions) -> list[Spot]:
         """The nodes outside of the regions."""
-        known: dict[Path, bool] = {}
+        known: dict[Trail, bool] = {}
         return [spot for spot in self.spots if not (regions and regions.hold(spot.path, known))]
 
 
@@ -172,10 +178,13 @@ class SiteMemory:
     """What is known of one site, by all sessions of this process: pages by fingerprint, and restless regions.
 
     restless  names of regions by kind of address ('*' for those that the user names: they hold everywhere)
+    path      a JSON file that keeps those which were learned, for the next process and for people to correct
     """
 
-    def __init__(self, restless: Iterable[str] = ()) -> None:
-        self.restless: dict[str, set[str]] = {"*": set(restless)}
+    def __init__(self, restless: Iterable[str] = (), path: Path | None = None) -> None:
+        self.restless: dict[str, set[str]] = _kept(path)
+        self.restless.setdefault("*", set()).update(restless)
+        self.path, self._given = path, frozenset(restless)
         self.endless: set[str] = set()  # kinds of pages that show for ever that something is to come
         self._learned: dict[str, int] = {}
         self._pages: OrderedDict[str, Seen] = OrderedDict()
@@ -205,12 +214,27 @@ class SiteMemory:
         for name in (url, kind):
             self._learned[name] = self._learned.get(name, 0) + 1
         held = self.restless.setdefault(kind, set())
+        before = len(held)
         for row in visits:
             for visit in row:
                 held |= named_regions(*visit)
             for first, second in pairwise(row):
                 if first[0].path == second[0].path:
                     held |= changed_regions(first, second)
+        if len(held) > before and self.path is not None:
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        """All or nothing: what another process wrote meanwhile is taken in first."""
+        for kind, names in _kept(path).items():
+            self.restless.setdefault(kind, set()).update(names)
+        known = {kind: sorted(names - (self._given if kind == "*" else set())) for kind, names in self.restless.items()}
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            beside.write_text(json.dumps({k: v for k, v in sorted(known.items()) if v}, indent=1) + "\n")
+            beside.replace(path)
+        except OSError as error:
+            log.warning("cannot keep what was learned of the site in %s: %s", path, error)
 
     def keep(self, fingerprint: str, page: Seen) -> None:
         if fingerprint in self._pages:
@@ -226,3 +250,16 @@ class SiteMemory:
     def told(self) -> list[str]:
         """What is left out, one line a kind of page: for people to read and to correct."""
         return [f"{kind}: {', '.join(sorted(names))}" for kind, names in sorted(self.restless.items()) if names]
+
+
+def _kept(path: Path | None) -> dict[str, set[str]]:
+    """What a file holds; nothing where there is none. Raises TreewrightError for one that holds something else."""
+    if path is None or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return {str(kind): {str(name) for name in names} for kind, names in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise TreewrightError(
+            f"{path} holds no regions of a site: {error}; correct it, or delete it to learn anew"
+        ) from error

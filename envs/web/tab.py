@@ -25,7 +25,7 @@ from treewright.envs.web.effects import Target
 from treewright.envs.web.frames import LOCATE, Frames
 from treewright.envs.web.guard import AllowList, Gate
 from treewright.envs.web.reading import ASSIGNED_ROLES, read_tree
-from treewright.envs.web.regions import Path, Regions, paths_of
+from treewright.envs.web.regions import Regions, Trail, paths_of
 from treewright.envs.web.settle import Traffic, Watcher
 from treewright.envs.web.uses import NOTHING, Uses, look_for_uses
 from treewright.envs.web.view import Element, PageView
@@ -235,7 +235,7 @@ class Tab:
             uses = {"": replace(next(iter((await look_for_uses(self.cdp)).values()), NOTHING), found={})}
         frames = await self.frames.read(self.page, self.cdp, nodes, uses)
         self.seen = (uses or {}).get("", NOTHING)
-        known: dict[Path, bool] = {}
+        known: dict[Trail, bool] = {}
         paths = paths_of(self.seen.marks) if regions else {}
         calm = frozenset(node for node, path in paths.items() if regions and regions.hold(path, known))
         return read_tree(nodes, str(title), self.page.url, frames, self.seen, {0: calm})

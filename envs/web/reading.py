@@ -30,6 +30,11 @@ _ROVING = frozenset({"menuitem", "menuitemcheckbox", "menuitemradio", "option", 
 _BARE = frozenset({"none", "generic", "group", "paragraph", "labeltext", "section", "statictext", ""})
 _EDITED = _BARE - {"statictext"}
 _CALLED = {"click": "clickable", "drag": "draggable", "drop": "droppable", "scroll": "scrollable"}
+# Containers whose names are given to them, not gathered from what is in them.
+_LANDMARKS = frozenset(
+    {"region", "navigation", "form", "search", "complementary", "banner", "contentinfo", "main", "group", "article"}
+    | {"list", "table", "grid", "tablist", "menu", "toolbar", "tree", "radiogroup"}
+)
 _PLAIN = {"layouttablerow": "row", "layouttablecell": "cell", "layouttable": "table"}
 # Composites that take the focus for their parts: keys are sent to them.
 _COMPOSITES = frozenset(
@@ -166,7 +171,9 @@ class _Reader:
             if role == "heading":
                 return
         elif block:
-            self.places.append(Place(self._depth, role, -1, self._hosts or (_dom(node),)))
+            name = _name(node) if role in _LANDMARKS else ""
+            label = f"{role} {quote(name)}" if name else role
+            self.places.append(Place(self._depth, label, -1, self._hosts or (_dom(node),)))
         self._depth += block
         for child in self._children(node):
             self.walk(child)

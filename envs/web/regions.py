@@ -129,7 +129,7 @@ def changed_regions(first: tuple[PageView, Uses], second: tuple[PageView, Uses])
     if not any(len(page.changed) > _MOST * len(page.labels) + 2 for page in pages):
         for page in pages:
             found |= page.regions()
-    return found
+    return {name for name in found if not any(name.startswith(f"{other} > ") for other in found)}
 
 
 def named_regions(view: PageView, uses: Uses) -> set[str]:
@@ -180,10 +180,12 @@ class _Lines:
         return best
 
     def _name(self, path: Trail, total: Mapping[Trail, int], moved: Mapping[Trail, int]) -> str:
-        """The most general name that fits nothing that has stayed as it was."""
+        """The most general name that fits nothing that has stayed as it was; a bare tag alone is never enough."""
         still = [other.names for other in total if not moved[other] and other.step == path.step]
         names = path.names
-        return next((name for kind, name in enumerate(names) if all(n[kind] != name for n in still)), names[-1])
+        bare = not re.search(r"[.#]", path.step)
+        fits = (name for kind, name in enumerate(names) if kind >= bare and all(n[kind] != name for n in still))
+        return next(fits, names[-1])
 
 
 def _upwards(path: Trail | None) -> Iterable[Trail]:

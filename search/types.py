@@ -76,10 +76,11 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message in the OpenAI roles: system, user, assistant, tool."""
+    """One chat message in the OpenAI roles: system, user, assistant, tool; `images` are PNG or JPEG files in it."""
 
     role: str
     content: str
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from treewright.agent.policies.actions import action_schema, cached_grammar, rep
 from treewright.agent.policies.engine import ToolContext, served_folder, together, weights_in, with_tools
 from treewright.agent.policies.line import PrefixLine
 from treewright.agent.policies.policy import PolicyStats
-from treewright.agent.policies.prompts import Template, chat_messages, native_text, template_for
+from treewright.agent.policies.prompts import Template, chat_messages, message_json, native_text, template_for
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.screen import parse_action
@@ -122,6 +122,7 @@ class OpenAIPolicy:
     longest_prompt tokens; longer prompts are refused, which bounds that reserve. Where a prompt is text, its bytes
                    count: a token has at least one
     grammar        asks the server to hold the answer to a JSON schema of the tools (response_format)
+    images         the model sees pictures: those of observations are sent as image parts
     repair         reads an action out of answers that are none; such draws act, like all of these
     extra          further fields of the request body, e.g. {"top_p": 1}
     """
@@ -152,6 +153,7 @@ class OpenAIPolicy:
         longest_prompt: int = 32_768,
         grammar: bool = False,
         repair: bool = False,
+        images: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
         if tools_as not in ("text", "schema"):
@@ -163,7 +165,7 @@ class OpenAIPolicy:
         self.concurrency, self.deadline, self.attempt_timeout = concurrency, deadline, attempt_timeout
         self.backoff, self.max_tokens_field, self.extra = backoff, max_tokens_field, dict(extra or {})
         self.price_in, self.price_out, self.longest_prompt = price_in, price_out, longest_prompt
-        self.api_key_env, self.grammar, self.repair = api_key_env, grammar, repair
+        self.api_key_env, self.grammar, self.repair, self.images = api_key_env, grammar, repair, images
         self.stats = PolicyStats()
         self._version = version or f"{model}@{self.base_url.host}"
         self._jitter = random.Random()
@@ -200,7 +202,7 @@ class OpenAIPolicy:
         base: Sequence[int],
     ) -> Context:
         """The conversation as messages; no token ids."""
-        messages = chat_messages(task, tools, first, turns, self.window)
+        messages = chat_messages(task, tools, first, turns, self.window, self.images)
         if self.tools_as == "schema":
             messages = (Message("system", native_text("")), *messages[1:])
         return with_tools(Context(0, (), (), messages), tools)
@@ -210,7 +212,7 @@ class OpenAIPolicy:
             "model": self.model,
             "messages": _native(context.messages)
             if self.tools_as == "schema"
-            else [{"role": m.role, "content": m.content} for m in context.messages],
+            else [message_json(m) for m in context.messages],
             self.max_tokens_field: max_tokens,
             "temperature": self.temperature,
         }
@@ -650,8 +652,10 @@ def _native(messages: Sequence[Message]) -> list[dict[str, Any]]:
                 for name, text in zip(open_calls, shown, strict=True)
             ]
             open_calls = []
+            if message.images:  # servers take none in the result of a tool
+                out.append(message_json(replace(message, content="(what it showed)")))
         else:
-            out.append({"role": message.role, "content": message.content})
+            out.append(message_json(message))
     return out
 
 

@@ -14,9 +14,11 @@ written in them never becomes the mark.
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any
@@ -34,10 +36,13 @@ __all__ = [
     "CompactTemplate",
     "Template",
     "chat_messages",
+    "message_json",
     "template_for",
 ]
 
 log = logging.getLogger(__name__)
+
+_PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 LEFT_OUT = "(older observation left out)"
 WINDOWS = {"market": 1}  # the compact form's own windows: pages are long, and small models have short contexts
@@ -88,8 +93,42 @@ def observation_text(observation: Observation) -> str:
     """What a text-only policy reads. Raises TreewrightError for images and other parts."""
     if observation.shown:
         kinds = ", ".join(sorted({str(part.get("type")) for part in observation.shown}))
-        raise TreewrightError(f"the observation has parts of type {kinds}; this policy reads text only")
+        raise TreewrightError(
+            f"the observation has parts of type {kinds}; this policy reads text only. A chat server whose model sees "
+            "pictures takes images with --set policy.options.images=true"
+        )
     return observation.text
+
+
+def observation_images(observation: Observation) -> tuple[bytes, ...]:
+    """The pictures of an observation as files. Raises TreewrightError for parts that are no PNG or JPEG pictures."""
+    found = []
+    for part in observation.shown:
+        raw = next((value for value in part.values() if isinstance(value, bytes)), b"")
+        if not raw and isinstance(part.get("base64"), str):
+            raw = base64.b64decode(part["base64"])
+        if part.get("type") != "image" or picture_type(raw) is None:
+            raise TreewrightError(
+                f"the observation has a part of type {part.get('type')} that is no PNG or JPEG picture"
+            )
+        found.append(raw)
+    return tuple(found)
+
+
+def picture_type(raw: bytes) -> str | None:
+    """image/png or image/jpeg, by the first bytes."""
+    return next((kind for magic, kind in _PICTURES.items() if raw.startswith(magic)), None)
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    """A message as chat servers take it; with pictures, its content is a list of parts."""
+    if not message.images:
+        return {"role": message.role, "content": message.content}
+    parts: list[dict[str, Any]] = [{"type": "text", "text": message.content}]
+    for raw in message.images:
+        url = f"data:{picture_type(raw)};base64,{base64.b64encode(raw).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return {"role": message.role, "content": parts}
 
 
 def _shown(first: Observation, turns: Sequence[Exchange], window: int | None, left_out: str = LEFT_OUT) -> list[str]:
@@ -100,13 +139,28 @@ def _shown(first: Observation, turns: Sequence[Exchange], window: int | None, le
 
 
 def chat_messages(
-    task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], window: int | None = None
+    task: Task,
+    tools: Sequence[ToolSpec],
+    first: Observation,
+    turns: Sequence[Exchange],
+    window: int | None = None,
+    images: bool = False,
 ) -> tuple[Message, ...]:
-    """The conversation for servers that take text: system, user (goal and first observation), then turns."""
+    """The conversation for chat servers: system, user (goal and first observation), then turns.
+
+    images  the model sees pictures: those of the observations that are shown in full go with them
+    """
+    seen = [first, *(turn.observation for turn in turns)]
+    pictures = [observation_images(one) if images else () for one in seen]
+    if images:
+        first = replace(first, parts=())
+        turns = [replace(turn, observation=replace(turn.observation, parts=())) for turn in turns]
     shown = _shown(first, turns, window)
-    messages = [Message("system", system_text(tools)), Message("user", f"{task.goal}\n\n{shown[0]}")]
-    for turn, seen in zip(turns, shown[1:], strict=True):
-        messages += [Message("assistant", _said(turn)), Message("user", seen)]
+    if window is not None:
+        pictures[: max(0, len(pictures) - window)] = [()] * max(0, len(pictures) - window)
+    messages = [Message("system", system_text(tools)), Message("user", f"{task.goal}\n\n{shown[0]}", pictures[0])]
+    for turn, text, files in zip(turns, shown[1:], pictures[1:], strict=True):
+        messages += [Message("assistant", _said(turn)), Message("user", text, files)]
     return tuple(messages)
 
 

@@ -367,4 +367,14 @@ class WebSession(BaseEnvironment):
         if not self.screenshot or tab.watcher.dialog is not None:
             return ()
         shot = await tab.cdp.send("Page.captureScreenshot", {"format": "png"})
-        return ({"type": "image", "png": base64.b64decode(shot["data"])},)
+        return ({"type": "image", "png": base64.b64decode(shot["data"]), "boxes": self._boxes(tab)},)
+
+    def _boxes(self, tab: Tab) -> dict[str, list[int]]:
+        """Where the elements of the page stand in its picture, by reference: left, top, width, height in pixels."""
+        width, height = self.viewport
+        known = {ref: tab.seen.boxes.get(e.node) for ref, e in self._view.elements.items() if e.frame == 0}
+        return {
+            ref: [round(value) for value in box]
+            for ref, box in known.items()
+            if box is not None and box[0] < width and box[1] < height and box[0] + box[2] > 0 and box[1] + box[3] > 0
+        }

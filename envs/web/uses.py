@@ -58,6 +58,7 @@ class Uses:
     files  fields for files that are drawn by nothing but a script's button: identifier and name
     marks  for every element and text its parent's identifier and 'tag#id.class', if they were asked for: how regions
            of a page are named
+    boxes  where elements are drawn in the window: left, top, width, height in CSS pixels
     busy   something is drawn that stands for what is still to come
     """
 
@@ -67,6 +68,7 @@ class Uses:
     files: Sequence[tuple[int, str]] = ()
     marks: Mapping[int, tuple[int, str]] = field(default_factory=dict)
     busy: bool = False
+    boxes: Mapping[int, tuple[float, float, float, float]] = field(default_factory=dict)
 
 
 NOTHING = Uses()
@@ -111,6 +113,7 @@ class _Document:
         self.checked = frozenset(nodes["inputChecked"]["index"])
         held = zip(nodes["inputValue"]["index"], nodes["inputValue"]["value"], strict=True)
         self.inputs = {i: strings[value] if value >= 0 else "" for i, value in held}
+        self.at = float(raw.get("scrollOffsetX", 0)), float(raw.get("scrollOffsetY", 0))
         self.boxes: dict[int, Sequence[float]] = {}
         self.styles: dict[int, Sequence[str]] = {}
         for i, styles, box in zip(layout["nodeIndex"], layout["styles"], layout["bounds"], strict=True):
@@ -139,6 +142,7 @@ class _Document:
             [(self.ids[i], self._hint(i)) for i in inputs if self._hidden_file(i, boxed)],
             self._marks() if marks else {},
             any(self._drawn(i) and self._waits(i) for i in self.elements),
+            {self.ids[i]: (b[0] - self.at[0], b[1] - self.at[1], b[2], b[3]) for i, b in self.boxes.items()},
         )
 
     def _marks(self) -> dict[int, tuple[int, str]]:

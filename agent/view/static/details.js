@@ -68,7 +68,7 @@ class Details {
       turn.observation === null
         ? el("p", { class: "hint", text: "not executed: there is no observation" })
         : this.block(`observation${turn.provenance ? `, written by ${turn.provenance}` : ""}`, turn.observation),
-      this.pictures(turn),
+      this.pictures(turn, turns),
       this.small(turn),
     );
     this.element.scrollTop = scroll;
@@ -130,13 +130,26 @@ class Details {
     return el("section", {}, el("h3", { text: name }), el("pre", { class: kind, text: text || "(empty)" }));
   }
 
-  pictures(turn) {
-    return turn.pictures.length
-      ? el("section", {}, el("h3", { text: "pictures" }), turn.pictures.map((address) =>
-          /^data:image\/(png|jpeg);base64,[A-Za-z0-9+/=]*$/.test(address)
-            ? el("img", { src: address, alt: "what the world showed" })
-            : el("p", { class: "hint", text: "a part that is not a PNG or JPEG picture is not shown" })))
+  pictures(turn, turns) {
+    const before = turns[turns.indexOf(turn) - 1];
+    const acted = turn.mark && before && before.pictures.length ? this.marked(before.pictures[0], turn.mark) : null;
+    const shown = turn.pictures.map((address) => this.picture(address, "what the world showed"));
+    return acted || shown.length
+      ? el("section", {}, acted ? el("h3", { text: "acted on" }) : null, acted,
+          shown.length ? el("h3", { text: "pictures" }) : null, shown)
       : null;
+  }
+
+  picture(address, alt) {
+    return /^data:image\/(png|jpeg);base64,[A-Za-z0-9+/=]*$/.test(address)
+      ? el("img", { src: address, alt })
+      : el("p", { class: "hint", text: "a part that is not a PNG or JPEG picture is not shown" });
+  }
+
+  marked(address, mark) {
+    const frame = el("div", { class: "frame" });
+    ["left", "top", "width", "height"].forEach((side, i) => { frame.style[side] = `${100 * mark[i]}%`; });
+    return el("div", { class: "marked" }, this.picture(address, "the page with the element that was acted on"), frame);
   }
 
   small(turn) {
@@ -145,6 +158,7 @@ class Details {
     if (turn.finish) words.push(`finish ${turn.finish}`);
     if (turn.ids.length) words.push(turn.trainable ? "trainable" : "not trainable");
     if (turn.temperature !== null && turn.temperature !== 1) words.push(`temperature ${figure(turn.temperature)}`);
+    if (turn.distance) words.push(`its parent was come back to at a distance of ${figure(turn.distance)}`);
     words.push(`prompt keeps ${figure(turn.keep)} and adds ${figure(turn.delta)} tokens`, `seed ${turn.seed}`);
     return el("p", { class: "hint", text: words.join(" · ") });
   }

@@ -153,7 +153,8 @@ def turn_json(turn: Turn, decode: Decode | None, limit: int = TEXT) -> dict[str,
         "observation": None if seen is None else _text(seen.text, limit),
         "provenance": "" if seen is None else _text(seen.provenance, 80),
         "pictures": [] if seen is None else pictures(seen),
-        "mark": None,
+        "boxes": boxes(seen),
+        "refs": refs(turn.action),
         "distance": None if seen is None or not seen.distance else _number(seen.distance),
         "ids": done.token_ids,
         "logprobs": [round(value, 4) if np.isfinite(value) else None for value in done.logprobs],
@@ -225,26 +226,28 @@ def pictures(seen: Observation) -> list[str]:
 
 
 def turns_json(turns: Sequence[Turn], decode: Decode | None, limit: int = TEXT) -> list[dict[str, Any]]:
-    """The turns of a path; `mark` is where the action's element stands in the picture of the turn before."""
-    found = [turn_json(turn, decode, limit) for turn in turns]
-    for before, turn, shown in zip(turns, turns[1:], found[1:], strict=False):
-        shown["mark"] = mark(turn.action, before.observation)
-    return found
+    return [turn_json(turn, decode, limit) for turn in turns]
 
 
-def mark(action: Action | None, seen: Observation | None) -> list[float] | None:
-    """Left, top, width and height of the element that an action names, as shares of the picture it was chosen on."""
-    if action is None or seen is None:
-        return None
-    refs = [call.arguments.get("ref") for call in action.calls]
-    for part in seen.shown:
-        boxes, raw = part.get("boxes"), part.get("png")
-        box = next((boxes[ref] for ref in refs if ref in boxes), None) if isinstance(boxes, Mapping) else None
-        if box is not None and isinstance(raw, bytes) and raw.startswith(b"\x89PNG") and len(raw) >= 24:
+def boxes(seen: Observation | None) -> dict[str, list[float]]:
+    """Where elements stand in the first picture, by reference: left, top, width and height as shares of it."""
+    for part in seen.shown if seen is not None else ():
+        known, raw = part.get("boxes"), part.get("png")
+        if isinstance(known, Mapping) and isinstance(raw, bytes) and raw.startswith(b"\x89PNG") and len(raw) >= 24:
             width, height = (int.from_bytes(raw[at : at + 4], "big") for at in (16, 20))
-            if width and height:
-                return [_number(v / size) or 0.0 for v, size in zip(box, (width, height) * 2, strict=True)]
-    return None
+            sides = (width, height, width, height)
+            return {
+                str(ref): [round(float(v) / side, 5) for v, side in zip(box, sides, strict=True)]
+                for ref, box in known.items()
+                if width and height and isinstance(box, list) and len(box) == 4
+            }
+    return {}
+
+
+def refs(action: Action | None) -> list[str]:
+    """The elements that an action names."""
+    named = (call.arguments.get(name) for call in (action.calls if action else ()) for name in ("ref", "to"))
+    return [ref for ref in named if isinstance(ref, str) and ref]
 
 
 def facets_json(facets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

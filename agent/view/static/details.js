@@ -132,7 +132,8 @@ class Details {
 
   pictures(turn, turns) {
     const before = turns[turns.indexOf(turn) - 1];
-    const acted = turn.mark && before && before.pictures.length ? this.marked(before.pictures[0], turn.mark) : null;
+    const marks = before ? turn.refs.map((ref) => before.boxes[ref]).filter(Boolean) : [];
+    const acted = marks.length && before.pictures.length ? this.marked(before.pictures[0], marks) : null;
     const shown = turn.pictures.map((address) => this.picture(address, "what the world showed"));
     return acted || shown.length
       ? el("section", {}, acted ? el("h3", { text: "acted on" }) : null, acted,
@@ -146,10 +147,13 @@ class Details {
       : el("p", { class: "hint", text: "a part that is not a PNG or JPEG picture is not shown" });
   }
 
-  marked(address, mark) {
-    const frame = el("div", { class: "frame" });
-    ["left", "top", "width", "height"].forEach((side, i) => { frame.style[side] = `${100 * mark[i]}%`; });
-    return el("div", { class: "marked" }, this.picture(address, "the page with the element that was acted on"), frame);
+  marked(address, marks) {
+    const frames = marks.map((mark) => {
+      const frame = el("div", { class: "frame" });
+      ["left", "top", "width", "height"].forEach((side, i) => { frame.style[side] = `${100 * mark[i]}%`; });
+      return frame;
+    });
+    return el("div", { class: "marked" }, this.picture(address, "the page with what was acted on"), frames);
   }
 
   small(turn) {

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from treewright.benchmarks.web_pages import COUNT
+from treewright.benchmarks.web_same import against_apted, arrivals, timed_distances
 from treewright.benchmarks.web_trials import (
     Live,
     MiniWob,
@@ -82,6 +84,8 @@ async def _measured(console: Console, quick: bool, peer: Path | None) -> dict[st
             f"fingerprints: {prints['same']:.3f} of visits equal (every character: {prints['strict']:.3f}), "
             f"{prints['other']:.3f} of real changes told apart"
         )
+        await _same_page(console, figures, more, 4 if quick else COUNT)
+        _distances(console, figures, 20 if quick else 200)
     finally:
         await market.SITE.stop()
         if BAZAAR.close is not None:
@@ -89,6 +93,41 @@ async def _measured(console: Console, quick: bool, peer: Path | None) -> dict[st
     if quick:
         console.print("quick: a sample of pages and tasks; use the full run for anything that is quoted")
     return {"figures": figures, **more}
+
+
+async def _same_page(console: Console, figures: Figures, more: dict[str, Any], pages: int) -> None:
+    """Restless pages that are come back to, and pairs that look alike."""
+    found = await arrivals("distance:0.05", pages)
+    strict = await arrivals("exact", min(pages, 10))
+    _put(figures, "same_page_found", found.found / found.nodes, "share of nodes")
+    _put(figures, "same_page_found_exact", strict.found / strict.nodes, "share of nodes")
+    _put(figures, "same_page_false", found.false, "pairs")
+    _put(figures, "same_page_pairs", found.pairs, "pairs")
+    _put(figures, "same_page_largest", found.largest, "share of nodes that differ")
+    more["same_page_lost"] = found.lost
+    console.print(
+        f"the same page: {found.found} of {found.nodes} nodes of {pages} restless pages reached again (exact: "
+        f"{strict.found} of {strict.nodes}), {found.false} of {found.pairs} pairs that look alike taken for the same"
+    )
+
+
+def _distances(console: Console, figures: Figures, pairs: int) -> None:
+    taken = sorted(timed_distances(pairs))
+    _put(figures, "page_distance_ms_p95", taken[int(0.95 * (len(taken) - 1))], "ms")
+    _put(figures, "page_distance_ms_median", taken[len(taken) // 2], "ms")
+    console.print(
+        f"distance of two pages of 2,000 nodes: {figures['page_distance_ms_median']['value']:.1f} ms, "
+        f"{figures['page_distance_ms_p95']['value']:.1f} ms at p95"
+    )
+    compared = against_apted(3, 200)
+    if compared is None:
+        console.print("not compared with APTED; type: pip install apted==1.0.3")
+        return
+    own, library, equal = compared
+    _put(figures, "page_distance_200_ms", own, "ms")
+    _put(figures, "page_distance_apted_200_ms", library, "ms")
+    _put(figures, "page_distance_equals_apted", equal, "share of pairs")
+    console.print(f"of 200 nodes: {own:.2f} ms, APTED {library:.0f} ms; {equal:.2f} of distances equal")
 
 
 def _put(figures: Figures, name: str, value: float, unit: str) -> None:

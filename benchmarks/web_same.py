@@ -15,7 +15,7 @@ from treewright.envs.web.environment import FullWebEnvironment
 from treewright.envs.web.sameness import SiteMemory
 from treewright.search.restore import Pool, Snapshots, Waypoint
 
-__all__ = ["Arrivals", "arrivals", "timed_distances"]
+__all__ = ["Arrivals", "against_apted", "arrivals", "timed_distances"]
 
 TASK = Task("same", "t", "look around")
 
@@ -117,6 +117,47 @@ def timed_distances(pairs: int, nodes: int = 2000, share: float = 0.05, seed: in
         distance(page, other, int(share * nodes))
         taken.append(1000 * (time.perf_counter() - began))
     return taken
+
+
+def against_apted(pairs: int, nodes: int, seed: int = 1) -> tuple[float, float, float] | None:
+    """Milliseconds of a comparison without bound by `distance` and by the library apted, and the share of pairs for
+    which both give the same; None where that library is missing."""
+    try:
+        from apted import APTED  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    chance = random.Random(seed)
+    own, library, equal = 0.0, 0.0, 0
+    for _ in range(pairs):
+        page = _page(chance, nodes)
+        other = _changed(chance, page, 5)
+        began = time.perf_counter()
+        found = distance(page, other)
+        between = time.perf_counter()
+        best = APTED(_linked(page), _linked(other)).compute_edit_distance()
+        own, library = own + between - began, library + time.perf_counter() - between
+        equal += found == best
+    return 1000 * own / pairs, 1000 * library / pairs, equal / pairs
+
+
+@dataclass(slots=True)
+class _Linked:
+    """A node as that library takes it."""
+
+    name: str
+    children: list[_Linked] = field(default_factory=list)
+
+
+def _linked(rows: list[tuple[int, str]]) -> _Linked:
+    root = _Linked("")
+    trail = [(-1, root)]
+    for depth, label in rows:
+        while trail[-1][0] >= depth:
+            trail.pop()
+        node = _Linked(label)
+        trail[-1][1].children.append(node)
+        trail.append((depth, node))
+    return root.children[0]
 
 
 def _page(chance: random.Random, nodes: int) -> list[tuple[int, str]]:

@@ -254,21 +254,13 @@ def _copy(page: _Seen) -> Action:
 
 
 def _date(page: _Seen) -> Action:
-    return _typed_in_parts(page, re.findall(r"\d+", page.goal)[:3])
+    month, day, year = re.findall(r"\d+", page.goal)[:3]
+    return _filled(page, [f"{year}-{month}-{day}"], "date")
 
 
 def _time(page: _Seen) -> Action:
     hours, minutes, half = re.findall(r"(\d+):(\d+) ([AP]M)", page.goal)[0]
-    return _typed_in_parts(page, [hours.zfill(2), minutes, half])
-
-
-def _typed_in_parts(page: _Seen, parts: Sequence[str]) -> Action:
-    """Fields that one picker is made of: the first is clicked, the others follow by themselves."""
-    if not page.done:
-        return _click(page.all("spinbutton")[0])
-    if len(page.done) == 1:
-        return Action.of("type", text="".join(parts))
-    return _submit(page)
+    return _filled(page, [f"{int(hours) % 12 + 12 * (half == 'PM'):02}:{minutes}"], "time")
 
 
 def _word(page: _Seen) -> Action:

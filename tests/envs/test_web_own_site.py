@@ -3,6 +3,7 @@
 # ruff: noqa: E501
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from treewright.envs.registry import suite
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.effects import Target, judge
 from treewright.envs.web.outcome import Check, Ending, StateCheck, holds
-from treewright.envs.web.own_site import EffectRule, web_suite
+from treewright.envs.web.own_site import EffectRule, SiteFile, web_suite
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from local_site import serve_pages
@@ -367,3 +368,14 @@ async def test_a_live_site_whose_every_page_counts_its_visitors_is_searched_from
     assert "Divergence" not in near and "reward 1" in near
     assert "changes by itself at" in near and "p:nth(1)" in near
     assert json.loads((tmp_path / "shop.learned.json").read_text())
+
+
+async def test_the_docs_name_every_field_and_their_file_and_tasks_are_right(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "web.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    tasks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0]
+    (tmp_path / "shop.toml").write_text(block)
+    (tmp_path / "tasks.jsonl").write_text(tasks)
+    found = web_suite(str(tmp_path / "shop.toml"))
+    assert [task.id for task in found.tasks("train", 9)] == ["price", "order", "cart", "rows"]
+    assert all(f"`{name}" in text or re.search(rf"^\[*{name}\b", block, re.M) for name in SiteFile.model_fields)

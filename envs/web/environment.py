@@ -113,14 +113,14 @@ class WebEnvironment(WebHands):
                 with tab.faults(f"{self.name} {call.name}"):
                     target = await self._target(call)
                     before = self._judge(target)
-                    denied = len(tab.gate.denied)
+                    refused = tab.gate.refused
                     tab.watcher.begin()
                     tab.watcher.leaves = False
                     tab.gate.writes = self._may_write(target, before)
                     settled, observation = await self._act(tab, call, before)
                     tab.gate.writes = not self._guarded
         expected = before is Effect.IRREVERSIBLE or bool(target and target.method not in ("", *SAFE_METHODS))
-        stopped = list(tab.gate.denied)[denied:]
+        stopped = list(tab.gate.denied)[-(tab.gate.refused - refused) :] if tab.gate.refused > refused else []
         tried = [entry.split(" ", 1)[0] for entry in stopped if " " in entry]  # some the browser does not tell of
         effect = self._cap(after_traffic(before, [*tab.traffic.methods(self.posts), *tried], expected=expected))
         info = {

@@ -80,7 +80,7 @@ class AllowList:
 class Gate:
     """A filtering HTTP proxy for one session.
 
-    denied  the last 1,000 host:port, or 'METHOD host:port/path', that were asked for in vain
+    denied  the last 1,000 host:port, or 'METHOD host:port/path', that were asked for in vain; `refused` counts all
     writes  whether methods that may change something may pass
     posts   beginnings of paths that may be sent to by any method at any time: sites that ask by POST
     """
@@ -90,6 +90,7 @@ class Gate:
         self.posts = tuple(posts)
         self.writes = True
         self.denied: deque[str] = deque(maxlen=1000)
+        self.refused = 0
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
 
@@ -102,6 +103,10 @@ class Gate:
         if self._server is None:
             raise RuntimeError("the gate is not open; await start() first")
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def deny(self, what: str) -> None:
+        self.denied.append(what)
+        self.refused += 1
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_HEAD_LIMIT)
@@ -137,12 +142,12 @@ class Gate:
         host, port, path = _target(target, tunnel)
         address = await self.allow.resolve(host, port)
         if address is None:
-            self.denied.append(f"{host}:{port}")
+            self.deny(f"{host}:{port}")
             writer.write(_REFUSED if tunnel else _DENIED)
             await writer.drain()
             return
         if not tunnel and self.stops(method, path):
-            self.denied.append(f"{method} {host}:{port}{path}")
+            self.deny(f"{method} {host}:{port}{path}")
             writer.write(_DENIED)
             await writer.drain()
             return
@@ -174,7 +179,7 @@ class Gate:
         method, path, _ = line.decode("latin-1").split(" ", 2)
         fields = _fields(headers)
         if method != "GET" or fields.get(b"upgrade", b"").lower() != b"websocket":
-            self.denied.append(f"{method} {place}{path}")
+            self.deny(f"{method} {place}{path}")
             return
         # Without extensions: where messages are compressed, none of them could be left out.
         kept = [x for x in headers.split(b"\r\n") if x and not x.lower().startswith(b"sec-websocket-extensions")]
@@ -196,7 +201,7 @@ class Gate:
             if 0 < code < 8:  # a message begins; what continues it has code 0
                 stopped = self.stops("SEND", path)
                 if stopped:
-                    self.denied.append(f"SEND {place}{path}")
+                    self.deny(f"SEND {place}{path}")
             passes = code >= 8 or not stopped
             left = size + (4 if head[1] & 128 else 0)
             if passes:

@@ -231,16 +231,19 @@ class _Reader:
             return "popup"
         return "toggle" if role == "button" and "pressed" in properties else ""
 
-    def _within(self, node: Node) -> None:
-        """What can be used inside of something usable; its text is in the name already."""
+    def _within(self, node: Node, outer: str | None = None) -> None:
+        """What can be used inside of something usable; its text is in the name already, and what has the whole of that
+        name is what it is used by."""
+        outer = _name(node) if outer is None else outer
         for child in self._children(node):
             role = _role(child)
-            if self._stands_alone(child, role) or ((use := self._use(child)) and use.own and use.kind != "scroll"):
+            alone = self._stands_alone(child, role) or ((use := self._use(child)) and use.own and use.kind != "scroll")
+            if alone and _plain(_name(child) or self._words(child)) != _plain(outer):
                 self.walk(child)
                 self._text.clear()
                 self._pieces.clear()
             else:
-                self._within(child)
+                self._within(child, outer)
 
     def _stands_alone(self, node: Node, role: str) -> bool:
         return (not node.get("ignored") and (role in CLICKABLE or role in ASSIGNED_ROLES)) or _editor(node)
@@ -351,6 +354,10 @@ def _editor(node: Node) -> bool:
     properties = _properties(node)
     kind = properties.get("editable")
     return kind == "richtext" or (kind == "plaintext" and properties.get("focusable") is True)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _properties(node: Node) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Window:
 async def _stop_methods(gate: Gate, route: Route) -> None:
     request = route.request
     if gate.stops(request.method, urlsplit(request.url).path):
-        gate.denied.append(f"{request.method} {urlsplit(request.url).netloc}{urlsplit(request.url).path}")
+        gate.deny(f"{request.method} {urlsplit(request.url).netloc}{urlsplit(request.url).path}")
         await route.abort("aborted")
     else:
         await route.continue_()
@@ -99,7 +99,7 @@ def _stop_messages(gate: Gate, route: WebSocketRoute) -> None:
 
     def pass_on(message: str | bytes) -> None:
         if gate.stops("SEND", parts.path):
-            gate.denied.append(f"SEND {parts.netloc}{parts.path}")
+            gate.deny(f"SEND {parts.netloc}{parts.path}")
         else:
             server.send(message)
 
@@ -244,7 +244,7 @@ class Tab:
         self, url: str, settle: Callable[[Tab], Awaitable[bool]], regions: Regions
     ) -> tuple[PageView, Uses]:
         """An address as another visit shows it just now, in a window that nobody sees; its traffic is not counted."""
-        traffic, denied = self.watcher.traffic, list(self.gate.denied)
+        traffic, denied, refused = self.watcher.traffic, list(self.gate.denied), self.gate.refused
         self._opening, self.watcher.traffic = True, Traffic()
         try:
             page = await self.context.new_page()
@@ -263,6 +263,7 @@ class Tab:
             self._opening, self.watcher.traffic = False, traffic
             self.gate.denied.clear()
             self.gate.denied.extend(denied)
+            self.gate.refused = refused
 
     async def navigate(self, url: str) -> None:
         try:

@@ -210,3 +210,10 @@ async def test_gate_answers_502_when_nobody_listens():
     assert b"502" in await asyncio.wait_for(reader.read(), 5)
     writer.close()
     await gate.close()
+
+
+def test_a_gate_counts_what_it_refused_beyond_what_it_remembers():
+    gate = Gate(AllowList.of([]))
+    for number in range(1200):
+        gate.deny(f"POST h/{number}")
+    assert (gate.refused, len(gate.denied), gate.denied[-1]) == (1200, 1000, "POST h/1199")

@@ -409,7 +409,8 @@ class _Search:
     def _unfinished(self, node: int) -> bool:
         """Open, or a draft that may still be executed: its effect is not known to wait for commit."""
         status = self.tree.status[node]
-        return status is NodeStatus.OPEN or (status is NodeStatus.DRAFT and self.tree.effect[node] is Effect.UNKNOWN)
+        waiting = self.tree.effect[node] is Effect.IRREVERSIBLE
+        return status is NodeStatus.OPEN or (status is NodeStatus.DRAFT and not waiting)
 
     # -- starting and resuming ----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from treewright.agent.cli.bench import bench
 from treewright.agent.cli.collect import collect
 from treewright.agent.cli.data import export_command, import_command
 from treewright.agent.cli.demo import demo, seedling
+from treewright.agent.cli.explore import explore
 from treewright.agent.cli.loop import eval_, loop
 from treewright.agent.cli.plans import plans_command
 from treewright.agent.cli.run import run
@@ -39,6 +40,7 @@ app.command()(run)
 app.command()(collect)
 app.command()(loop)
 app.command("eval")(eval_)
+app.command()(explore)
 app.command()(show)
 app.command()(config)
 app.command()(demo)

@@ -57,7 +57,8 @@ async def test_cascade_knows_the_effect_of_a_draft_when_it_is_drawn_and_pops_wha
     tree, done = await grown()
     drafts = [i for i in range(1, len(tree)) if tree.status[i] is NodeStatus.DRAFT]
     pay = Action.of("use", what="pay")
-    assert "pay" not in done and all(tree.action[node] != pay for node in tree.pops)
+    assert "look" in done and "pay" not in done and all(tree.action[node] != pay for node in tree.pops)
+    assert len(tree.pops) == 4
     assert {tree.effect[i] for i in drafts if tree.action[i] == pay} == {Effect.IRREVERSIBLE}
     assert any(tree.action[i] == pay for i in drafts)
 

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from treewright.agent.policies.headed import HeadedPolicy
 from treewright.agent.policies.policy import SEEDLING, Policy
 from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
+from treewright.training.manifest import MANIFEST, read_manifest
 
 __all__ = ["loading_model", "open_policy", "serve_weights"]
 
@@ -42,7 +44,7 @@ def open_policy(spec: str, **options: Any) -> Policy:
     try:
         if kind in ("hf", "vllm") and rest and "@http" not in rest:
             with loading_model(SEEDLING if (kind, rest) == ("vllm", "seedling") else rest):
-                return _KINDS[kind](rest, options)
+                return _headed(_KINDS[kind](rest, options), rest)
         return _KINDS[kind](rest, options)
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors", "vllm"):
@@ -51,6 +53,14 @@ def open_policy(spec: str, **options: Any) -> Policy:
         raise TreewrightError(
             f"policy {spec!r} needs {error.name}, which is not installed; type: pip install 'treewright[{extra}]'"
         ) from error
+
+
+def _headed(policy: Policy, folder: str) -> Policy:
+    """A checkpoint that was trained with a head (`treewright train sft --head`) acts with it, and its name says so."""
+    if not (Path(folder) / MANIFEST).is_file():
+        return policy
+    head = read_manifest(Path(folder))["extra"].get("head")
+    return HeadedPolicy(policy, head) if head else policy
 
 
 @contextmanager

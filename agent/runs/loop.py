@@ -169,6 +169,7 @@ class Ahead(TypedDict):
 class Learner:
     """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them.
 
+    base   the policy that the run was begun with, as --policy names it; kept with every checkpoint
     saved  the folder of the trainer's present weights, once there is one
     ahead  of a loop that goes on one step behind: how the round that it stopped in was begun
     """
@@ -176,6 +177,7 @@ class Learner:
     trainer: Any
     folder: Path
     keep: int = 3
+    base: str | None = None
     rounds: list[Round] = field(default_factory=list)
     iteration: int = 0
     saved: Path | None = None
@@ -186,7 +188,7 @@ class Learner:
         from treewright.training import checkpoint
 
         stats = self.trainer.update(trees)
-        saved = checkpoint.save(self.trainer, self.folder, self.keep, extra)
+        saved = checkpoint.save(self.trainer, self.folder, self.keep, {"policy": self.base, **extra})
         self.knows(saved.path)
         return stats, saved
 
@@ -194,7 +196,9 @@ class Learner:
         """A checkpoint of the weights as they are, for recipes that train in their own way. Blocking."""
         from treewright.training import checkpoint
 
-        saved = checkpoint.save(self.trainer, self.folder, self.keep, {"iteration": self.iteration, **extra})
+        saved = checkpoint.save(
+            self.trainer, self.folder, self.keep, {"iteration": self.iteration, "policy": self.base, **extra}
+        )
         self.knows(saved.path)
         return saved
 

@@ -10,9 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from treewright.agent.cli.main import app
+from treewright.agent.policies.headed import HeadedPolicy, head_ids
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.runs.loop import rates_of, rule_of
-from treewright.agent.runs.ping import HeadedPolicy, Measured, head_ids, is_refusal, read_lines, refusals, search_prefix
+from treewright.agent.runs.ping import Measured, is_refusal, read_lines, refusals, search_prefix
 from treewright.envs import TreewrightError
 from treewright.search.store import TreeStore
 

@@ -188,7 +188,7 @@ class Learner:
         from treewright.training import checkpoint
 
         stats = self.trainer.update(trees)
-        saved = checkpoint.save(self.trainer, self.folder, self.keep, {"policy": self.base, **extra})
+        saved = checkpoint.save(self.trainer, self.folder, self.keep, {**self._begun(), **extra})
         self.knows(saved.path)
         return stats, saved
 
@@ -197,10 +197,13 @@ class Learner:
         from treewright.training import checkpoint
 
         saved = checkpoint.save(
-            self.trainer, self.folder, self.keep, {"iteration": self.iteration, "policy": self.base, **extra}
+            self.trainer, self.folder, self.keep, {"iteration": self.iteration, **self._begun(), **extra}
         )
         self.knows(saved.path)
         return saved
+
+    def _begun(self) -> dict[str, str]:
+        return {} if self.base is None else {"policy": self.base}
 
     def restore(self, saved: Any) -> int:
         """Goes back to a checkpoint; the iteration to go on with."""

@@ -15,13 +15,16 @@ from treewright.agent.cli.options import (
     Name,
     PolicySpec,
     QuestionFile,
+    RewardName,
     Sets,
     Suites,
+    TasksFile,
     bar,
     console,
     go,
     read_config,
 )
+from treewright.agent.cli.telling import brief, tell_of_cuts, tell_of_node_faults
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ def collect(
     suites: Suites = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
+    tasks_file: TasksFile = None,
+    reward: RewardName = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -60,7 +65,7 @@ def collect(
     from treewright.agent.runs.loop import budget_of, evaluator_of, evidence_of, rates_of, rule_of, settings_of
     from treewright.search.store import TreeStore
 
-    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions, tasks_file, reward)
     if workers is not None or url is not None:  # a shared store in the configuration does without --url
         _collect_by_workers(cfg, workers, url, tasks, batch, split)
         return
@@ -82,6 +87,8 @@ def collect(
                     await actor.close()
         _summarise(trees)
         _tell_of_others(trees, rule.name)
+        tell_of_cuts(trees)
+        tell_of_node_faults(trees)
         tell_of_faults(trees, cfg.store_at)
         console.print(f"stored in {cfg.store_at}; next: treewright train --name {cfg.name}", soft_wrap=True)
 
@@ -141,12 +148,7 @@ def _tell_of_others(trees: Sequence[Tree], rule: str) -> None:
 
 def tell_of_faults(trees: Sequence[Tree], store: str | None = None) -> None:
     """What kept worlds from coming up, and how to grow those trees anew. Raises TreewrightError if none came up."""
-    from treewright.agent.view.report import clean
-
-    def brief(fault: str) -> str:  # a browser's goes on with its whole log
-        return next((line.strip()[:300] for line in fault.splitlines() if line.strip()), fault)
-
-    causes = Counter(f"{t.task.suite}: {brief(clean(t.fault[0]))}" for t in trees if t.fault[0] is not None)
+    causes = Counter(f"{t.task.suite}: {brief(t.fault[0])}" for t in trees if t.fault[0] is not None)
     if not causes:
         return
     lines = [f"{count} of {len(trees)} trees never began, {cause}" for cause, count in causes.most_common(5)]

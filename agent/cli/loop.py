@@ -13,13 +13,16 @@ from treewright.agent.cli.options import (
     Name,
     PolicySpec,
     QuestionFile,
+    RewardName,
     Sets,
     Suites,
+    TasksFile,
     bar,
     console,
     go,
     read_config,
 )
+from treewright.agent.cli.telling import Cuts, tell_of_cuts, tell_of_node_faults
 
 if TYPE_CHECKING:
     pass
@@ -33,6 +36,8 @@ def loop(
     suites: Suites = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
+    tasks_file: TasksFile = None,
+    reward: RewardName = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -45,11 +50,13 @@ def loop(
       treewright loop --name other --policy vllm:seedling --set loop.behind=1
     """
     from treewright.agent.policies.opening import loading_model, open_policy
-    from treewright.agent.runs.collect import open_worlds, suites_of
+    from treewright.agent.runs.collect import Failure, open_worlds, suites_of
     from treewright.agent.runs.loop import Learner, Round, make_trainer, model_folder, resume_loop, rule_of, run_loop
     from treewright.search.store import TreeStore
+    from treewright.search.tree import Tree
 
-    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
+    cuts = Cuts()
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions, tasks_file, reward)
     found = suites_of(cfg)
     rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
 
@@ -72,10 +79,16 @@ def loop(
                         rates = "  ".join(f"{k} {100 * v:.0f}%" for k, v in done.success.items())
                         console.print(f"iteration {done.index + 1}: {rates}  ({done.seconds:.1f} s)")
 
-                    await run_loop(cfg, worlds, actor, learner, store, first, advance, note)
+                    def grown(done: Tree | Failure) -> None:
+                        advance(done)
+                        if isinstance(done, Tree):
+                            cuts.add(done)
+
+                    await run_loop(cfg, worlds, actor, learner, store, first, grown, note)
         finally:
             store.close()
             await actor.close()
+        cuts.tell()
         if total == 0:
             console.print(f"all {cfg.loop.iterations} iterations are done; more: --set loop.iterations={first + 4}")
         if learner.saved is not None:
@@ -92,6 +105,8 @@ def eval_(
     suites: Suites = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
+    tasks_file: TasksFile = None,
+    reward: RewardName = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -107,7 +122,7 @@ def eval_(
     from treewright.agent.runs.evaluate import evaluate
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
 
-    cfg = read_config(None, config, set_, suites, policy, corpus, questions)
+    cfg = read_config(None, config, set_, suites, policy, corpus, questions, tasks_file, reward)
     found = suites_of(cfg)
     acting_rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
     many = cfg.eval.tasks if tasks is None else tasks
@@ -128,6 +143,8 @@ def eval_(
                     )  # fmt: skip
             finally:
                 await actor.close()
+        tell_of_cuts(trees)
+        tell_of_node_faults(trees)
         tell_of_faults(trees)
         table = Table("suite", "tasks", "success", "oracle pick", "tokens", "env steps")
         for one in results.values():

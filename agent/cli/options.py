@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -24,8 +25,10 @@ __all__ = [
     "Name",
     "PolicySpec",
     "QuestionFile",
+    "RewardName",
     "Sets",
     "Suites",
+    "TasksFile",
     "bar",
     "console",
     "go",
@@ -40,13 +43,22 @@ Name = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; see [b]treewright config[/].")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One value, e.g. --set search.expansions=8.")]
-Suites = Annotated[str | None, typer.Option(help="Suites, comma separated: kg, stdlib, workbench, market, maze, …")]
+Suites = Annotated[
+    str | None, typer.Option(help="Suites, comma separated: kg, stdlib, …, mcp:…, gym:…, or MODULE:CLASS of your own.")
+]
 CorpusFile = Annotated[
     Path | None, typer.Option("--corpus", help="Own documents: JSONL with id and text, or a folder of texts.")
 ]
 QuestionFile = Annotated[
     Path | None,
     typer.Option("--questions", help="Own questions: JSONL with question and answers, or HotpotQA's and such."),
+]
+TasksFile = Annotated[
+    Path | None,
+    typer.Option("--tasks-file", help='Own tasks for the one suite named: JSON lines such as {"id": …, "goal": …}.'),
+]
+RewardName = Annotated[
+    str | None, typer.Option("--reward", help="With --tasks-file: MODULE:FUNCTION of (task, history[, object]).")
 ]
 PolicySpec = Annotated[
     str | None,
@@ -62,17 +74,18 @@ def read_config(
     policy: str | None,
     corpus: Path | None = None,
     questions: Path | None = None,
+    tasks_file: Path | None = None,
+    reward: str | None = None,
 ) -> Config:
     from treewright.agent.config import load_config
 
     more = list(sets or [])
     if suites is not None:
-        import json
-
         more.append("worlds.suites=" + json.dumps([s.strip() for s in suites.split(",") if s.strip()]))
-    for key, file in (("corpus", corpus), ("questions", questions)):
-        if file is not None:
-            more.append(f"worlds.{key}={file}")
+    given = {"corpus": corpus, "questions": questions, "tasks_file": tasks_file, "reward": reward}
+    for key, value in given.items():
+        if value is not None:
+            more.append(f"worlds.{key}={json.dumps(str(value))}")
     if policy is not None:
         more.append(f"policy.spec={policy}")
     if name is not None:

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
+from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported, shown_by
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
 from treewright.search.evidence import Evidence
 from treewright.search.peers import Peers, told_context
@@ -290,7 +290,7 @@ class Expander:
         """Starts the task and remembers the root."""
         root, key = self.tree.seed[0], self.tree.key(0)
         session.at = None
-        seen = await self.pool.timed(session.env.reset(self.task, key), "reset")
+        seen = shown_by(await self.pool.timed(session.env.reset(self.task, key), "reset"), Observation, "reset")
         session.tree, session.at = self.tree.tree_id, root
         tools = self.tools[root] = await self.pool.tools(session)
         if self.ways & {Restore.FORK, Restore.STATE}:
@@ -440,7 +440,8 @@ class Expander:
                 return Outcome(Observation(""), NodeStatus.DRAFT, math.nan, Effect.IRREVERSIBLE, steps=replayed)
         session.at = None
         try:
-            result = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
+            given = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
+            result = shown_by(given, StepResult, "step")
         except InvalidAction as error:
             session.at = spot.seed
             return self._invalid(spot, draft, str(error), replayed)

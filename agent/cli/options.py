@@ -24,8 +24,10 @@ __all__ = [
     "Name",
     "PolicySpec",
     "QuestionFile",
+    "RewardName",
     "Sets",
     "Suites",
+    "TasksFile",
     "again",
     "bar",
     "console",
@@ -43,13 +45,22 @@ Name = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; see [b]treewright config[/].")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One value, e.g. --set search.expansions=8.")]
-Suites = Annotated[str | None, typer.Option(help="Suites, comma separated: kg, stdlib, workbench, market, maze, …")]
+Suites = Annotated[
+    str | None, typer.Option(help="Suites, comma separated: kg, stdlib, …, mcp:…, gym:…, or MODULE:CLASS of your own.")
+]
 CorpusFile = Annotated[
     Path | None, typer.Option("--corpus", help="Own documents: JSONL with id and text, or a folder of texts.")
 ]
 QuestionFile = Annotated[
     Path | None,
     typer.Option("--questions", help="Own questions: JSONL with question and answers, or HotpotQA's and such."),
+]
+TasksFile = Annotated[
+    Path | None,
+    typer.Option("--tasks-file", help='Own tasks for the one suite named: JSON lines such as {"id": …, "goal": …}.'),
+]
+RewardName = Annotated[
+    str | None, typer.Option("--reward", help="With --tasks-file: MODULE:FUNCTION of (task, history[, object]).")
 ]
 PolicySpec = Annotated[
     str | None,
@@ -65,15 +76,22 @@ def read_config(
     policy: str | None,
     corpus: Path | None = None,
     questions: Path | None = None,
+    tasks_file: Path | None = None,
+    reward: str | None = None,
+    *,
     remember: bool = True,
+    **more: Any,
 ) -> Config:
-    """The configuration of a command. `remember`: what the run was begun with counts where nothing else is said."""
+    """The configuration of a command. `remember`: what the run was begun with counts where nothing else is said.
+
+    more  further values by key, such as store=
+    """
     from treewright.agent.config import load_config
 
     listed = [s.strip() for s in suites.split(",") if s.strip()] if suites is not None else None
     given = {
-        "worlds.suites": listed, "worlds.corpus": corpus, "worlds.questions": questions, "policy.spec": policy,
-        "name": name,
+        "worlds.suites": listed, "worlds.corpus": corpus, "worlds.questions": questions,
+        "worlds.tasks_file": tasks_file, "worlds.reward": reward, "policy.spec": policy, "name": name, **more,
     }  # fmt: skip
     return load_config(path, sets or (), {key: value for key, value in given.items() if value is not None}, remember)
 

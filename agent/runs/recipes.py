@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from treewright.agent.config import Config
-from treewright.agent.runs.collect import World
+from treewright.agent.runs.collect import World, tokens_for
 from treewright.agent.runs.loop import (
     Learner,
     budget_of,
@@ -79,8 +79,7 @@ async def grow_from(
     async def one(i: int, start: Start) -> Tree:
         world = worlds[start.task.suite]
         settings = settings_of(section, run=run, attempt=i, seed=config.seed + index)
-        if section.max_tokens is None:
-            settings = replace(settings, max_tokens=world.suite.max_tokens)
+        settings = replace(settings, max_tokens=tokens_for(world.suite, settings.max_tokens))
         async with gates[start.task.suite]:
             return await search_from(
                 start, world.suite.open, policy, rule=rule_of(section), evaluator=evaluator, budget=budget_of(section),

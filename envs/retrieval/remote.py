@@ -93,7 +93,7 @@ def make_remote_suite(
     results: int = 3,
     horizon: int = 8,
     reward: Literal["exact", "f1"] = "exact",
-    max_tokens: int = 64,
+    max_tokens: int | None = None,
 ) -> Suite:
     """A suite whose sessions share one client of the server at `url`. Raises CorpusError if ids are not unique."""
     server, of = RemoteServer(url), tasks_of(name, questions, horizon)

@@ -92,7 +92,7 @@ def make_suite(
     retriever: Retriever | None = None,
     horizon: int = 8,
     reward: Literal["exact", "f1"] = "exact",
-    max_tokens: int = 64,
+    max_tokens: int | None = None,
 ) -> Suite:
     """A suite over a corpus. Without a retriever a lexical index is built. Questions keep their order in a split.
 

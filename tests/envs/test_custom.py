@@ -132,7 +132,7 @@ def test_splits_keep_the_order_of_the_file_and_an_absent_one_is_an_error(tmp_pat
         ("maze", "test_custom", "not of the form 'module:name'"),
         ("maze", "json:lods", "did you mean 'loads'"),
         ("maze", 3, "reward must be a function"),
-        (3, short, "open must be a coroutine function"),
+        (3, short, "open is of type int; name a class, an object, a suite or a function"),
     ],
 )
 def test_a_wrong_world_or_reward_is_refused_at_once(tasks_file, open, reward, message):

@@ -45,9 +45,12 @@ class Place:
 
 
 class Game:
-    """One environment, used from one thread. A place is held as a copy of the environment where going back to it by
-    its actions would cost more than a copy, by the prices measured in this very session; else as its actions. A live world has no places: there nothing is
-    copied, and no action taken again."""
+    """One environment, used from one thread.
+
+    A place is held as a copy of the environment where going back to it by its actions would cost more than a copy, by
+    the prices measured in this very session; else as its actions. A live world has no places: there nothing is copied,
+    and no action taken again.
+    """
 
     def __init__(self, name: str, make: Callable[[], Any], describe: Callable[[Any], str] | None) -> None:
         self.name, self._make, self._describe = name, make, describe or words

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
+import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -25,6 +27,8 @@ from treewright.envs.types import Environment, Suite, Task
 __all__ = ["Open", "bare_suite", "opener_of", "own_world"]
 
 Open = Callable[[], Awaitable[Environment]]
+log = logging.getLogger("treewright")
+
 ENDS = ("done", "finish", "end_task")
 
 
@@ -88,7 +92,6 @@ def tool_world(made: Any, spec: str) -> ToolWorld:
     """An object, a class or a function of the task, with what its class says of effects and of being sandboxed."""
     kind = made if isinstance(made, type) else type(made)
     plain = inspect.isroutine(made) or isinstance(made, functools.partial)
-    name = spec.partition(":")[2] or spec
     effects = {} if plain else getattr(kind, "effects", {})
     if not isinstance(effects, dict):
         raise TreewrightError(f"{spec}: effects must be a dict such as {{'find': 'read'}}, not {effects!r}")
@@ -96,15 +99,14 @@ def tool_world(made: Any, spec: str) -> ToolWorld:
     end = next(end for end in (*ENDS, "treewright_done") if end not in taken)
     first: Any = "ready" if plain or "__str__" not in _defined(kind) else str
     try:
-        return ToolWorld.of(
-            made,
-            effects=effects,
-            name=name.lower(),
-            end=end,
-            first=first,
-        )
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            world = ToolWorld.of(made, effects=effects, name=spec, end=end, first=first)
     except TreewrightError as error:
         raise TreewrightError(f"{spec}: {error}") from error
+    for one in told:  # whoever named a world wrote no line of Python that a warning could point at
+        log.warning("%s", str(one.message).replace("sandboxed=", "in its class sandboxed = ", 1))
+    return world
 
 
 def _defined(kind: type) -> set[str]:

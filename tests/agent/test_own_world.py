@@ -202,6 +202,27 @@ def test_static_methods_are_tools_and_what_the_class_prints_is_the_first_observa
     assert best(trees("d")[0]) == 1.0
 
 
+def test_a_class_that_may_reach_out_says_what_to_write_in_it(here, caplog):
+    code = (
+        "import numpy as np\n"
+        "class Counts:\n"
+        "    def __init__(self): self.counts = np.zeros(2)\n"
+        "    def count(self, i: int): self.counts[i] += 1\n"
+        'def says(task, turns, tools, rng): return \'count {"i": 1}\' if not turns else \'done {"answer": "x"}\'\n'
+        "def reward(task, history, counts): return float(counts.counts[1])\n"
+    )
+    words = ("--suites", "own_bad:Counts", "--tasks-file", "tasks.jsonl", "--reward", "own_bad:reward", "--policy",
+             "scripted:own_bad:says")  # fmt: skip
+    Path("own_bad.py").write_text(code)
+    call("collect", "-n", "o", *words)
+    assert "uses numpy" in caplog.text and "say in its class sandboxed = True" in caplog.text
+    Path("own_bad.py").write_text(code.replace("class Counts:", "class Counts:\n    sandboxed = True"))
+    del sys.modules["own_bad"]
+    caplog.clear()
+    call("collect", "-n", "p", *words)
+    assert not caplog.text and best(trees("p")[0]) == 1.0
+
+
 # -- one way for every command ----------------------------------------------------------------------------------------
 
 TOML = """
@@ -345,6 +366,19 @@ def test_what_a_world_raises_is_one_fault_counted_and_the_rest_is_collected(here
         told = call(*line)
         assert says in told and "1 of 5 trees" in told, told
     assert [tree.exact for tree in sorted(trees(), key=lambda t: t.task.id)] == [True, True, False, True, True]
+
+
+def test_an_effect_that_cannot_be_told_in_a_live_world_is_a_fault_and_nothing_is_executed(here):
+    Path("own_bad.py").write_text(
+        BAD.replace("sandboxed = True", "sandboxed = False").replace(
+            "    def bad(self", "    async def effect(self, action):\n        raise LookupError('?')\n    def bad(self"
+        )
+    )
+    write("tasks.jsonl", [{"id": "t0", "goal": "go", "horizon": 4}])
+    told = call("collect", "-n", "o", "--suites", "own_bad:Env", "--tasks-file", "tasks.jsonl", "--reward",
+                "own_bad:reward", "--policy", "scripted:own_bad:pol")  # fmt: skip
+    assert "effect raised LookupError: ? (own_bad.py, line " in told
+    assert trees()[0].spent.env_steps == 0
 
 
 def test_a_script_that_raises_is_a_fault_of_the_policy_with_its_place(here):

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from treewright.agent.cli.options import again
 from treewright.agent.cli.usable import has_tokens
+from treewright.agent.config import SETTLED
 
 if TYPE_CHECKING:
     from treewright.agent.config import Config
     from treewright.search.tree import Tree
 
-__all__ = ["after_collecting", "valid_share"]
+__all__ = ["after_collecting", "collect_anew", "valid_share"]
 
 SOLVED = 1.0 - 1e-6
 TRAINABLE = ("seedling", "hf", "vllm")
@@ -35,6 +36,14 @@ def after_collecting(cfg: Config, trees: Sequence[Tree]) -> str:
         folder = shlex.quote(f"data/{cfg.name}")  # text alone: no credit without the policy's tokens
         return f"{again(cfg, f'export {folder}')} --formats sft --file-type jsonl"
     return again(cfg, "show")
+
+
+def collect_anew(cfg: Config, what: str, *settings: str) -> str:
+    """A collection in the same worlds under another name: finished trees are not grown again in another way."""
+    words = ["treewright", "collect", "--name", f"{cfg.name}-{what}"]
+    if (kept := cfg.home / SETTLED).is_file():
+        words += ["--config", str(kept)]
+    return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
 
 
 def valid_share(trees: Sequence[Tree]) -> tuple[int, int]:

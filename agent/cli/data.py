@@ -29,7 +29,7 @@ def _store_of(name: str, store: str | None) -> str:
         return store
     from treewright.agent.config import load_config
 
-    return load_config(None, [f"name={name}"]).store_at
+    return load_config(given={"name": name}, remember=True).store_at
 
 
 @data_app.command("export")

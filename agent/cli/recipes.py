@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from treewright.agent.cli.after import collect_anew
 from treewright.agent.cli.options import ConfigFile, Name, PolicySpec, Sets, Suites, again, console, go, say
 from treewright.agent.cli.training import Run, growing, open_run, show_stats, tell_round
 from treewright.envs.errors import TreewrightError
@@ -133,10 +134,8 @@ def prm(
         versions = sorted({t.header.policy_version for t in trees})
         model.save(target, {"run": run.config.name, "trees": len(trees), "policy_versions": versions, **stats})
         show_stats(stats)
-        own = run.config.name + "-prm"  # another run: trees are not grown again with another evaluator
-        words = ["treewright", "collect", "--name", own, *run.suites_option()]
-        words += ["--set", f"search.evaluator=prm:{target}"]
-        say(f"saved {target}; next: {shlex.join(words)}")
+        line = collect_anew(run.config, "prm", f"search.evaluator=prm:{target}")
+        say(f"saved {target}; next: {line}")
 
 
 def spar(

@@ -24,7 +24,7 @@ from treewright.agent.cli.options import (
     go,
     read_config,
 )
-from treewright.agent.cli.telling import brief, tell_of_cuts, tell_of_node_faults
+from treewright.agent.cli.telling import Notes, brief
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def collect(
                     await actor.close()
         _summarise(trees)
         _tell_of_others(trees, rule.name)
-        tell_of_cuts(trees)
-        tell_of_node_faults(trees)
+        Notes(trees).tell()
         tell_of_faults(trees, cfg.store_at)
         console.print(f"stored in {cfg.store_at}; next: treewright train --name {cfg.name}", soft_wrap=True)
 

@@ -61,12 +61,15 @@ class WorldsSection(_Section):
     """Where it acts."""
 
     suites: tuple[str, ...] = Field(
-        default=("kg", "stdlib", "workbench", "market"), description="by name; see docs/worlds.md"
+        default=("kg", "stdlib", "workbench", "market"),
+        description="by name, or MODULE:THING of your own; see docs/worlds.md",
     )
     sessions: int = Field(default=0, ge=0, description="per suite; 0: what the suite suggests")
     deadline: float = Field(default=60.0, gt=0, description="seconds for one call of the environment")
     tasks_file: Path | None = Field(default=None, description="own tasks: JSON lines, for one suite or module:object")
-    reward: str | None = Field(default=None, description="the reward of own tasks: module:function")
+    reward: str | None = Field(
+        default=None, description="of own tasks: module:function of (task, history[, object]); else the world's own"
+    )
     corpus: Path | None = Field(
         default=None, description="own documents: JSON lines with id and text, or a folder of texts"
     )
@@ -124,7 +127,7 @@ class SearchSection(_Section):
     )
     peers: int = Field(default=0, ge=0, description="for acting: most other branches that a prompt tells of")
     max_tokens: int | None = Field(
-        default=None, ge=1, description="most tokens of one draw; else what the suite suggests"
+        default=None, ge=1, description="most tokens of one draw; else what the suite suggests, or 512"
     )
     close: bool | None = Field(
         default=None,

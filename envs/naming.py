@@ -24,10 +24,15 @@ def import_named(name: str) -> ModuleType:
 
     A console script does not look for modules where it was started, but that is where people have theirs. The working
     directory is last in the search path and only while the module is imported, so it hides no installed package.
-    Raises ImportError as importlib does.
+    Raises ImportError as importlib does, and with the place for a module whose own code raises.
     """
     with modules_here():
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            raise
+        except Exception as error:
+            raise ImportError(f"importing it raised {type(error).__name__}: {error}{place_of(error)}") from error
 
 
 @contextmanager
@@ -59,10 +64,6 @@ def load_named(spec: str, what: str, known: str = "") -> Any:
         module = import_named(module_name)
     except ImportError as error:
         raise TreewrightError(f"{what} = {spec!r}: cannot import {module_name!r}: {error}") from error
-    except Exception as error:
-        raise TreewrightError(
-            f"{what} = {spec!r}: importing {module_name!r} raised {type(error).__name__}: {error}{place_of(error)}"
-        ) from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, dir(module), n=1)
         raise TreewrightError(

@@ -27,7 +27,7 @@ from treewright.agent.cli.options import (
     resumable,
     say,
 )
-from treewright.agent.cli.telling import brief, tell_of_cuts, tell_of_node_faults
+from treewright.agent.cli.telling import Notes, brief
 from treewright.agent.config import keep
 from treewright.envs.errors import TreewrightError
 
@@ -97,8 +97,7 @@ def collect(
                     await actor.close()
         _summarise(trees)
         _tell_of_others(trees, rule.name)
-        tell_of_cuts(trees)
-        tell_of_node_faults(trees)
+        Notes(trees).tell()
         tell_of_faults(trees, cfg.store_at)
         say(f"stored in {cfg.store_at}; next: {after_collecting(cfg, trees)}")
 

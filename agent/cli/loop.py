@@ -24,7 +24,7 @@ from treewright.agent.cli.options import (
     read_config,
     say,
 )
-from treewright.agent.cli.telling import Cuts, tell_of_cuts, tell_of_node_faults
+from treewright.agent.cli.telling import Notes
 from treewright.agent.config import keep
 
 __all__ = ["eval_", "loop"]
@@ -59,7 +59,7 @@ def loop(
     from treewright.search.tree import Tree
     from treewright.training.manifest import only_trainer
 
-    cuts = Cuts()
+    notes = Notes()
     cfg = read_config(name, config, set_, suites, policy, corpus, questions, tasks_file, reward)
     found = suites_of(cfg)
     rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
@@ -88,13 +88,13 @@ def loop(
                     def grown(done: Tree | Failure) -> None:
                         advance(done)
                         if isinstance(done, Tree):
-                            cuts.add(done)
+                            notes.add(done)
 
                     await run_loop(cfg, worlds, actor, learner, store, first, grown, note)
         finally:
             store.close()
             await actor.close()
-        cuts.tell()
+        notes.tell()
         if total == 0:
             say(
                 f"all {cfg.loop.iterations} iterations are done; more: {again(cfg, 'loop')} "
@@ -164,8 +164,7 @@ def eval_(
                     )  # fmt: skip
             finally:
                 await actor.close()
-        tell_of_cuts(trees)
-        tell_of_node_faults(trees)
+        Notes(trees).tell()
         tell_of_faults(trees)
         table = Table("suite", "tasks", "success", "oracle pick", "tokens", "env steps")
         for one in results.values():

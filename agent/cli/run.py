@@ -24,7 +24,7 @@ from treewright.agent.cli.options import (
     read_config,
     say,
 )
-from treewright.agent.cli.telling import tell_of_cuts, tell_of_node_faults
+from treewright.agent.cli.telling import Notes
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
         )  # fmt: skip
     for tree in episode.trees:
         _print_tree(tree)
-    tell_of_cuts(episode.trees)
-    tell_of_node_faults(episode.trees)
+    Notes(episode.trees).tell()
     for done in episode.commits:
         console.print(f"commit: {done.next.value}: {done.reason}", markup=False, highlight=False)
         for key in done.approved:
@@ -150,8 +149,7 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
 
 def _tell(trees: Sequence[Tree]) -> None:
     """What is to be said of trees beside themselves. Raises TreewrightError if the world never came up."""
-    tell_of_cuts(trees)
-    tell_of_node_faults(trees)
+    Notes(trees).tell()
     tell_of_faults(trees)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from treewright.agent.cli.options import console
@@ -12,7 +12,7 @@ from treewright.search.types import NodeStatus
 if TYPE_CHECKING:
     from treewright.search.tree import Tree
 
-__all__ = ["Cuts", "brief", "tell_of_cuts", "tell_of_node_faults"]
+__all__ = ["Notes", "brief"]
 
 MOST = 5  # causes that are told one by one
 
@@ -36,29 +36,47 @@ class Cuts:
             _say(f"{told}; more: --set search.max_tokens={2 * tokens}")
 
 
-def tell_of_cuts(trees: Iterable[Tree]) -> None:
-    cuts = Cuts()
-    for tree in trees:
-        cuts.add(tree)
-    cuts.tell()
+class Faults:
+    """Counts what worlds, rewards and policies failed with below the roots, and in how many trees."""
+
+    def __init__(self) -> None:
+        self.trees = 0
+        self.steps: Counter[str] = Counter()  # by cause
+        self.hit: Counter[str] = Counter()  # trees, by cause
+
+    def add(self, tree: Tree) -> None:
+        self.trees += 1
+        causes = Counter(
+            f"{tree.task.suite}: {brief(fault)}"
+            for fault, status in zip(tree.fault[1:], tree.status[1:], strict=True)
+            if fault is not None and status is NodeStatus.FAULT
+        )
+        self.steps.update(causes)
+        self.hit.update(causes.keys())
+
+    def tell(self) -> None:
+        for cause, count in self.steps.most_common(MOST):
+            steps = "1 step" if count == 1 else f"{count} steps"
+            _say(f"{steps} in {self.hit[cause]} of {self.trees} trees failed and are masked; {cause}")
+        if len(self.steps) > MOST:
+            _say(f"and {len(self.steps) - MOST} other faults; treewright show TREE prints them where they are")
 
 
-def tell_of_node_faults(trees: Sequence[Tree]) -> None:
-    """What worlds, rewards and policies failed with below the roots, how often and in how many trees."""
-    where: dict[str, set[str]] = {}
-    count: Counter[str] = Counter()
-    for tree in trees:
-        for node in range(1, len(tree)):
-            fault = tree.fault[node]
-            if fault is not None and tree.status[node] is NodeStatus.FAULT:
-                cause = f"{tree.task.suite}: {brief(fault)}"
-                where.setdefault(cause, set()).add(tree.tree_id)
-                count[cause] += 1
-    for cause, nodes in count.most_common(MOST):
-        steps = "1 step" if nodes == 1 else f"{nodes} steps"
-        _say(f"{steps} in {len(where[cause])} of {len(trees)} trees failed and are masked; {cause}")
-    if len(count) > MOST:
-        _say(f"and {len(count) - MOST} other faults; treewright show TREE prints them where they are")
+class Notes:
+    """Both, over the trees of a run as they come."""
+
+    def __init__(self, trees: Iterable[Tree] = ()) -> None:
+        self.cuts, self.faults = Cuts(), Faults()
+        for tree in trees:
+            self.add(tree)
+
+    def add(self, tree: Tree) -> None:
+        self.cuts.add(tree)
+        self.faults.add(tree)
+
+    def tell(self) -> None:
+        self.cuts.tell()
+        self.faults.tell()
 
 
 def brief(fault: str) -> str:

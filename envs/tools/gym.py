@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from treewright.envs.errors import InvalidAction, RestoreUnsupported, TreewrightError
-from treewright.envs.naming import import_named, modules_here, place_of
+from treewright.envs.naming import import_named, modules_here
 from treewright.envs.tools.gym_game import Game, Place
 from treewright.envs.tools.gym_spaces import action_schema
 from treewright.envs.tools.lane import Lane
@@ -158,9 +158,6 @@ def _import(id: str, module: str) -> None:
         import_named(module)
     except ImportError as error:
         raise TreewrightError(f"gym:{id}: cannot import {module!r}, which should register it: {error}") from error
-    except Exception as error:
-        what = f"importing {module!r} raised {type(error).__name__}: {error}{place_of(error)}"
-        raise TreewrightError(f"gym:{id}: {what}") from error
 
 
 def _spec(gymnasium: Any, id: str, module: str | None, known: str) -> Any:

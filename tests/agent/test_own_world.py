@@ -164,6 +164,19 @@ def test_what_cannot_be_opened_is_refused_with_one_sentence(here, thing, says):
         call("collect", "-n", "o", "--suites", thing, *OWN, *CLERK)
 
 
+@pytest.mark.parametrize(
+    "code, says", [("{}['x']", r"KeyError: 'x' \(own_bad.py, line 1\)"), ("def f(:", "SyntaxError")]
+)
+@pytest.mark.parametrize("where", ["suite", "reward", "policy"])
+def test_a_module_that_breaks_while_it_is_imported_is_told_with_its_place(here, code, says, where):
+    Path("own_bad.py").write_text(code)
+    words = {"suite": "own_desk:Desk", "reward": "own_desk:reward", "policy": "scripted:own_things:clerk"}
+    words[where] = "scripted:own_bad:f" if where == "policy" else "own_bad:f"
+    with pytest.raises(TreewrightError, match=says):
+        call("collect", "-n", "o", "--suites", words["suite"], "--tasks-file", "tasks.jsonl", "--reward",
+             words["reward"], "--policy", words["policy"])  # fmt: skip
+
+
 def test_a_class_without_tasks_says_how_tasks_are_given(here):
     with pytest.raises(TreewrightError, match=r"--tasks-file FILE\.jsonl --reward MODULE:FUNCTION"):
         call("collect", "-n", "o", "--suites", "own_desk:Desk", *CLERK)

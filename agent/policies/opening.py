@@ -6,15 +6,15 @@ torch and transformers are imported only when a policy that needs them is opened
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from treewright.agent.policies.policy import SEEDLING, Policy
+from treewright.agent.policies.policy import SEEDLING, Policy, Updatable
 from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
+from treewright.search.types import layers
 
 __all__ = ["loading_model", "open_policy", "serve_weights"]
 
@@ -27,7 +27,7 @@ def open_policy(spec: str, **options: Any) -> Policy:
     hf:FOLDER_OR_NAME          any transformers causal language model     (agent/policies/hf.py); grammar=True: draws
                                are actions (grammar.py); draft=True: fewer passes (drafting.py); both go together
     openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/policies/openai.py)
-    vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out
+    vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out (agent/policies/vllm_client.py)
     langgraph:MODULE:GRAPH     your own compiled LangGraph agent          (agent/policies/langgraph.py)
     vllm:FOLDER_OR_NAME        vLLM in this program; vllm:seedling is the packaged model (agent/policies/vllm_engine.py)
 
@@ -159,7 +159,7 @@ def _openai(rest: str, options: dict[str, Any]) -> Policy:
 def _vllm(rest: str, options: dict[str, Any]) -> Policy:
     if "@http" not in rest:
         return _vllm_here(rest, options)
-    from treewright.agent.policies.openai import VLLMPolicy
+    from treewright.agent.policies.vllm_client import VLLMPolicy
 
     return VLLMPolicy(*_served("vllm", rest), **options)
 
@@ -186,18 +186,18 @@ def _served(kind: str, rest: str) -> tuple[str, str]:
     return model, "http" + url
 
 
-async def serve_weights(policy: Any, folder: str | Path) -> str:
+async def serve_weights(policy: object, folder: str | Path) -> str:
     """Makes a policy serve the weights of a `save_pretrained` folder, in memory or over the wire; the new version.
 
     A policy that sleeps, because it shares an accelerator with the trainer, is woken for it. Raises TreewrightError for
     a policy that cannot exchange its weights.
     """
-    load = getattr(policy, "load_weights", None)
-    if load is None:
-        raise TreewrightError(f"policy {policy.name} cannot take new weights; use seedling, hf:… or vllm:…")
-    done = load(folder)
-    version = await done if inspect.isawaitable(done) else done
-    return str(version)
+    taker = next((p for p in layers(policy) if isinstance(p, Updatable)), None)
+    if taker is None:
+        name = policy.name if isinstance(policy, Policy) else type(policy).__name__
+        raise TreewrightError(f"policy {name} cannot take new weights; use seedling, hf:… or vllm:…")
+    done = taker.load_weights(folder)
+    return done if isinstance(done, str) else await done
 
 
 _KINDS: dict[str, Callable[[str, dict[str, Any]], Policy]] = {

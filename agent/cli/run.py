@@ -75,7 +75,7 @@ def run(
 
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
-    from treewright.agent.runs.evaluate import evaluate
+    from treewright.agent.runs.evaluate import evaluate, without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
 
     evaluator = evaluator_of(cfg.search, actor)
@@ -86,6 +86,8 @@ async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansio
     )  # fmt: skip
     for tree in trees:
         _print_tree(tree)
+    if causes := without_result(trees):
+        raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
 
 async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:

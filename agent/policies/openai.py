@@ -22,7 +22,7 @@ import httpx
 from treewright.agent.policies.actions import action_schema, repair_action
 from treewright.agent.policies.answers import Choice, Malformed, Refused, Reply, Usage, read, refusal, whole
 from treewright.agent.policies.prompts import chat_messages, native_text
-from treewright.agent.policies.served import ServedPolicy, ToolContext, together, tools_of, with_tools
+from treewright.agent.policies.served import ServedPolicy, ToolContext, amount, together, tools_of, with_tools
 from treewright.agent.policies.transport import Outage, Transport, passing, retry_after
 from treewright.agent.policies.ways import Ways
 from treewright.envs.errors import InvalidAction, TreewrightError
@@ -101,6 +101,8 @@ class OpenAIPolicy(ServedPolicy):
         if tools_as not in ("text", "schema"):
             raise TreewrightError(f"tools_as = {tools_as!r} is not known; write 'text' or 'schema'")
         self.model, self.name = model, name or f"openai:{model}"
+        amount("attempt_timeout", attempt_timeout, above=0.0, hint="seconds for one request")
+        amount("backoff", backoff, least=0.0, hint="seconds before the second attempt")
         self.wire = Transport(
             self.name, base_url, key_env=api_key_env, key_header=key_header, timeout=attempt_timeout,
             connections=concurrency,
@@ -242,7 +244,7 @@ class OpenAIPolicy(ServedPolicy):
         body = self._message(prompt, 1) | {"logprobs": True, "top_logprobs": 20, "temperature": 0}
         logprobs = (await self._answer(body)).choices[0].logprobs
         if logprobs is None or not logprobs.content or not logprobs.content[0].top_logprobs:
-            said = next((f": {why}" for what, why in self.ways.reasons.items() if what.startswith("logprobs")), "")
+            said = next((f": {why}" for what, why in self.ways.reasons.items() if "logprobs" in what), "")
             raise PolicyFault(f"{self.name} gives no log-probs of alternatives (top_logprobs); it cannot judge{said}")
         return {found.token: found.logprob for found in logprobs.content[0].top_logprobs}
 

@@ -6,6 +6,7 @@ torch and transformers are imported only when a policy that needs them is opened
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,15 @@ from treewright.envs.errors import TreewrightError
 from treewright.search.types import layers
 
 __all__ = ["loading_model", "open_policy", "serve_weights"]
+
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+OPTIONS = (  # of policies, for hints; each kind takes some of them
+    "name", "version", "temperature", "window", "template_options", "grammar", "draft", "repair", "deadline",
+    "attempt_timeout", "backoff", "concurrency", "order", "tools_as", "together", "logprobs", "api_key_env",
+    "key_header", "max_tokens_field", "price_in", "price_out", "longest_prompt", "extra", "tokenizer", "masked_exact",
+    "colocated", "extended", "engine", "restarts", "stop_before", "device", "dtype", "batch_requests",
+    "max_batch_tokens", "cache_bytes", "threads", "trainable", "newest_only",
+)  # fmt: skip
 
 
 def open_policy(spec: str, **options: Any) -> Policy:
@@ -44,6 +54,12 @@ def open_policy(spec: str, **options: Any) -> Policy:
             with loading_model(SEEDLING if (kind, rest) == ("vllm", "seedling") else rest):
                 return _KINDS[kind](rest, options)
         return _KINDS[kind](rest, options)
+    except TypeError as error:
+        if (found := UNEXPECTED.search(str(error))) is None or found[1] not in options:
+            raise
+        near = difflib.get_close_matches(found[1], [name for name in OPTIONS if name != found[1]], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TreewrightError(f"policy {spec!r} takes no option {found[1]!r}{hint} (see docs/policies.md)") from error
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors", "vllm"):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import ToolSpec
 from treewright.search.types import Completion, Context, PolicyFault
 
-__all__ = ["ExchangingPolicy", "ServedPolicy", "ToolContext", "together", "tools_of", "with_tools"]
+__all__ = ["ExchangingPolicy", "ServedPolicy", "ToolContext", "amount", "together", "tools_of", "with_tools"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,14 @@ async def together(coroutines: Sequence[Any]) -> list[Any]:
     return [task.result() for task in tasks]
 
 
+def amount(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, hint: str = "") -> None:
+    """Raises TreewrightError for an option that is no number, or too small."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and value >= least and value > above
+    if not good:
+        bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+        raise TreewrightError(f"policy option {name} = {value!r}; give a number{bound}" + (f": {hint}" if hint else ""))
+
+
 class ServedPolicy:
     """Draws that wait in a line (see PrefixLine) and have a deadline; a subclass makes them.
 
@@ -64,10 +73,8 @@ class ServedPolicy:
         deadline: float,
         grammar: bool,
     ) -> None:
-        if temperature < 0:
-            raise TreewrightError(f"temperature = {temperature} is negative; give 0 for greedy, 1 to sample")
-        if not deadline > 0:
-            raise TreewrightError(f"deadline = {deadline}: a draw would have no time; give seconds above 0")
+        amount("temperature", temperature, least=0.0, hint="0 is greedy, 1 samples")
+        amount("deadline", deadline, above=0.0, hint="seconds for one draw")
         self.name, self._version = name, version
         self.temperature, self.deadline, self.grammar = float(temperature), deadline, grammar
         self.line = PrefixLine(concurrency, order)

@@ -70,7 +70,7 @@ class Transport:
     def __init__(
         self, name: str, base_url: str, *, key_env: str, key_header: str, timeout: float, connections: int
     ) -> None:
-        self.name, self.base_url = name, httpx.URL(base_url)
+        self.name, self.base_url = name, _url(base_url)
         self.key_env, self.key_header, self.timeout, self.connections = key_env, key_header, timeout, connections
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,7 +84,7 @@ class Transport:
         return self.base_url.copy_with(path=where, query=own.encode() or query or None)
 
     async def post(self, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
-        """Raises httpx.RequestError where no whole answer comes, and TreewrightError for a URL that is none."""
+        """Raises httpx.RequestError where no whole answer comes."""
         # Half surrogates are refused as UTF-8 by httpx, and as JSON by most servers.
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         headers = {"Content-Type": "application/json", **self._headers()}
@@ -92,8 +92,6 @@ class Transport:
         try:
             patience = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
             return await self._session().post(self.url(path), content=content, headers=headers, timeout=patience)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise TreewrightError(f"{self.name}: {self.base_url}: {error}; write http://HOST:PORT/v1") from error
         finally:
             slow.cancel()
 
@@ -131,3 +129,16 @@ class Transport:
         if self._client is not None and self._loop is asyncio.get_running_loop():
             await self._client.aclose()
         self._client = None
+
+
+def _url(text: str) -> httpx.URL:
+    """Raises TreewrightError for what is no address of a server."""
+    try:
+        url = httpx.URL(text)
+        good = url.scheme in ("http", "https") and bool(url.host) and 0 < (url.port or 80) < 65_536
+        why = "it names no host, or a port that cannot be"
+    except httpx.InvalidURL as error:
+        good, why = False, str(error)
+    if not good:
+        raise TreewrightError(f"{text!r} is no address of a server: {why}; write http://HOST:PORT/v1")
+    return url

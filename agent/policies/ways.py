@@ -125,7 +125,7 @@ class Ways:
             case "temperature" if sent["temperature"] != 1.0 and not sent.get("top_logprobs"):
                 return None
         self.left_out.add(name)
-        return f"{name} is left out"
+        return f"asked without {name} from now on"
 
     def _seed(self, name: str, reason: str) -> str:
         if RANGE.search(reason) and self.seed_bits > 31 and not UNKNOWN.search(reason):

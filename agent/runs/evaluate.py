@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from treewright.search.rules import Rule, chains, rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["Evaluation", "acting_rule", "evaluate", "paired_gain"]
+__all__ = ["Evaluation", "acting_rule", "evaluate", "paired_gain", "without_result"]
 
 SOLVED = 1.0 - 1e-6
 
@@ -62,6 +62,17 @@ def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
         sum("a fault persisted" in t.reasons for t in trees),
         len(trees) - len(known),
     )
+
+
+def without_result(trees: Sequence[Tree], most: int = 5) -> list[str]:
+    """A line for each suite and cause of trees in which faults kept every episode from ending."""
+    lost = [(t.task.suite, next((f for f in t.fault if f is not None), "a fault")) for t in trees if t.lost]
+    sizes = Counter(t.task.suite for t in trees)
+    found = Counter((suite, fault.strip().partition("\n")[0][:400]) for suite, fault in lost)
+    return [
+        f"{suite}: {count} of {sizes[suite]} tasks have no result, {fault}"
+        for (suite, fault), count in found.most_common(most)
+    ]
 
 
 def acting_rule(evaluator: Evaluator | None, draws: int = 2, root_draws: int = 4, **options: Any) -> Rule:

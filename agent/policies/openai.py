@@ -272,7 +272,7 @@ class OpenAIPolicy(ServedPolicy):
             if reply is not None:
                 self.outage.over()
                 return reply
-            if asked.get("n", 1) > (self.ways.choices or asked.get("n", 1)):
+            if self._too_many(asked):
                 return None
             effort.attempts += 1
             wait = max(wait, min(LONGEST_WAIT, self.backoff * 2**attempt) * self._jitter.uniform(0.5, 1.0))
@@ -314,16 +314,22 @@ class OpenAIPolicy(ServedPolicy):
                 effort.trouble = f"malformed answer: {error}"
                 return None, 0.0
             except Refused as refused:
-                learnt = self.ways.learn(body, refused)
+                if self.ways.spell(asked) != body:
+                    continue  # another request's refusal taught it meanwhile
+                learnt = None if self._too_many(asked) else self.ways.learn(body, refused)
                 self._learnt(learnt)
-                if asked.get("n", 1) > (self.ways.choices or asked.get("n", 1)):
+                if self._too_many(asked):
                     return None, 0.0
-                if learnt is not None or self.ways.spell(asked) != body:
+                if learnt is not None:
                     continue
                 effort.trouble = self.wire.explain(refused.status, refused.reason)
                 if not passing(refused.status):
                     raise PolicyFault(f"{self.name}: {effort.trouble}{self._hint(asked, refused)}") from None
                 return None, retry_after(response.headers)
+
+    def _too_many(self, asked: Mapping[str, Any]) -> bool:
+        """More drafts than the server gives for one request."""
+        return self.ways.choices is not None and asked.get("n", 1) > self.ways.choices
 
     def _hint(self, asked: Mapping[str, Any], refused: Refused) -> str:
         """What to type for a refusal of something that the user asked for."""

@@ -174,6 +174,8 @@ class EnginePolicy(ExchangingPolicy):
     def _completion(self, ask: Ask, told: Told) -> Completion:
         if not told.ids or len(told.ids) != len(told.logprobs):
             raise PolicyFault(f"{self.name} gave {len(told.ids)} token ids with {len(told.logprobs)} log-probs")
+        if told.finish not in ("stop", "length"):
+            raise PolicyFault(f"{self.name} broke a draw off ({told.finish})")
         self._settled += 1
         self.stats.requests += 1
         self.stats.draws += 1

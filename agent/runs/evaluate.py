@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,13 +66,19 @@ def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
 
 
 def without_result(trees: Sequence[Tree], most: int = 5) -> list[str]:
-    """A line for each suite and cause of trees in which faults kept every episode from ending."""
-    lost = [(t.task.suite, next((f for f in t.fault if f is not None), "a fault")) for t in trees if t.lost]
-    sizes = Counter(t.task.suite for t in trees)
-    found = Counter((suite, fault.strip().partition("\n")[0][:400]) for suite, fault in lost)
+    """A line for each suite and cause of trees in which faults kept every episode from ending.
+
+    Causes that differ in numbers only (attempts, ports) are one.
+    """
+    sizes, found, shown = Counter(t.task.suite for t in trees), Counter[tuple[str, str]](), dict[tuple[str, str], str]()
+    for tree in (t for t in trees if t.lost):
+        fault = next((f for f in tree.fault if f is not None), "a fault").strip().partition("\n")[0][:400]
+        kind = (tree.task.suite, re.sub(r"\d+", "#", fault))
+        found[kind] += 1
+        shown.setdefault(kind, fault)
     return [
-        f"{suite}: {count} of {sizes[suite]} tasks have no result, {fault}"
-        for (suite, fault), count in found.most_common(most)
+        f"{kind[0]}: {count} of {sizes[kind[0]]} tasks have no result, {shown[kind]}"
+        for kind, count in found.most_common(most)
     ]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import threading
 from collections import deque
 
 import uvicorn
@@ -72,3 +73,25 @@ async def opened(server, model="m", **options):
 
 def root(policy):
     return policy.context(TASK, TOOLS, FIRST, (), ())
+
+
+@contextlib.contextmanager
+def threaded(server):
+    """The same server in a thread with an event loop of its own, for what runs one itself: the command line."""
+    ready, done = threading.Event(), threading.Event()
+    where = []
+
+    async def serve():
+        async with serving(server) as url:
+            where.append(url)
+            ready.set()
+            await asyncio.to_thread(done.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield where[0]
+    finally:
+        done.set()
+        thread.join(30)

@@ -5,14 +5,21 @@ Every server here refuses and answers as the named one does (status, form and wo
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from treewright.envs.maze import SUITE as MAZE
+from treewright.envs.maze import Maze
+from treewright.envs.types import Observation
+from treewright.search.engine import search
+from treewright.search.rules import best_first
 from treewright.search.screen import parse_action
-from treewright.search.types import PolicyFault
+from treewright.search.store import TreeStore
+from treewright.search.types import Budget, NodeStatus, PolicyFault
 
-from .fake_server import TOOLS, Server, opened, root, said
+from .fake_server import TASK, TOOLS, Server, opened, root, said
 
 ACT = 'search {"entity": "ada"}'
 BIG = 2**62 + 5  # draw seeds have 63 bits
@@ -337,10 +344,6 @@ async def test_an_error_inside_a_200_that_would_not_pass_is_not_tried_again():
 
 
 async def test_half_a_surrogate_pair_in_a_prompt_goes_out_as_a_whole_character():
-    from treewright.envs.types import Observation
-
-    from .fake_server import TASK
-
     server = Server(said(ACT))
     async with opened(server) as policy:
         seen = Observation("Great news \ud83d… \u2028 and \x85")
@@ -348,6 +351,31 @@ async def test_half_a_surrogate_pair_in_a_prompt_goes_out_as_a_whole_character()
         await policy.write("half \udc00", 1, 9)
     assert server.seen[0][1]["messages"][1]["content"].endswith("Great news �… \u2028 and \x85")
     assert server.seen[1][1]["messages"][0]["content"] == "half ?"
+
+
+class Halved(Maze):
+    """A maze that shows half of an emoji and odd ends of lines, as a page whose script cuts a title does."""
+
+    async def reset(self, task, key):
+        return replace(await super().reset(task, key), text="start \ud83d… \u2028\x85 here")
+
+    async def step(self, action, key):
+        done = await super().step(action, key)
+        return replace(done, observation=replace(done.observation, text="\ude00 on"))
+
+
+async def test_a_world_that_shows_halves_of_characters_is_searched_and_stored(tmp_path):
+    async def answer(body):
+        return Response(json.dumps(said('go {"to": "\ud83d"}', 'go {"to": 1}')).encode())
+
+    task = MAZE.tasks("train", 1)[0]
+    async with opened(Server(answer)) as policy:
+        with TreeStore.open(tmp_path / "trees.sqlite") as store:
+            tree = await search(
+                task, Halved(), policy, rule=best_first(draws=2, root_draws=2), budget=Budget(expansions=3), store=store
+            )
+            assert len(tree) > 3 and NodeStatus.FAULT not in tree.status
+            assert store.load(tree.tree_id).text == tree.text
 
 
 async def test_a_key_goes_where_the_server_wants_it_and_an_address_keeps_its_query(monkeypatch):

@@ -20,6 +20,7 @@ from treewright.agent.cli.options import (
     go,
     read_config,
 )
+from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
     pass

@@ -95,6 +95,7 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
     import time
 
     from treewright.agent.runs.episode import run_episode
+    from treewright.agent.runs.evaluate import without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
     from treewright.search.store import TreeStore
 
@@ -114,6 +115,8 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
         console.print(f"commit: {done.next.value}: {done.reason}", markup=False, highlight=False)
         for key in done.approved:
             console.print(f"  approved: {key}", markup=False, highlight=False)
+    if causes := without_result(episode.trees[-1:]):
+        raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
 
 def _print_tree(tree: Any) -> None:

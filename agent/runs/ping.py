@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from treewright.agent.policies.policy import Policy, Templated
+from treewright.agent.policies.policy import Policy, PolicyStats, Templated
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
 from treewright.search.screen import parse_action
@@ -103,7 +103,15 @@ class HeadedPolicy:
 
     def __init__(self, policy: Policy, head: str) -> None:
         self.inner, self.head = policy, tuple(head_ids(policy, head))
-        self.name, self.stats = f"{policy.name} headed {head!r}", policy.stats
+        self._shown = repr(head)
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name} headed {self._shown}"
+
+    @property
+    def stats(self) -> PolicyStats:
+        return self.inner.stats
 
     @property
     def version(self) -> str:

@@ -16,7 +16,17 @@ from treewright.search.types import Completion, Context, Exchange
 if TYPE_CHECKING:
     from treewright.agent.policies.prompts import Template
 
-__all__ = ["SEEDLING", "Policy", "PolicyStats", "Sleeper", "Templated", "Trusting", "Uncertain", "Updatable"]
+__all__ = [
+    "SEEDLING",
+    "Colocated",
+    "Policy",
+    "PolicyStats",
+    "Sleeper",
+    "Templated",
+    "Trusting",
+    "Uncertain",
+    "Updatable",
+]
 
 SEEDLING = Path(__file__).parents[1] / "seedling"
 
@@ -106,11 +116,16 @@ class Trusting(Protocol):
 
 
 @runtime_checkable
-class Sleeper(Protocol):
-    """Can give its accelerator to a trainer."""
+class Colocated(Protocol):
+    """May share its accelerator with the trainer."""
 
     colocated: bool
-    """It shares the accelerator, so it cannot draw while the trainer works."""
+    """It does, so it cannot draw while the trainer works."""
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """Can give its accelerator to a trainer."""
 
     async def sleep(self) -> bool:
         """Gives the memory back; draws wait until `wake`. False where there is nothing to give."""

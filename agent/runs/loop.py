@@ -20,7 +20,7 @@ from typing import Any, TypedDict
 from treewright.agent.config import Config, SearchSection
 from treewright.agent.judges.judge import open_evaluator
 from treewright.agent.policies.opening import serve_weights
-from treewright.agent.policies.policy import Sleeper, Trusting
+from treewright.agent.policies.policy import Colocated, Sleeper, Trusting
 from treewright.agent.policies.weights import folder_version
 from treewright.agent.runs.collect import UNLIMITED, Failure, World, collect
 from treewright.agent.runs.evaluate import acting_rule
@@ -359,7 +359,7 @@ async def run_loop(
     last, behind, trainer = config.loop.iterations - 1, config.loop.behind, learner.trainer
     if behind:
         learner.keep = max(learner.keep, 2)  # a resume needs the weights that the round under way was begun with
-        if (sleeper := _sleeper(policy)) is not None and sleeper.colocated:
+        if any(p.colocated for p in layers(policy) if isinstance(p, Colocated)):
             raise TreewrightError(
                 "loop.behind = 1 samples while the trainer works, and a colocated server sleeps meanwhile; set "
                 "loop.behind=0, or give the server an accelerator of its own and leave colocated out"

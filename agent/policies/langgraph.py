@@ -10,8 +10,8 @@ that is called nevertheless does not begin. Python code that acts without a tool
 not seen.
 
 The draw's seed is in `config["configurable"]["seed"]` for agents whose model takes one. Every draw has a thread of its
-own, which a checkpointer forgets afterwards; what an agent keeps in a store across threads is its own affair. Such draws
-act and are not trained on: the graph hides its tokens.
+own, which a checkpointer forgets afterwards; what an agent keeps in a store across threads is its own affair. Such
+draws act and are not trained on: the graph hides its tokens.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ OPTIONS = (  # of policies, for hints; each kind takes some of them
     "name", "version", "temperature", "window", "template_options", "grammar", "draft", "repair", "deadline",
     "attempt_timeout", "backoff", "concurrency", "order", "tools_as", "together", "logprobs", "api_key_env",
     "key_header", "max_tokens_field", "price_in", "price_out", "longest_prompt", "extra", "tokenizer", "masked_exact",
-    "colocated", "extended", "engine", "restarts", "stop_before", "device", "dtype", "batch_requests",
+    "colocated", "extended", "engine", "restarts", "stop_before", "run_inside", "device", "dtype", "batch_requests",
     "max_batch_tokens", "cache_bytes", "threads", "trainable", "newest_only",
 )  # fmt: skip
 

@@ -113,10 +113,8 @@ class OpenAIPolicy(ServedPolicy):
         )  # fmt: skip
         self.tools_as, self.together, self.window, self.backoff = tools_as, together, window, backoff
         self.price_in, self.price_out, self.longest_prompt = price_in, price_out, longest_prompt
-        self.repair, self.extra = repair, dict(extra or {})
+        self.logprobs, self.repair, self.extra = logprobs, repair, dict(extra or {})
         self.ways = Ways(limit=max_tokens_field, kept=frozenset(self.extra))
-        if not logprobs:
-            self.ways.left_out.add("logprobs")
         self.outage = Outage()
         self._jitter = random.Random()
         self._told: set[str] = set()
@@ -155,8 +153,9 @@ class OpenAIPolicy(ServedPolicy):
             else [{"role": m.role, "content": m.content} for m in context.messages],
             "max_tokens": max_tokens,
             "temperature": self.temperature,
-            "logprobs": True,
         }
+        if self.logprobs:
+            body["logprobs"] = True
         if self.tools_as == "schema" and tools_of(context):
             body["tools"] = [tool.to_openai() for tool in tools_of(context)]
         if self.grammar and isinstance(context, ToolContext):

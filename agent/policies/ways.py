@@ -69,7 +69,7 @@ class Ways:
 
     def spell(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The request as this server takes it."""
-        body = {self._name(key): value for key, value in asked.items() if key not in self.left_out or key in self.kept}
+        body = {self._name(key): value for key, value in asked.items() if not self._spared(key, asked)}
         if self.seed in body and "seed" not in self.kept:
             body[self.seed] &= (1 << self.seed_bits) - 1
         if not self.system and "messages" in body:
@@ -80,6 +80,14 @@ class Ways:
             loose = {"type": "json_schema", "json_schema": inner}
             body["response_format"] = loose if self.form == 1 else {"type": "json_object"}
         return body
+
+    def _spared(self, key: str, asked: Mapping[str, Any]) -> bool:
+        """Left out. A temperature only where it says what the server does anyway, or where nothing is sampled."""
+        if key in self.kept:
+            return False
+        if key == "temperature" and asked[key] != 1.0 and "top_logprobs" not in asked:
+            return False
+        return ("logprobs" if key == "top_logprobs" else key) in self.left_out
 
     def _name(self, key: str) -> str:
         return self.limit if key == "max_tokens" else self.seed if key == "seed" and key not in self.kept else key

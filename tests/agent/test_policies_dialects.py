@@ -199,6 +199,30 @@ async def test_a_limit_that_is_too_large_is_a_fault_and_no_other_name(told):
     assert len(fake.seen) == 1
 
 
+async def test_what_a_judge_learns_does_not_change_what_draws_ask_for():
+    def fixed(body):
+        if body.get("temperature", 1) != 1:
+            return error(
+                400, "Unsupported value: 'temperature'. Only the default (1) is supported", param="temperature"
+            )
+        top = [{"token": "Yes", "logprob": -0.1}]
+        return said("Yes", logprobs={"content": [{"token": "Yes", "logprob": -0.1, "top_logprobs": top}]})
+
+    async with opened(Server(fixed), temperature=0.5, logprobs=False) as policy:
+        assert await policy.first_tokens(["done?"]) == [{"Yes": -0.1}]
+        with pytest.raises(PolicyFault, match="Only the default"):
+            await policy.draw(root(policy), [1], 9)
+
+
+async def test_a_judge_without_log_probs_keeps_the_servers_reason():
+    told = "You are not allowed to request logprobs from this model"
+    server = Server(lambda body: error(403, told, param="logprobs") if "logprobs" in body else said("Yes"))
+    async with opened(server) as policy:
+        with pytest.raises(PolicyFault, match="cannot judge: You are not allowed to request logprobs"):
+            await policy.first_tokens(["done?"])
+    assert "top_logprobs" not in server.seen[-1][1]
+
+
 async def test_a_server_that_takes_neither_limit_ends_in_a_fault_with_its_words():
     def neither(body):
         name = "max_tokens" if "max_tokens" in body else "max_completion_tokens"

@@ -138,20 +138,20 @@ class GraphPolicy:
 
 
 def _answer(state: Any) -> Any:
-    """The agent's own newest message. Raises PolicyFault where the graph ended without one."""
+    """The newest message, of the model or of a tool that ran inside. Raises PolicyFault where it is neither's."""
     messages = state.get("messages") if isinstance(state, Mapping) else None
     if not messages:
         raise PolicyFault("the graph's state has no messages; its state needs a key `messages`, as MessagesState has")
     last = messages[-1]
     kind, name = (last.type, last.id) if hasattr(last, "type") else (last.get("role"), last.get("id"))
-    if kind in ("ai", "assistant", "AIMessageChunk") and not str(name or "").startswith(GIVEN):
+    if kind in ("ai", "assistant", "AIMessageChunk", "tool") and not str(name or "").startswith(GIVEN):
         return last
     held = state.get("__interrupt__")
     if held:
         raise PolicyFault(f"the graph was interrupted before its model answered ({_brief(held[0].value)})")
     raise PolicyFault(
         f"the graph ended with a message of type {kind!r}, not with an answer of its model; was it compiled with "
-        "interrupt_before=[…] of the model's node, or does it run its tools itself?"
+        "interrupt_before=[…] of the model's node?"
     )
 
 

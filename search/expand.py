@@ -350,7 +350,7 @@ class Expander:
         drawn = await self.policy.draw(spot.context, seeds, self.max_tokens)
         if len(drawn) != draws:
             raise PolicyFault(f"the policy returned {len(drawn)} completions for {draws} seeds")
-        return drawn
+        return [_usable(done) for done in drawn]
 
     def _screen(
         self, spot: Spot, tools: Sequence[ToolSpec], slot: int, mult: int, share: float, done: Completion
@@ -571,6 +571,27 @@ def _executed(draft: Draft, outcome: Outcome) -> Draft:
         draft.after, draft.slot, draft.mult, draft.share, draft.seed, draft.completion, draft.action, error,
         outcome.effect, draft.score, outcome,
     )  # fmt: skip
+
+
+def _usable(done: Completion) -> Completion:
+    """The draw, with log-probs that training and rules can count on, or none.
+
+    Raises PolicyFault for a draw to train on that says it has log-probs and has not: a token that was drawn has a
+    finite one. Found only in training, one such node would cost the whole batch.
+    """
+    if done.origin is not Origin.POLICY:
+        return done  # stored and demonstrated tokens are given: they need none
+    whole = all(map(math.isfinite, done.logprobs))
+    if whole and (not done.logprobs or not done.token_ids or len(done.logprobs) == len(done.token_ids)):
+        return done if done.logprobs or not done.token_ids else replace(done, trainable=False)
+    if not done.trainable:
+        return replace(done, logprobs=())
+    if whole:
+        why = f"{len(done.logprobs)} log-probs for {len(done.token_ids)} tokens"
+    else:
+        at = next(i for i, value in enumerate(done.logprobs) if not math.isfinite(value))
+        why = f"log-prob {done.logprobs[at]} for token {at} of {len(done.logprobs)}, which was drawn"
+    raise PolicyFault(f"the policy gave {why}; such a draw cannot be trained on")
 
 
 def _shown(turns: Sequence[Exchange]) -> list[tuple[str, str, str]]:

@@ -177,14 +177,16 @@ def _tell_of_others(trees: Sequence[Tree], rule: str) -> None:
 
 def tell_of_faults(trees: Sequence[Tree], store: str | None = None) -> None:
     """What kept worlds from coming up, and how to grow those trees anew. Raises TreewrightError if none came up."""
-    causes = Counter(f"{t.task.suite}: {brief(t.fault[0])}" for t in trees if t.fault[0] is not None)
+    from treewright.agent.runs.evaluate import tally
+
+    causes = [f"{t.task.suite}: {brief(t.fault[0])}" for t in trees if t.fault[0] is not None]
     if not causes:
         return
-    lines = [f"{count} of {len(trees)} trees never began, {cause}" for cause, count in causes.most_common(5)]
+    lines = [f"{count} of {len(trees)} trees never began, {cause}" for cause, count in tally(causes)]
     if store is not None:  # what is finished is not grown again, so these must go first
         again = f"treewright store delete {shlex.quote(store)} -w status=done -w 'nodes<2' --yes"
         lines.append(f"mend that, then type: {again}\nand this line again")
     told = "\n".join(lines)
-    if causes.total() == len(trees):
+    if len(causes) == len(trees):
         raise TreewrightError(told)
     console.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -26,6 +26,7 @@ from treewright.agent.cli.options import (
 )
 from treewright.agent.cli.telling import Notes
 from treewright.agent.config import keep
+from treewright.envs.errors import TreewrightError
 
 __all__ = ["eval_", "loop"]
 
@@ -131,7 +132,7 @@ def eval_(
 
     from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import open_worlds, suites_of
-    from treewright.agent.runs.evaluate import evaluate
+    from treewright.agent.runs.evaluate import evaluate, without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
     from treewright.agent.runs.newest import acting_config, serve_newest
 
@@ -169,7 +170,7 @@ def eval_(
         table = Table("suite", "tasks", "success", "oracle pick", "tokens", "env steps")
         for one in results.values():
             table.add_row(
-                one.suite, f"{len(one.tasks)}", f"{100 * one.rate:.1f} %", f"{100 * one.oracle_pick:.1f} %",
+                one.suite, f"{len(one.tasks)}", _share(one.rate), _share(one.oracle_pick),
                 f"{one.tokens}", f"{one.env_steps}",
             )  # fmt: skip
         console.print(table)
@@ -178,5 +179,11 @@ def eval_(
                 told = f"{one.suite}: {one.faults} trees met a lasting fault"
                 told += f", {one.lost} of them before any episode ended: these are left out" if one.lost else ""
                 console.print(told, highlight=False, soft_wrap=True)
+        if causes := without_result(trees):
+            raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
     go(work)
+
+
+def _share(rate: float) -> str:
+    return "–" if rate != rate else f"{100 * rate:.1f} %"

@@ -102,7 +102,7 @@ def run(
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
     import time
 
-    from treewright.agent.runs.evaluate import evaluate
+    from treewright.agent.runs.evaluate import evaluate, without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
     from treewright.search.store import TreeStore
 
@@ -118,6 +118,8 @@ async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansio
         _print_tree(tree)
         say(f"stored in {cfg.store_at}; to look at it: treewright view {shlex.quote(cfg.store_at)}")
     _tell(trees)
+    if causes := without_result(trees):
+        raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
 
 async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
@@ -126,6 +128,7 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
 
     from treewright.agent.runs.collect import tokens_for
     from treewright.agent.runs.episode import run_episode
+    from treewright.agent.runs.evaluate import without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
     from treewright.search.store import TreeStore
 
@@ -145,6 +148,8 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
         console.print(f"commit: {done.next.value}: {done.reason}", markup=False, highlight=False)
         for key in done.approved:
             console.print(f"  approved: {key}", markup=False, highlight=False)
+    if causes := without_result(episode.trees[-1:]):
+        raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
 
 def _tell(trees: Sequence[Tree]) -> None:

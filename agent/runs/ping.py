@@ -13,11 +13,11 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Observation, Task, seed_of
 from treewright.search.screen import parse_action
+from treewright.search.types import Proposer
 
 __all__ = [
     "CANDIDATES",
@@ -72,7 +72,7 @@ def read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise TreewrightError(f"there is no file {path}; write one request a line")
     out = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8-sig").split("\n"):  # splitlines would part a request at U+2028 and its like
         text = line.strip()
         if text.startswith("{"):
             try:
@@ -96,7 +96,7 @@ def is_refusal(text: str) -> bool:
 
 
 async def refusals(
-    policy: Any, requests: Sequence[str], *, draws: int = 4, max_tokens: int = 48, seed: int = 0
+    policy: Proposer, requests: Sequence[str], *, draws: int = 4, max_tokens: int = 48, seed: int = 0
 ) -> Refusals:
     """Draws answers to each request, as the goal of a task without tools or observation, and counts refusals."""
     refused = 0

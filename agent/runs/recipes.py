@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from treewright.agent.config import Config
+from treewright.agent.policies.opening import serve_weights
+from treewright.agent.policies.policy import Templated
 from treewright.agent.runs.collect import World, tokens_for
 from treewright.agent.runs.loop import (
     Learner,
@@ -23,7 +25,7 @@ from treewright.envs.types import Observation
 from treewright.search.engine import Keeper
 from treewright.search.rooted import Start, search_from
 from treewright.search.tree import Tree
-from treewright.search.types import Exchange
+from treewright.search.types import Exchange, layers
 
 __all__ = ["encoder_of", "grow_from", "prefix_rounds", "spar_rounds"]
 
@@ -74,7 +76,8 @@ async def grow_from(
             raise TreewrightError(f"a stored path is of suite {start.task.suite!r}; opened: {', '.join(worlds)}")
     gates = {name: asyncio.Semaphore(world.pool.size) for name, world in worlds.items()}
     section, evaluator = config.search, evaluator_of(config.search, policy)
-    respond = getattr(getattr(policy, "template", None), "response", None)
+    templated = next((p for p in layers(policy) if isinstance(p, Templated)), None)
+    respond = templated.template.response if templated is not None else None
 
     async def one(i: int, start: Start) -> Tree:
         world = worlds[start.task.suite]
@@ -134,7 +137,7 @@ async def prefix_rounds(
             prefix.learn, learner.trainer, name, [t for t, _ in usable], [m for _, m in usable]
         )
         saved = await asyncio.to_thread(learner.save, {"recipe": name})
-        policy.load_weights(saved.path)
+        await serve_weights(policy, saved.path)
         stats |= {"share": share, "starts": float(len(chosen)), "inexact": float(len(trees) - len(usable))}
         out.append(stats)
         if on_round is not None:
@@ -170,7 +173,7 @@ async def spar_rounds(
         if pairs:
             stats = await asyncio.to_thread(dpo, learner.trainer, pairs, beta=beta)
             saved = await asyncio.to_thread(learner.save, {"recipe": "spar"})
-            policy.load_weights(saved.path)
+            await serve_weights(policy, saved.path)
         stats |= {"trees": float(len(usable)), "inexact": float(len(trees) - len(usable))}
         out.append(stats)
         if on_round is not None:

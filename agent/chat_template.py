@@ -44,7 +44,9 @@ class _Way:
         return json.dumps(text, ensure_ascii=False)[1:-1] if self.quoted else text
 
 
-WAYS = [_Way(left, right, quoted) for quoted in (False, True) for left in ("", None, "\n") for right in ("", None, "\n")]
+WAYS = [
+    _Way(left, right, quoted) for quoted in (False, True) for left in ("", None, "\n") for right in ("", None, "\n")
+]
 
 
 class ChatTemplate(Template):

@@ -100,14 +100,26 @@ class Encoder:
         """Ids with the place of each in the text; a tokenizer without a Rust core does not know places."""
         if self._backend is None:
             return [(i, None) for i in self.tokenizer.encode(text, add_special_tokens=False)]
+        self._as_loaded()
         made = self._backend.encode(text, add_special_tokens=False)
         return list(zip(made.ids, made.offsets, strict=True))
+
+    def _as_loaded(self) -> None:
+        """Calls of the tokenizer elsewhere leave their options behind: cut texts, padding, marks read as text."""
+        if self._backend.encode_special_tokens:
+            self._backend.encode_special_tokens = False
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
 
     def _spelled(
         self, text: str, tokens: Sequence[tuple[int, Span | None]], foreign: Sequence[Span], guarded: Mapping[int, str]
     ) -> Ids:
         """The ids, with ordinary tokens in the place of guarded marks that lie in foreign text."""
-        if self._unknown and not any(self.marks[i] in text for i in self._unknown):  # what the vocabulary lacks is no mark
+        if self._unknown and not any(
+            self.marks[i] in text for i in self._unknown
+        ):  # what the vocabulary lacks is no mark
             guarded = {i: mark for i, mark in guarded.items() if i not in self._unknown}
         if not foreign or not any(i in guarded for i, _ in tokens):
             return tuple(i for i, _ in tokens)

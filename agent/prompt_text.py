@@ -68,7 +68,9 @@ def observation_text(observation: Observation) -> str:
     return observation.text
 
 
-def shown_texts(first: Observation, turns: Sequence[Exchange], window: int | None, left_out: str = LEFT_OUT) -> list[str]:
+def shown_texts(
+    first: Observation, turns: Sequence[Exchange], window: int | None, left_out: str = LEFT_OUT
+) -> list[str]:
     """Texts of the observations 0 … n; all but the last `window` are replaced by `left_out`."""
     texts = [observation_text(first), *(observation_text(turn.observation) for turn in turns)]
     old = 0 if window is None else max(0, len(texts) - window)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["BEHIND_TEXT", "Encoder", "Foreign", "Ids"]
@@ -39,7 +40,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         added = {i: str(token.content) for i, token in tokenizer.added_tokens_decoder.items()}
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= set(tokenizer.all_special_ids)
@@ -151,7 +152,7 @@ class Encoder:
     ) -> Ids:
         """Where places are unknown: the whole if all its marks are those of the trusted parts, else each part alone."""
         edges = [0, *(edge for span in foreign for edge in span), len(text)]
-        alone = [self.template(text[start:stop]) for start, stop in zip(edges, edges[1:], strict=False)]
+        alone = [self.template(text[start:stop]) for start, stop in pairwise(edges)]
         marks = [i for part in alone[::2] for i in part if i in guarded]
         whole = tuple(i for i, _ in tokens)
         if [i for i in whole if i in guarded] == marks:

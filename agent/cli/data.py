@@ -137,7 +137,8 @@ def import_command(
 ) -> None:
     """Read raw trees back, or conversations in OpenAI's message format as chains, into a run's store.
 
-    Rows that cannot be taken are left out and named. The same line again adds nothing. Conversations have no log-probs: they are never trained on by policy gradients.
+    Rows that cannot be taken are left out and named. The same line again adds nothing. Conversations have no log-probs:
+    they are never trained on by policy gradients.
 
       treewright import data/raw --name second
       treewright import talks.jsonl --name talks --suite support --origin demo
@@ -159,6 +160,7 @@ def import_command(
             console.print(f"  and {len(report.left_out) - SHOWN} more")
     if report.toolless:
         console.print(
-            f'{report.toolless} conversations list no tools: prompts made from them show none; give "tools" in each line',
+            f"{report.toolless} conversations list no tools: prompts made from them show none; give \"tools\" in each "
+            "line",
             markup=False, soft_wrap=True,
         )  # fmt: skip

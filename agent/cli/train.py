@@ -206,7 +206,7 @@ def sft(
     tokens = head_ids(_template_of(run), head) if head else ()
     stats = imitate(
         run.trainer, trees, paths=paths, min_outcome=min_outcome, head=tokens, epochs=epochs,
-        encode=encoder_of(run.trainer.tokenizer),
+        encode=encoder_of(run.trainer.tokenizer, run.config.policy.options),
     )  # fmt: skip
     extra: dict[str, Any] = {"recipe": "sft", "head": head}
     if requests is not None:
@@ -444,7 +444,9 @@ def _template_of(run: _Run) -> Any:
 
     from treewright.agent.policies.prompts import template_for
 
-    return SimpleNamespace(template=template_for(run.trainer.tokenizer))
+    options = run.config.policy.options
+    template = template_for(run.trainer.tokenizer, options.get("window"), **(options.get("template_options") or {}))
+    return SimpleNamespace(template=template)
 
 
 def _refusing(run: _Run, requests: Path | None, head: str) -> float:

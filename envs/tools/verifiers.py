@@ -2,9 +2,9 @@
 
 `taskset` is a Taskset or a function that makes one. Its tasks become tasks, the tools of their toolsets run in this
 process, their State is the state that is forked, and the reward is the weighted sum of the task's own reward methods
-over a trace of the calls, what they gave, and the answer. Stop conditions and metrics are left out. What decides rewards
-and does not exist here is refused on opening, by name: hooks around a rollout, and signals that need a runtime or ask
-a model; without them a right answer would be worth 0.
+over a trace of the calls, what they gave, and the answer. Stop conditions and metrics are left out. What decides
+rewards and does not exist here is refused on opening, by name: hooks around a rollout, and signals that need a runtime
+or ask a model; without them a right answer would be worth 0.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def _check_rewards(title: str, rows: Sequence[Any]) -> None:
         for reward in rewards:
             if _needs_runtime(reward):
                 raise TreewrightError(
-                    f"{owner}: reward {reward.__name__}() takes a runtime, which does not exist here, and verifiers would "
-                    "leave it out of the sum; give the parameter a default, or judge by the State"
+                    f"{owner}: reward {reward.__name__}() takes a runtime, which does not exist here, and verifiers "
+                    "would leave it out of the sum; give the parameter a default, or judge by the State"
                 )
         judges = [judge.reward_name for judge in row.plugged_judges()]
         if judges:

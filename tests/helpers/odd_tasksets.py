@@ -1,4 +1,4 @@
-"""Tasksets written for verifiers 0.4 whose rewards need what a rollout of verifiers has around it; and some that do not."""
+"""Tasksets for verifiers 0.4 whose rewards need what a rollout of verifiers has around it; and some that do not."""
 
 import verifiers.v1 as vf
 from shop_taskset import Cart, Shop, ShopData, ShopTask

@@ -151,7 +151,7 @@ def test_a_wrong_line_is_left_out_by_place_and_the_others_are_imported(write, tm
         again = asyncio.run(import_trees(write(TALK, {**TALK, "id": "q2"}, {**TALK, "id": "q3"}), store))
         assert (len(again.added), again.present, again.left_out) == (1, 2, [])
         with pytest.raises(TreewrightError, match="line 2"):
-            asyncio.run(import_trees(path.parent / "talks.jsonl", store, strict=True)) if write(TALK, "{") else None
+            asyncio.run(import_trees(write(TALK, "{"), store, strict=True))
         assert not store.check()
 
 
@@ -242,7 +242,8 @@ def test_calls_and_their_answers_are_taken_over_whatever_api_wrote_them(write, f
     acted = [i for i in range(len(tree)) if tree.action[i] is not None]
     assert [tree.action[i] for i in acted] == [said("book", BOOK)]
     assert tree.observation[acted[0]].text == "table 7"
-    assert tree.text[acted[0]].startswith("<think>\nhm\n</think>\n\nI book it.") and tree.outcome_of(len(tree) - 1) == 1.0
+    assert tree.text[acted[0]].startswith("<think>\nhm\n</think>\n\nI book it.")
+    assert tree.outcome_of(len(tree) - 1) == 1.0
 
 
 def test_what_a_user_says_beside_an_answer_is_kept_and_images_stay_parts(write):
@@ -261,7 +262,7 @@ def test_what_a_user_says_beside_an_answer_is_kept_and_images_stay_parts(write):
     ("message", "named"),
     [
         ({"role": "assistant", "content": [{"type": "hologram"}]}, r"messages\[1\].content\[0\].type: 'hologram'"),
-        ({"role": "assistant", "content": [{"type": "image_url", "image_url": {}}]}, r".*content\[0\].type: 'image_url'"),
+        ({"role": "assistant", "content": [{"type": "image_url"}]}, r".*content\[0\].type: 'image_url'"),
         ({"role": "assistant", "content": [{"text": "x"}]}, r"messages\[1\].content\[0\]: a part is an object"),
         ({"role": "assistant", "content": [{"type": "tool_use", "input": {}}]}, r"messages\[1\].*name: Field required"),
         ({"role": "assistant", "content": []}, r"messages\[1\]: content: a message without tool_calls"),

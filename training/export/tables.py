@@ -131,7 +131,7 @@ def open_table(path: Path, shape: Mapping[str, Any], file_type: str) -> Table:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number of the row, from 1, and the row, or BadLine) of a parquet or JSON lines file; blank lines are passed over.
+    """(number from 1, row or BadLine) of every row of a parquet or JSON lines file; blank lines are passed over.
 
     Raises TreewrightError for a file that cannot be read.
     """

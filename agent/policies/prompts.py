@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from treewright.agent.chat_template import ChatTemplate
-from treewright.agent.prompt_text import LEFT_OUT, chat_messages, native_text, system_text
-from treewright.agent.template import MARKS, WINDOWS, CompactTemplate, Template, Window
+from treewright.agent.policies.chat_template import ChatTemplate
+from treewright.agent.policies.prompt_text import LEFT_OUT, chat_messages, native_text, system_text
+from treewright.agent.policies.template import MARKS, WINDOWS, CompactTemplate, Template, Window
 
 __all__ = [
     "LEFT_OUT",

@@ -16,7 +16,7 @@ from export_store import fill
 from treewright.search.store import TreeStore
 
 HELPERS = str(Path(__file__).parents[1] / "helpers")
-COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli import main; main()"]
+COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
 ASKED = {"role": "user", "content": "book a table for two"}
 TALK = {
     "id": "t1",

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from treewright.agent.prompts import system_text
-from treewright.agent.recipes import encoder_of, listed_tools
+from treewright.agent.policies.prompts import system_text
+from treewright.agent.runs.recipes import encoder_of, listed_tools
 from treewright.envs.types import Action
 from treewright.search.screen import parse_action
 from treewright.training.export import grown_trees

@@ -2,7 +2,7 @@
 
 import pytest
 
-from treewright.agent.prompts import ChatTemplate, CompactTemplate, system_text, template_for
+from treewright.agent.policies.prompts import ChatTemplate, CompactTemplate, system_text, template_for
 from treewright.envs.types import Action, Observation, Task, ToolSpec
 from treewright.search.types import Exchange
 

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from treewright.agent.encoder import BEHIND_TEXT, Encoder, Foreign, Ids
-from treewright.agent.prompt_text import LEFT_OUT, THOUGHT, observation_text, said_text, shown_texts
+from treewright.agent.policies.encoder import BEHIND_TEXT, Encoder, Foreign, Ids
+from treewright.agent.policies.prompt_text import LEFT_OUT, THOUGHT, observation_text, said_text, shown_texts
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task, ToolSpec
 from treewright.search.types import Context, Exchange

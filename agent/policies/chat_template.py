@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from treewright.agent.encoder import BEHIND_TEXT, Foreign, Ids
-from treewright.agent.prompt_text import THOUGHT, native_text, system_text
-from treewright.agent.template import Template, Window
+from treewright.agent.policies.encoder import BEHIND_TEXT, Foreign, Ids
+from treewright.agent.policies.prompt_text import THOUGHT, native_text, system_text
+from treewright.agent.policies.template import Template, Window
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Call, Task, ToolSpec
 from treewright.search.screen import CLOSE, OPEN, parse_action

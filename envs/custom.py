@@ -16,6 +16,7 @@ import base64
 import difflib
 import inspect
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from treewright.envs.errors import EnvFault, RestoreUnsupported, TreewrightError, shown_by
+from treewright.envs.lines import BadLine, json_lines, whole_text
 from treewright.envs.naming import import_named, load_named, place_of
 from treewright.envs.own import opener_of, own_world
 from treewright.envs.registry import SCHEMES, refuse_misspelt, suite
@@ -45,6 +47,8 @@ from treewright.envs.types import (
 
 __all__ = ["JudgedEnvironment", "Reward", "custom_suite", "import_named", "load_named", "load_tasks"]
 
+log = logging.getLogger("treewright")
+
 Reward = Callable[[Task, Sequence[Turn]], float] | Callable[[Task, Sequence[Turn], Any], float]
 """Success of a finished episode, usually in [0, 1]. `history` begins with what reset showed (its action is None) and
 has one turn for each executed action; a third parameter gets the object behind the session as the episode left it: the
@@ -55,7 +59,9 @@ FIELDS: dict[str, type] = {
     "id": str, "goal": str, "seed": int, "split": str, "horizon": int, "data": dict, "truth": dict,
 }  # fmt: skip
 WORDS = {str: "a string", int: "an integer", dict: "an object"}
+NEEDED = ("id", "goal")
 SPLITS = ("train", "test")
+SHOWN = 5  # wrong lines that a warning spells out
 
 
 # -- tasks ----------------------------------------------------------------------------------------------------------
@@ -64,41 +70,50 @@ SPLITS = ("train", "test")
 def load_tasks(path: str | Path, suite: str) -> list[Task]:
     """The tasks of a file, one JSON object a line; empty lines are skipped.
 
-    id and goal are required; seed (0), split ('train' or 'test'; train), horizon (8), data and truth ({}) are not.
-    Raises TreewrightError naming the file, the line and the field, with the nearest known field for a misspelt one.
+    id and goal are required; seed (0), split ('train' or 'test'; train), horizon (8), data and truth ({}) are not, and
+    count as not given where they are null or empty. A line that is no task, or has the id of an earlier one, is left
+    out, and a warning counts them by line. Half surrogates become U+FFFD. Raises TreewrightError if no task is left,
+    naming the file, the line and the field, with the nearest known field for a misspelt one.
     """
+    tasks: dict[str, Task] = {}
+    lines: dict[str, int] = {}
+    wrong: list[str] = []
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        for number, fields in json_lines(Path(path)):
+            try:
+                task = _task(f"{path}, line {number}", fields, suite)
+                if task.id in tasks:
+                    raise TreewrightError(
+                        f"{path}, line {number}: id {task.id!r} was used in line {lines[task.id]} already"
+                    )
+            except TreewrightError as error:
+                wrong.append(str(error))
+                continue
+            tasks[task.id], lines[task.id] = task, number
+    except (OSError, UnicodeError) as error:
         raise TreewrightError(f"cannot read tasks from {path}: {error}") from error
-    tasks: list[Task] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        task = _task(f"{path}, line {number}", line, suite)
-        if task.id in seen:
-            raise TreewrightError(f"{path}, line {number}: id {task.id!r} was used in line {seen[task.id]} already")
-        seen[task.id] = number
-        tasks.append(task)
     if not tasks:
-        raise TreewrightError(f'{path} holds no task; write one a line: {{"id": "first", "goal": "what to do"}}')
-    return tasks
+        none = f'{path} holds no task; write one a line: {{"id": "first", "goal": "what to do"}}'
+        more = f" (and {len(wrong) - 1} more wrong lines)" if len(wrong) > 1 else ""
+        raise TreewrightError(wrong[0] + more if wrong else none)
+    if wrong:
+        log.warning("%d tasks read, %d lines left out: %s", len(tasks), len(wrong), "; ".join(wrong[:SHOWN]))
+    return list(tasks.values())
 
 
-def _task(where: str, line: str, suite: str) -> Task:
-    try:
-        fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise TreewrightError(f"{where}: not valid JSON: {error}") from error
+def _task(where: str, fields: Any, suite: str) -> Task:
+    if isinstance(fields, BadLine):
+        raise TreewrightError(f"{where}: {fields.why}")
     if not isinstance(fields, dict):
         raise TreewrightError(f'{where}: a task is an object such as {{"id": "first", "goal": "what to do"}}')
-    for name, value in fields.items():
+    optional = FIELDS.keys() - set(NEEDED)
+    given = {name: v for name, v in whole_text(fields).items() if name not in optional or v not in (None, "")}
+    for name, value in given.items():
         _check_field(where, name, value)
-    for name in ("id", "goal"):
-        if not fields.get(name):
+    for name in NEEDED:
+        if not given.get(name):
             raise TreewrightError(f"{where}: field {name!r} is missing or empty; every task needs one")
-    return Task(suite, **fields)
+    return Task(suite, **given)
 
 
 def _check_field(where: str, name: str, value: object) -> None:

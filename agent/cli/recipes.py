@@ -59,7 +59,7 @@ def sft(
             say(f"{done} of {epochs} epochs were made before")
         stats = imitate(
             run.trainer, trees, paths=paths, min_outcome=min_outcome, head=tokens, epochs=epochs,
-            encode=encoder_of(run.trainer.tokenizer), done=done,
+            encode=encoder_of(run.trainer.tokenizer, run.config.policy.options), done=done,
             on_epoch=lambda n: run.learner.save({**known, "epochs_done": n}),
         )  # fmt: skip
         if requests is not None:
@@ -287,7 +287,9 @@ def _template_of(run: Run) -> Any:
 
     from treewright.agent.policies.prompts import template_for
 
-    return SimpleNamespace(template=template_for(run.trainer.tokenizer))
+    options = run.config.policy.options
+    template = template_for(run.trainer.tokenizer, options.get("window"), **(options.get("template_options") or {}))
+    return SimpleNamespace(template=template)
 
 
 def _refusing(run: Run, requests: Path | None, head: str) -> float:

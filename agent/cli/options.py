@@ -58,7 +58,7 @@ def read_config(
     name: str | None,
     path: Path | None,
     sets: list[str] | None,
-    suites: str | None,
+    suites: str | list[str] | None,
     policy: str | None,
     corpus: Path | None = None,
     questions: Path | None = None,
@@ -69,7 +69,9 @@ def read_config(
     if suites is not None:
         import json
 
-        more.append("worlds.suites=" + json.dumps([s.strip() for s in suites.split(",") if s.strip()]))
+        from treewright.envs.spelling import split_suites
+
+        more.append("worlds.suites=" + json.dumps(split_suites(suites) if isinstance(suites, str) else suites))
     for key, file in (("corpus", corpus), ("questions", questions)):
         if file is not None:
             more.append(f"worlds.{key}={file}")

@@ -49,9 +49,10 @@ def run(
     from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import open_worlds, suites_of
     from treewright.agent.runs.loop import acting_rule_of
+    from treewright.envs.spelling import split_task
 
-    suite, _, which = task.partition("/")
-    chosen = None if any("worlds.suites" in s for s in set_ or ()) else suite
+    suite, which = split_task(task)
+    chosen = None if any("worlds.suites" in s for s in set_ or ()) else [suite]
     settings = read_config(name, config, set_, chosen, policy)
     suites = suites_of(settings)
     acting_rule_of(settings.search)  # a misspelt rule is told before a model is loaded
@@ -62,7 +63,7 @@ def run(
     async def work() -> None:
         async with open_worlds(suites, settings.worlds.sessions or None, settings.worlds.deadline) as w:
             world = next(iter(w.values()))
-            chosen_task = _find_task(world.suite, split, which or "0")
+            chosen_task = _find_task(world.suite, split, which)
             actor = open_proposer(settings.policy)
             try:
                 async with world.pool.lease("") as session:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, EmbeddedResource, ImageContent, TextContent, TextResourceContents, Tool
+from mcp_types import Tool
 
 from treewright.envs.errors import (
     Divergence,
@@ -41,10 +42,14 @@ from treewright.envs.errors import (
     TreewrightError,
     boundary,
 )
+from treewright.envs.tools.answer import answer_parts, answer_text
+from treewright.envs.tools.asked import Answers
 from treewright.envs.tools.connection import Connection
 from treewright.envs.tools.episode import Episode, episode_from_json, episode_to_json
 from treewright.envs.tools.folder import clear_folder, folder_digest, pack_folder, unpack_folder
+from treewright.envs.tools.fresh import Freshness
 from treewright.envs.tools.living import Living, living_server
+from treewright.envs.tools.room import Place
 from treewright.envs.tools.schema import check_action, check_schema
 from treewright.envs.types import (
     Action,
@@ -70,6 +75,12 @@ DONE = ToolSpec(
     Effect.READ,
     terminal=True,
 )
+
+log = logging.getLogger(__name__)
+
+READS = ("read", "get", "list", "show", "search", "find", "query", "describe", "count", "status", "dump")
+
+_SAID: set[str] = set()  # worlds whose user knows why nothing happens
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,6 +119,10 @@ class MCPEnvironment(BaseEnvironment):
     judge        the reward of `done`; without one it is NaN, which means unknown
     deadline     seconds for the start and for each call; then ActionTimeout
     max_chars    an answer longer than this is cut, and says so
+    probe        check at the first restarts that they bring the first state back, see Freshness; the sessions of one
+                 world share one
+    place        where the server and the policy see the folder, if not where it is
+    answers      what the server is told when it asks for a form or a text itself; without them it is refused
 
     A composite action makes its calls in order and shows their answers one per line; it has the worst effect
     of them. `done {"answer": …}` is added to the server's tools and ends the episode.
@@ -131,18 +146,25 @@ class MCPEnvironment(BaseEnvironment):
         judge: Judge | None = None,
         deadline: float = 30.0,
         max_chars: int = 20_000,
+        answers: Answers | None = None,
+        place: Place | None = None,
+        probe: Freshness | bool = True,
     ) -> None:
         self.name = name
         self.sandboxed = sandboxed
         self._server, self._effects, self._trust_hints = server, dict(effects or {}), trust_hints
         self._state, self._judge, self._deadline, self._max_chars = state, judge, deadline, max_chars
+        self._answers, self._place = answers, place
         fresh = not isinstance(server, str) if fresh is None else fresh
         back = fresh or state is not None
+        restarts = fresh and state is None
+        self._probe = (Freshness(name) if probe is True else probe or None) if restarts else None
         self.restore_ways = frozenset({Restore.STATE, Restore.REPLAY} if back else {Restore.NONE})
         self._fresh, self._end = fresh, dataclasses.replace(DONE, name=end)
         self.starts = self.repeated = 0
         self._living: Living | None = None
         self._specs: tuple[ToolSpec, ...] = ()
+        self._listed: Sequence[Tool] | None = None
         self._episode: Episode | None = None
 
     async def reset(self, task: Task, key: int) -> Observation:
@@ -150,7 +172,7 @@ class MCPEnvironment(BaseEnvironment):
             if self._fresh and self._living is not None and (self._living.made or self._living.sent):
                 await self._disconnect()
         else:
-            await self._drop_dead()
+            await self._drop_outgrown()
             await self._in_thread("setup", _set_up, self._state, task, key)
         await self._connect()
         self._episode = Episode(task, digest(self.name, task.suite, task.id, str(task.seed)), Observation(""))
@@ -178,7 +200,10 @@ class MCPEnvironment(BaseEnvironment):
         return StepResult(shown, effect=effect, info={"calls": journal})
 
     async def actions(self) -> Sequence[ToolSpec]:
-        await self._connect_if_never()
+        connection = await self._connect_if_never()
+        if not connection.dead:
+            await connection.listed()
+            self._know_tools(connection)
         return self._specs
 
     async def effect(self, action: Action) -> Effect:
@@ -204,7 +229,7 @@ class MCPEnvironment(BaseEnvironment):
             return await super().restore(snapshot)
         head, _, packed = bytes(snapshot.data).partition(b"\n")
         episode = episode_from_json(json.loads(head))
-        await self._drop_dead()
+        await self._drop_outgrown()
         if self._state is None:
             await self._repeat(episode)
         else:
@@ -262,7 +287,7 @@ class MCPEnvironment(BaseEnvironment):
         if living is not self._living:
             await self._disconnect()
             self._living = living.join()
-            self._specs = self._read_tools(living.connection.tools)
+            self._know_tools(living.connection)
 
     def _stands_alone(self, episode: Episode) -> None:
         """Nothing is done in a shared server that another session has moved."""
@@ -282,13 +307,18 @@ class MCPEnvironment(BaseEnvironment):
     async def _make(self, episode: Episode, call: Call) -> tuple[str, bool, list[Mapping[str, Any]]]:
         """One call of the policy; it enters journal and chain unless it only reads."""
         if self._effect_of(call) is Effect.READ:
-            return await self._call(call)
+            told = await self._call(call)
+            if self._probe is not None and not self._running_server().made:
+                self._probe.saw(Action((call,)), told[0])
+            return told
         key = Action((call,)).key
         await self._connect_if_never()
         living = self._running_server()
         if self._state is None and self._is_final(call):
             living.sent = True
             episode.server = living.id if self._fresh else ""
+        if self._probe is not None:
+            self._probe.wrote(for_good=self._is_final(call))
         text, failed, parts = await self._call(call)
         if self._state is None:
             episode.journal = (*episode.journal, (key, text))
@@ -298,17 +328,14 @@ class MCPEnvironment(BaseEnvironment):
 
     async def _call(self, call: Call) -> tuple[str, bool, list[Mapping[str, Any]]]:
         """The answer's text, whether it is an error, and its images."""
+        connection = await self._connect_if_never()
         try:
-            result = await (await self._connect_if_never()).call(call.name, call.arguments)
+            result = await connection.call(call.name, call.arguments)
         except MCPError as error:
             return self._cut(f"error: {error.message}"), True, []
-        text = self._cut(_text_of(result))
-        images: list[Mapping[str, Any]] = [
-            {"type": "image", "mime_type": block.mime_type, "base64": block.data}
-            for block in result.content
-            if isinstance(block, ImageContent)
-        ]
-        return text, bool(result.is_error), images
+        finally:
+            self._know_tools(connection)
+        return self._cut(answer_text(result)), bool(result.is_error), answer_parts(result)
 
     def _cut(self, text: str) -> str:
         if len(text) <= self._max_chars:
@@ -353,31 +380,85 @@ class MCPEnvironment(BaseEnvironment):
         if self._living is not None and not self._living.connection.dead:
             return self._living.connection
         await self._disconnect()
-        connection = Connection(self._server, deadline=self._deadline)
+        connection = Connection(self._server, deadline=self._deadline, answers=self._answers, place=self._place)
         self._living = Living(connection)
         self.starts += 1
         await connection.open()
         try:
-            self._specs = self._read_tools(connection.tools)
+            names = [tool.name for tool in connection.tools]
+            if unknown := sorted(set(self._effects) - set(names)):
+                has = f"the server has {', '.join(names) or 'no tool'}"
+                raise TreewrightError(f"{self.name}: effects name {unknown[0]!r}, but {has}")
+            self._know_tools(connection)
+            self._say_what_waits()
+            if self._probe is not None and (differing := await self._probe.started(self._ask, self._harmless())):
+                connection = await self._judged(self._probe, differing)
         except TreewrightError:
             await self._disconnect()
             raise
         return connection
 
+    def _say_what_waits(self) -> None:
+        """Tells once why nothing is going to happen, where no tool may be explored."""
+        waiting = [spec.name for spec in self._specs if not spec.terminal and spec.effect.needs_commit]
+        if self.sandboxed or not waiting or len(waiting) < len(self._specs) - 1 or self.name in _SAID:
+            return
+        _SAID.add(self.name)
+        log.warning(
+            "%s: nothing is explored, since this is a live world and each of its tools (%s) is irreversible or of "
+            "unknown effect: such calls wait for a commit (run --approve ask). Say what the tools do with [effects] in "
+            "a server file, believe the server's own word with --trust-hints, or promise with --sandboxed that a "
+            "restart undoes all that they touch",
+            self.name, ", ".join(waiting[:5]) + (", …" if len(waiting) > 5 else ""),
+        )  # fmt: skip
+
+    async def _judged(self, probe: Freshness, differing: Mapping[Action, str]) -> Connection:
+        """The server of one more start, if that tells that a restart brings the first state back."""
+        self._probe = None  # the next start is part of this probe
+        try:
+            await self._disconnect()
+            connection = await self._connect()
+            await probe.judge(self._ask, differing)
+        finally:
+            self._probe = probe
+        return connection
+
+    def _harmless(self) -> list[Action]:
+        """Calls without arguments that only read. In a sandboxed world, where nothing can be harmed, the server's word
+        or a tool's name is enough."""
+        hints = {tool.name: tool.annotations for tool in self._listed or ()}
+        found = []
+        for spec in self._specs:
+            hint = hints.get(spec.name)
+            said = (hint is not None and hint.read_only_hint) or spec.name.lower().startswith(READS)
+            reads = spec.effect is Effect.READ or (self.sandboxed and spec.effect is Effect.UNKNOWN and said)
+            if reads and not spec.terminal and not spec.parameters.get("required"):
+                found.append(Action((Call(spec.name),)))
+        return found
+
+    async def _ask(self, action: Action) -> str:
+        return (await self._call(action.calls[0]))[0]
+
+    def _know_tools(self, connection: Connection) -> None:
+        """The specs of the tools as the server listed them last."""
+        if self._listed is not connection.tools:
+            self._listed, self._specs = connection.tools, self._read_tools(connection.tools)
+
     def _read_tools(self, tools: Sequence[Tool]) -> tuple[ToolSpec, ...]:
         names = [tool.name for tool in tools]
-        if unknown := sorted(set(self._effects) - set(names)):
-            raise TreewrightError(f"{self.name}: effects name {unknown[0]!r}, but the server has {', '.join(names)}")
         if self._end.name in names:
             raise TreewrightError(
                 f"{self.name}: the server has a tool {self._end.name!r}, which ends the task here; give end = 'finish'"
             )
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise TreewrightError(f"{self.name}: the server has two tools named {twice[0]!r}")
-        specs = [ToolSpec(tool.name, tool.description or "", tool.input_schema, self._declared(tool)) for tool in tools]
-        for spec in specs:
+        specs: dict[str, ToolSpec] = {}
+        for tool in tools:  # which of two tools of one name answers is the server's business: the worse effect counts
+            effect = self._declared(tool)
+            spec = specs.setdefault(tool.name, ToolSpec(tool.name, tool.description or "", tool.input_schema, effect))
+            if effect.severity > spec.effect.severity:
+                specs[tool.name] = dataclasses.replace(spec, effect=effect)
+        for spec in specs.values():
             check_schema(spec)
-        return (*specs, self._end)
+        return (*specs.values(), self._end)
 
     def _declared(self, tool: Tool) -> Effect:
         if tool.name in self._effects:
@@ -397,9 +478,11 @@ class MCPEnvironment(BaseEnvironment):
         with boundary(f"{self.name}: {what}", trouble=(Exception,)):
             return await asyncio.to_thread(function, *arguments, **named)
 
-    async def _drop_dead(self) -> None:
-        """Waits for an abandoned server to be gone, so that it cannot write into the folder any more."""
-        if self._living is not None and self._living.connection.dead:
+    async def _drop_outgrown(self) -> None:
+        """Ends a server that was abandoned, so that it cannot write into the folder any more, or whose tools changed
+        since it started: no folder brings those back."""
+        known = self._connection
+        if known is not None and (known.dead or (self._state is not None and known.changed)):
             await self._disconnect()
 
     async def _disconnect(self) -> None:
@@ -413,16 +496,3 @@ def _set_up(state: StateFolder, task: Task, key: int) -> None:
     state.setup(state.path, task, key)
 
 
-def _text_of(result: CallToolResult) -> str:
-    """The text blocks, one per line; the structured content as JSON where there is no text."""
-    lines: list[str] = []
-    for block in result.content:
-        if isinstance(block, TextContent):
-            lines.append(block.text)
-        elif isinstance(block, EmbeddedResource) and isinstance(block.resource, TextResourceContents):
-            lines.append(block.resource.text)
-        elif not isinstance(block, ImageContent):
-            lines.append(f"[{block.type}]")
-    if not lines and result.structured_content is not None:
-        return json.dumps(result.structured_content, sort_keys=True, ensure_ascii=False)
-    return "\n".join(lines)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,9 +47,10 @@ from treewright.envs.tools.connection import Connection
 from treewright.envs.tools.episode import Episode, episode_from_json, episode_to_json
 from treewright.envs.tools.folder import clear_folder, folder_digest, pack_folder, unpack_folder
 from treewright.envs.tools.fresh import Freshness
+from treewright.envs.tools.listing import Listing, harmless_calls, say_what_waits
 from treewright.envs.tools.living import Living, living_server
 from treewright.envs.tools.room import Place
-from treewright.envs.tools.schema import check_action, check_schema
+from treewright.envs.tools.schema import check_action
 from treewright.envs.types import (
     Action,
     BaseEnvironment,
@@ -75,12 +75,6 @@ DONE = ToolSpec(
     Effect.READ,
     terminal=True,
 )
-
-log = logging.getLogger(__name__)
-
-READS = ("read", "get", "list", "show", "search", "find", "query", "describe", "count", "status", "dump")
-
-_SAID: set[str] = set()  # worlds whose user knows why nothing happens
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -152,7 +146,7 @@ class MCPEnvironment(BaseEnvironment):
     ) -> None:
         self.name = name
         self.sandboxed = sandboxed
-        self._server, self._effects, self._trust_hints = server, dict(effects or {}), trust_hints
+        self._server = server
         self._state, self._judge, self._deadline, self._max_chars = state, judge, deadline, max_chars
         self._answers, self._place = answers, place
         fresh = not isinstance(server, str) if fresh is None else fresh
@@ -161,6 +155,7 @@ class MCPEnvironment(BaseEnvironment):
         self._probe = (Freshness(name) if probe is True else probe or None) if restarts else None
         self.restore_ways = frozenset({Restore.STATE, Restore.REPLAY} if back else {Restore.NONE})
         self._fresh, self._end = fresh, dataclasses.replace(DONE, name=end)
+        self._listing = Listing(name, dict(effects or {}), trust_hints, self._end)
         self.starts = self.repeated = 0
         self._living: Living | None = None
         self._specs: tuple[ToolSpec, ...] = ()
@@ -385,32 +380,16 @@ class MCPEnvironment(BaseEnvironment):
         self.starts += 1
         await connection.open()
         try:
-            names = [tool.name for tool in connection.tools]
-            if unknown := sorted(set(self._effects) - set(names)):
-                has = f"the server has {', '.join(names) or 'no tool'}"
-                raise TreewrightError(f"{self.name}: effects name {unknown[0]!r}, but {has}")
+            self._listing.check_effects(connection.tools)
             self._know_tools(connection)
-            self._say_what_waits()
-            if self._probe is not None and (differing := await self._probe.started(self._ask, self._harmless())):
+            say_what_waits(self.name, self._specs, is_sandboxed(self))
+            harmless = harmless_calls(connection.tools, self._specs, is_sandboxed(self))
+            if self._probe is not None and (differing := await self._probe.started(self._ask, harmless)):
                 connection = await self._judged(self._probe, differing)
         except TreewrightError:
             await self._disconnect()
             raise
         return connection
-
-    def _say_what_waits(self) -> None:
-        """Tells once why nothing is going to happen, where no tool may be explored."""
-        waiting = [spec.name for spec in self._specs if not spec.terminal and spec.effect.needs_commit]
-        if self.sandboxed or not waiting or len(waiting) < len(self._specs) - 1 or self.name in _SAID:
-            return
-        _SAID.add(self.name)
-        log.warning(
-            "%s: nothing is explored, since this is a live world and each of its tools (%s) is irreversible or of "
-            "unknown effect: such calls wait for a commit (run --approve ask). Say what the tools do with [effects] in "
-            "a server file, believe the server's own word with --trust-hints, or promise with --sandboxed that a "
-            "restart undoes all that they touch",
-            self.name, ", ".join(waiting[:5]) + (", …" if len(waiting) > 5 else ""),
-        )  # fmt: skip
 
     async def _judged(self, probe: Freshness, differing: Mapping[Action, str]) -> Connection:
         """The server of one more start, if that tells that a restart brings the first state back."""
@@ -423,55 +402,14 @@ class MCPEnvironment(BaseEnvironment):
             self._probe = probe
         return connection
 
-    def _harmless(self) -> list[Action]:
-        """Calls without arguments that only read. In a sandboxed world, where nothing can be harmed, the server's word
-        or a tool's name is enough."""
-        hints = {tool.name: tool.annotations for tool in self._listed or ()}
-        found = []
-        for spec in self._specs:
-            hint = hints.get(spec.name)
-            said = (hint is not None and hint.read_only_hint) or spec.name.lower().startswith(READS)
-            reads = spec.effect is Effect.READ or (self.sandboxed and spec.effect is Effect.UNKNOWN and said)
-            if reads and not spec.terminal and not spec.parameters.get("required"):
-                found.append(Action((Call(spec.name),)))
-        return found
-
     async def _ask(self, action: Action) -> str:
         return (await self._call(action.calls[0]))[0]
 
     def _know_tools(self, connection: Connection) -> None:
         """The specs of the tools as the server listed them last."""
         if self._listed is not connection.tools:
-            self._listed, self._specs = connection.tools, self._read_tools(connection.tools)
-
-    def _read_tools(self, tools: Sequence[Tool]) -> tuple[ToolSpec, ...]:
-        names = [tool.name for tool in tools]
-        if self._end.name in names:
-            raise TreewrightError(
-                f"{self.name}: the server has a tool {self._end.name!r}, which ends the task here; give end = 'finish'"
-            )
-        specs: dict[str, ToolSpec] = {}
-        for tool in tools:  # which of two tools of one name answers is the server's business: the worse effect counts
-            effect = self._declared(tool)
-            spec = specs.setdefault(tool.name, ToolSpec(tool.name, tool.description or "", tool.input_schema, effect))
-            if effect.severity > spec.effect.severity:
-                specs[tool.name] = dataclasses.replace(spec, effect=effect)
-        for spec in specs.values():
-            check_schema(spec)
-        return (*specs.values(), self._end)
-
-    def _declared(self, tool: Tool) -> Effect:
-        if tool.name in self._effects:
-            return self._effects[tool.name]
-        hints = tool.annotations
-        if not self._trust_hints or hints is None:
-            return Effect.UNKNOWN
-        if hints.read_only_hint:
-            return Effect.READ
-        if hints.destructive_hint:
-            return Effect.IRREVERSIBLE
-        # "Not destructive" can be undone only where the whole state of the session can be put back.
-        return Effect.REVERSIBLE if hints.destructive_hint is False and self.sandboxed else Effect.UNKNOWN
+            self._listed = connection.tools
+            self._specs = self._listing.read(connection.tools, is_sandboxed(self))
 
     async def _in_thread(self, what: str, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Runs what touches the disk, or is the owner's, off the event loop; its failures are faults."""
@@ -494,5 +432,3 @@ class MCPEnvironment(BaseEnvironment):
 def _set_up(state: StateFolder, task: Task, key: int) -> None:
     clear_folder(state.path)
     state.setup(state.path, task, key)
-
-

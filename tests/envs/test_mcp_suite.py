@@ -263,7 +263,7 @@ async def test_mcp_server_sqlite_is_explored_and_every_node_sees_the_rows_of_its
             return str(select)
         return str(Action.of("write_query", query=f"insert into item values ('{rng.choice('abcdefgh')}')"))
 
-    tree = await run(found, script_policy(script), found.tasks("train", 1)[0], 14, sessions=2, width=2)
+    tree = await run(found, script_policy(script), found.tasks("train", 1)[0], 14, sessions=2, in_flight=2)
     assert healthy(tree)
     looks = 0
     for i in range(1, len(tree)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action
@@ -32,14 +33,14 @@ class Freshness:
         self.first: dict[Action, str] | None = None
         self.written = False
         self._passed = 0
-        self._gate = asyncio.Lock()
+        self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def started(self, ask: Ask, harmless: Sequence[Action]) -> Mapping[Action, str]:
         """To be called at every start: what differs from the first start, if something was written since.
 
         Where it is not empty, the server must be started once more and `judge` be asked.
         """
-        async with self._gate:
+        async with self._gates.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             if self.first is None:
                 told = [(call, await ask(call)) for call in harmless[:MAX_ASKED]]
                 self.first = {call: text for call, text in told if await ask(call) == text}

@@ -74,12 +74,15 @@ def _mended(schema: Mapping[str, Any], place: str, notes: list[str]) -> dict[str
 
 
 def _part(value: Any, place: str, notes: list[str]) -> Any:
+    """A schema within a schema. True and False are written as schemas, but where they stand for a rule."""
     if isinstance(value, Mapping):
         return _mended(value, place, notes)
+    rule = place.endswith(("/additionalProperties", "/unevaluatedProperties", "/unevaluatedItems"))
     if value is None or isinstance(value, bool):
-        return True if value is None else value
+        said = value is not False
+        return said if rule else {} if said else {"not": {}}
     notes.append(f"{place}: {value!r:.60} is no schema")
-    return True
+    return True if rule else {}
 
 
 def _translate(schema: dict[str, Any]) -> None:

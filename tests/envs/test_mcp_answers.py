@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import shlex
 import sys
 
 import pytest
 from mcp.client.stdio import StdioServerParameters
 from raw_server import RAW
 
-from treewright.envs import Action, Effect, Task
+from treewright.envs import Action, Effect, Task, TreewrightError, suite
 from treewright.envs.tools.asked import Answers
 from treewright.envs.tools.mcp import MCPEnvironment
 
@@ -205,3 +206,19 @@ async def test_a_server_that_asks_back_is_answered_as_declared_and_refused_other
     shown = (await env.step(Action.of(tool), 1)).observation.text
     await env.close()
     assert sorted(json.loads(shown)["told"]) == told and said in shown
+
+
+async def test_a_server_file_declares_the_answers(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "asking.py").write_text(ASKING)
+    (tmp_path / "writers_here.py").write_text("def write(asked):\n    return f'at most {asked[\"maxTokens\"]}'\n")
+    command = f"command = {shlex.join([sys.executable, str(tmp_path / 'asking.py')])!r}\nsandboxed = true\n"
+    (tmp_path / "s.toml").write_text(f'{command}elicit = {{ok = false}}\nsampling = "writers_here:write"\n')
+    env = await suite(f"mcp:{tmp_path}/s.toml").open()
+    await env.reset(Task("asking", "t", "go"), 0)
+    assert '{"ok": false}' in (await env.step(Action.of("form"), 1)).observation.text
+    assert "at most 5" in (await env.step(Action.of("write"), 1)).observation.text
+    await env.close()
+    (tmp_path / "s.toml").write_text(f'{command}sampling = "writers_here:wrote"\n')
+    with pytest.raises(TreewrightError, match=r"field 'sampling' = 'writers_here:wrote'.* did you mean 'write'"):
+        suite(f"mcp:{tmp_path}/s.toml")

@@ -4,6 +4,8 @@ import hashlib
 import json
 import shlex
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from mcp.client.stdio import StdioServerParameters
@@ -222,3 +224,66 @@ async def test_a_server_file_declares_the_answers(tmp_path, monkeypatch):
     (tmp_path / "s.toml").write_text(f'{command}sampling = "writers_here:wrote"\n')
     with pytest.raises(TreewrightError, match=r"field 'sampling' = 'writers_here:wrote'.* did you mean 'write'"):
         suite(f"mcp:{tmp_path}/s.toml")
+
+
+class Over(BaseHTTPRequestHandler):
+    """A server over HTTP that answers every call with `line`."""
+
+    line = ""
+
+    def do_POST(self):
+        ask = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "id" not in ask:
+            self.send_response(202)
+            self.end_headers()
+            return
+        start = {"capabilities": {"tools": {}}, "serverInfo": {"name": "over", "version": "0"}}
+        results = {
+            "initialize": start | {"protocolVersion": "2025-06-18"},
+            "tools/list": {"tools": [{"name": "odd", "inputSchema": {"required": None}, "outputSchema": NUMBER}]},
+        }
+        answer = {"jsonrpc": "2.0", "id": ask["id"]}
+        if ask["method"] in results:
+            text = json.dumps(answer | {"result": results[ask["method"]]})
+        elif ask["method"] == "tools/call":
+            text = self.line.replace('"ID"', json.dumps(ask["id"]))
+        else:
+            text = json.dumps(answer | {"error": {"code": -32601, "message": "no such method"}})
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self):
+        self.send_response(405)
+        self.end_headers()
+
+    def log_message(self, *words):
+        pass
+
+
+NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    ("result", "provenance", "shown"),
+    [
+        ('{"content": [{"type": "text", "text": "3"}]}', "tool", "3"),
+        ('{"content": [{"type": "text", "text": "x"}], "structuredContent": {"n": "x"}}', "error", "x\nerror: odd was"),
+        ('{"content": [{"type": "text", "text": "x"}], "structuredContent": {"n": NaN}}', "error", "x\nerror: odd was"),
+        (r'{"content": [{"type": "text", "text": "half \ud83d pair"}]}', "error", "error: Failed to parse"),
+    ],
+)
+async def test_the_same_holds_behind_a_url(result, provenance, shown):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Now", (Over,), {"line": ENVELOPE % result}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = MCPEnvironment(f"http://127.0.0.1:{server.server_port}/mcp", deadline=20)
+    try:
+        await env.reset(Task("over", "t", "go"), 0)
+        for key in (1, 2):
+            found = (await env.step(Action.of("odd"), key)).observation
+            assert found.provenance == provenance and found.text.startswith(shown)
+    finally:
+        await env.close()
+        server.shutdown()
+        server.server_close()

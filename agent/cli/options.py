@@ -72,7 +72,7 @@ def read_config(
     name: str | None,
     path: Path | None,
     sets: list[str] | None,
-    suites: str | None,
+    suites: str | list[str] | None,
     policy: str | None,
     corpus: Path | None = None,
     questions: Path | None = None,
@@ -87,8 +87,9 @@ def read_config(
     more  further values by key, such as store=
     """
     from treewright.agent.config import load_config
+    from treewright.envs.spelling import split_suites
 
-    listed = [s.strip() for s in suites.split(",") if s.strip()] if suites is not None else None
+    listed = split_suites(suites) if isinstance(suites, str) else suites
     given = {
         "worlds.suites": listed, "worlds.corpus": corpus, "worlds.questions": questions,
         "worlds.tasks_file": tasks_file, "worlds.reward": reward, "policy.spec": policy, "name": name, **more,

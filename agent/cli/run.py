@@ -68,14 +68,15 @@ def run(
     from treewright.agent.runs.collect import open_worlds, suites_of
     from treewright.agent.runs.loop import acting_rule_of
     from treewright.agent.runs.newest import acting_config, serve_newest
+    from treewright.envs.spelling import split_task
 
-    suite, _, which = task.partition("/")
+    suite, which = split_task(task)
     given = (policy, corpus, questions, tasks_file, reward)
     named = name is not None or config is not None
     settings = read_config(name, config, set_, None, *given, remember=named)
     own = settings.worlds.tasks_file is not None or settings.worlds.questions is not None
     if not any("worlds.suites" in s for s in set_ or ()) and not (own and suite == "own"):
-        settings = read_config(name, config, set_, suite, *given, remember=named)
+        settings = read_config(name, config, set_, [suite], *given, remember=named)
     suites = suites_of(settings)
     acting_rule_of(settings.search)  # a misspelt rule is told before a model is loaded
     if expansions is None:
@@ -85,7 +86,7 @@ def run(
     async def work() -> None:
         async with open_worlds(suites, settings.worlds.sessions or None, settings.worlds.deadline) as w:
             world = next(iter(w.values()))
-            chosen_task = _find_task(world.suite, split, which or "0")
+            chosen_task = _find_task(world.suite, split, which)
             actor = open_proposer((acting_config(settings, say) if named else settings).policy)
             try:
                 if named:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,7 +26,6 @@ HELPERS = str(Path(__file__).parents[1] / "helpers")
 TREEWRIGHT = [sys.executable, "-P", "-m", "treewright"]
 KG = ["--suites", "kg", "--tasks", "4"]
 FEW = ["--set", "search.expansions=2"]
-UCT = [word for s in ("rule=uct", "expansions=8") for word in ("--set", f"search.{s}")]
 
 
 def environment():
@@ -84,12 +84,15 @@ def test_the_policy_that_a_run_began_with_is_remembered_and_another_one_that_is_
     assert "acting with" not in out and "kg" in out
 
 
-def test_trees_that_are_not_exact_are_trained_on_by_the_line_that_says_so(tmp_path):
-    out = typed(["collect", "--name", "open", *KG, *UCT], tmp_path)
-    assert "no tree is exact:" in out
+def test_trees_that_are_not_exact_are_trained_on_by_the_line_that_says_so(tmp_path, grown):
+    subprocess.run(["cp", "-r", str(grown), str(tmp_path / "runs")], check=True)
+    with sqlite3.connect(tmp_path / "runs/first/trees.sqlite") as store:  # as if a fault had persisted in each of them
+        store.execute("UPDATE trees SET reasons = ?", (json.dumps(["a fault persisted"]),))
+    out = typed(["collect", "--name", "first", "--tasks", "12", "--set", "search.root_draws=6"], tmp_path)
+    assert "no tree is exact: a fault persisted" in out
+    told = typed(["train", "--name", "first"], tmp_path, code=2)
+    assert "12 inexact, 0 to train on" in told and "--set train.allow_biased=true" in told
     assert "saved" in typed(next_line(out), tmp_path)
-    told = typed(["train", "--name", "open2"], tmp_path, code=2)
-    assert "treewright collect --name open2" in told
 
 
 def test_trees_of_held_out_tasks_are_looked_at_and_never_trained_on(tmp_path):

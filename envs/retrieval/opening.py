@@ -19,6 +19,7 @@ from treewright.envs.types import Suite
 __all__ = ["RETRIEVERS", "cache_folder", "make_retriever", "open_suite"]
 
 RETRIEVERS = ("lexical", "dense", "hybrid", "treehop")
+FORM = 2  # of a lexical index; raised when words are cut or fields are made in another way
 KEPT = 20_000  # documents from which on a lexical index is kept; smaller ones are built in a fraction of a second
 
 
@@ -29,6 +30,7 @@ def open_suite(
     corpus: str | Path | None = None,
     retriever: str = "lexical",
     encoder: str = "minilm",
+    stemming: str = "auto",
     reward: Literal["exact", "f1"] = "exact",
 ) -> Suite:
     """A retrieval suite over files; see `load_corpus`, `load_questions` and `load_multihop` for what they may be.
@@ -37,6 +39,7 @@ def open_suite(
     retriever  'lexical', 'dense', 'hybrid', 'treehop:FOLDER' with a trained gate, or the http address of a server that
                speaks Search-R1's protocol
     encoder    of 'dense' and 'hybrid': 'minilm', or a folder or name of a sentence-transformers encoder
+    stemming   of 'lexical' and 'hybrid': 'auto', 'none' or a language, see `LexicalIndex`
 
     Raises CorpusError for a bad file and TreewrightError for an unknown retriever or a missing package.
     """
@@ -49,16 +52,16 @@ def open_suite(
             f"{questions} brings no passages of its own: name a corpus too, --corpus FILE.jsonl or a folder of texts"
         )
     docs, asked = load_multihop(questions) if corpus is None else (load_corpus(corpus), load_questions(questions))
-    return make_suite(name, docs, asked, retriever=make_retriever(docs, retriever, encoder), reward=reward)
+    return make_suite(name, docs, asked, retriever=make_retriever(docs, retriever, encoder, stemming), reward=reward)
 
 
-def make_retriever(corpus: Corpus, kind: str, encoder: str = "minilm") -> Retriever:
+def make_retriever(corpus: Corpus, kind: str, encoder: str = "minilm", stemming: str = "auto") -> Retriever:
     """'lexical', 'dense', 'hybrid' or 'treehop:FOLDER' over a corpus; what is slow is kept in `cache_folder()`."""
     kind, _, gate = kind.partition(":")
     if kind not in RETRIEVERS:
         raise TreewrightError(f"no retriever {kind!r}; there are {', '.join(RETRIEVERS)}:FOLDER and http addresses")
-    folder = cache_folder() / f"lexical-{corpus.digest}" if len(corpus) >= KEPT else None
-    lexical = LexicalIndex(corpus.docs, folder=folder) if kind in ("lexical", "hybrid") else None
+    folder = cache_folder() / f"lexical-{FORM}-{stemming}-{corpus.digest}" if len(corpus) >= KEPT else None
+    lexical = LexicalIndex(corpus.docs, folder=folder, stemming=stemming) if kind in ("lexical", "hybrid") else None
     if kind == "lexical" and lexical is not None:
         return lexical
     from treewright.envs.retrieval.dense import DenseIndex, SentenceEncoder

@@ -13,6 +13,7 @@ from treewright.envs.errors import InvalidAction
 from treewright.envs.retrieval.answers import exact_match, f1
 from treewright.envs.retrieval.corpus import Corpus, CorpusError, Doc, Question
 from treewright.envs.retrieval.index import LexicalIndex, Retriever
+from treewright.envs.retrieval.rows import one_line
 from treewright.envs.retrieval.session import ANSWER, EvidenceWorld, tool
 from treewright.envs.types import Call, Environment, Suite, Task, seed_of
 
@@ -69,7 +70,7 @@ class RetrievalWorld(EvidenceWorld):
     def _line(self, doc: Doc) -> str:
         if not self._snippet:
             return doc.id
-        return f"[{doc.id}] {doc.title}: {_shorten(doc.text, self._snippet)}"
+        return f"[{doc.id}] {one_line(doc.title)}: {_shorten(doc.text, self._snippet)}"
 
     async def _read(self, doc_id: str, page: int) -> str:
         doc = self.corpus.get(doc_id)

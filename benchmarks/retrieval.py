@@ -16,7 +16,8 @@ from typing import Protocol
 from treewright.envs.errors import TreewrightError
 from treewright.envs.retrieval.almanac import almanac
 from treewright.envs.retrieval.corpus import Corpus, Doc, Question, load_corpus, load_questions
-from treewright.envs.retrieval.dense import DenseIndex, SentenceEncoder, Vectors
+from treewright.envs.retrieval.dense import DenseIndex, Vectors
+from treewright.envs.retrieval.encoders import SentenceEncoder
 from treewright.envs.retrieval.hybrid import fuse
 from treewright.envs.retrieval.index import Hit, LexicalIndex
 from treewright.envs.retrieval.opening import cache_folder
@@ -116,3 +117,7 @@ class _Counted:
     def encode(self, texts: Sequence[str]) -> Vectors:
         self.texts += len(texts)
         return self._encoder.encode(texts)
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        self.texts += len(texts)
+        return self._encoder.encode_queries(texts)

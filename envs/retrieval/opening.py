@@ -64,7 +64,8 @@ def make_retriever(corpus: Corpus, kind: str, encoder: str = "minilm", stemming:
     lexical = LexicalIndex(corpus.docs, folder=folder, stemming=stemming) if kind in ("lexical", "hybrid") else None
     if kind == "lexical" and lexical is not None:
         return lexical
-    from treewright.envs.retrieval.dense import DenseIndex, SentenceEncoder
+    from treewright.envs.retrieval.dense import DenseIndex
+    from treewright.envs.retrieval.encoders import SentenceEncoder
     from treewright.envs.retrieval.hybrid import HybridIndex
 
     dense = DenseIndex(corpus, SentenceEncoder(encoder), cache=cache_folder())

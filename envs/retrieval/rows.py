@@ -94,8 +94,8 @@ def rows_of(path: Path, left_out: LeftOut) -> Iterator[tuple[str, int, dict[str,
         with path.open(encoding=encoding, errors=errors) as lines:
             for number, line in enumerate(lines, start=1):
                 where = f"{path} line {number}"
-                line = line.strip("\ufeff \t\r\n\x1e")
-                if line and (row := _parsed(line, where, left_out)) is not None:
+                line = line.strip("\ufeff\r\n\x1e")
+                if line.strip() and (row := _parsed(line, where, left_out)) is not None:
                     yield where, number, row
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror}") from error

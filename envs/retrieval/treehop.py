@@ -10,7 +10,7 @@ made by `treewright.training.treehop`; this is numpy alone.
 
 A passage counts by the better of two scores: its likeness to the question, and the mean likeness along the way that
 led to it, times a weight that was chosen on links held back from training. Where the gate finds less alike passages
-than it did there, as on a corpus that it does not know, its weight falls in the same measure.
+than it did there, as on a corpus that it does not know, its weight falls.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class TreeHopIndex:
 
 
 def trust(best: float, sure: float) -> float:
-    """How much a hop counts, 0 to 1, whose best passage is so alike: all from `sure` on, in proportion below."""
-    return 1.0 if sure <= 0 else min(1.0, max(0.0, best / sure))
+    """How much a hop counts, 0 to 1, whose best passage is so alike: all from `sure` on, by the square below."""
+    return 1.0 if sure <= 0 else min(1.0, max(0.0, best / sure)) ** 2
 
 
 class RewriteIndex:

@@ -21,6 +21,7 @@ from itertools import islice
 import tantivy
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.retrieval.rows import clean
 
 __all__ = ["STEMMERS", "UNSPACED", "Analysis", "guessed", "sample_of", "spread"]
 
@@ -59,12 +60,17 @@ def _folds() -> dict[int, str]:
     return {**greek, **digits, ord("ё"): "е"}
 
 
+_FOLDABLE = frozenset(map(chr, _folds()))
+
+
 def spread(text: str) -> str:
     """The text with its characters made alike and words of scripts without blanks spread out, for a tokenizer."""
     if text.isascii():
         return text
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return UNSPACED.sub(_grams, _SILENT.sub("", folded.translate(_folds())))
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", clean(text)).casefold())
+    if not _FOLDABLE.isdisjoint(folded):
+        folded = folded.translate(_folds())
+    return UNSPACED.sub(_grams, _SILENT.sub("", folded))
 
 
 def _grams(run: re.Match[str]) -> str:
@@ -109,7 +115,7 @@ class Analysis:
 
 def sample_of(texts: Iterable[str]) -> str:
     """The beginnings of the first texts, from which languages and alphabets are told."""
-    return "\n".join(text[:LONGEST] for text in islice(texts, SAMPLED))
+    return "\n".join(clean(text[:LONGEST]) for text in islice(texts, SAMPLED))
 
 
 @lru_cache(maxsize=8)

@@ -5,7 +5,8 @@
     HypergraphIndex(corpus.docs).rank("Which river flows through the town where Ada was born?", 5)
 
 A name is a title, without what stands in brackets behind it, or a run of capitalised words. Words that the passages
-write in small letters as often, and single ones that only begin sentences, are no names. Nothing is learnt and nothing is encoded.
+write in small letters as often, and single ones that only begin sentences, are no names. Nothing is learnt, nothing
+encoded.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ SAMPLED = 5000  # passages by which common words are told from names
 _WORD = re.compile(r"[^\W_]+(?:[-'’.][^\W_]+)*")
 _FIRST = re.compile(rf"(?:^|[.!?:…]\s+|\n)[\"“«(]*({_WORD.pattern})")
 _BRACKETS = re.compile(r"\s*\([^)]*\)\s*$")
-_JOINING = frozenset("of the and de von van la le di du".split())  # may stand between two words of a name
+_JOINING = frozenset(
+    ("of", "the", "and", "de", "von", "van", "la", "le", "di", "du")
+)  # may stand between two words of a name
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def open_suite(
     """A retrieval suite over files; see `load_corpus`, `load_questions` and `load_multihop` for what they may be.
 
     corpus     None takes the passages that the question file brings (HotpotQA, 2WikiMultihopQA, MuSiQue)
-    retriever  'lexical', 'dense', 'hybrid', 'hypergraph', 'treehop:FOLDER' with a trained gate, or the http address of a server that
+    retriever  one of RETRIEVERS ('treehop:FOLDER' with a trained gate), or the http address of a server that
                speaks Search-R1's protocol
     encoder    of 'dense' and 'hybrid': 'minilm', or a folder or name of a sentence-transformers encoder
     stemming   of 'lexical' and 'hybrid': 'auto', 'none' or a language, see `LexicalIndex`
@@ -60,7 +60,7 @@ def open_suite(
 
 
 def make_retriever(corpus: Corpus, kind: str, encoder: str = "minilm", stemming: str = "auto") -> Retriever:
-    """'lexical', 'dense', 'hybrid', 'hypergraph' or 'treehop:FOLDER' over a corpus; what is slow is kept in `cache_folder()`."""
+    """One of RETRIEVERS over a corpus, 'treehop:FOLDER' with its gate; what is slow is kept in `cache_folder()`."""
     kind, _, gate = kind.partition(":")
     if kind not in RETRIEVERS:
         raise TreewrightError(f"no retriever {kind!r}; there are {', '.join(RETRIEVERS)}:FOLDER and http addresses")

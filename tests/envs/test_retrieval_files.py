@@ -1,4 +1,4 @@
-"""Corpora and questions from other people's files: many shapes are read, and what cannot be used is left out by place."""
+"""Corpora and questions from other people's files: many shapes are read; what cannot be used is left out by place."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ def test_optional_fields_that_are_there_and_empty_count_as_missing(tmp_path, emp
     ("said", "expected"),
     [
         (["train", "dev"], ["train", "test"]), (["training", "Validation", "test"], ["train", "test", "test"]),
-        (["test", "test"], ["test", "test"]), (["dev"], ["train"]), ([None], ["train"]), (["test", None], ["test", "train"]),
+        (["test", "test"], ["test", "test"]), (["dev"], ["train"]), ([None], ["train"]),
+        (["test", None], ["test", "train"]),
     ],
 )  # fmt: skip
 def test_splits_by_other_names_are_understood_and_training_is_never_left_without(tmp_path, said, expected):
@@ -312,7 +313,8 @@ def test_the_command_line_goes_on_past_odd_rows_and_says_so(tmp_path):
     write(tmp_path / "c.jsonl", {"_id": "1", "title": "", "text": text, "metadata": {}}, "{oops")
     asked = {"question": "What feeds whales?", "answers": [1, "Krill"], "split": None}
     write(tmp_path / "q.jsonl", asked, {"question": 3})
-    given = "collect --name odd --corpus c.jsonl --questions q.jsonl --tasks 1 --set search.expansions=1".split()
+    given = ["collect", "--name", "odd", "--corpus", "c.jsonl", "--questions", "q.jsonl", "--tasks", "1"]
+    given += ["--set", "search.expansions=1"]
     script = "from treewright.agent.cli import main; main()"
     done = subprocess.run([sys.executable, "-P", "-c", script, *given], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "next: treewright train --name odd" in done.stdout

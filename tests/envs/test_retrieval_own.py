@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from contextlib import asynccontextmanager
@@ -63,8 +64,9 @@ def test_what_is_missing_or_unknown_is_said(tmp_path):
     questions = lines(tmp_path / "q.jsonl", {"question": "q", "answers": "a"})
     with pytest.raises(TreewrightError, match="brings no passages of its own: name a corpus too"):
         open_suite("own", questions=questions)
-    with pytest.raises(TreewrightError, match="no retriever 'lexicle'"):
-        make_retriever(Corpus([Doc("a", "a", "b")]), "lexicle")
+    for kind, message in [("lexicle", "no retriever 'lexicle'"), ("treehop", "treehop needs the folder of its gate")]:
+        with pytest.raises(TreewrightError, match=message):
+            make_retriever(Corpus([Doc("a", "a", "b")]), kind)
 
 
 # -- rankings ---------------------------------------------------------------------------------------------------------
@@ -184,8 +186,35 @@ def test_a_second_hop_is_learned_and_survives_saving(tmp_path):
     with pytest.raises(TreewrightError, match="treewright train treehop"):
         Gate.load(tmp_path / "nothing")
     linked.name = "another"
-    with pytest.raises(TreewrightError, match="trained on vectors of 'linked'"):
+    with pytest.raises(TreewrightError, match="trained on vectors of 'linked', the index has those of 'another'; name"):
         TreeHopIndex(dense, gate)
+
+
+def test_a_gate_finds_no_less_than_one_hop_where_it_knows_the_links_and_where_it_does_not():
+    pytest.importorskip("torch")
+    from treewright.training.treehop import train_gate
+
+    linked, foreign = Linked(), Linked(seed=7)
+    jumps = [Jump(f"q{i}", i, int(linked.links[i])) for i in range(140)]
+    gate = train_gate(DenseIndex(linked.corpus, linked), jumps, hidden=128, epochs=60, lr=3e-3)
+    assert 0 < gate.sure < 1
+
+    def recall(index, world, k):
+        found = [{hit.position for hit in index.rank(f"q{i}", k)} for i in range(140, 200)]
+        return np.mean([len(f & {i, int(world.links[i])}) / 2 for i, f in enumerate(found, 140)])
+
+    for world, k in itertools.product((linked, foreign), (2, 5, 10)):
+        dense = DenseIndex(world.corpus, world)
+        assert recall(TreeHopIndex(dense, gate), world, k) >= recall(dense, world, k) - 0.02, (world is linked, k)
+
+
+def test_a_gate_of_the_first_form_loads_and_a_broken_one_is_named(tmp_path):
+    parts = {"w1": (6, 3), "b1": (3,), "w2": (3, 2), "b2": (2,)}
+    np.savez(tmp_path / "treehop.npz", **{k: np.zeros(v, np.float32) for k, v in parts.items()}, encoder='"minilm"')
+    assert Gate.load(tmp_path).encoder == "minilm" and Gate.load(tmp_path).weight == 1.0
+    (tmp_path / "treehop.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(TreewrightError, match="is no gate of TreeHop"):
+        Gate.load(tmp_path)
 
 
 # -- somebody else's server -------------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def test_the_command_line_goes_on_past_odd_rows_and_says_so(tmp_path):
     write(tmp_path / "q.jsonl", asked, {"question": 3})
     given = ["collect", "--name", "odd", "--corpus", "c.jsonl", "--questions", "q.jsonl", "--tasks", "1"]
     given += ["--set", "search.expansions=1"]
-    script = "from treewright.agent.cli import main; main()"
+    script = "from treewright.agent.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-P", "-c", script, *given], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "next: treewright train --name odd" in done.stdout
     said = " ".join(done.stderr.split())

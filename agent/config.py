@@ -76,8 +76,14 @@ class WorldsSection(_Section):
     questions: Path | None = Field(
         default=None, description="own questions over the corpus: JSON lines with question, answers"
     )
-    retriever: str = Field(default="lexical", description="of own questions: lexical | dense | hybrid | http://…")
+    retriever: str = Field(
+        default="lexical",
+        description="of own questions: lexical | dense | hybrid | hypergraph | treehop:FOLDER | http://…",
+    )
     encoder: str = Field(default="minilm", description="of the dense retriever: a name or a folder")
+    stemming: str = Field(
+        default="auto", description="of the lexical retriever: auto (by the documents' language), none, or a language"
+    )
     grading: Literal["exact", "f1"] = Field(default="exact", description="reward of own questions")
 
 

@@ -34,7 +34,8 @@ def treehop_command(
     treewright collect --corpus passages.jsonl --questions q.jsonl --set worlds.retriever=treehop:runs/hop
     """
     from treewright.envs.retrieval.corpus import load_corpus
-    from treewright.envs.retrieval.dense import DenseIndex, SentenceEncoder
+    from treewright.envs.retrieval.dense import DenseIndex
+    from treewright.envs.retrieval.encoders import SentenceEncoder
     from treewright.envs.retrieval.opening import cache_folder
     from treewright.envs.retrieval.treehop import linked_jumps
     from treewright.training.treehop import train_gate

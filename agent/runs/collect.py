@@ -61,7 +61,7 @@ def suites_of(cfg: Config) -> list[Suite]:
     if w.questions is not None:
         from treewright.envs.retrieval.opening import open_suite
 
-        given = {"retriever": w.retriever, "encoder": w.encoder}
+        given = {"retriever": w.retriever, "encoder": w.encoder, "stemming": w.stemming}
         return [open_suite("own", questions=w.questions, corpus=w.corpus, reward=w.grading, **given)]
     if w.corpus is not None:
         raise TreewrightError("a corpus alone has no tasks: name a question file too, --questions FILE.jsonl")

@@ -40,9 +40,11 @@ $(VENV)/.tested: $(STAMP)
 	touch $(VENV)/.tested
 
 # Third-party MCP servers that tests explore over stdio, with the mcp version that they need.
-$(VENV)-servers/.ready: tests/foreign-servers.txt
+$(VENV)-servers/.ready: tests/foreign-servers.txt tests/foreign-servers-npm.txt
 	$(PYTHON) -m venv $(VENV)-servers
 	$(VENV)-servers/bin/python -m pip install --quiet -r tests/foreign-servers.txt
+	if command -v npm > /dev/null; then \
+	  npm install --silent --no-fund --no-audit --prefix $(VENV)-servers $$(grep -v '^#' tests/foreign-servers-npm.txt); fi
 	touch $(VENV)-servers/.ready
 
 # The adapter for verifiers against the package itself and its many dependencies (about a minute, 570 MB).

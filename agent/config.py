@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from treewright.envs.errors import TreewrightError
 from treewright.training.settings import TrainSettings
 
-__all__ = ["Config", "ConfigError", "explained", "load_config", "to_toml"]
+__all__ = ["Config", "ConfigError", "explained", "keep", "load_config", "to_toml"]
 
 
 class ConfigError(TreewrightError):
@@ -29,6 +30,9 @@ class _Section(BaseModel):
 class PolicySection(_Section):
     """Who acts."""
 
+    newest: bool = Field(
+        default=True, description="act with the newest checkpoint of the named run; false: with spec itself"
+    )
     spec: str = Field(
         default="seedling",
         description="seedling[:FOLDER] | hf:NAME_OR_FOLDER | openai:MODEL@URL | vllm:MODEL@URL | vllm:NAME_OR_FOLDER | "
@@ -57,20 +61,29 @@ class WorldsSection(_Section):
     """Where it acts."""
 
     suites: tuple[str, ...] = Field(
-        default=("kg", "stdlib", "workbench", "market"), description="by name; see docs/worlds.md"
+        default=("kg", "stdlib", "workbench", "market"),
+        description="by name, or MODULE:THING of your own; see docs/worlds.md",
     )
     sessions: int = Field(default=0, ge=0, description="per suite; 0: what the suite suggests")
     deadline: float = Field(default=60.0, gt=0, description="seconds for one call of the environment")
     tasks_file: Path | None = Field(default=None, description="own tasks: JSON lines, for one suite or module:object")
-    reward: str | None = Field(default=None, description="the reward of own tasks: module:function")
+    reward: str | None = Field(
+        default=None, description="of own tasks: module:function of (task, history[, object]); else the world's own"
+    )
     corpus: Path | None = Field(
         default=None, description="own documents: JSON lines with id and text, or a folder of texts"
     )
     questions: Path | None = Field(
         default=None, description="own questions over the corpus: JSON lines with question, answers"
     )
-    retriever: str = Field(default="lexical", description="of own questions: lexical | dense | hybrid | http://…")
+    retriever: str = Field(
+        default="lexical",
+        description="of own questions: lexical | dense | hybrid | hypergraph | treehop:FOLDER | http://…",
+    )
     encoder: str = Field(default="minilm", description="of the dense retriever: a name or a folder")
+    stemming: str = Field(
+        default="auto", description="of the lexical retriever: auto (by the documents' language), none, or a language"
+    )
     grading: Literal["exact", "f1"] = Field(default="exact", description="reward of own questions")
     same_page: str = Field(
         default="",
@@ -128,7 +141,7 @@ class SearchSection(_Section):
     )
     peers: int = Field(default=0, ge=0, description="for acting: most other branches that a prompt tells of")
     max_tokens: int | None = Field(
-        default=None, ge=1, description="most tokens of one draw; else what the suite suggests"
+        default=None, ge=1, description="most tokens of one draw; else what the suite suggests, or 512"
     )
     close: bool | None = Field(
         default=None,
@@ -182,6 +195,24 @@ class Config(_Section):
     loop: LoopSection = LoopSection()
     eval: EvalSection = EvalSection()
 
+    _told: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not name.strip() or name in (".", "..") or any(c in name for c in "/\\\0") or not name.isprintable():
+            raise ValueError("a run's name is one folder's name: no slashes, not empty, no control characters")
+        return name
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings, however they came to be."""
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        """What was set, by a file, by options or by the run itself; everything else is a default."""
+        return self._told
+
     @property
     def home(self) -> Path:
         """The run's folder: `folder`, or runs/<name> under the working directory."""
@@ -201,48 +232,114 @@ RENAMED = {
 """Keys of version 0.1 and what they are called now."""
 
 
-def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Config:
-    """The configuration in a TOML file with `a.b=c` settings on top.
+def load_config(
+    path: Path | None = None,
+    settings: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+    remember: bool = False,
+) -> Config:
+    """The configuration in a TOML file with `a.b=c` settings on top, and what the command line's own options say.
 
-    Values of settings are read as JSON where they can be (8, true, ["kg"]), as text otherwise.
+    given     values by dotted key, taken literally
+    remember  begin with what the named run was begun with, see `keep`; worlds named anew replace its worlds
+
+    Values of settings are read as JSON where the key is not a text (8, true, ["kg"]), else as they stand.
     Raises ConfigError naming the key; for an unknown one with the nearest known.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"no configuration file {path}; leave --config out to use the defaults") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not TOML: {error}; print one that is: treewright config") from None
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 text, see byte {error.start}"
-            raise ConfigError(f"cannot read {path}: {why}; print a good one: treewright config") from None
+    data = _read(path) if path is not None else {}
     for setting in settings:
-        _put(data, setting)
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {setting!r} has no key or no '='; write --set search.expansions=8")
+        _put(data, key, _value_of(key, text), setting)
+    for key, value in (given or {}).items():
+        _put(data, key, value, key)
     _refuse_unknown(data, Config, "")
+    if remember:
+        data = _joined(_remembered(data), data)
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{key} = {first['input']!r}: {first['msg']}") from None
+    config._told = data
+    return config
 
 
-def _put(data: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {setting!r} has no key or no '='; write --set search.expansions=8")
+def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}; leave --config out to use the defaults") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}; print one that is: treewright config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 text, see byte {error.start}"
+        raise ConfigError(f"cannot read {path}: {why}; print a good one: treewright config") from None
+
+
+def _value_of(key: str, text: str) -> Any:
+    """A setting's value: text where the key holds text, whatever it looks like; else JSON where it is JSON."""
+    kind: Any = Config
+    for part in key.split("."):
+        kind = _fields(kind).get(part, (None, ""))[0] if _is_section(kind) else None
+    if kind in (str, "str", str | None, "str | None", Path | None, "Path | None"):
+        return None if text == "null" else text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+    try:
+        return json.loads(text)
     except json.JSONDecodeError:
-        value = text
+        return text
+
+
+def _put(data: dict[str, Any], key: str, value: Any, setting: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise ConfigError(f"--set {setting!r}: {section} is a value, not a section")
     data[last] = value
+
+
+# -- what a run was begun with ----------------------------------------------------------------------------------------
+
+SETTLED = "run.toml"
+
+
+def keep(config: Config) -> None:
+    """Writes what was set to the run's run.toml where there is none yet: later commands of the run begin with it."""
+    path = config.home / SETTLED
+    told = {key: value for key, value in config.told.items() if key not in ("name", "folder")}
+    if path.exists() or not told:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{SETTLED}.{os.getpid()}")
+    draft.write_text(_toml(json.loads(json.dumps(told, default=str))), "utf-8")
+    draft.replace(path)
+
+
+def _remembered(data: Mapping[str, Any]) -> dict[str, Any]:
+    home = Path(data["folder"]) if data.get("folder") else Path("runs") / str(data.get("name", "run"))
+    path = home / SETTLED
+    if not path.is_file():
+        return {}
+    found = _read(path)
+    _refuse_unknown(found, Config, "")
+    return found
+
+
+def _joined(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """What was set before with what is set now on top. Worlds, and the policy with its options, are replaced whole."""
+    out = dict(below)
+    worlds, policy = above.get("worlds", {}), above.get("policy", {})
+    if {"suites", "tasks_file", "corpus", "questions"} & set(worlds):
+        out.pop("worlds", None)
+    if "spec" in policy and policy["spec"] != out.get("policy", {}).get("spec"):
+        out.pop("policy", None)
+    for key, value in above.items():
+        known = out.get(key)
+        out[key] = {**known, **value} if isinstance(known, dict) and isinstance(value, Mapping) else value
+    return out
 
 
 def _fields(section: Any) -> dict[str, tuple[Any, str]]:
@@ -291,14 +388,17 @@ def explained(section: Any = Config, prefix: str = "") -> dict[str, str]:
 
 def to_toml(config: Config) -> str:
     """The configuration as TOML text; keys without a value are left as comments."""
-    plain = json.loads(config.model_dump_json())
+    return _toml(json.loads(config.model_dump_json()))
+
+
+def _toml(plain: Mapping[str, Any]) -> str:
     top = [_line(k, v) for k, v in plain.items() if not isinstance(v, dict)]
     sections = [
         "\n".join([f"[{name}]", *(_line(k, v) for k, v in body.items())])
         for name, body in plain.items()
         if isinstance(body, dict)
     ]
-    return "\n\n".join(["\n".join(top), *sections]) + "\n"
+    return "\n\n".join(["\n".join(top), *sections] if top else sections) + "\n"
 
 
 def _line(key: str, value: Any) -> str:

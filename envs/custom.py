@@ -14,21 +14,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import difflib
-import importlib
 import inspect
 import json
+import logging
 import math
-import os
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
-from treewright.envs.errors import RestoreUnsupported, TreewrightError
-from treewright.envs.registry import SCHEMES, names, suite
+from treewright.envs.errors import EnvFault, RestoreUnsupported, TreewrightError, shown_by
+from treewright.envs.lines import BadLine, json_lines, whole_text
+from treewright.envs.naming import import_named, load_named, place_of
+from treewright.envs.own import opener_of, own_world
+from treewright.envs.registry import SCHEMES, refuse_misspelt, suite
+from treewright.envs.tools.aside import Aside
+from treewright.envs.tools.world import ToolWorld
 from treewright.envs.types import (
     Action,
     Effect,
@@ -46,17 +47,21 @@ from treewright.envs.types import (
 
 __all__ = ["JudgedEnvironment", "Reward", "custom_suite", "import_named", "load_named", "load_tasks"]
 
-Reward = Callable[[Task, Sequence[Turn]], float]
-"""Success of a finished episode, usually in [0, 1]. `history` begins with what reset showed (its action is None) and
-has one turn for each executed action. Runs in a thread, so it may be slow; it must not change its arguments."""
+log = logging.getLogger("treewright")
 
-Open = Callable[[], Awaitable[Environment]]
+Reward = Callable[[Task, Sequence[Turn]], float] | Callable[[Task, Sequence[Turn], Any], float]
+"""Success of a finished episode, usually in [0, 1]. `history` begins with what reset showed (its action is None) and
+has one turn for each executed action; a third parameter gets the object behind the session as the episode left it: the
+object whose methods are the tools, or the environment. Runs in a thread, so it may be slow; it must not change its
+arguments."""
 
 FIELDS: dict[str, type] = {
     "id": str, "goal": str, "seed": int, "split": str, "horizon": int, "data": dict, "truth": dict,
 }  # fmt: skip
 WORDS = {str: "a string", int: "an integer", dict: "an object"}
+NEEDED = ("id", "goal")
 SPLITS = ("train", "test")
+SHOWN = 5  # wrong lines that a warning spells out
 
 
 # -- tasks ----------------------------------------------------------------------------------------------------------
@@ -65,41 +70,50 @@ SPLITS = ("train", "test")
 def load_tasks(path: str | Path, suite: str) -> list[Task]:
     """The tasks of a file, one JSON object a line; empty lines are skipped.
 
-    id and goal are required; seed (0), split ('train' or 'test'; train), horizon (8), data and truth ({}) are not.
-    Raises TreewrightError naming the file, the line and the field, with the nearest known field for a misspelt one.
+    id and goal are required; seed (0), split ('train' or 'test'; train), horizon (8), data and truth ({}) are not, and
+    count as not given where they are null or empty. A line that is no task, or has the id of an earlier one, is left
+    out, and a warning counts them by line. Half surrogates become U+FFFD. Raises TreewrightError if no task is left,
+    naming the file, the line and the field, with the nearest known field for a misspelt one.
     """
+    tasks: dict[str, Task] = {}
+    lines: dict[str, int] = {}
+    wrong: list[str] = []
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        for number, fields in json_lines(Path(path)):
+            try:
+                task = _task(f"{path}, line {number}", fields, suite)
+                if task.id in tasks:
+                    raise TreewrightError(
+                        f"{path}, line {number}: id {task.id!r} was used in line {lines[task.id]} already"
+                    )
+            except TreewrightError as error:
+                wrong.append(str(error))
+                continue
+            tasks[task.id], lines[task.id] = task, number
+    except (OSError, UnicodeError) as error:
         raise TreewrightError(f"cannot read tasks from {path}: {error}") from error
-    tasks: list[Task] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        task = _task(f"{path}, line {number}", line, suite)
-        if task.id in seen:
-            raise TreewrightError(f"{path}, line {number}: id {task.id!r} was used in line {seen[task.id]} already")
-        seen[task.id] = number
-        tasks.append(task)
     if not tasks:
-        raise TreewrightError(f'{path} holds no task; write one a line: {{"id": "first", "goal": "what to do"}}')
-    return tasks
+        none = f'{path} holds no task; write one a line: {{"id": "first", "goal": "what to do"}}'
+        more = f" (and {len(wrong) - 1} more wrong lines)" if len(wrong) > 1 else ""
+        raise TreewrightError(wrong[0] + more if wrong else none)
+    if wrong:
+        log.warning("%d tasks read, %d lines left out: %s", len(tasks), len(wrong), "; ".join(wrong[:SHOWN]))
+    return list(tasks.values())
 
 
-def _task(where: str, line: str, suite: str) -> Task:
-    try:
-        fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise TreewrightError(f"{where}: not valid JSON: {error}") from error
+def _task(where: str, fields: Any, suite: str) -> Task:
+    if isinstance(fields, BadLine):
+        raise TreewrightError(f"{where}: {fields.why}")
     if not isinstance(fields, dict):
         raise TreewrightError(f'{where}: a task is an object such as {{"id": "first", "goal": "what to do"}}')
-    for name, value in fields.items():
+    optional = FIELDS.keys() - set(NEEDED)
+    given = {name: v for name, v in whole_text(fields).items() if name not in optional or v not in (None, "")}
+    for name, value in given.items():
         _check_field(where, name, value)
-    for name in ("id", "goal"):
-        if not fields.get(name):
+    for name in NEEDED:
+        if not given.get(name):
             raise TreewrightError(f"{where}: field {name!r} is missing or empty; every task needs one")
-    return Task(suite, **fields)
+    return Task(suite, **given)
 
 
 def _check_field(where: str, name: str, value: object) -> None:
@@ -121,31 +135,39 @@ def _check_field(where: str, name: str, value: object) -> None:
 def custom_suite(
     name: str,
     tasks_path: str | Path,
-    open: str | Open,
-    reward: str | Reward,
+    open: Any,
+    reward: str | Reward | None = None,
     *,
     description: str = "",
     max_tokens: int | None = None,
 ) -> Suite:
     """A suite of own tasks.
 
-    open    a coroutine function that gives a session, 'module:Class' (called without arguments; a coroutine function
-            works too) or the name of a built-in suite, whose world is used
-    reward  a function (task, history) -> float or 'module:function'
+    open    the name of a built-in suite, whose world is used, or a world of one's own: 'module:thing' or the thing, a
+            class, an object, a suite, a ToolWorld or a function that opens a session; see treewright.envs.own
+    reward  a function (task, history) -> float, or (task, history, object) where it reads what lies behind the session
+            too, or 'module:function' of one. None: the world's own rewards count
+    max_tokens  of one action; None leaves it to search.max_tokens
 
     `tasks(split, count)` gives the first `count` tasks of the split in the order of the file, fewer if it has fewer.
     Raises TreewrightError for whatever is wrong with the arguments or the file, before any episode begins.
     """
     tasks = load_tasks(tasks_path, name)
     judge = load_named(reward, "reward") if isinstance(reward, str) else reward
-    if not callable(judge):
-        raise TreewrightError(f"reward must be a function (task, history) -> float, not {judge!r}")
+    if judge is not None:
+        check_reward(judge, f"reward = {reward!r}" if isinstance(reward, str) else "reward")
     named = isinstance(open, str) and (":" not in open or open.partition(":")[0] in SCHEMES)
-    inner = suite(open) if named and isinstance(open, str) else None
-    opener = inner.open if inner else _opener(open)
+    label = open if isinstance(open, str) else "open"
+    if isinstance(open, str) and not named:
+        refuse_misspelt(open)
+    world = suite(open) if named else own_world(open, "open") if isinstance(open, str) else opener_of(open, label)
+    base = world if isinstance(world, Suite) else Suite(name, lambda split, count: [], world, max_tokens=None)
 
     async def open_session() -> Environment:
-        return JudgedEnvironment(await opener(), judge, name, tell_truth=inner is not None)
+        inner = await base.open()
+        if judge is None:
+            return _judging(inner, label)
+        return JudgedEnvironment(inner, judge, name, tell_truth=named)
 
     def of(split: str, count: int) -> Sequence[Task]:
         found = [task for task in tasks if task.split == split]
@@ -153,61 +175,50 @@ def custom_suite(
             raise TreewrightError(f'{tasks_path} has no task with "split": "{split}"; add some or use another split')
         return found[:count]
 
-    base = inner or Suite(name, of, open_session)
     return replace(
         base, name=name, tasks=of, open=open_session, oracle=None, description=description,
         max_tokens=max_tokens or base.max_tokens,
     )  # fmt: skip
 
 
-def _opener(open: str | Open) -> Open:
-    made = load_named(open, "open") if isinstance(open, str) else open
-    if not callable(made):
-        raise TreewrightError(f"open must be a coroutine function, 'module:Class' or a suite's name, not {made!r}")
-
-    async def opened() -> Environment:
-        env = made()
-        return await env if inspect.isawaitable(env) else env
-
-    return opened
-
-
-def import_named(name: str) -> ModuleType:
-    """The module of that name: an installed one, else one that lies in the working directory.
-
-    A console script does not look for modules where it was started, but that is where people have theirs. The working
-    directory is last in the search path and only while the module is imported, so it hides no installed package.
-    Raises ImportError as importlib does.
-    """
-    here = os.getcwd()
-    if here in sys.path:
-        return importlib.import_module(name)
-    sys.path.append(here)
-    try:
-        importlib.invalidate_caches()
-        return importlib.import_module(name)
-    finally:
-        with suppress(ValueError):  # the module may have tidied up itself
-            sys.path.remove(here)
-
-
-def load_named(spec: str, what: str) -> Any:
-    """The object that 'module:name' names. Raises TreewrightError saying which half is wrong and what is near."""
-    module_name, colon, attribute = spec.partition(":")
-    if not colon or not module_name or not attribute:
-        known = f" or a suite's name: {', '.join(names())}" if what == "open" else ""
-        raise TreewrightError(f"{what} = {spec!r} is not of the form 'module:name'{known}")
-    try:
-        module = import_named(module_name)
-    except ImportError as error:
-        raise TreewrightError(f"{what} = {spec!r}: cannot import {module_name!r}: {error}") from error
-    if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
+def _judging(inner: Environment, label: str) -> Environment:
+    """The world itself, where it knows rewards of its own."""
+    if isinstance(inner, ToolWorld) and not inner.judged:
         raise TreewrightError(
-            f"{what} = {spec!r}: module {module_name!r} has no {attribute!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
+            f"{label} has no reward of its own; name a function (task, history) -> float: --reward MODULE:FUNCTION"
         )
-    return getattr(module, attribute)
+    return inner
+
+
+PLAIN = "write it as a plain function, def reward(task, history): it runs in a thread and may wait there"
+
+
+def check_reward(judge: Any, label: str) -> bool:
+    """True where a reward function takes the object, too.
+
+    Raises TreewrightError for what is no function of (task, history) or (task, history, object), and for async ones.
+    """
+    if not callable(judge):
+        raise TreewrightError(f"{label} must be a function (task, history) -> float, not {judge!r}")
+    if inspect.iscoroutinefunction(judge) or inspect.iscoroutinefunction(getattr(judge, "__call__", None)):  # noqa: B004
+        raise TreewrightError(f"{label} is async; {PLAIN}")
+    try:
+        signature = inspect.signature(judge)
+    except (TypeError, ValueError):
+        return False
+    fits = [count for count in (2, 3) if _binds(signature, count)]
+    if not fits:
+        raise TreewrightError(f"{label} takes {signature}; it must take (task, history) or (task, history, object)")
+    third = list(signature.parameters.values())[2:3]
+    return fits == [3] or (3 in fits and bool(third) and third[0].name in ("object", "obj", "world", "env"))
+
+
+def _binds(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 # -- environment ----------------------------------------------------------------------------------------------------
@@ -237,33 +248,54 @@ class JudgedEnvironment:
         self.inner, self.reward, self.name, self.tell_truth = inner, reward, name, tell_truth
         self.restore_ways = inner.restore_ways
         self.sandboxed, self.stochastic = is_sandboxed(inner), inner.stochastic
+        self._sees_object, self._aside = check_reward(reward, f"the reward of {name!r}"), Aside()
         self.task: Task | None = None
         self.history: tuple[Turn, ...] = ()
 
+    @property
+    def object(self) -> Any:
+        """What lies behind the session: an object with tools, else the inner environment itself. Only to be read."""
+        try:
+            return self.inner.object  # type: ignore[attr-defined]
+        except AttributeError:
+            return self.inner
+
     async def reset(self, task: Task, key: int) -> Observation:
-        seen = await self.inner.reset(task if self.tell_truth else replace(task, truth={}), key)
+        told = task if self.tell_truth else replace(task, truth={})
+        seen = shown_by(await self.inner.reset(told, key), Observation, "reset")
         self.task, self.history = task, (Turn(None, seen),)
         return seen
 
     async def step(self, action: Action, key: int) -> StepResult:
         if self.task is None:
             raise TreewrightError(f"{self.name}: step before reset; call reset(task, key) first")
-        result = await self.inner.step(action, key)
+        result = shown_by(await self.inner.step(action, key), StepResult, "step")
         self.history = (*self.history, Turn(action, result.observation))
         truncated = result.truncated or (not result.terminated and len(self.history) > self.task.horizon)
         over = result.terminated or truncated
         return replace(result, reward=await self._judge(self.task) if over else 0.0, truncated=truncated)
 
     async def _judge(self, task: Task) -> float:
+        """The reward. Raises EnvFault where the function fails, so that this end is masked and no other."""
         try:
-            value = await asyncio.to_thread(self.reward, task, self.history)
+            if self._sees_object:
+                value = await self._aside.run("reward", self.reward, task, self.history, self.object)
+            else:
+                value = await asyncio.to_thread(cast(Callable[..., Any], self.reward), task, self.history)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise TreewrightError(f"the reward function of {self.name!r} failed on task {task.id!r}: {what}") from error
-        if isinstance(value, bool | int | float) and math.isfinite(value):
-            return float(value)
-        what = f"the reward function of {self.name!r} gave {value!r} for task {task.id!r}"
-        raise TreewrightError(f"{what}; it must give a finite number")
+            what = f"{type(error).__name__}: {error}{place_of(error)}"
+            raise EnvFault(f"the reward function of {self.name!r} failed on task {task.id!r}: {what}") from error
+        if inspect.iscoroutine(value):
+            value.close()
+            raise EnvFault(f"the reward function of {self.name!r} is async; {PLAIN}")
+        try:
+            number = float(value)  # of numpy and torch, too
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(value, str) or not math.isfinite(number):
+            what = f"the reward function of {self.name!r} gave {value!r} for task {task.id!r}"
+            raise EnvFault(f"{what}; it must give a finite number")
+        return number
 
     async def actions(self) -> Sequence[ToolSpec]:
         return await self.inner.actions()

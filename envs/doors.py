@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from treewright.envs.custom import load_named
 from treewright.envs.errors import TreewrightError
+from treewright.envs.naming import load_named
 
 __all__ = ["Door", "call", "nearest", "options_of"]
 

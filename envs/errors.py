@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 __all__ = [
     "ActionTimeout",
@@ -19,6 +20,7 @@ __all__ = [
     "SessionDied",
     "TreewrightError",
     "boundary",
+    "shown_by",
 ]
 
 
@@ -52,6 +54,16 @@ class SessionDied(EnvFault):
 
 class ActionTimeout(EnvFault):
     """The environment did not answer within its deadline."""
+
+
+T = TypeVar("T")
+
+
+def shown_by(given: object, kind: type[T], what: str) -> T:
+    """What a world gave. Raises EnvFault where it is of another kind than the contract says."""
+    if not isinstance(given, kind):
+        raise EnvFault(f"{what} gave a {type(given).__name__}, not a treewright.envs.{kind.__name__}")
+    return given
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.naming import modules_here
 from treewright.envs.types import Suite
 
-__all__ = ["BUILT_IN", "SCHEMES", "names", "suite"]
+__all__ = ["BUILT_IN", "SCHEMES", "names", "refuse_misspelt", "suite"]
 
 BUILT_IN = {
     "maze": "treewright.envs.maze",
@@ -40,7 +42,10 @@ def names() -> list[str]:
 
 
 def suite(name: str) -> Suite:
-    """The suite of that name. Raises TreewrightError with the nearest known name, or with what to install."""
+    """The suite of that name: built in, SCHEME:REST, of an entry point, or 'module:thing' of one's own (see own.py).
+
+    Raises TreewrightError with the nearest known name, or with what to install.
+    """
     try:
         scheme, colon, rest = name.partition(":")
         if name in BUILT_IN:
@@ -49,14 +54,8 @@ def suite(name: str) -> Suite:
             module, _, function = SCHEMES[scheme].partition(":")
             found = getattr(import_module(module), function)(rest)
         else:
-            found = next((e for e in entry_points(group="treewright.envs") if e.name == name), None)
-            if found is None:
-                near = [f"{s}:" for s in difflib.get_close_matches(scheme, SCHEMES, n=1)] if colon else []
-                near += difflib.get_close_matches(name, names(), n=1)
-                known = ", ".join([*names(), *(f"{s}:…" for s in SCHEMES)])
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
-                raise TreewrightError(f"no suite named {name!r}; {hint}")
-            found = found.load()
+            entry = next((e for e in entry_points(group="treewright.envs") if e.name == name), None)
+            found = entry.load() if entry is not None else _own(name, scheme, bool(colon and rest))
     except ImportError as error:
         extra = "web" if ".web." in BUILT_IN.get(name, SCHEMES.get(name.partition(":")[0], "")) else "train"
         raise TreewrightError(
@@ -65,3 +64,32 @@ def suite(name: str) -> Suite:
     if not isinstance(found, Suite):
         raise TreewrightError(f"entry point {name!r} holds a {type(found).__name__}, not a treewright.envs.Suite")
     return found
+
+
+def _own(name: str, scheme: str, colon: bool) -> Suite:
+    """'module:thing', where there is such a module; else what name was meant."""
+    if colon:
+        from treewright.envs.own import bare_suite
+
+        refuse_misspelt(name)
+        return bare_suite(name)
+    near = difflib.get_close_matches(name, names(), n=1)
+    known = ", ".join([*names(), *(f"{s}:…" for s in SCHEMES), "MODULE:CLASS of your own"])
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
+    raise TreewrightError(f"no suite named {name!r}; {hint}")
+
+
+def refuse_misspelt(name: str) -> None:
+    """Raises TreewrightError for 'gmy:CartPole-v1': no module is named so, but a scheme nearly is."""
+    scheme = name.partition(":")[0]
+    near = difflib.get_close_matches(scheme, SCHEMES, n=1)
+    if near and not _is_module(scheme):
+        raise TreewrightError(f"no suite named {name!r}; did you mean '{near[0]}:'?")
+
+
+def _is_module(name: str) -> bool:
+    with modules_here():
+        try:
+            return find_spec(name) is not None
+        except (ImportError, ValueError):
+            return False

@@ -364,7 +364,8 @@ class Suite:
     tasks(split, count)  the first `count` tasks of 'train' or 'test' (the same every time; the two never share a
                          task or, where it matters, a world); any `count` up to `size(split)`
     open()               a new session; the caller closes it
-    max_tokens           enough for one action;  sessions  how many a small machine runs side by side
+    max_tokens           enough for one action, None where that is not known: then what the user says, or 512;
+    sessions             how many a small machine runs side by side
     close()              ends what all sessions share, such as a browser or a site
     told()               what was learned of the world while it ran, a line each, for people to read
     available()          raises TreewrightError saying what to install if sessions cannot be opened here
@@ -375,7 +376,7 @@ class Suite:
     open: Callable[[], Awaitable[Environment]]
     oracle: Oracle | None = None
     description: str = ""
-    max_tokens: int = 48
+    max_tokens: int | None = None
     sessions: int = 8
     close: Callable[[], Awaitable[None]] | None = None
     available: Callable[[], None] | None = None

@@ -26,7 +26,18 @@ from treewright.search.restore import Pool, Snapshots
 from treewright.search.retake import Repairs, is_repair
 from treewright.search.rules import Rule, best_first, frontier_of
 from treewright.search.tree import Tree, TreeHeader
-from treewright.search.types import Budget, Evaluator, Expansion, NodeStatus, Outcome, Proposer, Spent
+from treewright.search.types import (
+    Budget,
+    Costly,
+    Evaluator,
+    Expansion,
+    NodeStatus,
+    Outcome,
+    Proposer,
+    Sampler,
+    Spent,
+    layers,
+)
 
 __all__ = ["Keeper", "Settings", "Stepper", "search"]
 
@@ -402,8 +413,8 @@ class _Search:
         if draws < 1:
             raise TreewrightError(f"rule {self.rule.name!r} gave node {node} {draws} draws; at least 1 is needed")
         steps = draws if self.work.eager else 1
-        dearest = getattr(self.policy, "dearest", None)  # most that one draw can cost, for policies that cost money
-        money = draws * dearest(self.settings.max_tokens) if dearest is not None else 0.0
+        costly = next((p for p in layers(self.policy) if isinstance(p, Costly)), None)
+        money = draws * costly.dearest(self.settings.max_tokens) if costly is not None else 0.0
         return Spent(1, draws * self.settings.max_tokens, 0, steps, money=money)
 
     def _unfinished(self, node: int) -> bool:
@@ -426,8 +437,9 @@ class _Search:
             del settings["merge"]
         if self.evidence is not None:
             settings["evidence"] = self.evidence.name
-        if sampling := getattr(self.policy, "sampling", None):
-            settings["sampling"] = sampling  # how draws differ from plain ones at temperature 1
+        sampler = next((p for p in layers(self.policy) if isinstance(p, Sampler)), None)
+        if sampler is not None and sampler.sampling:
+            settings["sampling"] = sampler.sampling  # how draws differ from plain ones at temperature 1
         root = Outcome(Observation(""), NodeStatus.OPEN)
         run, attempt, version = self.settings.run, self.settings.attempt, self.policy.version
         return TreeHeader(run, self.task, attempt, self.seed, version, settings, root, self.continues)

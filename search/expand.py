@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
+from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported, shown_by
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
 from treewright.search.evidence import Evidence
 from treewright.search.foresee import foreseen, twin
@@ -306,7 +306,7 @@ class Expander:
         """Starts the task and remembers the root."""
         root, key = self.tree.seed[0], self.tree.key(0)
         session.at = None
-        seen = await self.pool.timed(session.env.reset(self.task, key), "reset")
+        seen = shown_by(await self.pool.timed(session.env.reset(self.task, key), "reset"), Observation, "reset")
         session.tree, session.at = self.tree.tree_id, root
         tools = self.tools[root] = await self.pool.tools(session)
         if self.ways & {Restore.FORK, Restore.STATE}:
@@ -366,7 +366,7 @@ class Expander:
         drawn = await self.policy.draw(spot.context, seeds, self.max_tokens)
         if len(drawn) != draws:
             raise PolicyFault(f"the policy returned {len(drawn)} completions for {draws} seeds")
-        return drawn
+        return [_usable(done) for done in drawn]
 
     def _screen(
         self, spot: Spot, tools: Sequence[ToolSpec], slot: int, mult: int, share: float, done: Completion
@@ -456,7 +456,8 @@ class Expander:
                 return Outcome(Observation(""), NodeStatus.DRAFT, math.nan, Effect.IRREVERSIBLE, steps=replayed)
         session.at = None
         try:
-            result = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
+            given = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
+            result = shown_by(given, StepResult, "step")
         except InvalidAction as error:
             session.at = spot.seed
             return self._invalid(spot, draft, str(error), replayed)
@@ -589,6 +590,27 @@ def _executed(draft: Draft, outcome: Outcome) -> Draft:
         draft.after, draft.slot, draft.mult, draft.share, draft.seed, draft.completion, draft.action, error,
         outcome.effect, draft.score, outcome,
     )  # fmt: skip
+
+
+def _usable(done: Completion) -> Completion:
+    """The draw, with log-probs that training and rules can count on, or none.
+
+    Raises PolicyFault for a draw to train on that says it has log-probs and has not: a token that was drawn has a
+    finite one. Found only in training, one such node would cost the whole batch.
+    """
+    if done.origin is not Origin.POLICY:
+        return done  # stored and demonstrated tokens are given: they need none
+    whole = all(map(math.isfinite, done.logprobs))
+    if whole and (not done.logprobs or not done.token_ids or len(done.logprobs) == len(done.token_ids)):
+        return done if done.logprobs or not done.token_ids else replace(done, trainable=False)
+    if not done.trainable:
+        return replace(done, logprobs=())
+    if whole:
+        why = f"{len(done.logprobs)} log-probs for {len(done.token_ids)} tokens"
+    else:
+        at = next(i for i, value in enumerate(done.logprobs) if not math.isfinite(value))
+        why = f"log-prob {done.logprobs[at]} for token {at} of {len(done.logprobs)}, which was drawn"
+    raise PolicyFault(f"the policy gave {why}; such a draw cannot be trained on")
 
 
 def _shown(turns: Sequence[Exchange]) -> list[tuple[str, str, str]]:

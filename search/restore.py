@@ -18,8 +18,28 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
 
-from treewright.envs.errors import ActionTimeout, Divergence, InvalidAction, RestoreUnsupported
-from treewright.envs.types import Action, Effect, Environment, Restore, Snapshot, Task, ToolSpec, is_sandboxed
+from treewright.envs.errors import (
+    ActionTimeout,
+    Divergence,
+    EnvFault,
+    InvalidAction,
+    RestoreUnsupported,
+    TreewrightError,
+    shown_by,
+)
+from treewright.envs.naming import place_of
+from treewright.envs.types import (
+    Action,
+    Effect,
+    Environment,
+    Observation,
+    Restore,
+    Snapshot,
+    StepResult,
+    Task,
+    ToolSpec,
+    is_sandboxed,
+)
 
 T = TypeVar("T")
 
@@ -159,7 +179,7 @@ class Pool:
         if self._made < self.size:
             self._made += 1
             try:
-                return Session(await self.open())
+                return Session(await self._opened())
             except BaseException:
                 self._made -= 1
                 raise
@@ -170,7 +190,15 @@ class Pool:
         session.lost()
         with contextlib.suppress(Exception):  # closing what is already broken may fail in any way
             await asyncio.wait_for(session.env.close(), 5.0)
-        session.env = await self.open()
+        session.env = await self._opened()
+
+    async def _opened(self) -> Environment:
+        try:
+            return await self.open()
+        except TreewrightError:
+            raise
+        except Exception as error:
+            raise foreign(error, "opening a session") from error
 
     async def close(self) -> None:
         """Closes every session; call it when nobody holds a lease."""
@@ -180,7 +208,8 @@ class Pool:
     # -- getting somewhere --------------------------------------------------------------------------------------
 
     async def timed(self, call: Awaitable[T], what: str) -> T:
-        """Awaits an environment call; past the deadline it becomes an ActionTimeout."""
+        """Awaits an environment call. Past the deadline it becomes an ActionTimeout, and whatever a world raises that
+        is no TreewrightError an EnvFault: it is that call's alone, not the end of the run."""
         try:
             # A world inside this process answers before it ever waits: then no timer has to be set.
             running = call.__await__()
@@ -192,6 +221,10 @@ class Pool:
                 return await _Begun(running, first)
         except TimeoutError as error:
             raise ActionTimeout(f"{what}: no answer within {self.deadline:g} s") from error
+        except TreewrightError:
+            raise
+        except Exception as error:
+            raise foreign(error, what) from error
 
     async def reach(
         self, session: Session, tree: str, task: Task, path: Sequence[Waypoint], snapshots: Snapshots
@@ -210,14 +243,14 @@ class Pool:
         if start is None:
             if len(path) > 1 and Restore.REPLAY not in ways:
                 raise RestoreUnsupported(f"{session.env.name} offers no way back to a node at depth {len(path) - 1}")
-            seen = await self.timed(session.env.reset(task, path[0].key), "reset")
+            seen = shown_by(await self.timed(session.env.reset(task, path[0].key), "reset"), Observation, "reset")
             start, fingerprint = 0, seen.fingerprint
         elif path[start].seed == here:
             fingerprint = path[start].fingerprint
         else:
             held = snapshots.get(path[start].seed)
             assert held is not None
-            seen = await self.timed(session.env.restore(held), "restore")
+            seen = shown_by(await self.timed(session.env.restore(held), "restore"), Observation, "restore")
             fingerprint = seen.fingerprint
         session.tree = tree
         await self._arrived(session, path[start], fingerprint, start)
@@ -246,6 +279,7 @@ class Pool:
             await self.timed(refuse_repeat(session.env, point.action, point.effect), "effect")
             try:
                 result = await self.timed(session.env.step(point.action, point.key), "replay")
+                shown_by(result, StepResult, "step")
             except InvalidAction as error:
                 raise Divergence(point.fingerprint, f"invalid action: {error}", i) from error
             steps += 1
@@ -264,6 +298,11 @@ class Pool:
 
     async def tools(self, session: Session) -> tuple[ToolSpec, ...]:
         return tuple(await self.timed(session.env.actions(), "actions"))
+
+
+def foreign(error: Exception, what: str) -> EnvFault:
+    """A world's own exception as a fault, with the place in its code."""
+    return EnvFault(f"{what} raised {type(error).__name__}: {error}{place_of(error)}")
 
 
 class Lease:

@@ -175,24 +175,21 @@ class _Rooted:
     """A policy that says what was said at the draws of the prefix, known by their seeds, and draws elsewhere."""
 
     def __init__(self, policy: Proposer, spoken: Mapping[int, StoredTurn]) -> None:
-        self._policy, self._spoken = policy, spoken
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
+        self.inner, self._spoken = policy, spoken
 
     @property
     def version(self) -> str:
-        return self._policy.version
+        return self.inner.version
 
     def context(
         self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
     ) -> Context:
-        return self._policy.context(task, tools, first, turns, base)
+        return self.inner.context(task, tools, first, turns, base)
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> Sequence[Completion]:
         turn = self._spoken.get(seeds[0]) if len(seeds) == 1 else None
         if turn is None:
-            return await self._policy.draw(context, seeds, max_tokens)
+            return await self.inner.draw(context, seeds, max_tokens)
         if turn.prompt and turn.prompt != context.ids:
             raise PolicyFault("the stored prefix does not repeat: the prompt differs from the one it was drawn from")
         return [turn.said]

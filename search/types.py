@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Effect, Observation, Task, ToolSpec
 
 __all__ = [
+    "Around",
     "Budget",
     "Completion",
     "Context",
+    "Costly",
     "Draft",
     "Evaluator",
     "Exchange",
@@ -26,8 +28,10 @@ __all__ = [
     "Outcome",
     "PolicyFault",
     "Proposer",
+    "Sampler",
     "Score",
     "Spent",
+    "layers",
 ]
 
 
@@ -315,6 +319,43 @@ class Proposer(Protocol):
 
         Raises PolicyFault when the server stays unreachable.
         """
+
+
+@runtime_checkable
+class Costly(Protocol):
+    """A proposer whose draws cost money: a search with a money budget reserves the most before it asks."""
+
+    def dearest(self, max_tokens: int) -> float:
+        """The most money that one draw can cost."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A proposer that says how it samples; kept in the header of every tree."""
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """What differs from plain sampling at temperature 1; empty for nothing."""
+
+
+@runtime_checkable
+class Around(Protocol):
+    """A proposer around another one, whose capabilities count where it has none of its own."""
+
+    @property
+    def inner(self) -> Proposer: ...
+
+
+def layers(policy: object) -> Iterator[object]:
+    """The policy and those it is put around, outermost first: the first that has a capability is the one to ask.
+
+    costly = next((p for p in layers(policy) if isinstance(p, Costly)), None)
+    """
+    while True:
+        yield policy
+        if not isinstance(policy, Around):
+            return
+        policy = policy.inner
 
 
 class Evaluator(Protocol):

@@ -17,9 +17,11 @@ TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_the_environment_shown_is_the_one_that_is_tested_and_fits_in_thirty_lines():
-    shown = re.search(r"<!-- readme_env -->\n```python\n(.*?)```", TEXT, re.DOTALL).group(1).strip()
-    assert shown == (ROOT / "tests" / "readme_env.py").read_text().strip()
+@pytest.mark.parametrize("page, name", [("README.md", "readme_world"), ("docs/worlds.md", "readme_env")])
+def test_the_world_shown_is_the_one_that_is_tested_and_fits_in_thirty_lines(page, name):
+    text = (ROOT / page).read_text()
+    shown = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", text, re.DOTALL).group(1).strip()
+    assert shown == (ROOT / "tests" / f"{name}.py").read_text().strip()
     assert len(shown.splitlines()) <= 30
 
 

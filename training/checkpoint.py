@@ -10,33 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from treewright.envs.errors import TreewrightError
+from treewright.training.manifest import MANIFEST, Checkpoint, CheckpointError, complete, latest, read_manifest
 from treewright.training.step import Trainer
 from treewright.training.versions import weights_version
 
 __all__ = ["Checkpoint", "CheckpointError", "latest", "restore", "save"]
-
-MANIFEST = "manifest.json"
-
-
-class CheckpointError(TreewrightError):
-    """A checkpoint is missing, incomplete or damaged; the message names the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A complete checkpoint: its folder, optimizer step, and policy version (hash of the weights)."""
-
-    path: Path
-    step: int
-    version: str
 
 
 def save(trainer: Trainer, folder: Path, keep: int = 3, extra: dict[str, Any] | None = None) -> Checkpoint:
@@ -44,6 +28,7 @@ def save(trainer: Trainer, folder: Path, keep: int = 3, extra: dict[str, Any] | 
 
     Raises CheckpointError if a weight is not finite: bad weights never push out good ones.
     """
+    complete(folder)  # nothing is written beside a damaged checkpoint
     bad = [name for name, p in trainer.model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
         raise CheckpointError(f"not saved: {bad[0]} holds NaN or infinity; the last good checkpoint stays")
@@ -73,19 +58,16 @@ def save(trainer: Trainer, folder: Path, keep: int = 3, extra: dict[str, Any] | 
         _sync(p)
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
     _sync(work / MANIFEST)
-    if final.exists():
-        shutil.rmtree(final)
+    before = folder / f".step-{trainer.steps:06d}.before"
+    shutil.rmtree(before, ignore_errors=True)
+    if final.exists():  # an older one of the same step stays whole until the new one is in its place
+        os.replace(final, before)
     os.replace(work, final)
     _sync(folder)
-    for old in _complete(folder)[:-keep]:
+    shutil.rmtree(before, ignore_errors=True)
+    for old in complete(folder)[:-keep]:
         shutil.rmtree(old.path)
     return Checkpoint(final, trainer.steps, version)
-
-
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, or None."""
-    found = _complete(folder)
-    return found[-1] if found else None
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -93,7 +75,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
 
     Raises CheckpointError if a file is missing or its hash differs.
     """
-    manifest = json.loads((checkpoint.path / MANIFEST).read_text())
+    manifest = read_manifest(checkpoint.path)
     for name, want in manifest["files"].items():
         path = checkpoint.path / name
         if not path.exists() or _hash(path) != want:
@@ -111,16 +93,6 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
     trainer.aliases = {**trainer.aliases, **manifest.get("aliases", {})}
     extra: dict[str, Any] = manifest["extra"]
     return extra
-
-
-def _complete(folder: Path) -> list[Checkpoint]:
-    out = []
-    for path in sorted(folder.glob("step-*")) if folder.exists() else []:
-        manifest = path / MANIFEST
-        if manifest.exists():
-            data = json.loads(manifest.read_text())
-            out.append(Checkpoint(path, data["step"], data["version"]))
-    return out
 
 
 def _flatten(trainer: Trainer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

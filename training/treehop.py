@@ -7,6 +7,7 @@ gate.save(folder)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,13 +15,17 @@ import torch
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.retrieval.corpus import Corpus
-from treewright.envs.retrieval.dense import DenseIndex
-from treewright.envs.retrieval.treehop import Gate, Jump
+from treewright.envs.retrieval.dense import DenseIndex, Vectors, encode_queries, label
+from treewright.envs.retrieval.treehop import WIDTH, Gate, Jump, TreeHopIndex
 from treewright.search.tree import Tree
 
 __all__ = ["jumps_of_trees", "train_gate"]
 
 TEMPERATURE = 0.05
+HELD, LEAST = 10, 20  # one jump in so many is held back, if there are so many
+SURE = 0.1  # quantile of the likenesses of held-back hops
+WEIGHTS = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)  # of hops, tried in this order
+DEPTHS = (2, 5, 10)
 
 
 def train_gate(
@@ -37,21 +42,25 @@ def train_gate(
     """A gate whose next query points at the second passage of each jump.
 
     The loss is InfoNCE (van den Oord et al. 2018) of the second passage among all passages of the index, at
-    temperature 0.05; the first passage is no candidate. `note` is told the epoch and its mean loss. Deterministic for
-    a seed. Raises TreewrightError without jumps.
+    temperature 0.05; the first passage is no candidate. One jump in ten is held back, if there are twenty: by these
+    are chosen how much a hop counts and how alike its passages must be for it (`Gate.weight`, `Gate.sure`). `note` is
+    told the epoch and its mean loss. Deterministic for a seed. Raises TreewrightError without jumps.
     """
     if not jumps:
         raise TreewrightError("no jump to learn from: the passages name no other passage's title")
-    questions = torch.from_numpy(np.asarray(dense.encoder.encode([jump.question for jump in jumps])))
+    questions = torch.from_numpy(np.asarray(encode_queries(dense.encoder, [jump.question for jump in jumps])))
     passages = torch.from_numpy(np.ascontiguousarray(dense.vectors))
     first = torch.tensor([jump.first for jump in jumps])
     second = torch.tensor([jump.second for jump in jumps])
     generator = torch.Generator().manual_seed(seed)
     net = _Net(passages.shape[1], hidden, generator)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
+    order = torch.randperm(len(jumps), generator=generator)
+    held = order[: len(jumps) // HELD if len(jumps) >= LEAST else 0]
+    kept = order[len(held) :]
     for epoch in range(epochs):
         total = 0.0
-        for chosen in torch.split(torch.randperm(len(jumps), generator=generator), batch):
+        for chosen in torch.split(kept[torch.randperm(len(kept), generator=generator)], batch):
             following = net(questions[chosen], passages[first[chosen]])
             scores = following @ passages.T / TEMPERATURE
             scores = scores.scatter(1, first[chosen, None], float("-inf"))
@@ -61,9 +70,26 @@ def train_gate(
             optimizer.step()
             total += loss.item() * len(chosen)
         if note is not None:
-            note(epoch, total / len(jumps))
+            note(epoch, total / len(kept))
     w1, b1, w2, b2 = (p.detach().numpy().copy() for p in (net.w1, net.b1, net.w2, net.b2))
-    return Gate(w1, b1, w2, b2, dense.encoder.name)
+    gate = Gate(w1, b1, w2, b2, dense.encoder.name, label=label(dense.encoder))
+    return _weighed(gate, dense, [(questions[i].numpy(), jumps[i]) for i in held.tolist()])
+
+
+def _weighed(gate: Gate, dense: DenseIndex, held: Sequence[tuple[Vectors, Jump]]) -> Gate:
+    """The gate with `sure` and `weight` by which most passages of both ends of held-back jumps are found."""
+    if not held:
+        return gate
+    starts = np.stack([question for question, _ in held]), dense.vectors[[jump.first for _, jump in held]]
+    likeness = [max(hit.score for hit in dense.near(query, WIDTH)) for query in gate.next(*starts)]
+    gate = replace(gate, sure=float(np.quantile(likeness, SURE)))
+
+    def found(weight: float) -> float:
+        index = TreeHopIndex(dense, replace(gate, weight=weight))
+        ranked = [([hit.position for hit in index.follow(question, max(DEPTHS))], jump) for question, jump in held]
+        return sum(end in hits[:k] for hits, jump in ranked for end in (jump.first, jump.second) for k in DEPTHS)
+
+    return replace(gate, weight=max(WEIGHTS, key=found))
 
 
 class _Net(torch.nn.Module):

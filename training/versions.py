@@ -46,11 +46,12 @@ def require_fresh(drawn_by: Sequence[str], versions: Sequence[str], most: int) -
     """The ages of trees drawn by these versions. Raises StaleTrees if any is older than `most` updates or unknown."""
     ages = [age_of(v, versions) for v in drawn_by]
     old = sum(1 for age in ages if age is not None and age > most)
-    foreign = sum(1 for age in ages if age is None)
-    if old or foreign:
+    strangers = [version for version, age in zip(drawn_by, ages, strict=True) if age is None]
+    if old or strangers:
+        named = f" ({', '.join(sorted(set(strangers))[:3])})" if strangers else ""
         raise StaleTrees(
-            f"of {len(ages)} trees {old} were drawn more than {most} updates ago and {foreign} by weights that this "
-            "trainer never had; collect with the present weights, or set train.max_staleness=N to correct trees of up "
-            "to N updates ago"
+            f"of {len(ages)} trees {old} were drawn more than {most} updates ago and {len(strangers)} by weights that "
+            f"this trainer never had{named}; collect with the present weights, or set train.max_staleness=N to correct "
+            "trees of up to N updates ago"
         )
     return [age for age in ages if age is not None]

@@ -9,19 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treewright.agent.cli.after import after_collecting, valid_share
 from treewright.agent.cli.options import (
     ConfigFile,
     CorpusFile,
     Name,
     PolicySpec,
     QuestionFile,
+    RewardName,
     Sets,
     Suites,
+    TasksFile,
     bar,
     console,
     go,
     read_config,
+    resumable,
+    say,
 )
+from treewright.agent.cli.telling import Notes, brief
+from treewright.agent.config import keep
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -32,6 +39,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["collect", "tasks_of", "tell_of_faults"]
+
+SAMPLE = 64  # newest trees that the line to type next goes by
 
 
 def collect(
@@ -46,6 +55,8 @@ def collect(
     suites: Suites = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
+    tasks_file: TasksFile = None,
+    reward: RewardName = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -58,20 +69,24 @@ def collect(
     from treewright.agent.runs.collect import collect as grow
     from treewright.agent.runs.collect import open_worlds, suites_of
     from treewright.agent.runs.loop import budget_of, evaluator_of, evidence_of, rates_of, rule_of, settings_of
+    from treewright.agent.runs.newest import acting_config, serve_newest
     from treewright.search.store import TreeStore
 
-    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
-    if workers is not None or url is not None:  # a shared store in the configuration does without --url
-        _collect_by_workers(cfg, workers, url, tasks, batch, split)
-        return
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions, tasks_file, reward, store=url)
     found, rule = suites_of(cfg), rule_of(cfg.search, rates_of(cfg))
+    if workers is not None or url is not None:  # a shared store in the configuration does without --url
+        _collect_by_workers(cfg, workers, tasks, batch, split)
+        return
+    acts = acting_config(cfg, say)
 
     async def work() -> None:
         async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
             todo = tasks_of(worlds, split, batch, tasks)
             with TreeStore.open(cfg.store_at) as store, bar("collecting", len(todo)) as advance:
-                actor = open_proposer(cfg.policy)
+                keep(cfg)
+                actor = open_proposer(acts.policy)
                 try:
+                    await serve_newest(cfg, actor)
                     trees = await grow(
                         todo, worlds, actor, rule=rule, budget=budget_of(cfg.search),
                         settings=settings_of(cfg.search, run=cfg.name, seed=cfg.seed, peers=True),
@@ -82,42 +97,63 @@ def collect(
                     await actor.close()
         _summarise(trees)
         _tell_of_others(trees, rule.name)
+        Notes(trees).tell()
         tell_of_faults(trees, cfg.store_at)
-        console.print(f"stored in {cfg.store_at}; next: treewright train --name {cfg.name}", soft_wrap=True)
+        say(f"stored in {cfg.store_at}; next: {after_collecting(cfg, trees)}")
 
     go(work)
 
 
-def _collect_by_workers(cfg: Config, workers: str | None, url: str | None, tasks: int, batch: int, split: str) -> None:
+def _collect_by_workers(cfg: Config, workers: str | None, tasks: int, batch: int, split: str) -> None:
+    from treewright.agent.runs.newest import acting_config
     from treewright.agent.runs.workers import collect_with_workers
+    from treewright.search.store import TreeStore
 
-    url = url or cfg.store
+    url = cfg.store
     if workers is None or url is None or "://" not in url:
         raise TreewrightError(
             "--workers needs a store that many processes share: --workers 8 --url postgresql://USER@HOST/NAME, or "
             "store = 'postgresql://…' in the configuration"
         )
-    counts = collect_with_workers(cfg, url, workers, tasks=tasks, batch=batch, split=split)
-    console.print("  ".join(f"{name} {count}" for name, count in counts.items()))
+    keep(cfg)
+    acts = acting_config(cfg, say)
+    with resumable("tasks that were finished are stored, the others go on where they were acknowledged"):
+        counts = collect_with_workers(acts, url, workers, tasks=tasks, batch=batch, split=split)
+    say("  ".join(f"{name} {count}" for name, count in counts.items()))
+    with TreeStore.open(url, read_only=True) as store:
+        rows = store.trees(run=cfg.name, split=split, status="done")[-SAMPLE:]
+        trees = [store.load(row.tree_id) for row in rows]
+    say(f"stored in {url}; next: {after_collecting(cfg, trees)}")
 
 
 def _summarise(trees: list[Any]) -> None:
     from rich.table import Table
 
-    table = Table("suite", "trees", "exact", "nodes", "tokens", "steps", "solved by some leaf")
+    table = Table("suite", "trees", "exact", "nodes", "valid draws", "tokens", "steps", "solved by some leaf")
+    hopeless: list[str] = []
     for suite in dict.fromkeys(t.task.suite for t in trees):
         mine = [t for t in trees if t.task.suite == suite]
         solved = sum(any(t.outcome_of(i) >= 1 - 1e-6 for i in t.leaves()) for t in mine)
+        valid, draws = valid_share(mine)
+        if draws and not valid:
+            hopeless.append(suite)
         table.add_row(
             suite,
             f"{len(mine)}",
             f"{sum(t.exact for t in mine)}",
             f"{sum(map(len, mine))}",
+            f"{100 * valid / draws:.0f} %" if draws else "–",
             f"{sum(t.spent.policy_tokens + t.spent.closing_tokens for t in mine)}",
             f"{sum(t.spent.env_steps + t.spent.closing_steps for t in mine)}",
             f"{100 * solved / len(mine):.0f} %",
         )
     console.print(table)
+    for suite in hopeless:
+        say(
+            f"{suite}: no draw was an action of this world, so nothing was explored. The packaged model knows its own "
+            "suites alone: name another policy, hold it to the grammar (--set policy.options.grammar=true, with hf: "
+            "and vllm:), or show it examples (--set 'policy.contexts=[\"examples:2\"]')"
+        )
 
 
 def tasks_of(worlds: Mapping[str, World], split: str, batch: int, many: int) -> list[Task]:
@@ -141,19 +177,16 @@ def _tell_of_others(trees: Sequence[Tree], rule: str) -> None:
 
 def tell_of_faults(trees: Sequence[Tree], store: str | None = None) -> None:
     """What kept worlds from coming up, and how to grow those trees anew. Raises TreewrightError if none came up."""
-    from treewright.agent.view.report import clean
+    from treewright.agent.runs.evaluate import tally
 
-    def brief(fault: str) -> str:  # a browser's goes on with its whole log
-        return next((line.strip()[:300] for line in fault.splitlines() if line.strip()), fault)
-
-    causes = Counter(f"{t.task.suite}: {brief(clean(t.fault[0]))}" for t in trees if t.fault[0] is not None)
+    causes = [f"{t.task.suite}: {brief(t.fault[0])}" for t in trees if t.fault[0] is not None]
     if not causes:
         return
-    lines = [f"{count} of {len(trees)} trees never began, {cause}" for cause, count in causes.most_common(5)]
+    lines = [f"{count} of {len(trees)} trees never began, {cause}" for cause, count in tally(causes)]
     if store is not None:  # what is finished is not grown again, so these must go first
         again = f"treewright store delete {shlex.quote(store)} -w status=done -w 'nodes<2' --yes"
         lines.append(f"mend that, then type: {again}\nand this line again")
     told = "\n".join(lines)
-    if causes.total() == len(trees):
+    if len(causes) == len(trees):
         raise TreewrightError(told)
     console.print(told, markup=False, highlight=False, soft_wrap=True)

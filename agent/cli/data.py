@@ -16,20 +16,22 @@ from treewright.envs.errors import TreewrightError
 __all__ = ["data_app", "export_command", "import_command"]
 
 console = Console()
+SHOWN = 10
 data_app = typer.Typer(help="Datasets out of trees, and trees out of datasets.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Option("--name", "-n", help="Name of the run; its trees are in runs/NAME/trees.sqlite.")]
 StoreFile = Annotated[
-    str | None, typer.Option("--store", help="A store's file or postgresql://… URL, instead of that of a run.")
+    str | None, typer.Option("--store", help="A file, a run's folder or postgresql://… URL, instead of that of a run.")
 ]
 
 
 def _store_of(name: str, store: str | None) -> str:
+    """Where the store is: a file or a URL, as it was given."""
     if store is not None:
-        return store
+        return str(Path(store) / "trees.sqlite") if "://" not in store and Path(store).is_dir() else store
     from treewright.agent.config import load_config
 
-    return load_config(None, [f"name={name}"]).store_at
+    return load_config(given={"name": name}, remember=True).store_at
 
 
 @data_app.command("export")
@@ -86,9 +88,19 @@ def export_command(
     with TreeStore.open(where_from, read_only=True) as opened:
         report = export_dataset(opened, folder, options, where)
     for one in options.formats:
-        left = sum(report.skipped[one].values())
-        console.print(f"  {one:<7} {report.total(one)} rows" + (f", {left} left out" if left else ""), highlight=False)
-    console.print(f"wrote {folder} from {sum(report.trees.values())} trees; its README.md says what is in it")
+        left = report.skipped[one].most_common()
+        why = f", {sum(n for _, n in left)} left out: {left[0][0]} ({left[0][1]})" if left else ""
+        console.print(f"  {one:<7} {report.total(one)} rows{why}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"wrote {folder} from {sum(report.trees.values())} trees; its README.md says what is in it",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if long := max((report.longest[one] for one in ("sft", "dpo") if one in options.formats), default=0):
+        console.print(
+            f"the longest row has {long} tokens; TRL cuts rows at max_length (1024 if not set) and drops those whose "
+            f"completion lies beyond: set max_length={long} or None",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _decoder(tokenizer: str | None, style: str) -> Callable[[Sequence[int]], str] | None:
@@ -121,10 +133,12 @@ def import_command(
     run: Annotated[str | None, typer.Option(help="Conversations: their run; else the file's name.")] = None,
     suite: Annotated[str, typer.Option(help="Conversations: their suite where a line names none.")] = "imported",
     origin: Annotated[str, typer.Option(help="Conversations: demo or stored.")] = "stored",
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be taken.")] = False,
 ) -> None:
     """Read raw trees back, or conversations in OpenAI's message format as chains, into a run's store.
 
-    The same line again adds nothing. Conversations have no log-probs: they are never trained on by policy gradients.
+    Rows that cannot be taken are left out and named. The same line again adds nothing. Conversations have no log-probs:
+    they are never trained on by policy gradients.
 
       treewright import data/raw --name second
       treewright import talks.jsonl --name talks --suite support --origin demo
@@ -135,6 +149,18 @@ def import_command(
     if not path.exists():
         raise TreewrightError(f"there is no file or folder at {path}")
     with TreeStore.open(_store_of(name, store)) as opened:
-        report = asyncio.run(import_trees(path, opened, kind=kind, run=run, suite=suite, origin=origin))
+        report = asyncio.run(import_trees(path, opened, kind=kind, run=run, suite=suite, origin=origin, strict=strict))
         there = f", {report.present} were there already" if report.present else ""
         console.print(f"{len(report.added)} trees with {report.nodes} nodes added to {opened.name}{there}")
+    if report.left_out:
+        console.print(f"[yellow]{len(report.left_out)} rows left out[/]:")
+        for line in report.left_out[:SHOWN]:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        if len(report.left_out) > SHOWN:
+            console.print(f"  and {len(report.left_out) - SHOWN} more")
+    if report.toolless:
+        console.print(
+            f"{report.toolless} conversations list no tools: prompts made from them show none; give \"tools\" in each "
+            "line",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip

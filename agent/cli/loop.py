@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,19 +13,26 @@ from treewright.agent.cli.options import (
     Name,
     PolicySpec,
     QuestionFile,
+    RewardName,
     Sets,
     Suites,
+    TasksFile,
+    again,
     bar,
     console,
     go,
     read_config,
+    say,
 )
-
-if TYPE_CHECKING:
-    pass
-
+from treewright.agent.cli.telling import Notes
+from treewright.agent.config import keep
+from treewright.envs.errors import TreewrightError
 
 __all__ = ["eval_", "loop"]
+
+EvalName = Annotated[
+    str | None, typer.Option("--name", "-n", help="A run: its worlds and its newest checkpoint are measured.")
+]
 
 
 def loop(
@@ -33,6 +40,8 @@ def loop(
     suites: Suites = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
+    tasks_file: TasksFile = None,
+    reward: RewardName = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -45,18 +54,23 @@ def loop(
       treewright loop --name other --policy vllm:seedling --set loop.behind=1
     """
     from treewright.agent.policies.opening import loading_model, open_policy
-    from treewright.agent.runs.collect import open_worlds, suites_of
+    from treewright.agent.runs.collect import Failure, open_worlds, suites_of
     from treewright.agent.runs.loop import Learner, Round, make_trainer, model_folder, resume_loop, rule_of, run_loop
     from treewright.search.store import TreeStore
+    from treewright.search.tree import Tree
+    from treewright.training.manifest import only_trainer
 
-    cfg = read_config(name, config, set_, suites, policy, corpus, questions)
+    notes = Notes()
+    cfg = read_config(name, config, set_, suites, policy, corpus, questions, tasks_file, reward)
     found = suites_of(cfg)
     rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
+    folder = cfg.home / "checkpoints"
 
     async def work() -> None:
         source = model_folder(cfg.policy.spec)
+        keep(cfg)
         with loading_model(source):
-            learner = Learner(make_trainer(cfg, source), cfg.home / "checkpoints", cfg.loop.checkpoints)
+            learner = Learner(make_trainer(cfg, source), folder, cfg.loop.checkpoints, cfg.policy.spec)
         actor = open_policy(cfg.policy.spec, **cfg.policy.options)
         first = await resume_loop(cfg, learner, actor)
         if first:
@@ -72,19 +86,30 @@ def loop(
                         rates = "  ".join(f"{k} {100 * v:.0f}%" for k, v in done.success.items())
                         console.print(f"iteration {done.index + 1}: {rates}  ({done.seconds:.1f} s)")
 
-                    await run_loop(cfg, worlds, actor, learner, store, first, advance, note)
+                    def grown(done: Tree | Failure) -> None:
+                        advance(done)
+                        if isinstance(done, Tree):
+                            notes.add(done)
+
+                    await run_loop(cfg, worlds, actor, learner, store, first, grown, note)
         finally:
             store.close()
             await actor.close()
+        notes.tell()
         if total == 0:
-            console.print(f"all {cfg.loop.iterations} iterations are done; more: --set loop.iterations={first + 4}")
+            say(
+                f"all {cfg.loop.iterations} iterations are done; more: {again(cfg, 'loop')} "
+                f"--set loop.iterations={first + 4}"
+            )
         if learner.saved is not None:
-            console.print(f"saved {learner.saved}; next: treewright eval --policy hf:{learner.saved}", soft_wrap=True)
+            say(f"saved {learner.saved}; next: {again(cfg, 'eval')}")
 
-    go(work)
+    with only_trainer(folder, cfg.name):
+        go(work)
 
 
 def eval_(
+    name: EvalName = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="Held-out tasks per suite; eval.tasks, or 100.")] = None,
     expansions: Annotated[
         int | None, typer.Option(help="0: the policy alone; else the search's expansions. eval.expansions, or 0.")
@@ -92,22 +117,28 @@ def eval_(
     suites: Suites = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
+    tasks_file: TasksFile = None,
+    reward: RewardName = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
 ) -> None:
     """Success on held-out tasks, of the policy alone or with search. Search never sees the reward.
 
+    treewright eval --name first
     treewright eval --suites kg --policy hf:runs/first/checkpoints/step-000012
     """
     from rich.table import Table
 
     from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import open_worlds, suites_of
-    from treewright.agent.runs.evaluate import evaluate
+    from treewright.agent.runs.evaluate import evaluate, without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
+    from treewright.agent.runs.newest import acting_config, serve_newest
 
-    cfg = read_config(None, config, set_, suites, policy, corpus, questions)
+    named = name is not None or config is not None
+    given = (suites, policy, corpus, questions, tasks_file, reward)
+    cfg = read_config(name, config, set_, *given, remember=named)
     found = suites_of(cfg)
     acting_rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
     many = cfg.eval.tasks if tasks is None else tasks
@@ -116,8 +147,14 @@ def eval_(
     async def work() -> None:
         async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
             todo = tasks_of(worlds, cfg.eval.split, 0, many)
-            actor = open_proposer(cfg.policy)
+            for suite, world in worlds.items():
+                there = sum(task.suite == suite for task in todo)
+                if there < many and (tasks is not None or "tasks" in cfg.eval.model_fields_set):
+                    say(f"{world.suite.name} has {there} tasks in the split {cfg.eval.split!r}, not {many}")
+            actor = open_proposer((acting_config(cfg, say) if named else cfg).policy)
             try:
+                if named:
+                    await serve_newest(cfg, actor)
                 with bar("evaluating", len(todo)) as advance:
                     evaluator = evaluator_of(cfg.search, actor)
                     results, trees = await evaluate(
@@ -128,11 +165,12 @@ def eval_(
                     )  # fmt: skip
             finally:
                 await actor.close()
+        Notes(trees).tell()
         tell_of_faults(trees)
         table = Table("suite", "tasks", "success", "oracle pick", "tokens", "env steps")
         for one in results.values():
             table.add_row(
-                one.suite, f"{len(one.tasks)}", f"{100 * one.rate:.1f} %", f"{100 * one.oracle_pick:.1f} %",
+                one.suite, f"{len(one.tasks)}", _share(one.rate), _share(one.oracle_pick),
                 f"{one.tokens}", f"{one.env_steps}",
             )  # fmt: skip
         console.print(table)
@@ -141,5 +179,11 @@ def eval_(
                 told = f"{one.suite}: {one.faults} trees met a lasting fault"
                 told += f", {one.lost} of them before any episode ended: these are left out" if one.lost else ""
                 console.print(told, highlight=False, soft_wrap=True)
+        if causes := without_result(trees):
+            raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
     go(work)
+
+
+def _share(rate: float) -> str:
+    return "–" if rate != rate else f"{100 * rate:.1f} %"

@@ -24,13 +24,18 @@ __all__ = [
     "Name",
     "PolicySpec",
     "QuestionFile",
+    "RewardName",
     "Sets",
     "Suites",
+    "TasksFile",
+    "again",
     "bar",
     "console",
     "go",
     "must_exist",
     "read_config",
+    "resumable",
+    "say",
 ]
 
 console = Console()
@@ -40,13 +45,22 @@ Name = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file; see [b]treewright config[/].")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="One value, e.g. --set search.expansions=8.")]
-Suites = Annotated[str | None, typer.Option(help="Suites, comma separated: kg, stdlib, workbench, market, maze, …")]
+Suites = Annotated[
+    str | None, typer.Option(help="Suites, comma separated: kg, stdlib, …, mcp:…, gym:…, or MODULE:CLASS of your own.")
+]
 CorpusFile = Annotated[
     Path | None, typer.Option("--corpus", help="Own documents: JSONL with id and text, or a folder of texts.")
 ]
 QuestionFile = Annotated[
     Path | None,
     typer.Option("--questions", help="Own questions: JSONL with question and answers, or HotpotQA's and such."),
+]
+TasksFile = Annotated[
+    Path | None,
+    typer.Option("--tasks-file", help='Own tasks for the one suite named: JSON lines such as {"id": …, "goal": …}.'),
+]
+RewardName = Annotated[
+    str | None, typer.Option("--reward", help="With --tasks-file: MODULE:FUNCTION of (task, history[, object]).")
 ]
 PolicySpec = Annotated[
     str | None,
@@ -58,42 +72,64 @@ def read_config(
     name: str | None,
     path: Path | None,
     sets: list[str] | None,
-    suites: str | None,
+    suites: str | list[str] | None,
     policy: str | None,
     corpus: Path | None = None,
     questions: Path | None = None,
+    tasks_file: Path | None = None,
+    reward: str | None = None,
+    *,
+    remember: bool = True,
+    **more: Any,
 ) -> Config:
+    """The configuration of a command. `remember`: what the run was begun with counts where nothing else is said.
+
+    more  further values by key, such as store=
+    """
     from treewright.agent.config import load_config
+    from treewright.envs.spelling import split_suites
 
-    more = list(sets or [])
-    if suites is not None:
-        import json
-
-        more.append("worlds.suites=" + json.dumps([s.strip() for s in suites.split(",") if s.strip()]))
-    for key, file in (("corpus", corpus), ("questions", questions)):
-        if file is not None:
-            more.append(f"worlds.{key}={file}")
-    if policy is not None:
-        more.append(f"policy.spec={policy}")
-    if name is not None:
-        more.append(f"name={name}")
-    return load_config(path, more)
+    listed = split_suites(suites) if isinstance(suites, str) else suites
+    given = {
+        "worlds.suites": listed, "worlds.corpus": corpus, "worlds.questions": questions,
+        "worlds.tasks_file": tasks_file, "worlds.reward": reward, "policy.spec": policy, "name": name, **more,
+    }  # fmt: skip
+    return load_config(path, sets or (), {key: value for key, value in given.items() if value is not None}, remember)
 
 
 def must_exist(cfg: Config) -> None:
     """Raises TreewrightError where the run has no store yet, with what makes one."""
     if "://" not in cfg.store_at and not Path(cfg.store_at).exists():
-        raise TreewrightError(f"no store at {cfg.store_at}; type: treewright collect --name {shlex.quote(cfg.name)}")
+        raise TreewrightError(f"no store at {cfg.store_at}; type: {again(cfg, 'collect')}")
+
+
+def again(cfg: Config, command: str) -> str:
+    """The line of a further command of the same run, as a shell takes it."""
+    words = ["treewright", *command.split(), "--name", shlex.quote(cfg.name)]
+    if cfg.folder is not None:
+        words += ["--set", shlex.quote(f"folder={cfg.folder}")]
+    return " ".join(words)
+
+
+def say(text: str) -> None:
+    """Prints a line as it is: no markup, no colours of its own, no breaks that a shell would trip over."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def resumable(kept: str) -> Iterator[None]:
+    """Ctrl-C says what is kept and the line that goes on, and ends with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"\nstopped: {kept}. Go on with:\n  treewright {shlex.join(sys.argv[1:])}")
+        raise typer.Exit(130) from None
 
 
 def go(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
-    try:
+    with resumable("sessions are closed and everything acknowledged is stored"):
         return asyncio.run(work())
-    except KeyboardInterrupt:
-        console.print("\nstopped: sessions are closed and everything acknowledged is stored. Go on with:")
-        console.print(f"  treewright {shlex.join(sys.argv[1:])}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
 
 
 @contextmanager

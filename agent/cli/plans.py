@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from treewright.agent.cli.options import Name, console, must_exist, read_config
+from treewright.agent.cli.after import collect_anew
+from treewright.agent.cli.options import Name, console, must_exist, read_config, say
 from treewright.search.rules.plan_memory import PlanMemory
 
 __all__ = ["plans_command"]
@@ -32,4 +33,5 @@ def plans_command(
         grown = known.learn(store.load(row.tree_id) for row in rows)
     grown.save(file)
     console.print(f"{len(rows)} finished trees of training tasks: {len(grown) - len(known)} new plans")
-    console.print(f"{len(grown)} plans in {file}; next: --set search.rule=astar --set search.options.memory={file}")
+    line = collect_anew(cfg, "astar", "search.rule=astar", f"search.options.memory={file}")
+    say(f"{len(grown)} plans in {file}; next: {line}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from treewright.agent.cli.options import console
+from treewright.agent.cli.options import console, say
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def treehop_command(
     treewright collect --corpus passages.jsonl --questions q.jsonl --set worlds.retriever=treehop:runs/hop
     """
     from treewright.envs.retrieval.corpus import load_corpus
-    from treewright.envs.retrieval.dense import DenseIndex, SentenceEncoder
+    from treewright.envs.retrieval.dense import DenseIndex
+    from treewright.envs.retrieval.encoders import SentenceEncoder
     from treewright.envs.retrieval.opening import cache_folder
     from treewright.envs.retrieval.treehop import linked_jumps
     from treewright.training.treehop import train_gate
@@ -47,7 +49,15 @@ def treehop_command(
     gate = train_gate(dense, jumps, epochs=epochs, seed=seed, note=lambda _, loss: last.append(loss))
     console.print(f"{len(jumps)} jumps, loss {last[0]:.3f} in the first pass, {last[-1]:.3f} in the last")
     path = gate.save(folder)
-    console.print(f"wrote {path}; next: --set worlds.retriever=treehop:{folder}", soft_wrap=True, markup=False)
+    words = [
+        "--corpus",
+        str(corpus),
+        "--set",
+        f"worlds.retriever=treehop:{folder}",
+        "--set",
+        f"worlds.encoder={encoder}",
+    ]
+    say(f"wrote {path}; it is used by collect, run, eval and loop with your --questions and {shlex.join(words)}")
 
 
 def _of_store(store: str, docs: Corpus) -> list[Jump]:

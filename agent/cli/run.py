@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treewright.agent.cli.collect import tell_of_faults
 from treewright.agent.cli.options import (
     ConfigFile,
+    CorpusFile,
     Name,
     PolicySpec,
+    QuestionFile,
+    RewardName,
     Sets,
+    TasksFile,
     console,
     go,
     read_config,
+    say,
 )
+from treewright.agent.cli.telling import Notes
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
     from treewright.agent.config import Config
+    from treewright.envs.types import Suite, Task
+    from treewright.search.tree import Tree
 
 
 __all__ = ["run"]
 
 
 def run(
-    task: Annotated[str, typer.Argument(help="SUITE/INDEX or SUITE/ID, e.g. kg/3; own/INDEX with worlds.tasks_file.")],
+    task: Annotated[str, typer.Argument(help="SUITE/INDEX or SUITE/ID: kg/3, mymodule:Desk/3, own/3 with own tasks.")],
     expansions: Annotated[
         int | None,
         typer.Option(help="Expansions of the search; 0 lets the policy act alone. search.expansions, or 12."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split an INDEX counts in: train or test.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split an INDEX counts in: train or test. test, or train where there is no other."),
+    ] = None,
     approve: Annotated[str, typer.Option(help="In a live world: never | ask | module:function.")] = "never",
+    corpus: CorpusFile = None,
+    questions: QuestionFile = None,
+    tasks_file: TasksFile = None,
+    reward: RewardName = None,
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -49,10 +67,16 @@ def run(
     from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import open_worlds, suites_of
     from treewright.agent.runs.loop import acting_rule_of
+    from treewright.agent.runs.newest import acting_config, serve_newest
+    from treewright.envs.spelling import split_task
 
-    suite, _, which = task.partition("/")
-    chosen = None if any("worlds.suites" in s for s in set_ or ()) else suite
-    settings = read_config(name, config, set_, chosen, policy)
+    suite, which = split_task(task)
+    given = (policy, corpus, questions, tasks_file, reward)
+    named = name is not None or config is not None
+    settings = read_config(name, config, set_, None, *given, remember=named)
+    own = settings.worlds.tasks_file is not None or settings.worlds.questions is not None
+    if not any("worlds.suites" in s for s in set_ or ()) and not (own and suite == "own"):
+        settings = read_config(name, config, set_, [suite], *given, remember=named)
     suites = suites_of(settings)
     acting_rule_of(settings.search)  # a misspelt rule is told before a model is loaded
     if expansions is None:
@@ -62,9 +86,11 @@ def run(
     async def work() -> None:
         async with open_worlds(suites, settings.worlds.sessions or None, settings.worlds.deadline) as w:
             world = next(iter(w.values()))
-            chosen_task = _find_task(world.suite, split, which or "0")
-            actor = open_proposer(settings.policy)
+            chosen_task = _find_task(world.suite, split, which)
+            actor = open_proposer((acting_config(settings, say) if named else settings).policy)
             try:
+                if named:
+                    await serve_newest(settings, actor)
                 async with world.pool.lease("") as session:
                     live = not session.env.sandboxed
                 await (_run_live if live else _run_searched)(settings, world, chosen_task, actor, expansions, approve)
@@ -75,31 +101,41 @@ def run(
 
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
-    from treewright.agent.runs.evaluate import evaluate
+    import time
+
+    from treewright.agent.runs.evaluate import evaluate, without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
+    from treewright.search.store import TreeStore
 
     evaluator = evaluator_of(cfg.search, actor)
-    _, trees = await evaluate(
-        [task], {world.suite.name: world}, actor, rule=acting_rule_of(cfg.search, evaluator), evaluator=evaluator,
-        budget=budget_of(cfg.search, expansions), evidence=evidence_of(cfg.search),
-        settings=settings_of(cfg.search, run=cfg.name, seed=cfg.seed, acting=True, peers=True),
-    )  # fmt: skip
+    run = f"{cfg.name} {time.time_ns()}"  # a run of its own, so that the same line again searches again
+    with TreeStore.open(cfg.store_at) as store:
+        _, trees = await evaluate(
+            [task], {world.suite.name: world}, actor, rule=acting_rule_of(cfg.search, evaluator), evaluator=evaluator,
+            budget=budget_of(cfg.search, expansions), evidence=evidence_of(cfg.search), store=store,
+            settings=settings_of(cfg.search, run=run, seed=cfg.seed, acting=True, peers=True),
+        )  # fmt: skip
     for tree in trees:
         _print_tree(tree)
+        say(f"stored in {cfg.store_at}; to look at it: treewright view {shlex.quote(cfg.store_at)}")
+    _tell(trees)
+    if causes := without_result(trees):
+        raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
 
 async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
     """The journal needs a store: runs/NAME/trees.sqlite, a run of its own for every call."""
     import time
 
+    from treewright.agent.runs.collect import tokens_for
     from treewright.agent.runs.episode import run_episode
+    from treewright.agent.runs.evaluate import without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
     from treewright.search.store import TreeStore
 
     evaluator = evaluator_of(cfg.search, actor)
     settings = settings_of(cfg.search, run=f"{cfg.name} {time.time_ns()}", seed=cfg.seed, acting=True, peers=True)
-    if cfg.search.max_tokens is None:
-        settings = replace(settings, max_tokens=world.suite.max_tokens)
+    settings = replace(settings, max_tokens=tokens_for(world.suite, settings.max_tokens))
     with TreeStore.open(cfg.store_at) as store:
         episode = await run_episode(
             task, world.pool, actor, journal=store.journal, approve=approve,
@@ -108,10 +144,19 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
         )  # fmt: skip
     for tree in episode.trees:
         _print_tree(tree)
+    Notes(episode.trees).tell()
     for done in episode.commits:
         console.print(f"commit: {done.next.value}: {done.reason}", markup=False, highlight=False)
         for key in done.approved:
             console.print(f"  approved: {key}", markup=False, highlight=False)
+    if causes := without_result(episode.trees[-1:]):
+        raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
+
+
+def _tell(trees: Sequence[Tree]) -> None:
+    """What is to be said of trees beside themselves. Raises TreewrightError if the world never came up."""
+    Notes(trees).tell()
+    tell_of_faults(trees)
 
 
 def _print_tree(tree: Any) -> None:
@@ -120,24 +165,45 @@ def _print_tree(tree: Any) -> None:
     console.print(render_text(tree, console.width), markup=False, highlight=False)
 
 
-def _find_task(suite: Any, split: str, which: str) -> Any:
+def _find_task(suite: Suite, split: str | None, which: str) -> Task:
+    """The task of that index in the split (test, or train where there is no other), or of that id in either."""
     if which.isdigit():
         try:
-            found = suite.tasks(split, int(which) + 1)
-        except ValueError as error:
-            raise TreewrightError(f"no task {which} in the split {split!r}: {error}") from error
-        if len(found) <= int(which):
-            raise TreewrightError(
-                f"{suite.name} has {len(found)} tasks in the split {split!r}; there is no task {which}"
-            )
-        return found[int(which)]
+            return _at(suite, split or "test", int(which))
+        except TreewrightError:
+            if split is not None or not _has(suite, "train") or _has(suite, "test"):
+                raise
+            return _at(suite, "train", int(which))
+    refused: list[TreewrightError] = []
     for kind in ("test", "train"):
         for count in (64, 1024):
             try:
                 tasks = suite.tasks(kind, count)
             except ValueError:
                 continue
+            except TreewrightError as error:
+                refused.append(error)
+                break
             for task in tasks:
                 if task.id == which:
                     return task
+    if len(refused) == 2:  # it has no tasks at all, and says why
+        raise refused[0]
     raise TreewrightError(f"suite {suite.name!r} has no task {which!r}; give an index such as {suite.name}/0")
+
+
+def _at(suite: Suite, split: str, index: int) -> Task:
+    try:
+        found = suite.tasks(split, index + 1)
+    except ValueError as error:
+        raise TreewrightError(f"no task {index} in the split {split!r}: {error}") from error
+    if len(found) <= index:
+        raise TreewrightError(f"{suite.name} has {len(found)} tasks in the split {split!r}; there is no task {index}")
+    return found[index]
+
+
+def _has(suite: Suite, split: str) -> bool:
+    try:
+        return bool(suite.tasks(split, 1))
+    except (ValueError, TreewrightError):
+        return False

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from treewright.agent.cli.options import ConfigFile, Name, Sets, console, must_exist, read_config
+from treewright.agent.cli.after import collect_anew
+from treewright.agent.cli.options import ConfigFile, Name, Sets, console, must_exist, read_config, say
 
 __all__ = ["scorer_command"]
 
@@ -48,4 +49,4 @@ def scorer_command(
     scorer = Scorer(fit(examples, ScorerSettings(epochs=epochs, seed=cfg.seed), told))
     console.print(f"ranked right of held-out sibling pairs: {scorer.accuracy(held):.1%} (chance 50%)")
     saved = scorer.save(to or cfg.home / "scorer")
-    console.print(f"saved; next: treewright collect --set search.evaluator=scorer:{saved}", soft_wrap=True)
+    say(f"saved; next: {collect_anew(cfg, 'scorer', f'search.evaluator=scorer:{saved}')}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+from treewright.agent.policies.policy import Policy, Uncertain
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
-from treewright.search.types import Candidate, Score
+from treewright.search.types import Candidate, Score, layers
 
 __all__ = ["Entropy"]
 
@@ -21,13 +21,14 @@ class Entropy:
     Raises TreewrightError for a policy that cannot tell, such as one behind a server.
     """
 
-    def __init__(self, policy: Any) -> None:
-        if not hasattr(policy, "entropies"):
-            name = getattr(policy, "name", type(policy).__name__)
+    def __init__(self, policy: object) -> None:
+        found = next((p for p in layers(policy) if isinstance(p, Uncertain)), None)
+        if found is None:
+            name = policy.name if isinstance(policy, Policy) else type(policy).__name__
             raise TreewrightError(
                 f"policy {name} does not give entropies; search.evaluator=entropy needs seedling or hf:FOLDER"
             )
-        self.policy = policy
+        self.policy = found
 
     async def evaluate(self, task: Task, candidates: Sequence[Candidate]) -> Sequence[Score]:
         asked = [c.after.ids for c in candidates if c.after is not None]

@@ -1,46 +1,27 @@
 """A policy on an inference engine in this program: token ids in, token ids and log-probs out.
 
 What an engine must do is `Engine`: one draw at a time, weights exchanged, memory given back. What every engine needs
-is here once: prompts, the line of waiting draws, deadlines, versions, counters. `clients/vllm_engine.py` is vLLM's.
+is here once: prompts, the line of waiting draws, deadlines, versions, counters. `vllm_engine.py` is vLLM's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from treewright.agent.policies.actions import cached_grammar
-from treewright.agent.policies.line import PrefixLine
-from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prompts import Template
+from treewright.agent.policies.served import ExchangingPolicy, together, tools_of, with_tools
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
-__all__ = [
-    "Ask",
-    "Engine",
-    "EngineDead",
-    "EnginePolicy",
-    "Told",
-    "ToolContext",
-    "folder_version",
-    "served_folder",
-    "together",
-    "weights_in",
-    "with_tools",
-]
-
+__all__ = ["Ask", "Engine", "EngineDead", "EnginePolicy", "Told"]
 
 log = logging.getLogger("treewright.agent")
-OPTIMIZER = "optimizer.safetensors"  # what a checkpoint holds beside the weights
 SETTLED = 256  # draws after which an engine that was started again counts as well
 
 
@@ -112,46 +93,7 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
-def folder_version(folder: str | Path) -> str:
-    """32 hex digits that name the weights in a folder; the name itself for a model that is not a folder."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        return str(folder)
-    h = hashlib.blake2b(digest_size=16)
-    for file in files:
-        if file.name == OPTIMIZER:
-            continue
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 22):
-                h.update(block)
-    return h.hexdigest()
-
-
-def served_folder(folder: str | Path) -> str:
-    """A folder that vLLM can load: it reads every safetensors file that it finds, the optimizer's too.
-
-    The folder itself where it holds weights alone; else its subfolder `served`, with links to all but the optimizer.
-    """
-    path = Path(folder)
-    if not (path / OPTIMIZER).exists():
-        return str(folder)
-    made = path / "served"
-    made.mkdir(exist_ok=True)
-    for file in path.iterdir():
-        link = made / file.name
-        if file.is_file() and file.name != OPTIMIZER and not link.exists():
-            link.symlink_to(Path("..") / file.name)
-    return str(made)
-
-
-def weights_in(folder: str | Path) -> str:
-    """The version of the weights in a folder. Raises TreewrightError where there are none."""
-    if not any(Path(folder).glob("*.safetensors")):
-        raise TreewrightError(f"cannot load weights from {str(folder)!r}: it holds no *.safetensors")
-    return folder_version(folder)
-
-
-class EnginePolicy:
+class EnginePolicy(ExchangingPolicy):
     """Draws from `engine`; prompts are built with the model's own tokenizer and nothing is tokenised twice.
 
     concurrency  draws under way at once; the rest waits here, in the order of `order` (see PrefixLine), so that the
@@ -159,7 +101,7 @@ class EnginePolicy:
     deadline     seconds for one draw() with its waiting; then the draws are cancelled and it is a PolicyFault
     restarts     times that an engine that died is started again with the weights it had; counted anew after SETTLED
                  draws. The draws that died with it are made once more, with their seeds; beyond that they are faults
-    grammar      True: every draw is an action of the node's tools, see clients/actions.py
+    grammar      True: every draw is an action of the node's tools, see actions.py
     masked_exact True if the engine's log-probs are those of the masked distribution, so that such draws may be
                  trained on
     """
@@ -180,30 +122,15 @@ class EnginePolicy:
         grammar: bool = False,
         masked_exact: bool = False,
     ) -> None:
-        if temperature < 0:
-            raise TreewrightError(f"temperature = {temperature} is negative; give 0 for greedy, 1 to sample")
-        self.engine, self.template, self.name = engine, template, name
-        self.temperature, self.deadline = float(temperature), deadline
-        self.grammar, self.masked_exact = grammar, masked_exact
+        super().__init__(
+            name=name, version=version, temperature=temperature, concurrency=concurrency, order=order,
+            deadline=deadline, grammar=grammar,
+        )  # fmt: skip
+        self.engine, self.template, self.masked_exact = engine, template, masked_exact
         self.stop_ids = tuple(sorted(template.stop_ids | set(stop_ids)))
-        self.line = PrefixLine(concurrency, order)
-        self.stats = PolicyStats()
-        self._version, self._busy, self._since = version, 0, 0.0
-        self._closed = self._asleep = False
-        self.restarts = restarts
-        self._swap = asyncio.Lock()  # held while weights are exchanged, memory is given back or the engine restarts
+        self.restarts, self._closed = restarts, False
         self._deaths = self._settled = 0
         self._revival: asyncio.Task[None] | None = None
-
-    @property
-    def version(self) -> str:
-        return self._version
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What differs from plain sampling at temperature 1; kept in the header of every tree."""
-        out: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
-        return out | ({"grammar": "actions of the node's tools"} if self.grammar else {})
 
     def context(
         self,
@@ -227,17 +154,9 @@ class EnginePolicy:
                 f"a prompt of {len(context.ids)} tokens and {max_tokens} new ones do not fit the {self.engine.longest} "
                 f"positions of {self.name}; set window=N to shorten prompts"
             )
-        grammar = cached_grammar(getattr(context, "tools", ())) if self.grammar else None
+        grammar = cached_grammar(tools_of(context)) if self.grammar else None
         asks = [Ask(context.ids, s, max_tokens, self.temperature, self.stop_ids, grammar) for s in seeds]
-        try:
-            async with asyncio.timeout(self.deadline):
-                return await together([self._one(ask) for ask in asks])
-        except TimeoutError as error:
-            self.stats.faults += 1
-            raise PolicyFault(f"{self.name}: no answer within {self.deadline:g} s") from error
-        except PolicyFault:
-            self.stats.faults += 1
-            raise
+        return await self._in_time(together([self._one(ask) for ask in asks]), lambda: "")
 
     async def _one(self, ask: Ask) -> Completion:
         try:
@@ -248,21 +167,15 @@ class EnginePolicy:
             return await self._drawn(ask)
 
     async def _drawn(self, ask: Ask) -> Completion:
-        async with self.line.place(ask.ids):
-            if not self._busy:
-                self._since = time.monotonic()
-            self._busy += 1
-            try:
-                told = await self.engine.generate(ask)
-            finally:
-                self._busy -= 1
-                if not self._busy:
-                    self.stats.seconds += time.monotonic() - self._since
-            return self._completion(ask, told)
+        async with self._place(ask.ids):
+            told = await self.engine.generate(ask)
+        return self._completion(ask, told)
 
     def _completion(self, ask: Ask, told: Told) -> Completion:
         if not told.ids or len(told.ids) != len(told.logprobs):
             raise PolicyFault(f"{self.name} gave {len(told.ids)} token ids with {len(told.logprobs)} log-probs")
+        if told.finish not in ("stop", "length"):
+            raise PolicyFault(f"{self.name} broke a draw off ({told.finish})")
         self._settled += 1
         self.stats.requests += 1
         self.stats.draws += 1
@@ -282,15 +195,6 @@ class EnginePolicy:
 
     # -- weights and memory -----------------------------------------------------------------------------------------
 
-    async def load_weights(self, path: str | Path, version: str = "") -> str:
-        """Takes the weights of a folder once the draws under way are done; returns the new version."""
-        name = version or await asyncio.to_thread(weights_in, path)
-        folder = await asyncio.to_thread(served_folder, path)
-        async with self._exchange():
-            await self._surely(lambda: self.engine.load_weights(folder))
-            self._version = name
-        return name
-
     async def load_state(self, state: Mapping[str, Any], version: str) -> str:
         """Takes tensors by name (as in a `state_dict`) without a detour over files."""
         async with self._exchange():
@@ -298,46 +202,17 @@ class EnginePolicy:
             self._version = version
         return version
 
-    async def load_adapter(self, path: str | Path, version: str = "") -> str:
-        """Draws from now on with the LoRA adapter in a `peft` folder; returns the new version."""
-        name = version or f"{self._version.partition('+')[0]}+{await asyncio.to_thread(weights_in, path)}"
-        async with self._exchange():
-            await self._surely(lambda: self.engine.load_adapter(str(path)))
-            self._version = name
-        return name
+    async def _take_weights(self, folder: str) -> None:
+        await self._surely(lambda: self.engine.load_weights(folder))
 
-    @asynccontextmanager
-    async def _exchange(self) -> AsyncIterator[None]:
-        """Nobody draws meanwhile; a model that sleeps is woken, and who waited for that draws with the new weights."""
-        async with self._swap:
-            if self._asleep:
-                await self._surely(self.engine.wake)
-                self._asleep = False
-            else:
-                await self.line.shut()
-            try:
-                yield
-            finally:
-                self.line.reopen()
+    async def _take_adapter(self, mark: str, folder: str) -> None:
+        await self._surely(lambda: self.engine.load_adapter(folder))
 
-    async def sleep(self) -> bool:
-        """Gives the accelerator to the trainer; draws wait until `wake`. False where there is nothing to give."""
-        async with self._swap:
-            await self.line.shut()
-            try:
-                self._asleep = await self._surely(self.engine.sleep)
-            finally:
-                if not self._asleep:
-                    self.line.reopen()
-            return self._asleep
+    async def _fall_asleep(self) -> bool:
+        return bool(await self._surely(self.engine.sleep))
 
-    async def wake(self) -> None:
-        """The end of `sleep`; does nothing where that did nothing."""
-        async with self._swap:
-            if self._asleep:
-                await self._surely(self.engine.wake)
-                self._asleep = False
-                self.line.reopen()
+    async def _wake_up(self) -> None:
+        await self._surely(self.engine.wake)
 
     # -- deaths -----------------------------------------------------------------------------------------------------
 
@@ -388,24 +263,3 @@ class EnginePolicy:
             if self._revival is not None:
                 await asyncio.gather(self._revival, return_exceptions=True)
             await self.engine.close()
-
-
-@dataclass(frozen=True, slots=True)
-class ToolContext(Context):
-    """A context that remembers which tools there are: for grammars, and for servers that take schemas."""
-
-    tools: tuple[ToolSpec, ...] = ()
-
-
-def with_tools(context: Context, tools: Sequence[ToolSpec]) -> ToolContext:
-    return ToolContext(context.keep, context.delta, context.ids, context.messages, tuple(tools))
-
-
-async def together(coroutines: Sequence[Any]) -> list[Any]:
-    """Results in order; the first failure cancels the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(c) for c in coroutines]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from treewright.agent.policies.actions import cached_grammar
 from treewright.agent.policies.drafting import DraftingPolicy
-from treewright.agent.policies.engine import with_tools
 from treewright.agent.policies.hf import HFPolicy
 from treewright.agent.policies.sampling import Request, Rows, Runner, generate
+from treewright.agent.policies.served import tools_of, with_tools
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.kernels.decode import Path, Stretch
@@ -57,7 +57,7 @@ class GrammarPolicy(HFPolicy):
         return with_tools(super().context(task, tools, first, turns, base), tools)
 
     def _request(self, context: Context, seeds: tuple[int, ...], max_tokens: int) -> Request:
-        grammar = cached_grammar(getattr(context, "tools", ()))
+        grammar = cached_grammar(tools_of(context))
         return _GrammarRequest(context.ids, seeds, max_tokens, self.temperature, grammar)
 
     def _matching(self, request: Request) -> Any:

@@ -292,7 +292,7 @@ class HFPolicy:
             return tuple(self.tokenizer.encode(text, add_special_tokens=False))
         return tuple(self.tokenizer.encode(prompt))
 
-    def load_weights(self, path: str | Path, version: str | None = None) -> str:
+    def load_weights(self, path: str | Path, version: str = "") -> str:
         """Takes the weights of a `save_pretrained` folder of the same shape; returns the new version.
 
         Waits for the batch that runs; draws that wait get the new weights. Raises TreewrightError where the folder
@@ -312,7 +312,7 @@ class HFPolicy:
                 raise TreewrightError(f"the weights in {str(path)!r} do not fit {self.name}: {error}") from error
             return self.refresh(version)
 
-    def refresh(self, version: str | None = None) -> str:
+    def refresh(self, version: str = "") -> str:
         """To be called after the model's tensors were changed in place; returns the new version."""
         self.runner.refresh()
         self._cache.clear()

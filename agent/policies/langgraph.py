@@ -9,27 +9,40 @@ are found by what they are, whatever their names; a graph of which it cannot be 
 that is called nevertheless does not begin. Python code that acts without a tool, in a node passed once, is
 not seen.
 
-The draw's seed is in `config["configurable"]["seed"]` for agents whose model takes one. Such draws act and are not
-trained on: the graph hides its tokens.
+The draw's seed is in `config["configurable"]["seed"]` for agents whose model takes one. Every draw has a thread of its
+own, which a checkpointer forgets afterwards; what an agent keeps in a store across threads is its own affair. Such
+draws act and are not trained on: the graph hides its tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Sequence
-from typing import Any
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from treewright.agent.policies.engine import ToolContext
+from treewright.agent.policies.answers import whole
 from treewright.agent.policies.graph_tools import NoTools, stops
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prompts import chat_messages
+from treewright.agent.policies.served import ToolContext
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
 __all__ = ["GraphPolicy"]
+
+GIVEN = "given-"  # the ids of messages that the graph was given
+
+
+@runtime_checkable
+class _Forgetful(Protocol):
+    """A checkpointer that can drop a thread."""
+
+    async def adelete_thread(self, thread_id: str) -> None: ...
 
 
 class GraphPolicy:
@@ -82,9 +95,12 @@ class GraphPolicy:
         return list(await asyncio.gather(*(self._one(context, seed) for seed in seeds)))
 
     async def _one(self, context: Context, seed: int) -> Completion:
-        said = [{"role": m.role, "content": m.content} for m in context.messages]
+        said = [
+            {"role": m.role, "content": whole(m.content), "id": f"{GIVEN}{i}"} for i, m in enumerate(context.messages)
+        ]
+        thread = f"draw-{seed}-{uuid.uuid4().hex}"  # seeds come back, in retries and later runs; threads must not
         watch = NoTools(self.run_inside)
-        config = {"configurable": {"seed": seed, "thread_id": f"draw-{seed}"}, "callbacks": [watch]}
+        config = {"configurable": {"seed": seed, "thread_id": thread}, "callbacks": [watch]}
         async with self._slots:
             self.stats.requests += 1
             began = time.monotonic()
@@ -95,17 +111,52 @@ class GraphPolicy:
                     raise TreewrightError(
                         f"the graph called the tool {watch.refused}, which was not run; name its node in stop_before"
                     )
-                text = _text(state["messages"][-1])
+                text = _text(_answer(state))
+            except TimeoutError as error:
+                self.stats.faults += 1
+                raise PolicyFault(
+                    f"{self.name}: no answer within {self.deadline:g} s; --set policy.options.deadline=N gives it more"
+                ) from error
             except Exception as error:
                 self.stats.faults += 1
                 raise PolicyFault(f"{self.name}: {type(error).__name__}: {error}") from error
             finally:
                 self.stats.seconds += time.monotonic() - began
+                await self._forget(thread)
         self.stats.draws += 1
         return Completion(text, (), (), "stop", self._version, trainable=False)
 
+    async def _forget(self, thread: str) -> None:
+        """Drops what the graph's checkpointer kept of a draw; one that cannot forget keeps it, unread."""
+        saver = getattr(self.graph, "checkpointer", None)
+        if isinstance(saver, _Forgetful):
+            with contextlib.suppress(Exception):  # nobody reads that thread again, dropped or not
+                await saver.adelete_thread(thread)
+
     async def close(self) -> None:
         """The graph belongs to the caller."""
+
+
+def _answer(state: Any) -> Any:
+    """The newest message, of the model or of a tool that ran inside. Raises PolicyFault where it is neither's."""
+    messages = state.get("messages") if isinstance(state, Mapping) else None
+    if not messages:
+        raise PolicyFault("the graph's state has no messages; its state needs a key `messages`, as MessagesState has")
+    last = messages[-1]
+    kind, name = (last.type, last.id) if hasattr(last, "type") else (last.get("role"), last.get("id"))
+    if kind in ("ai", "assistant", "AIMessageChunk", "tool") and not str(name or "").startswith(GIVEN):
+        return last
+    held = state.get("__interrupt__")
+    if held:
+        raise PolicyFault(f"the graph was interrupted before its model answered ({_brief(held[0].value)})")
+    raise PolicyFault(
+        f"the graph ended with a message of type {kind!r}, not with an answer of its model; was it compiled with "
+        "interrupt_before=[…] of the model's node?"
+    )
+
+
+def _brief(value: Any) -> str:
+    return " ".join(str(value).split())[:200]
 
 
 def _text(message: Any) -> str:
@@ -118,4 +169,4 @@ def _text(message: Any) -> str:
         f"<tool_call>{json.dumps({'name': call['name'], 'arguments': call['args']}, ensure_ascii=False)}</tool_call>"
         for call in calls
     ]
-    return "\n".join(filter(None, [content.strip(), *blocks]))
+    return str(whole("\n".join(filter(None, [content.strip(), *blocks]))))

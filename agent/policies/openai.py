@@ -1,9 +1,8 @@
-"""Policies behind a server: any OpenAI-compatible chat endpoint, and vLLM's with token ids in and out.
+"""Policies behind a server: any OpenAI-compatible chat endpoint. `vllm_client.py` is vLLM's, token ids in and out.
 
-A chat server takes messages and hides its tokens: such draws act, but are not trained on. vLLM's /v1/completions takes
-the prompt as token ids and returns the sampled ids with their log-probabilities: such draws are as exact as local
-ones. Both retry what may pass (429, 5xx, time-outs, broken or malformed answers) with jitter until their deadline; then
-the draw is a PolicyFault.
+A chat server takes messages and hides its tokens: such draws act, but are not trained on. What a server does not take
+is learnt from its refusals (`ways.py`) and said once. What may pass (429, 5xx, time-outs, broken, malformed or aborted
+answers) is tried again with jitter until the deadline, which is told after two seconds; then the draw is a PolicyFault.
 """
 
 from __future__ import annotations
@@ -12,86 +11,31 @@ import asyncio
 import itertools
 import json
 import logging
-import os
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
-from treewright.agent.policies.actions import action_schema, cached_grammar, repair_action
-from treewright.agent.policies.engine import ToolContext, served_folder, together, weights_in, with_tools
-from treewright.agent.policies.line import PrefixLine
-from treewright.agent.policies.policy import PolicyStats
-from treewright.agent.policies.prompts import Template, chat_messages, message_json, native_text, template_for
+from treewright.agent.policies.actions import action_schema, repair_action
+from treewright.agent.policies.answers import Choice, Malformed, Refused, Reply, Usage, read, refusal, whole
+from treewright.agent.policies.pictures import message_json
+from treewright.agent.policies.prompts import chat_messages, native_text
+from treewright.agent.policies.served import ServedPolicy, ToolContext, amount, together, tools_of, with_tools
+from treewright.agent.policies.transport import Outage, Transport, passing, retry_after
+from treewright.agent.policies.ways import Ways
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.screen import parse_action
 from treewright.search.types import Completion, Context, Exchange, Message, PolicyFault
 
-__all__ = ["OpenAIPolicy", "VLLMPolicy"]
+__all__ = ["OpenAIPolicy"]
 
 log = logging.getLogger(__name__)
 
-PASSING = frozenset({408, 409, 425, 429})
 LONGEST_WAIT = 20.0
-
-
-class _Details(BaseModel):
-    cached_tokens: int | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-
-
-class _Function(BaseModel):
-    name: str
-    arguments: str = "{}"
-
-
-class _ToolCall(BaseModel):
-    function: _Function
-
-
-class _Said(BaseModel):
-    content: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Alternative(BaseModel):
-    token: str
-    logprob: float
-
-
-class _TokenLogprob(BaseModel):
-    logprob: float
-    top_logprobs: list[_Alternative] | None = None
-
-
-class _Logprobs(BaseModel):
-    content: list[_TokenLogprob] | None = None
-    token_logprobs: list[float] | None = None
-
-
-class _Choice(BaseModel):
-    message: _Said | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-    token_ids: list[int] | None = None
-
-
-class _Reply(BaseModel):
-    choices: list[_Choice]
-    usage: _Usage | None = None
 
 
 @dataclass(slots=True)
@@ -100,14 +44,13 @@ class _Effort:
 
     until: float
     attempts: int = 0
-    trouble: str = "the server was silent"
+    trouble: str = ""
+
+    def last(self) -> str:
+        return f"; last: {self.trouble}" if self.trouble else "; the server was silent"
 
 
-class _Malformed(Exception):
-    """The server answered 200 with something that is not an answer."""
-
-
-class OpenAIPolicy:
+class OpenAIPolicy(ServedPolicy):
     """A model behind `base_url`/chat/completions. Draws are never trainable: the prompt's token ids stay hidden.
 
     tools_as       'text' lists the tools in the system message; 'schema' sends them as tool schemas too
@@ -116,7 +59,8 @@ class OpenAIPolicy:
     window         how many of the newest observations are sent in full; None for all
     concurrency    requests under way at once; the rest waits in the order of `order`, see PrefixLine
     deadline       seconds for one draw(), retries and waiting in line included; attempt_timeout for one request
-    api_key_env    environment variable that holds the key; no header is sent when it is not set
+    api_key_env    environment variable that holds the key; no header is sent when it is not set. It goes into
+                   `key_header`: Authorization as a bearer token, another one (api-key) as it is
     price_in, price_out  money for a million tokens of prompt and of answer; a search with a money budget reserves the
                    most that a draw can cost before it asks, and counts what the server reports
     longest_prompt tokens; longer prompts are refused, which bounds that reserve. Where a prompt is text, its bytes
@@ -124,7 +68,7 @@ class OpenAIPolicy:
     grammar        asks the server to hold the answer to a JSON schema of the tools (response_format)
     images         the model sees pictures: those of observations are sent as image parts
     repair         reads an action out of answers that are none; such draws act, like all of these
-    extra          further fields of the request body, e.g. {"top_p": 1}
+    extra          further fields of the request body, e.g. {"top_p": 1}; sent as they are, whatever the server says
     """
 
     path = "chat/completions"
@@ -147,6 +91,7 @@ class OpenAIPolicy:
         attempt_timeout: float = 60.0,
         backoff: float = 0.5,
         api_key_env: str = "OPENAI_API_KEY",
+        key_header: str = "Authorization",
         max_tokens_field: str = "max_tokens",
         price_in: float = 0.0,
         price_out: float = 0.0,
@@ -158,34 +103,29 @@ class OpenAIPolicy:
     ) -> None:
         if tools_as not in ("text", "schema"):
             raise TreewrightError(f"tools_as = {tools_as!r} is not known; write 'text' or 'schema'")
-        self.model, self.base_url = model, httpx.URL(base_url.rstrip("/") + "/")
-        self.name = name or f"openai:{model}"
-        self.temperature, self.tools_as, self.together = temperature, tools_as, together
-        self.window, self.logprobs = window, logprobs
-        self.concurrency, self.deadline, self.attempt_timeout = concurrency, deadline, attempt_timeout
-        self.backoff, self.max_tokens_field, self.extra = backoff, max_tokens_field, dict(extra or {})
+        self.model, self.name = model, name or f"openai:{model}"
+        amount("attempt_timeout", attempt_timeout, above=0.0, hint="seconds for one request")
+        amount("backoff", backoff, least=0.0, hint="seconds before the second attempt")
+        self.wire = Transport(
+            self.name, base_url, key_env=api_key_env, key_header=key_header, timeout=attempt_timeout,
+            connections=concurrency,
+        )  # fmt: skip
+        super().__init__(
+            name=self.name, version=version or f"{model}@{self.wire.base_url.host}", temperature=temperature,
+            concurrency=concurrency, order=order, deadline=deadline, grammar=grammar,
+        )  # fmt: skip
+        self.tools_as, self.together, self.window, self.backoff = tools_as, together, window, backoff
         self.price_in, self.price_out, self.longest_prompt = price_in, price_out, longest_prompt
-        self.api_key_env, self.grammar, self.repair, self.images = api_key_env, grammar, repair, images
-        self.stats = PolicyStats()
-        self._version = version or f"{model}@{self.base_url.host}"
+        self.logprobs, self.repair, self.images, self.extra = logprobs, repair, images, dict(extra or {})
+        self.ways = Ways(limit=max_tokens_field, kept=frozenset(self.extra))
+        self.outage = Outage()
         self._jitter = random.Random()
-        self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.line = PrefixLine(concurrency, order)
         self._told: set[str] = set()
-        self._busy, self._since = 0, 0.0
-
-    @property
-    def version(self) -> str:
-        return self._version
 
     @property
     def sampling(self) -> dict[str, Any]:
         """What differs from plain sampling at temperature 1; kept in the header of every tree."""
-        out: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
-        if self.grammar:
-            out["grammar"] = "actions of the node's tools"
-        return out | ({"extra": self.extra} if self.extra else {})
+        return super().sampling | ({"extra": self.extra} if self.extra else {})
 
     def dearest(self, max_tokens: int) -> float:
         """The most money that one draw can cost."""
@@ -205,6 +145,7 @@ class OpenAIPolicy:
         messages = chat_messages(task, tools, first, turns, self.window, self.images)
         if self.tools_as == "schema":
             messages = (Message("system", native_text("")), *messages[1:])
+        messages = tuple(Message(m.role, whole(m.content), m.images) for m in messages)
         return with_tools(Context(0, (), (), messages), tools)
 
     def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
@@ -213,13 +154,13 @@ class OpenAIPolicy:
             "messages": _native(context.messages)
             if self.tools_as == "schema"
             else [message_json(m) for m in context.messages],
-            self.max_tokens_field: max_tokens,
+            "max_tokens": max_tokens,
             "temperature": self.temperature,
         }
         if self.logprobs:
             body["logprobs"] = True
-        if self.tools_as == "schema" and isinstance(context, ToolContext) and context.tools:
-            body["tools"] = [tool.to_openai() for tool in context.tools]
+        if self.tools_as == "schema" and tools_of(context):
+            body["tools"] = [tool.to_openai() for tool in tools_of(context)]
         if self.grammar and isinstance(context, ToolContext):
             schema = {"name": "action", "schema": action_schema(context.tools), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -231,69 +172,57 @@ class OpenAIPolicy:
         """One completion for each seed. Raises PolicyFault when the server gives none before the deadline."""
         if max_tokens < 1:
             raise TreewrightError(f"a draw needs max_tokens >= 1, not {max_tokens}")
-        effort = _Effort(time.monotonic() + self.deadline)
         body = self._body(context, max_tokens)
-        size = len(context.ids) or len(json.dumps(body, ensure_ascii=False).encode())
+        size = len(context.ids) or len(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
         if size > self.longest_prompt:
             raise PolicyFault(
                 f"{self.name}: a prompt of {size} {'tokens' if context.ids else 'bytes'} is longer than longest_prompt "
                 f"= {self.longest_prompt}; raise that, or set window=N to shorten prompts"
             )
-        try:
-            async with asyncio.timeout(self.deadline):
-                if self.together:
-                    done = await self._batch(body, seeds, effort)
-                else:
-                    tasks = [self._batch(body, [seed], effort) for seed in seeds]
-                    done = [one for [one] in await together(tasks)]
-                return [self._mended(one, context) for one in done]
-        except TimeoutError as error:
-            self.stats.faults += 1
-            raise PolicyFault(f"{self.name}: no answer within {self.deadline:g} s; last: {effort.trouble}") from error
-        except PolicyFault:
-            self.stats.faults += 1
-            raise
+        effort = _Effort(time.monotonic() + self.deadline)
+        done = await self._in_time(self._drafts(body, seeds, effort), effort.last)
+        return [self._mended(one, context) for one in done]
 
-    async def _batch(self, body: dict[str, Any], seeds: Sequence[int], effort: _Effort) -> list[Completion]:
-        """Drafts for `seeds` in as few requests as the server allows: some give fewer than `n`."""
+    async def _drafts(self, body: dict[str, Any], seeds: Sequence[int], effort: _Effort) -> list[Completion]:
+        """Drafts for `seeds` in as few requests as allowed: some servers give fewer than `n`, most only one."""
         done: list[Completion] = []
-        while len(done) < len(seeds):
-            left = len(seeds) - len(done)
-            asked = {**body, "seed": seeds[len(done)]} | ({"n": left} if left > 1 else {})
-            if not self.logprobs:
-                asked.pop("logprobs", None)
-            reply = await self._ask(asked, effort)
-            done += self._counted([self._completion(choice) for choice in reply.choices[:left]], reply, body)
+        while left := seeds[len(done) :]:
+            most = (self.ways.choices or len(left)) if self.together else 1
+            if most < len(left):
+                groups = [left[i : i + most] for i in range(0, len(left), most)]
+                for group in await together([self._drafts(body, group, effort) for group in groups]):
+                    done += group
+                continue
+            reply = await self._ask({**body, "seed": left[0]} | ({"n": len(left)} if len(left) > 1 else {}), effort)
+            if reply is None:
+                continue  # one draft a request, from now on
+            self._learnt(self.ways.gives(len(reply.choices), len(left)))
+            done += self._counted([self._completion(choice) for choice in reply.choices[: len(left)]], reply, body)
         return done
 
-    def _counted(self, done: list[Completion], reply: _Reply, body: dict[str, Any]) -> list[Completion]:
+    def _counted(self, done: list[Completion], reply: Reply, body: Mapping[str, Any]) -> list[Completion]:
         """The drafts with their share of what the server counted; of the most they can have cost if it did not."""
-        usage, most = reply.usage or _Usage(), int(body.get(self.max_tokens_field) or body.get("max_tokens") or 0)
+        usage, most = reply.usage or Usage(), int(body["max_tokens"])
         sampled = [len(c.token_ids) for c in done]
         if not all(sampled):
-            whole = usage.completion_tokens if usage.completion_tokens is not None else most * len(reply.choices)
-            each, rest = divmod(whole * len(done) // len(reply.choices), len(done))
+            counted = usage.completion_tokens
+            total = counted if counted is not None else most * len(reply.choices)
+            each, rest = divmod(total * len(done) // len(reply.choices), len(done))
             sampled = [each + (i < rest) for i in range(len(done))]
-        read = usage.prompt_tokens if usage.prompt_tokens is not None else self.longest_prompt
-        shares = [read if i == 0 else 0 for i in range(len(done))]
+        read_tokens = usage.prompt_tokens if usage.prompt_tokens is not None else self.longest_prompt
+        shares = [read_tokens if i == 0 else 0 for i in range(len(done))]
         return [
             replace(c, hidden=0 if c.token_ids else n, money=(p * self.price_in + n * self.price_out) / 1e6)
             for c, n, p in zip(done, sampled, shares, strict=True)
         ]
 
-    def _completion(self, choice: _Choice) -> Completion:
+    def _completion(self, choice: Choice) -> Completion:
         self._tell("hidden", f"{self.name} does not show its prompts as token ids; its draws are not trained on")
-        said = choice.message or _Said(content=choice.text)
-        calls = [
-            f'<tool_call>{{"name": {json.dumps(c.function.name)}, "arguments": {c.function.arguments}}}</tool_call>'
-            for c in said.tool_calls or ()
-        ]
-        logprobs = tuple(t.logprob for t in choice.logprobs.content or ()) if choice.logprobs else ()
         return Completion(
-            "\n".join(filter(None, [said.content, *calls])),
+            choice.said(),
             tuple(choice.token_ids or ()),
-            logprobs,
-            choice.finish_reason or "stop",
+            choice.chat_logprobs(),
+            choice.finish_reason,
             self._version,
             trainable=False,
             temperature=self.temperature,
@@ -302,7 +231,7 @@ class OpenAIPolicy:
     def _mended(self, done: Completion, context: Context) -> Completion:
         if not self.repair or done.trainable:
             return done
-        return replace(done, text=repair_action(done.text, getattr(context, "tools", ())))
+        return replace(done, text=repair_action(done.text, tools_of(context)))
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
@@ -315,22 +244,124 @@ class OpenAIPolicy:
 
     async def _first_tokens(self, prompt: str) -> dict[str, float]:
         body = self._message(prompt, 1) | {"logprobs": True, "top_logprobs": 20, "temperature": 0}
-        reply = await self._ask(body, _Effort(time.monotonic() + self.deadline))
-        logprobs = reply.choices[0].logprobs
+        logprobs = (await self._answer(body)).choices[0].logprobs
         if logprobs is None or not logprobs.content or not logprobs.content[0].top_logprobs:
-            raise PolicyFault(f"{self.name} gives no log-probs of alternatives (top_logprobs); it cannot judge")
+            said = next((f": {why}" for what, why in self.ways.reasons.items() if "logprobs" in what), "")
+            raise PolicyFault(f"{self.name} gives no log-probs of alternatives (top_logprobs); it cannot judge{said}")
         return {found.token: found.logprob for found in logprobs.content[0].top_logprobs}
 
     async def write(self, prompt: str, seed: int, max_tokens: int) -> str:
         """One answer to a user's message."""
-        body = self._message(prompt, max_tokens) | {"seed": seed}
-        reply = await self._ask(body, _Effort(time.monotonic() + self.deadline))
+        reply = await self._answer(self._message(prompt, max_tokens) | {"seed": seed})
         said = reply.choices[0].message
         return (said.content or "") if said is not None else ""
 
+    async def _answer(self, body: dict[str, Any]) -> Reply:
+        reply = await self._ask(body, _Effort(time.monotonic() + self.deadline))
+        assert reply is not None  # only `n` is taken back, and this asks for one
+        return reply
+
     def _message(self, prompt: str, max_tokens: int) -> dict[str, Any]:
-        said = [{"role": "user", "content": prompt}]
-        return {"model": self.model, "messages": said, self.max_tokens_field: max_tokens}
+        return {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
+
+    # -- the wire ---------------------------------------------------------------------------------------------------
+
+    async def _ask(self, asked: Mapping[str, Any], effort: _Effort) -> Reply | None:
+        """One request, repeated while it may still succeed; None where the server gives fewer drafts a request."""
+        for attempt in itertools.count():
+            began = time.monotonic()
+            reply, wait = await self._once(asked, effort)
+            if reply is not None:
+                self.outage.over()
+                return reply
+            if self._too_many(asked):
+                return None
+            effort.attempts += 1
+            wait = max(wait, min(LONGEST_WAIT, self.backoff * 2**attempt) * self._jitter.uniform(0.5, 1.0))
+            if time.monotonic() + wait >= effort.until:
+                break
+            self.stats.retries += 1
+            self._note(began, wait, effort)
+            await asyncio.sleep(wait)
+        raise PolicyFault(
+            f"{self.name}: given up after {effort.attempts} attempts; last: {effort.trouble}; a draw may take "
+            f"{self.deadline:g} s, more with --set policy.options.deadline=N"
+        )
+
+    def _note(self, began: float, wait: float, effort: _Effort) -> None:
+        told = f"{self.name}: {effort.trouble}; trying again in {wait:.1f} s"
+        if self.outage.due(began, wait):
+            left = max(effort.until - time.monotonic(), 0.0)
+            log.warning("%s, for at most %.0f s more (--set policy.options.deadline=N)", told, left)
+        else:
+            log.info(told)
+
+    async def _once(self, asked: Mapping[str, Any], effort: _Effort) -> tuple[Reply | None, float]:
+        """The answer, or None and the seconds that the server wants to be left alone.
+
+        Asks again at once in the server's own way where a refusal teaches one. Raises PolicyFault for a refusal that
+        would be repeated.
+        """
+        while True:
+            body = self.ways.spell(asked)
+            try:
+                response = await self._post(body)
+                if response.status_code != 200:
+                    raise refusal(response.status_code, response.content)
+                return self._heard(response), 0.0
+            except httpx.RequestError as error:
+                effort.trouble = f"{type(error).__name__}: {error or 'no more said'} ({self.wire.base_url})"
+                return None, 0.0
+            except Malformed as error:
+                effort.trouble = f"malformed answer: {error}"
+                return None, 0.0
+            except Refused as refused:
+                if self.ways.spell(asked) != body:
+                    continue  # another request's refusal taught it meanwhile
+                learnt = None if self._too_many(asked) else self.ways.learn(body, refused)
+                self._learnt(learnt)
+                if self._too_many(asked):
+                    return None, 0.0
+                if learnt is not None:
+                    continue
+                effort.trouble = self.wire.explain(refused.status, refused.reason)
+                if not passing(refused.status):
+                    raise PolicyFault(f"{self.name}: {effort.trouble}{self._hint(asked, refused)}") from None
+                return None, retry_after(response.headers)
+
+    def _too_many(self, asked: Mapping[str, Any]) -> bool:
+        """More drafts than the server gives for one request."""
+        return self.ways.choices is not None and asked.get("n", 1) > self.ways.choices
+
+    def _hint(self, asked: Mapping[str, Any], refused: Refused) -> str:
+        """What to type for a refusal of something that the user asked for."""
+        if "tools" in asked and "tool" in refused.reason.lower():
+            return "; list the tools as text: --set policy.options.tools_as=text"
+        if "temperature" in refused.reason.lower() or "temperature" in refused.named:
+            return "; it may take the usual one: --set policy.options.temperature=1"
+        if named := sorted(refused.named & self.ways.kept):
+            return f"; leave {', '.join(named)} out of policy.options.extra"
+        return "; does the model's name fit the server?" if refused.status == 404 else ""
+
+    async def _post(self, body: dict[str, Any]) -> httpx.Response:
+        async with self._place(body.get("prompt", ())):
+            self.stats.requests += 1
+            return await self.wire.post(OpenAIPolicy.path if "messages" in body else self.path, body)
+
+    def _heard(self, response: httpx.Response) -> Reply:
+        """The answer, counted."""
+        reply = read(response.content)
+        usage = reply.usage or Usage()
+        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details is not None else None
+        self.stats.draws += len(reply.choices)
+        self.stats.cached_tokens += cached or 0
+        self.stats.prompt_tokens += max(0, (usage.prompt_tokens or 0) - (cached or 0))
+        self.stats.sampled_tokens += usage.completion_tokens or sum(len(c.token_ids or ()) for c in reply.choices)
+        return reply
+
+    def _learnt(self, what: str | None) -> None:
+        if what is not None:
+            log.warning("%s: %s", self.name, what)
 
     def _tell(self, what: str, line: str) -> None:
         """Warns once for each `what`."""
@@ -338,302 +369,8 @@ class OpenAIPolicy:
             self._told.add(what)
             log.warning(line)
 
-    # -- the wire ---------------------------------------------------------------------------------------------------
-
-    async def _ask(self, body: dict[str, Any], effort: _Effort) -> _Reply:
-        """One request, repeated while it may still succeed."""
-        for attempt in itertools.count():
-            reply, wait = await self._once(body, effort)
-            if reply is not None:
-                return reply
-            effort.attempts += 1
-            wait = max(wait, min(LONGEST_WAIT, self.backoff * 2**attempt) * self._jitter.uniform(0.5, 1.0))
-            if time.monotonic() + wait >= effort.until:
-                break
-            self.stats.retries += 1
-            log.info("%s: %s; trying again in %.1f s", self.name, effort.trouble, wait)
-            await asyncio.sleep(wait)
-        raise PolicyFault(f"{self.name}: given up after {effort.attempts} attempts; last: {effort.trouble}")
-
-    async def _once(self, body: dict[str, Any], effort: _Effort) -> tuple[_Reply | None, float]:
-        """The answer, or None and the seconds that the server wants to be left alone.
-
-        Raises PolicyFault for a refusal that would be repeated.
-        """
-        try:
-            response = await self._post(body)
-            if response.status_code == 200:
-                return self._reply(response), 0.0
-            effort.trouble = self._explain(response)
-        except httpx.RequestError as error:
-            effort.trouble = f"{type(error).__name__}: {error}"
-            return None, 0.0
-        except _Malformed as error:
-            effort.trouble = f"malformed answer: {error}"
-            return None, 0.0
-        if response.status_code == 400 and "logprobs" in effort.trouble and "logprobs" in body:
-            del body["logprobs"]
-            self.logprobs = False
-            self._tell("logprobs", f"{self.name} gives no log-probs; asking without them")
-        elif response.status_code not in PASSING and response.status_code < 500:
-            raise PolicyFault(f"{self.name}: {effort.trouble}")
-        return None, _seconds(response.headers.get("retry-after"))
-
-    async def _post(self, body: dict[str, Any]) -> httpx.Response:
-        client = self._session()
-        headers = self._headers()
-        async with self.line.place(body.get("prompt", ())):
-            if not self._busy:
-                self._since = time.monotonic()
-            self._busy += 1
-            try:
-                self.stats.requests += 1
-                path = OpenAIPolicy.path if "messages" in body else self.path
-                return await client.post(path, json=body, headers=headers)
-            except httpx.InvalidURL as error:
-                raise TreewrightError(f"{self.name}: {error}") from error
-            finally:
-                self._busy -= 1
-                if not self._busy:
-                    self.stats.seconds += time.monotonic() - self._since
-
-    def _headers(self) -> dict[str, str]:
-        key = os.environ.get(self.api_key_env)
-        return {"Authorization": f"Bearer {key}"} if key else {}
-
-    def _session(self) -> httpx.AsyncClient:
-        """The client of this event loop; connections do not outlive the loop they were made in."""
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            local = self.base_url.host in ("localhost", "127.0.0.1", "::1")
-            self._client = httpx.AsyncClient(
-                base_url=self.base_url,
-                timeout=httpx.Timeout(self.attempt_timeout, pool=None),
-                limits=httpx.Limits(max_connections=self.concurrency),
-                trust_env=not local,
-            )
-            if self._loop not in (None, loop):
-                self._busy, self.line = 0, PrefixLine(self.concurrency, self.line.order)
-            self._loop = loop
-        return self._client
-
-    def _reply(self, response: httpx.Response) -> _Reply:
-        try:
-            reply = _Reply.model_validate_json(response.content)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise _Malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        if not reply.choices:
-            raise _Malformed("no choices")
-        usage = reply.usage or _Usage()
-        details = usage.prompt_tokens_details or _Details()
-        ids = sum(len(choice.token_ids or ()) for choice in reply.choices)
-        self.stats.draws += len(reply.choices)
-        self.stats.cached_tokens += details.cached_tokens or 0
-        self.stats.prompt_tokens += max(0, (usage.prompt_tokens or 0) - (details.cached_tokens or 0))
-        self.stats.sampled_tokens += usage.completion_tokens or ids
-        return reply
-
-    def _explain(self, response: httpx.Response) -> str:
-        """Status and the beginning of the server's message, the key blotted out wherever it is quoted."""
-        text = response.text[:400]
-        if key := os.environ.get(self.api_key_env):
-            text = text.replace(key, "***")
-        hint = f"; set {self.api_key_env}" if response.status_code in (401, 403) else ""
-        return f"HTTP {response.status_code}: {text}{hint}"
-
     async def close(self) -> None:
-        if self._client is not None and self._loop is asyncio.get_running_loop():
-            await self._client.aclose()
-        self._client = None
-
-
-class VLLMPolicy(OpenAIPolicy):
-    """vLLM's OpenAI server at `base_url`/completions: prompts as token ids, sampled ids and log-probs back.
-
-    Prompts are built here with the model's own tokenizer, so nothing is tokenised twice. Sampling parameters that a
-    server would take from the model's generation settings are sent as neutral. `tokenizer` is a folder or name for
-    transformers, or a tokenizer; None takes the model's name. Draws are trainable at temperature 1.
-    With `grammar` every draw is an action of the node's tools; masked_exact says that the server was started with
-    --logprobs-mode processed_logprobs, so that such draws have exact log-probs and may be trained on.
-    With `colocated` the server sleeps while the trainer works. `extended` is for servers started with
-    --worker-extension-cls treewright.agent.policies.vllm_engine.WeightTaker, as vllm_server does: on a CPU, a model
-    with tied embeddings takes new weights rightly only so.
-    """
-
-    path = "completions"
-
-    def __init__(
-        self,
-        model: str,
-        base_url: str,
-        *,
-        tokenizer: Any = None,
-        template: Template | None = None,
-        template_options: dict[str, Any] | None = None,
-        masked_exact: bool = False,
-        colocated: bool = False,
-        extended: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, base_url, **{"name": f"vllm:{model}", "together": False, **options})
-        self.masked_exact = masked_exact
-        self.colocated, self.extended, self._asleep = colocated, extended, False
-        if isinstance(tokenizer, str) or tokenizer is None:
-            tokenizer = _tokenizer(tokenizer or model)
-        self.template = template or template_for(tokenizer, self.window, **(template_options or {}))
-
-    # -- weights and memory: needs a server started with VLLM_SERVER_DEV_MODE=1 ---------------------------------------
-
-    async def load_weights(self, path: str | Path, version: str = "") -> str:
-        """Makes the server take the weights of a folder that it can read; returns the new version.
-
-        Waits for the requests under way; those that wait get the new weights. Raises TreewrightError where the server
-        refuses: the weights it then has are unknown, so nothing should be drawn.
-        """
-        name = version or await asyncio.to_thread(weights_in, path)
-        folder = await asyncio.to_thread(lambda: served_folder(Path(path).resolve()))
-        async with self._exchange():
-            order = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
-            if self.extended:
-                order = {"method": "take_folder", "kwargs": {"folder": folder}}
-            await self._control("collective_rpc", order)
-            await self._control("reset_prefix_cache")
-            self._version = name
-        return name
-
-    async def load_adapter(self, path: str | Path, version: str = "") -> str:
-        """Makes the server take a LoRA adapter and draws with it from now on; returns the new version.
-
-        The server must be started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
-        """
-        mark = version or await asyncio.to_thread(weights_in, path)
-        folder = str(await asyncio.to_thread(Path(path).resolve))
-        async with self._exchange():
-            await self._control("v1/load_lora_adapter", {"lora_name": mark, "lora_path": folder})
-            self.model, self._version = mark, f"{self._version.partition('+')[0]}+{mark}"
-        return self._version
-
-    @asynccontextmanager
-    async def _exchange(self) -> AsyncIterator[None]:
-        """Nobody draws meanwhile; a server that sleeps is woken, and who waited for that draws with the new weights."""
-        if self._asleep:
-            await self._control("wake_up")
-            self._asleep = False
-        else:
-            await self.line.shut()
-        try:
-            yield
-        finally:
-            self.line.reopen()
-
-    async def sleep(self) -> bool:
-        """Gives the accelerator back until `wake`, if the server shares it with the trainer (`colocated`)."""
-        if not self.colocated:
-            return False
-        await self.line.shut()
-        try:
-            await self._control("sleep?level=1")
-            self._asleep = True
-        finally:
-            if not self._asleep:
-                self.line.reopen()
-        return True
-
-    async def wake(self) -> None:
-        if self._asleep:
-            await self._control("wake_up")
-            self._asleep = False
-            self.line.reopen()
-
-    async def _control(self, path: str, body: dict[str, Any] | None = None) -> None:
-        """One order to the server, at its root and not under /v1."""
-        url = self.base_url.join("/" + path)
-        try:
-            reply = await self._session().post(url, json=body, headers=self._headers(), timeout=self.deadline)
-        except httpx.RequestError as error:
-            raise TreewrightError(f"{self.name}: {path} failed: {type(error).__name__}: {error}") from error
-        if reply.status_code == 404:
-            raise TreewrightError(
-                f"{self.name}: the server does not know {path}; start it with VLLM_SERVER_DEV_MODE=1 "
-                "(and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters)"
-            )
-        if reply.status_code != 200:
-            raise TreewrightError(f"{self.name}: {path} failed: {self._explain(reply)}")
-
-    # -- draws ------------------------------------------------------------------------------------------------------
-
-    def context(
-        self,
-        task: Task,
-        tools: Sequence[ToolSpec],
-        first: Observation,
-        turns: Sequence[Exchange],
-        base: Sequence[int],
-    ) -> Context:
-        context = self.template.context(task, tools, first, turns, base)
-        return with_tools(context, tools) if self.grammar else context
-
-    def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
-        masked: dict[str, Any] = {}
-        if self.grammar:
-            masked["structured_outputs"] = {"grammar": cached_grammar(getattr(context, "tools", ()))}
-        neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-        return {
-            "model": self.model,
-            "prompt": list(context.ids),
-            "max_tokens": max_tokens,
-            "temperature": self.temperature,
-            "logprobs": 0,
-            "return_token_ids": True,
-            "stop_token_ids": sorted(self.template.stop_ids),
-            "skip_special_tokens": False,
-            **neutral,
-            **masked,
-            **self.extra,
-        }
-
-    def _completion(self, choice: _Choice) -> Completion:
-        ids = tuple(choice.token_ids or ())
-        if not ids:
-            self._tell("ids", f"{self.name} returned no token ids (is it vLLM?); its draws are not trained on")
-            return Completion(
-                choice.text or "", (), (), choice.finish_reason or "stop", self._version, False,
-                temperature=self.temperature,
-            )  # fmt: skip
-        logprobs = tuple((choice.logprobs.token_logprobs or ()) if choice.logprobs else ())
-        stopped = ids[-1] in self.template.stop_ids
-        return Completion(
-            self.template.encoder.text(ids[:-1] if stopped else ids),
-            ids,
-            logprobs,
-            choice.finish_reason or "stop",
-            self._version,
-            trainable=self.temperature == 1.0
-            and bool(logprobs)
-            and not self.extra
-            and (self.masked_exact or not self.grammar),
-            temperature=self.temperature,
-        )
-
-    def _reply(self, response: httpx.Response) -> _Reply:
-        reply = super()._reply(response)
-        for choice in reply.choices:
-            ids, logprobs = choice.token_ids or [], (choice.logprobs or _Logprobs()).token_logprobs or []
-            if ids and logprobs and len(ids) != len(logprobs):
-                raise _Malformed(f"{len(ids)} token ids with {len(logprobs)} log-probs")
-        return reply
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise TreewrightError(
-            f"no tokenizer for {name!r}; pass tokenizer=FOLDER, the folder that the server was started with"
-        ) from error
+        await self.wire.close()
 
 
 def _native(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -674,11 +411,3 @@ def _calls(text: str, turn: int) -> tuple[str, list[dict[str, Any]]]:
         for i, c in enumerate(action.calls)
     ]
     return text.partition("<tool_call>")[0].strip() if "<tool_call>" in text else "", calls
-
-
-def _seconds(retry_after: str | None) -> float:
-    """Seconds of a Retry-After header; dates and nonsense count as 0."""
-    try:
-        return min(max(float(retry_after or 0), 0.0), 3600.0)
-    except ValueError:
-        return 0.0

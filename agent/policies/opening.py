@@ -6,17 +6,29 @@ torch and transformers are imported only when a policy that needs them is opened
 from __future__ import annotations
 
 import difflib
-import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from treewright.agent.policies.policy import SEEDLING, Policy
+from treewright.agent.policies.headed import HeadedPolicy
+from treewright.agent.policies.policy import SEEDLING, Policy, Updatable
 from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
+from treewright.search.types import layers
+from treewright.training.manifest import MANIFEST, read_manifest
 
 __all__ = ["loading_model", "open_policy", "serve_weights"]
+
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+OPTIONS = (  # of policies, for hints; each kind takes some of them
+    "name", "version", "temperature", "window", "template_options", "grammar", "draft", "repair", "deadline",
+    "attempt_timeout", "backoff", "concurrency", "order", "tools_as", "together", "logprobs", "api_key_env",
+    "key_header", "max_tokens_field", "price_in", "price_out", "longest_prompt", "extra", "tokenizer", "masked_exact",
+    "colocated", "extended", "engine", "restarts", "stop_before", "run_inside", "device", "dtype", "batch_requests",
+    "max_batch_tokens", "cache_bytes", "threads", "trainable", "newest_only",
+)  # fmt: skip
 
 
 def open_policy(spec: str, **options: Any) -> Policy:
@@ -27,7 +39,7 @@ def open_policy(spec: str, **options: Any) -> Policy:
     hf:FOLDER_OR_NAME          any transformers causal language model     (agent/policies/hf.py); grammar=True: draws
                                are actions (grammar.py); draft=True: fewer passes (drafting.py); both go together
     openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/policies/openai.py)
-    vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out
+    vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out (agent/policies/vllm_client.py)
     langgraph:MODULE:GRAPH     your own compiled LangGraph agent          (agent/policies/langgraph.py)
     vllm:FOLDER_OR_NAME        vLLM in this program; vllm:seedling is the packaged model (agent/policies/vllm_engine.py)
 
@@ -42,8 +54,14 @@ def open_policy(spec: str, **options: Any) -> Policy:
     try:
         if kind in ("hf", "vllm") and rest and "@http" not in rest:
             with loading_model(SEEDLING if (kind, rest) == ("vllm", "seedling") else rest):
-                return _KINDS[kind](rest, options)
+                return _headed(_KINDS[kind](rest, options), rest)
         return _KINDS[kind](rest, options)
+    except TypeError as error:
+        if (found := UNEXPECTED.search(str(error))) is None or found[1] not in options:
+            raise
+        near = difflib.get_close_matches(found[1], [name for name in OPTIONS if name != found[1]], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TreewrightError(f"policy {spec!r} takes no option {found[1]!r}{hint} (see docs/policies.md)") from error
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "transformers", "tokenizers", "safetensors", "vllm"):
             raise
@@ -51,6 +69,15 @@ def open_policy(spec: str, **options: Any) -> Policy:
         raise TreewrightError(
             f"policy {spec!r} needs {error.name}, which is not installed; type: pip install 'treewright[{extra}]'"
         ) from error
+
+
+def _headed(policy: Policy, folder: str) -> Policy:
+    """A checkpoint that was trained with a head (`treewright train sft --head`) acts with it, and its name says so."""
+    if not (Path(folder) / MANIFEST).is_file():
+        return policy
+    head = read_manifest(Path(folder))["extra"].get("head")
+    headed: Policy = HeadedPolicy(policy, head) if head else policy  # type: ignore[assignment]  # its name is read-only
+    return headed
 
 
 @contextmanager
@@ -159,7 +186,7 @@ def _openai(rest: str, options: dict[str, Any]) -> Policy:
 def _vllm(rest: str, options: dict[str, Any]) -> Policy:
     if "@http" not in rest:
         return _vllm_here(rest, options)
-    from treewright.agent.policies.openai import VLLMPolicy
+    from treewright.agent.policies.vllm_client import VLLMPolicy
 
     return VLLMPolicy(*_served("vllm", rest), **options)
 
@@ -186,18 +213,18 @@ def _served(kind: str, rest: str) -> tuple[str, str]:
     return model, "http" + url
 
 
-async def serve_weights(policy: Any, folder: str | Path) -> str:
+async def serve_weights(policy: object, folder: str | Path) -> str:
     """Makes a policy serve the weights of a `save_pretrained` folder, in memory or over the wire; the new version.
 
     A policy that sleeps, because it shares an accelerator with the trainer, is woken for it. Raises TreewrightError for
     a policy that cannot exchange its weights.
     """
-    load = getattr(policy, "load_weights", None)
-    if load is None:
-        raise TreewrightError(f"policy {policy.name} cannot take new weights; use seedling, hf:… or vllm:…")
-    done = load(folder)
-    version = await done if inspect.isawaitable(done) else done
-    return str(version)
+    taker = next((p for p in layers(policy) if isinstance(p, Updatable)), None)
+    if taker is None:
+        name = policy.name if isinstance(policy, Policy) else type(policy).__name__
+        raise TreewrightError(f"policy {name} cannot take new weights; use seedling, hf:… or vllm:…")
+    done = taker.load_weights(folder)
+    return done if isinstance(done, str) else await done
 
 
 _KINDS: dict[str, Callable[[str, dict[str, Any]], Policy]] = {

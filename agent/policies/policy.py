@@ -5,15 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange
 
-__all__ = ["SEEDLING", "Policy", "PolicyStats"]
+if TYPE_CHECKING:
+    from treewright.agent.policies.prompts import Template
+
+__all__ = [
+    "SEEDLING",
+    "Colocated",
+    "Policy",
+    "PolicyStats",
+    "Sleeper",
+    "Templated",
+    "Trusting",
+    "Uncertain",
+    "Updatable",
+]
 
 SEEDLING = Path(__file__).parents[1] / "seedling"
 
@@ -73,3 +86,61 @@ class Policy(Protocol):
 
     async def close(self) -> None:
         """Frees the model or the connections; closing twice is fine."""
+
+
+# Capabilities that some policies have. Two more are the engine's: `Costly` and `Sampler` of treewright.search.types.
+# A policy around another one has its capabilities too, see `layers` there.
+
+
+@runtime_checkable
+class Templated(Protocol):
+    """Builds its prompts from token ids."""
+
+    template: Template
+
+
+@runtime_checkable
+class Updatable(Protocol):
+    """Can exchange its weights."""
+
+    def load_weights(self, path: str | Path, version: str = "") -> str | Awaitable[str]:
+        """Takes the weights of a `save_pretrained` folder and returns the new version, now or when it is done."""
+
+
+@runtime_checkable
+class Trusting(Protocol):
+    """Behind a server that names its weights, and may have been given others since."""
+
+    sure: bool
+    """The version is known to name the weights that are drawn from."""
+
+
+@runtime_checkable
+class Colocated(Protocol):
+    """May share its accelerator with the trainer."""
+
+    colocated: bool
+    """It does, so it cannot draw while the trainer works."""
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """Can give its accelerator to a trainer."""
+
+    async def sleep(self) -> bool:
+        """Gives the memory back; draws wait until `wake`. False where there is nothing to give."""
+
+    async def wake(self) -> None:
+        """The end of `sleep`; new weights wake it as well."""
+
+
+@runtime_checkable
+class Uncertain(Protocol):
+    """Knows how uncertain its next token is."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that it may draw from."""
+
+    async def entropies(self, contexts: Sequence[Sequence[int]]) -> list[float]:
+        """Entropy in nats of the token after each prompt of token ids."""

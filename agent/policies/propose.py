@@ -28,7 +28,7 @@ from treewright.envs.doors import Door
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
 from treewright.search.tree import Tree
-from treewright.search.types import Completion, Context, Exchange, PolicyFault
+from treewright.search.types import Completion, Context, Costly, Exchange, PolicyFault, layers
 
 __all__ = [
     "Distinct",
@@ -195,16 +195,16 @@ class _Around:
     """A policy around a policy."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+        self.inner = policy
         self.name: str = policy.name
         self.stats: PolicyStats = policy.stats
 
     @property
     def version(self) -> str:
-        return self.policy.version
+        return self.inner.version
 
     async def close(self) -> None:
-        await self.policy.close()
+        await self.inner.close()
 
 
 class Variety(_Around):
@@ -219,12 +219,10 @@ class Variety(_Around):
     def context(
         self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
     ) -> Context:
-        own = self.policy.context(task, tools, first, turns, base)
+        own = self.inner.context(task, tools, first, turns, base)
         seen = turns[-1].observation if turns else first
         others = tuple(
-            None
-            if v.show is None
-            else self.policy.context(replace(task, goal=v.show(task, turns)), tools, seen, (), ())
+            None if v.show is None else self.inner.context(replace(task, goal=v.show(task, turns)), tools, seen, (), ())
             for v in self.variants
         )
         return _Contexts(own.keep, own.delta, own.ids, own.messages, own, others)
@@ -237,7 +235,7 @@ class Variety(_Around):
         groups = [list(range(v, len(seeds), count)) for v in range(min(count, len(seeds)))]
         shown = [context.others[v] or context.own for v in range(len(groups))]
         drawn = await asyncio.gather(
-            *(self.policy.draw(c, [seeds[i] for i in g], max_tokens) for c, g in zip(shown, groups, strict=True))
+            *(self.inner.draw(c, [seeds[i] for i in g], max_tokens) for c, g in zip(shown, groups, strict=True))
         )
         out: dict[int, Completion] = {}
         for v, (group, done) in enumerate(zip(groups, drawn, strict=True)):
@@ -261,24 +259,31 @@ class Distinct(_Around):
             raise TreewrightError(f"patience = {patience}; it must be at least 1")
         self.patience = patience
 
+    def dearest(self, max_tokens: int) -> float:
+        """The most money that one draw can cost: with all that are made to find it."""
+        costly = next((p for p in layers(self.inner) if isinstance(p, Costly)), None)
+        return self.patience * costly.dearest(max_tokens) if costly is not None else 0.0
+
     def context(
         self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
     ) -> Context:
-        return self.policy.context(task, tools, first, turns, base)
+        return self.inner.context(task, tools, first, turns, base)
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         if len(seeds) > MOST_DISTINCT:
             raise PolicyFault(f"{len(seeds)} distinct draws were asked for; at most {MOST_DISTINCT} can be weighted")
         found: dict[tuple[int, ...] | str, Completion] = {}
-        asked = 0
+        asked, money = 0, 0.0
         wanted = list(seeds)
         while len(found) < len(seeds) and asked < self.patience * len(seeds):
-            for one in await self.policy.draw(context, wanted, max_tokens):
+            for one in await self.inner.draw(context, wanted, max_tokens):
+                money += one.money
                 if len(found) < len(seeds):
                     found.setdefault(one.token_ids or one.text, one)
             asked += len(wanted)
             wanted = [seed_of(seeds[-1], "more", asked + i) for i in range(len(seeds) - len(found))]
-        return _weighted(list(found.values()), len(seeds))
+        drawn = _weighted([replace(one, money=0.0) for one in found.values()], len(seeds))
+        return [replace(drawn[0], money=money), *drawn[1:]]
 
 
 def _weighted(drawn: Sequence[Completion], count: int) -> list[Completion]:

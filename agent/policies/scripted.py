@@ -5,15 +5,18 @@ They make trees that are the same on every machine, so they carry the tests of e
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from treewright.agent.policies.policy import PolicyStats
 from treewright.envs.errors import TreewrightError
+from treewright.envs.naming import place_of
 from treewright.envs.types import Observation, Task, ToolSpec
-from treewright.search.types import Completion, Context, Exchange
+from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
 __all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_choice"]
 
@@ -21,10 +24,21 @@ END, ACT = 256, 257
 REMEMBERED = 4096  # texts that were said: scripts say few of them, again and again
 
 Turns = Sequence[Exchange]
-Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str]
-"""(task, turns so far, tools, random numbers of this draw) -> what the policy writes."""
+Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str] | Callable[..., str]
+"""(task, turns, tools, rng) -> what the policy writes, one action such as 'find {"word": "tea"}'.
 
-Choices = Sequence[tuple[str, float]] | Callable[[Task, Turns, Sequence[ToolSpec]], Sequence[tuple[str, float]]]
+task   what is to be done: task.goal, task.data
+turns  what was said and answered so far, oldest first; empty at the start. turns[-1].observation.text is what the
+       world shows now, turns[-1].action what was done before
+tools  what can be called now: tool.name, tool.description, tool.parameters
+rng    a random.Random of this draw alone: the same seed gives the same draw
+first  what reset showed, an Observation; given to a function that has a parameter of this name
+"""
+
+Choices = Sequence[tuple[str, float]] | Callable[..., Sequence[tuple[str, float]]]
+"""A table of texts with probabilities, or a function (task, turns, tools) -> table; it may take `first` too."""
+
+TAKES = "(task, turns, tools, rng), and may take first"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +48,25 @@ class Situation(Context):
     task: Task
     turns: tuple[Exchange, ...]
     tools: tuple[ToolSpec, ...]
+    first: Observation
+
+
+def takes_first(function: Callable[..., Any], arguments: int, name: str) -> bool:
+    """True where a script has a parameter `first`. Raises TreewrightError where it cannot be called as one."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return False
+    kinds = {p.name: p.kind for p in signature.parameters.values()}
+    named = kinds.get("first") in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    try:
+        signature.bind(*range(arguments), **({"first": None} if named else {}))
+    except TypeError as error:
+        wanted = TAKES if arguments == 4 else TAKES.replace(", rng", "")
+        raise TreewrightError(f"{name} takes {signature}; a script takes {wanted}") from error
+    if inspect.iscoroutinefunction(function):
+        raise TreewrightError(f"{name} is async; a script is a plain function {TAKES}")
+    return named
 
 
 class ScriptedPolicy:
@@ -61,6 +94,7 @@ class ScriptedPolicy:
         self.logprob, self.trainable = logprob, trainable
         self.stats = PolicyStats()
         self._version = version
+        self._takes_first = takes_first(script, 4, name)
         self._said: dict[tuple[str, int], Completion] = {}
 
     @property
@@ -78,8 +112,9 @@ class ScriptedPolicy:
             shown = f"{task.suite}/{task.id} {task.goal}\n{shown}"
         delta = (*shown.encode("utf-8", "replace"), ACT)
         return Situation(
-            len(base), delta, (*base, *delta) if base else delta, task=task, turns=tuple(turns), tools=tuple(tools)
-        )
+            len(base), delta, (*base, *delta) if base else delta, task=task, turns=tuple(turns), tools=tuple(tools),
+            first=first,
+        )  # fmt: skip
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One call of the script for each seed. Raises TreewrightError for a context this policy did not make."""
@@ -92,7 +127,11 @@ class ScriptedPolicy:
         return done
 
     def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
-        text = self.script(known.task, known.turns, known.tools, random.Random(seed))
+        text = self._asked(self.script, known, random.Random(seed))
+        if not isinstance(text, str):
+            raise PolicyFault(
+                f'{self.name} gave a {type(text).__name__}, not a text such as \'find {{"word": "tea"}}\''
+            )
         said = self._said.get((text, max_tokens))
         if said is None:
             ids = (*text.encode("utf-8", "replace"), END)
@@ -109,6 +148,14 @@ class ScriptedPolicy:
         reason = "stop" if ended else "length"
         return Completion(text, kept, tuple(logprobs[:max_tokens]), reason, self.version, self.trainable)
 
+    def _asked(self, function: Callable[..., Any], known: Situation, *more: Any) -> Any:
+        """What the function says here. Raises PolicyFault with the place where it fails."""
+        named = {"first": known.first} if self._takes_first else {}
+        try:
+            return function(known.task, known.turns, known.tools, *more, **named)
+        except Exception as error:
+            raise PolicyFault(f"{self.name} raised {type(error).__name__}: {error}{place_of(error)}") from error
+
     async def close(self) -> None:
         self._said.clear()
 
@@ -119,10 +166,11 @@ class _ChoicePolicy(ScriptedPolicy):
     def __init__(self, choices: Choices, *, name: str, version: str) -> None:
         super().__init__(lambda *_: "", name=name, version=version)
         self.choices = choices
+        self._takes_first = callable(choices) and takes_first(choices, 3, name)
 
     def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
         table = self.choices
-        rows = _checked(table(known.task, known.turns, known.tools) if callable(table) else table)
+        rows = _checked(self._asked(table, known) if callable(table) else table)
         coded = [((*text.encode("utf-8", "replace"), END), p) for text, p in rows]
         at, ids = random.Random(seed).random(), coded[-1][0]
         for candidate, p in coded:

@@ -12,8 +12,9 @@ import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from treewright.agent.policies.engine import Ask, EngineDead, EnginePolicy, Told, folder_version, served_folder
+from treewright.agent.policies.engine import Ask, EngineDead, EnginePolicy, Told
 from treewright.agent.policies.prompts import Window, template_for
+from treewright.agent.policies.weights import folder_version, served_folder
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import PolicyFault
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from treewright.agent.policies.engine import served_folder
+from treewright.agent.policies.weights import served_folder
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["vllm_server"]

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from treewright.agent.config import Config
 from treewright.envs.errors import TreewrightError
+from treewright.envs.naming import import_named
 from treewright.envs.registry import names
 from treewright.envs.registry import suite as find_suite
 from treewright.envs.types import Suite, Task
@@ -21,7 +22,7 @@ from treewright.search.rules import Rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["UNLIMITED", "Failure", "World", "collect", "open_worlds", "suites_of"]
+__all__ = ["SUGGESTED", "UNLIMITED", "Failure", "World", "collect", "open_worlds", "suites_of", "tokens_for"]
 
 log = logging.getLogger("treewright")
 
@@ -54,13 +55,22 @@ def _site(cfg: Config, name: str) -> Suite:
     return web_suite(name.removeprefix("web:"), {**w.web, **{k: v for k, v in given.items() if v is not None}})
 
 
+SUGGESTED = 512  # tokens of a draw where neither the user nor the suite says how many
+
+
+def tokens_for(suite: Suite, wanted: int) -> int:
+    """Most tokens of one draw: what the user wants; where that is UNLIMITED, what one action of the suite needs."""
+    return (suite.max_tokens or SUGGESTED) if wanted == UNLIMITED else wanted
+
+
 def suites_of(cfg: Config) -> list[Suite]:
     """The suites of the configuration, looked up before anything slow is opened; own tasks or questions are `own`."""
     w = cfg.worlds
+    _import_first(cfg.policy.spec, w.reward)
     if w.questions is not None:
         from treewright.envs.retrieval.opening import open_suite
 
-        given = {"retriever": w.retriever, "encoder": w.encoder}
+        given = {"retriever": w.retriever, "encoder": w.encoder, "stemming": w.stemming}
         return [open_suite("own", questions=w.questions, corpus=w.corpus, reward=w.grading, **given)]
     if w.corpus is not None:
         raise TreewrightError("a corpus alone has no tasks: name a question file too, --questions FILE.jsonl")
@@ -70,12 +80,21 @@ def suites_of(cfg: Config) -> list[Suite]:
         return [_site(cfg, name) if name.startswith("web:") else find_suite(name) for name in w.suites]
     from treewright.envs.custom import custom_suite
 
-    if len(w.suites) != 1 or w.reward is None:
+    if len(w.suites) != 1:
         raise TreewrightError(
-            "worlds.tasks_file needs exactly one suite or module:Class in worlds.suites, and worlds.reward = "
-            "'module:function'"
+            f"own tasks ({w.tasks_file}) need exactly one world: --suites NAME or --suites MODULE:CLASS, not "
+            f"{', '.join(w.suites)}"
         )
     return [custom_suite("own", w.tasks_file, w.suites[0], w.reward)]
+
+
+def _import_first(policy: str, reward: str | None) -> None:
+    """Imports the user's modules, since one may register what a suite names (a Gymnasium environment, say)."""
+    kind, _, named = policy.partition(":")
+    for spec in (named if kind in ("scripted", "langgraph") else "", reward or ""):
+        if module := spec.partition(":")[0]:
+            with suppress(Exception):  # told by whoever needs the module, with its place
+                import_named(module)
 
 
 @asynccontextmanager
@@ -127,7 +146,7 @@ async def collect(
 
     async def one(task: Task, again: int) -> Tree | Failure:
         world = worlds[task.suite]
-        tokens = world.suite.max_tokens if settings.max_tokens == UNLIMITED else settings.max_tokens
+        tokens = tokens_for(world.suite, settings.max_tokens)
         own = replace(settings, max_tokens=tokens, attempt=settings.attempt + again)
         async with gate:
             try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from treewright.search.rules import Rule, chains, rule
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["Evaluation", "acting_rule", "evaluate", "paired_gain"]
+__all__ = ["Evaluation", "acting_rule", "evaluate", "paired_gain", "tally", "without_result"]
 
 SOLVED = 1.0 - 1e-6
 
@@ -62,6 +63,27 @@ def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
         sum("a fault persisted" in t.reasons for t in trees),
         len(trees) - len(known),
     )
+
+
+def tally(causes: Iterable[str], most: int = 5) -> list[tuple[str, int]]:
+    """The commonest causes, each with how often it was met; those that differ in numbers only are one."""
+    found, shown = Counter[str](), dict[str, str]()
+    for cause in causes:
+        kind = re.sub(r"\d+", "#", cause)
+        found[kind] += 1
+        shown.setdefault(kind, cause)
+    return [(shown[kind], count) for kind, count in found.most_common(most)]
+
+
+def without_result(trees: Sequence[Tree]) -> list[str]:
+    """A line for each suite and cause of trees in which faults kept every episode from ending."""
+    lines = []
+    for suite in dict.fromkeys(t.task.suite for t in trees):
+        mine = [t for t in trees if t.task.suite == suite]
+        faults = [next((f for f in t.fault if f is not None), "a fault") for t in mine if t.lost]
+        for cause, count in tally(f.strip().partition("\n")[0][:400] for f in faults):
+            lines.append(f"{suite}: {count} of {len(mine)} tasks have no result, {cause}")
+    return lines
 
 
 def acting_rule(evaluator: Evaluator | None, draws: int = 2, root_draws: int = 4, **options: Any) -> Rule:

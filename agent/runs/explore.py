@@ -79,7 +79,16 @@ class Explorer(ScriptedPolicy):
     ) -> Context:
         known = super().context(task, tools, first, turns, base)
         text = turns[-1].observation.text if turns else first.text
-        return _Page(known.keep, known.delta, known.ids, task=task, turns=tuple(turns), tools=tuple(tools), text=text)
+        return _Page(
+            known.keep,
+            known.delta,
+            known.ids,
+            task=task,
+            first=first,
+            turns=tuple(turns),
+            tools=tuple(tools),
+            text=text,
+        )
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         if not isinstance(context, _Page):

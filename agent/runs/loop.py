@@ -19,8 +19,9 @@ from typing import Any, TypedDict
 
 from treewright.agent.config import Config, SearchSection
 from treewright.agent.judges.judge import open_evaluator
-from treewright.agent.policies.engine import folder_version
 from treewright.agent.policies.opening import serve_weights
+from treewright.agent.policies.policy import Colocated, Sleeper, Trusting
+from treewright.agent.policies.weights import folder_version
 from treewright.agent.runs.collect import UNLIMITED, Failure, World, collect
 from treewright.agent.runs.evaluate import acting_rule
 from treewright.envs.errors import TreewrightError
@@ -29,7 +30,7 @@ from treewright.search.engine import Keeper, Settings
 from treewright.search.evidence import Evidence
 from treewright.search.rules import Rule, rule_with
 from treewright.search.tree import Tree
-from treewright.search.types import Budget, Evaluator
+from treewright.search.types import Budget, Evaluator, layers
 
 __all__ = [
     "Ahead",
@@ -169,6 +170,7 @@ class Ahead(TypedDict):
 class Learner:
     """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them.
 
+    base   the policy that the run was begun with, as --policy names it; kept with every checkpoint
     saved  the folder of the trainer's present weights, once there is one
     ahead  of a loop that goes on one step behind: how the round that it stopped in was begun
     """
@@ -176,6 +178,7 @@ class Learner:
     trainer: Any
     folder: Path
     keep: int = 3
+    base: str | None = None
     rounds: list[Round] = field(default_factory=list)
     iteration: int = 0
     saved: Path | None = None
@@ -186,7 +189,7 @@ class Learner:
         from treewright.training import checkpoint
 
         stats = self.trainer.update(trees)
-        saved = checkpoint.save(self.trainer, self.folder, self.keep, extra)
+        saved = checkpoint.save(self.trainer, self.folder, self.keep, {**self._begun(), **extra})
         self.knows(saved.path)
         return stats, saved
 
@@ -194,9 +197,14 @@ class Learner:
         """A checkpoint of the weights as they are, for recipes that train in their own way. Blocking."""
         from treewright.training import checkpoint
 
-        saved = checkpoint.save(self.trainer, self.folder, self.keep, {"iteration": self.iteration, **extra})
+        saved = checkpoint.save(
+            self.trainer, self.folder, self.keep, {"iteration": self.iteration, **self._begun(), **extra}
+        )
         self.knows(saved.path)
         return saved
+
+    def _begun(self) -> dict[str, str]:
+        return {} if self.base is None else {"policy": self.base}
 
     def restore(self, saved: Any) -> int:
         """Goes back to a checkpoint; the iteration to go on with."""
@@ -358,12 +366,12 @@ async def run_loop(
     last, behind, trainer = config.loop.iterations - 1, config.loop.behind, learner.trainer
     if behind:
         learner.keep = max(learner.keep, 2)  # a resume needs the weights that the round under way was begun with
-        if getattr(policy, "colocated", False):
+        if any(p.colocated for p in layers(policy) if isinstance(p, Colocated)):
             raise TreewrightError(
                 "loop.behind = 1 samples while the trainer works, and a colocated server sleeps meanwhile; set "
                 "loop.behind=0, or give the server an accelerator of its own and leave colocated out"
             )
-    if trainer.versions is not None and trainer.age_of(policy.version) is None:
+    if trainer.versions is not None and (trainer.age_of(policy.version) is None or not _sure(policy)):
         await serve_weights(policy, model_folder(config.policy.spec))  # a server that nobody knows the weights of
 
     async def grow(index: int, rates: Mapping[str, float]) -> _Grown:
@@ -406,17 +414,27 @@ async def run_loop(
     return kept
 
 
+def _sleeper(policy: object) -> Sleeper | None:
+    return next((p for p in layers(policy) if isinstance(p, Sleeper)), None)
+
+
+def _sure(policy: object) -> bool:
+    """Its version names the weights that it draws from: nobody else can have given it others."""
+    return all(p.sure for p in layers(policy) if isinstance(p, Trusting))
+
+
 async def _train_alone(
     learner: Learner, trees: Sequence[Tree], index: int, policy: Any
 ) -> tuple[dict[str, float], Any]:
     """A step while the policy sleeps, if it shares the accelerator; it is woken with the new weights."""
-    if (sleep := getattr(policy, "sleep", None)) is not None:
-        await sleep()
+    sleeper = _sleeper(policy)
+    if sleeper is not None:
+        await sleeper.sleep()
     try:
         return await asyncio.to_thread(learner.learn, trees, {"iteration": index + 1})
     except Exception:
-        if (wake := getattr(policy, "wake", None)) is not None:
-            await wake()  # no new weights will come that could wake it
+        if sleeper is not None:
+            await sleeper.wake()  # no new weights will come that could wake it
         raise
 
 

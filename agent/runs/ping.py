@@ -11,21 +11,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from treewright.envs.errors import InvalidAction, TreewrightError
-from treewright.envs.types import Observation, Task, ToolSpec, seed_of
+from treewright.envs.types import Observation, Task, seed_of
 from treewright.search.screen import parse_action
-from treewright.search.types import Completion, Context, Exchange
+from treewright.search.types import Proposer
 
 __all__ = [
     "CANDIDATES",
-    "HeadedPolicy",
     "Measured",
     "Refusals",
-    "head_ids",
     "is_refusal",
     "read_lines",
     "refusals",
@@ -75,7 +72,7 @@ def read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise TreewrightError(f"there is no file {path}; write one request a line")
     out = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8-sig").split("\n"):  # splitlines would part a request at U+2028 and its like
         text = line.strip()
         if text.startswith("{"):
             try:
@@ -98,45 +95,8 @@ def is_refusal(text: str) -> bool:
     return False
 
 
-class HeadedPolicy:
-    """The policy with `head` put at the front of each of its responses. For acting: its draws are not trained on."""
-
-    def __init__(self, policy: Any, head: str) -> None:
-        self._policy, self.head = policy, tuple(head_ids(policy, head))
-        self.name = f"{getattr(policy, 'name', 'policy')} headed {head!r}"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
-
-    @property
-    def version(self) -> str:
-        return f"{self._policy.version}+{seed_of(*self.head):x}" if self.head else str(self._policy.version)
-
-    def context(
-        self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
-    ) -> Context:
-        context: Context = self._policy.context(task, tools, first, turns, base)
-        return context
-
-    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
-        ids = context.ids + self.head
-        drawn = await self._policy.draw(Context(0, ids, ids), seeds, max_tokens)
-        return [replace(d, trainable=d.trainable and not self.head) for d in drawn]
-
-
-def head_ids(policy: Any, head: str) -> Sequence[int]:
-    """The tokens of a prefix as the policy would have written them, without the end of a turn."""
-    if not head:
-        return ()
-    template = getattr(policy, "template", None)
-    if template is None:
-        raise TreewrightError("a prefix needs a policy that takes token ids; use seedling or hf:FOLDER")
-    ids: Sequence[int] = template.encoder.plain(head + " ")
-    return ids
-
-
 async def refusals(
-    policy: Any, requests: Sequence[str], *, draws: int = 4, max_tokens: int = 48, seed: int = 0
+    policy: Proposer, requests: Sequence[str], *, draws: int = 4, max_tokens: int = 48, seed: int = 0
 ) -> Refusals:
     """Draws answers to each request, as the goal of a task without tools or observation, and counts refusals."""
     refused = 0

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from treewright.agent.config import Config
-from treewright.agent.runs.collect import World
+from treewright.agent.policies.opening import serve_weights
+from treewright.agent.policies.policy import Templated
+from treewright.agent.runs.collect import World, tokens_for
 from treewright.agent.runs.loop import (
     Learner,
     budget_of,
@@ -19,41 +21,51 @@ from treewright.agent.runs.loop import (
     tasks_for,
 )
 from treewright.envs.errors import TreewrightError
-from treewright.envs.types import Observation
+from treewright.envs.types import Observation, ToolSpec
 from treewright.search.engine import Keeper
 from treewright.search.rooted import Start, search_from
 from treewright.search.tree import Tree
-from treewright.search.types import Exchange
+from treewright.search.types import Exchange, layers
 
-__all__ = ["encoder_of", "grow_from", "prefix_rounds", "spar_rounds"]
+__all__ = ["encoder_of", "grow_from", "listed_tools", "prefix_rounds", "spar_rounds"]
 
 SOLVED = 1.0 - 1e-6
 OnRound = Callable[[int, Mapping[str, float]], None]
 
 
-def encoder_of(tokenizer: Any) -> Callable[[Tree, int], list[Any]]:
+def encoder_of(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Callable[[Tree, int], list[Any]]:
     """How imitation reads paths without token ids: prompts and responses as a policy with this tokenizer has them.
 
-    Tools are not kept with imported conversations, so a chat template shows none.
+    Prompts show the tools that a conversation lists, and actions are written in the form that they ask for.
+
+    options  of the policy (`policy.options`), for its window and template_options
     """
     from treewright.agent.policies.prompts import template_for
     from treewright.training.pack import TokenRow
 
-    template = template_for(tokenizer)
+    given = options or {}
+    template = template_for(tokenizer, given.get("window"), **(given.get("template_options") or {}))
 
     def encode(tree: Tree, leaf: int) -> list[Any]:
         rows, turns, base = [], list[Exchange](), tuple[int, ...]()
-        first = tree.observation[0] or Observation("")
+        first, tools = tree.observation[0] or Observation(""), listed_tools(tree)
         for node in tree.path(leaf)[1:]:
-            prompt = template.context(tree.task, (), first, turns, base).ids
-            said = template.response(tree.text[node])
+            prompt = template.context(tree.task, tools, first, turns, base).ids
+            text = template.says(tree.text[node], tree.action[node])
+            said = template.response(text)
             if tree.error[node] is None:
                 rows.append(TokenRow(tuple(prompt), tuple(said)))
             base = (*prompt, *said)
-            turns.append(Exchange(tree.text[node], tree.action[node], tree.observation[node] or Observation("")))
+            turns.append(Exchange(text, tree.action[node], tree.observation[node] or Observation("")))
         return rows
 
     return encode
+
+
+def listed_tools(tree: Tree) -> list[ToolSpec]:
+    """The tools that an imported conversation lists, as its task keeps them."""
+    found = [tool["function"] for tool in tree.task.data.get("tools", ())]
+    return [ToolSpec(f["name"], f.get("description") or "", f.get("parameters") or {}) for f in found]
 
 
 async def grow_from(
@@ -74,13 +86,13 @@ async def grow_from(
             raise TreewrightError(f"a stored path is of suite {start.task.suite!r}; opened: {', '.join(worlds)}")
     gates = {name: asyncio.Semaphore(world.pool.size) for name, world in worlds.items()}
     section, evaluator = config.search, evaluator_of(config.search, policy)
-    respond = getattr(getattr(policy, "template", None), "response", None)
+    templated = next((p for p in layers(policy) if isinstance(p, Templated)), None)
+    respond = templated.template.response if templated is not None else None
 
     async def one(i: int, start: Start) -> Tree:
         world = worlds[start.task.suite]
         settings = settings_of(section, run=run, attempt=i, seed=config.seed + index)
-        if section.max_tokens is None:
-            settings = replace(settings, max_tokens=world.suite.max_tokens)
+        settings = replace(settings, max_tokens=tokens_for(world.suite, settings.max_tokens))
         async with gates[start.task.suite]:
             return await search_from(
                 start, world.suite.open, policy, rule=rule_of(section), evaluator=evaluator, budget=budget_of(section),
@@ -135,7 +147,7 @@ async def prefix_rounds(
             prefix.learn, learner.trainer, name, [t for t, _ in usable], [m for _, m in usable]
         )
         saved = await asyncio.to_thread(learner.save, {"recipe": name})
-        policy.load_weights(saved.path)
+        await serve_weights(policy, saved.path)
         stats |= {"share": share, "starts": float(len(chosen)), "inexact": float(len(trees) - len(usable))}
         out.append(stats)
         if on_round is not None:
@@ -171,7 +183,7 @@ async def spar_rounds(
         if pairs:
             stats = await asyncio.to_thread(dpo, learner.trainer, pairs, beta=beta)
             saved = await asyncio.to_thread(learner.save, {"recipe": "spar"})
-            policy.load_weights(saved.path)
+            await serve_weights(policy, saved.path)
         stats |= {"trees": float(len(usable)), "inexact": float(len(trees) - len(usable))}
         out.append(stats)
         if on_round is not None:

@@ -105,7 +105,7 @@ async def _play(
 ) -> None:
     while under_way := [e for e in episodes if not e.ended]:
         prompts = [encoder.prompt(e.task.suite, e.task.goal, e.observations, e.responses) for e in under_way]
-        answers = respond(model, encoder, prompts, suite.max_tokens, generator)
+        answers = respond(model, encoder, prompts, suite.max_tokens or 64, generator)
         await asyncio.gather(*(_act(e, ids, encoder, seed) for e, ids in zip(under_way, answers, strict=True)))
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from treewright.envs.retrieval.corpus import Corpus, Doc, Question, split_of
+from treewright.envs.retrieval.corpus import Corpus, Doc, Question
+from treewright.envs.retrieval.fields import split_of
 
 __all__ = ["almanac"]
 

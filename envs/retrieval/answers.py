@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+
+from treewright.envs.retrieval.words import UNSPACED
 
 __all__ = ["exact_match", "f1", "normalise"]
 
@@ -16,11 +19,22 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalise(text: str) -> str:
     """Lower case, no punctuation, no English articles, single spaces (Rajpurkar et al. 2016, SQuAD).
 
+    Beyond ASCII: compatibility forms and composed and decomposed accents are the same, ß is ss, and the punctuation of
+    all scripts goes.
     A text of which nothing would be left (the name `a`, the operator `+`) is only lowered and stripped, so that two
     such answers are not equal by accident.
     """
-    lowered = " ".join(text.lower().split())
-    return " ".join(_ARTICLES.sub(" ", lowered.translate(_NO_PUNCTUATION)).split()) or lowered
+    lowered = " ".join(_alike(text).split())
+    plain = lowered.translate(_NO_PUNCTUATION)
+    if not plain.isascii():
+        plain = "".join(letter for letter in plain if not unicodedata.category(letter).startswith("P"))
+    return " ".join(_ARTICLES.sub(" ", plain).split()) or lowered
+
+
+def _alike(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> float:
@@ -29,8 +43,15 @@ def exact_match(answer: str, accepted: Sequence[str]) -> float:
 
 
 def f1(answer: str, accepted: Sequence[str]) -> float:
-    """The best F1 of word overlap between the answer and an accepted one, in [0, 1] (Rajpurkar et al. 2016)."""
-    return max((_overlap(normalise(answer).split(), normalise(text).split()) for text in accepted), default=0.0)
+    """The best F1 of word overlap between the answer and an accepted one, in [0, 1] (Rajpurkar et al. 2016).
+
+    In scripts without blanks between words each character counts as a word.
+    """
+    return max((_overlap(_words(answer), _words(text)) for text in accepted), default=0.0)
+
+
+def _words(text: str) -> list[str]:
+    return UNSPACED.sub(lambda run: f" {' '.join(run[0])} ", normalise(text)).split()
 
 
 def _overlap(answer: list[str], gold: list[str]) -> float:

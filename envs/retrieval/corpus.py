@@ -1,27 +1,30 @@
-"""Documents and questions, from Python, from JSONL files or a folder; a bad file gets an error with line and field."""
+"""Documents and questions, from Python, JSONL files or a folder; what cannot be used is named by line and field."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from treewright.envs.errors import TreewrightError
-from treewright.envs.types import digest, seed_of
+from treewright.envs.retrieval.fields import (
+    answers_of,
+    identity,
+    named,
+    split_in,
+    splits_of,
+    support_of,
+    text_of,
+    title_of,
+)
+from treewright.envs.retrieval.rows import CorpusError, LeftOut, clean, decoded, one_line, records
+from treewright.envs.types import digest
 
-__all__ = ["Corpus", "CorpusError", "Doc", "Question", "load_corpus", "load_questions"]
+__all__ = ["Corpus", "CorpusError", "Doc", "Question", "load_corpus", "load_questions", "unique"]
 
-IDS = ("id", "_id", "doc_id", "docid", "qid")
 TEXTS = ("text", "contents", "content", "passage", "body")
 QUESTIONS = ("question", "query")
-ANSWERS = ("answers", "answer", "golden_answers")
 SUFFIXES = (".txt", ".md", ".rst")
-
-
-class CorpusError(TreewrightError, ValueError):
-    """A corpus or question file, or a list of documents, that cannot be used; the message says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,13 @@ class Question:
 
 
 class Corpus:
-    """Documents in a fixed order, found by id. Raises CorpusError if it is empty or an id stands twice."""
+    """Documents in a fixed order, found by id. Raises CorpusError if it is empty or an id stands twice.
 
-    def __init__(self, docs: Iterable[Doc]) -> None:
-        self.docs = tuple(docs)
+    left_out  what a file held besides them and why it could not be used, one text a row
+    """
+
+    def __init__(self, docs: Iterable[Doc], left_out: Sequence[str] = ()) -> None:
+        self.docs, self.left_out = tuple(map(_storable, docs)), tuple(left_out)
         self.position = {doc.id: i for i, doc in enumerate(self.docs)}
         if not self.docs:
             raise CorpusError("a corpus needs at least one document")
@@ -73,148 +79,111 @@ class Corpus:
         return digest(*(part for doc in self.docs for part in (doc.id, doc.title, doc.text)))
 
 
+def _storable(doc: Doc) -> Doc:
+    cleaned = tuple(map(clean, (doc.id, doc.title, doc.text)))
+    return doc if cleaned == (doc.id, doc.title, doc.text) else Doc(*cleaned)
+
+
 def load_corpus(path: str | Path) -> Corpus:
     """A corpus from JSONL, one object a line, or from a folder of .txt, .md and .rst files.
 
     A line has `text` (or contents, content, passage, body), and may have `id` (or _id, doc_id, docid) and `title`; an
-    id that is missing is the title, and a title that is missing the id. `contents` may begin with the title on a line
-    of its own, as Search-R1's corpora do. A file's id is its path in the folder.
+    id that is missing is the title, `title (2)` and so on where titles repeat, or the line's number; a title that is
+    missing is the id. A field that is empty or null is missing. `contents` may begin with the title on a line of its
+    own, as Search-R1's corpora do. A file's id is its path in the folder.
 
-    Raises CorpusError naming the file, the line and the field.
+    Rows and files that cannot be used are left out, with a warning that names line and field (`Corpus.left_out`).
+    Raises CorpusError if the path cannot be read or nothing is left.
     """
     if Path(path).is_dir():
         return _folder(Path(path))
-    docs: list[Doc] = []
-    seen: dict[str, int] = {}
-    for line, row in rows_of(Path(path)):
-        where = f"{path} line {line}"
-        doc = _doc(row, where)
-        if doc.id in seen:
-            raise CorpusError(f"{where}: field 'id' repeats {doc.id!r} of line {seen[doc.id]}; ids must be unique")
-        seen[doc.id] = line
-        docs.append(doc)
-    if not docs:
-        raise CorpusError(f"{path} holds no document; write one JSON object a line with 'id' and 'text'")
-    return Corpus(docs)
+    left_out, rows = LeftOut(Path(path)), list[tuple[int, str | None, Doc]]()
+    taken: dict[str, str] = {}
+    for where, line, row in records(Path(path), left_out):
+        try:
+            doc_id, doc = identity(row, where), _doc(row, where)
+        except CorpusError as error:
+            left_out.add(error)
+            continue
+        if doc_id in taken:
+            left_out.add(f"{where}: field 'id' repeats {doc_id!r} of{taken[doc_id]}; ids must be unique")
+            continue
+        if doc_id is not None:
+            taken[doc_id] = where.removeprefix(str(path))
+        rows.append((line, doc_id, doc))
+    used, docs = set(taken), list[Doc]()
+    for line, doc_id, doc in rows:
+        name = unique(doc.title or str(line), used) if doc_id is None else doc_id
+        docs.append(replace(doc, id=name, title=doc.title or name))
+    why = left_out.close(len(docs), "document", "write one JSON object a line with 'id' and 'text'")
+    return Corpus(docs, why)
+
+
+def unique(name: str, used: set[str]) -> str:
+    """The name, or the first of `name (2)`, `name (3)`, … that is not used; it is used then."""
+    chosen, count = name, 1
+    while chosen in used:
+        count += 1
+        chosen = f"{name} ({count})"
+    used.add(chosen)
+    return chosen
 
 
 def _doc(row: dict[str, Any], where: str) -> Doc:
-    field = _named(row, TEXTS, where)
-    text = text_of(row, field, where)
-    title = text_of(row, "title", where) if "title" in row else None
-    if title is None and field == "contents" and "\n" in text:
+    """The document of a row, its id left open, its title empty if there is none."""
+    text, title = text_of(row, TEXTS, where), title_of(row, where)
+    if title is None and named(row, TEXTS) == "contents" and "\n" in text:
         first, _, rest = text.partition("\n")
-        title, text = (first.strip().strip('"'), rest) if first.strip() and rest.strip() else (None, text)
-    doc_id = _identity(row, where)
-    if doc_id is None and title is None:
-        raise CorpusError(f"{where}: field 'id' is missing, and there is no 'title' to take its place")
-    return Doc(doc_id or title or "", title or doc_id or "", text)
+        title, text = (one_line(first).strip('"'), rest) if first.strip() and rest.strip() else (None, text)
+    return Doc("", title or "", text)
 
 
 def _folder(path: Path) -> Corpus:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    docs = []
-    for file in files:
+    left_out, docs = LeftOut(path), list[Doc]()
+    for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
+        name = file.relative_to(path).as_posix()
         try:
-            text = file.read_text("utf-8")
+            text = decoded(file.read_bytes())
         except (OSError, UnicodeDecodeError) as error:
-            raise CorpusError(f"cannot read {file} as UTF-8 text: {error}") from error
+            left_out.add(f"{name}: not readable as UTF-8 text ({error})")
+            continue
         if text.strip():
-            docs.append(Doc(file.relative_to(path).as_posix(), file.stem, text))
-    if not docs:
-        raise CorpusError(f"the folder {path} holds no {', '.join(SUFFIXES)} file with text in it")
-    return Corpus(docs)
+            docs.append(Doc(name, file.stem, text))
+    why = left_out.close(len(docs), "document", f"put {', '.join(SUFFIXES)} files with text into it")
+    return Corpus(docs, why)
 
 
 def load_questions(path: str | Path) -> list[Question]:
     """Questions from JSONL, one object a line: `question` (or query) and `answers` (or answer, golden_answers).
 
-    Answers are a string or a list of strings; `answer_aliases` are accepted too. `id` (or _id, qid) is the line's
-    number if it is missing. `split` is 'train' or 'test'; without it a hash of the id puts one question in five into
-    the test split. `support` or `supporting_titles` names the documents that hold the answer.
-    Raises CorpusError naming the file, the line and the field.
+    Answers are a text, a number, a list of them, or SQuAD's {"text": [...]}; `answer_aliases` are accepted too. `id`
+    (or _id, qid) is the line's number if it is missing. `split` is train, test, or dev (or validation: for testing if
+    there are train questions); without it a hash of the id puts one question in five into the test split, see
+    `splits_of`. `support` or `supporting_titles` names the documents that hold the answer. A field that is empty or
+    null is missing.
+
+    Rows that cannot be used are left out, with a warning that names line and field. Raises CorpusError if the file
+    cannot be read or no question is left.
     """
-    questions: list[Question] = []
-    seen: dict[str, int] = {}
-    for line, row in rows_of(Path(path)):
-        where = f"{path} line {line}"
-        question_id = _identity(row, where) or str(line)
-        if question_id in seen:
-            raise CorpusError(f"{where}: field 'id' repeats {question_id!r} of line {seen[question_id]}")
-        seen[question_id] = line
-        split = row.get("split", split_of(question_id))
-        if split not in ("train", "test"):
-            raise CorpusError(f"{where}: field 'split' must be 'train' or 'test', got {split!r}")
-        text = text_of(row, _named(row, QUESTIONS, where), where)
-        support = row.get("support", row.get("supporting_titles", []))
-        if not isinstance(support, list) or not all(isinstance(s, str) for s in support):
-            raise CorpusError(f"{where}: field 'support' must be a list of document ids, got {support!r:.40}")
-        questions.append(Question(question_id, text, answers_of(row, where), split, tuple(support)))
-    if not questions:
-        raise CorpusError(f"{path} holds no question; write one JSON object a line with 'question' and 'answers'")
-    return questions
+    left_out, questions, said = LeftOut(Path(path)), list[Question](), list[tuple[str, str | None]]()
+    seen: dict[str, str] = {}
+    for where, line, row in records(Path(path), left_out):
+        try:
+            question, split = _question(row, line, where), split_in(row, where)
+        except CorpusError as error:
+            left_out.add(error)
+            continue
+        if question.id in seen:
+            left_out.add(f"{where}: field 'id' repeats {question.id!r} of{seen[question.id]}")
+            continue
+        seen[question.id] = where.removeprefix(str(path))
+        questions.append(question)
+        said.append((question.id, split))
+    left_out.close(len(questions), "question", "write one JSON object a line with 'question' and 'answers'")
+    return [replace(one, split=split) for one, split in zip(questions, splits_of(said), strict=True)]
 
 
-def split_of(question_id: str) -> str:
-    """'test' for one id in five, always the same ones."""
-    return "train" if seed_of("split", question_id) % 5 else "test"
-
-
-def _named(row: dict[str, Any], names: tuple[str, ...], where: str) -> str:
-    """The first of these fields that the row has; the first name if it has none, to be complained about."""
-    return next((name for name in names if name in row), names[0])
-
-
-def _identity(row: dict[str, Any], where: str) -> str | None:
-    """The row's id as text, None if it has none; numbers are taken as they are written."""
-    field = next((name for name in IDS if name in row), None)
-    if field is None:
-        return None
-    if isinstance(row[field], int) and not isinstance(row[field], bool):
-        return str(row[field])
-    return text_of(row, field, where)
-
-
-def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield line, _parse(raw, f"{path} line {line}")
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-
-
-def _parse(raw: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(raw)
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}, column {error.colno}: not JSON ({error.msg})") from error
-    if not isinstance(row, dict):
-        raise CorpusError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    return row
-
-
-def text_of(row: dict[str, Any], field: str, where: str) -> str:
-    if field not in row:
-        raise CorpusError(f"{where}: field {field!r} is missing")
-    value = row[field]
-    if not isinstance(value, str) or not value.strip():
-        raise CorpusError(f"{where}: field {field!r} must be a non-empty string, got {value!r:.40}")
-    return value
-
-
-def answers_of(row: dict[str, Any], where: str) -> tuple[str, ...]:
-    field = next((name for name in ANSWERS if name in row), None)
-    if field is None:
-        raise CorpusError(f"{where}: field 'answers' is missing")
-    given = [row[field]] if isinstance(row[field], str) else row[field]
-    aliases = row.get("answer_aliases", [])
-    if not isinstance(given, list) or not given or not isinstance(aliases, list):
-        raise CorpusError(f"{where}: field {field!r} must be a string or a list of strings, got {row[field]!r:.40}")
-    answers = [*given, *aliases]
-    if not all(isinstance(a, str) and a.strip() for a in answers):
-        raise CorpusError(f"{where}: field {field!r} must be a string or a list of strings, got {row[field]!r:.40}")
-    return tuple(dict.fromkeys(answers))
+def _question(row: dict[str, Any], line: int, where: str) -> Question:
+    name = identity(row, where) or str(line)
+    text, answers = text_of(row, QUESTIONS, where), answers_of(row, where)
+    return Question(name, text, answers, support=support_of(row, where))

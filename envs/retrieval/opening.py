@@ -11,14 +11,17 @@ from typing import Literal
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.retrieval.corpus import Corpus, load_corpus, load_questions
+from treewright.envs.retrieval.hypergraph import HypergraphIndex
 from treewright.envs.retrieval.index import LexicalIndex, Retriever
+from treewright.envs.retrieval.linked import LinkedWorld
 from treewright.envs.retrieval.multihop import has_passages, load_multihop
-from treewright.envs.retrieval.world import make_suite
+from treewright.envs.retrieval.world import RetrievalWorld, make_suite
 from treewright.envs.types import Suite
 
 __all__ = ["RETRIEVERS", "cache_folder", "make_retriever", "open_suite"]
 
-RETRIEVERS = ("lexical", "dense", "hybrid", "treehop")
+RETRIEVERS = ("lexical", "dense", "hybrid", "hypergraph", "treehop")
+FORM = 2  # of a lexical index; raised when words are cut or fields are made in another way
 KEPT = 20_000  # documents from which on a lexical index is kept; smaller ones are built in a fraction of a second
 
 
@@ -29,14 +32,16 @@ def open_suite(
     corpus: str | Path | None = None,
     retriever: str = "lexical",
     encoder: str = "minilm",
+    stemming: str = "auto",
     reward: Literal["exact", "f1"] = "exact",
 ) -> Suite:
     """A retrieval suite over files; see `load_corpus`, `load_questions` and `load_multihop` for what they may be.
 
     corpus     None takes the passages that the question file brings (HotpotQA, 2WikiMultihopQA, MuSiQue)
-    retriever  'lexical', 'dense', 'hybrid', 'treehop:FOLDER' with a trained gate, or the http address of a server that
+    retriever  one of RETRIEVERS ('treehop:FOLDER' with a trained gate), or the http address of a server that
                speaks Search-R1's protocol
     encoder    of 'dense' and 'hybrid': 'minilm', or a folder or name of a sentence-transformers encoder
+    stemming   of 'lexical' and 'hybrid': 'auto', 'none' or a language, see `LexicalIndex`
 
     Raises CorpusError for a bad file and TreewrightError for an unknown retriever or a missing package.
     """
@@ -49,19 +54,26 @@ def open_suite(
             f"{questions} brings no passages of its own: name a corpus too, --corpus FILE.jsonl or a folder of texts"
         )
     docs, asked = load_multihop(questions) if corpus is None else (load_corpus(corpus), load_questions(questions))
-    return make_suite(name, docs, asked, retriever=make_retriever(docs, retriever, encoder), reward=reward)
+    ranks = make_retriever(docs, retriever, encoder, stemming)
+    world = LinkedWorld if isinstance(ranks, HypergraphIndex) else RetrievalWorld
+    return make_suite(name, docs, asked, retriever=ranks, reward=reward, world=world)
 
 
-def make_retriever(corpus: Corpus, kind: str, encoder: str = "minilm") -> Retriever:
-    """'lexical', 'dense', 'hybrid' or 'treehop:FOLDER' over a corpus; what is slow is kept in `cache_folder()`."""
+def make_retriever(corpus: Corpus, kind: str, encoder: str = "minilm", stemming: str = "auto") -> Retriever:
+    """One of RETRIEVERS over a corpus, 'treehop:FOLDER' with its gate; what is slow is kept in `cache_folder()`."""
     kind, _, gate = kind.partition(":")
     if kind not in RETRIEVERS:
         raise TreewrightError(f"no retriever {kind!r}; there are {', '.join(RETRIEVERS)}:FOLDER and http addresses")
-    folder = cache_folder() / f"lexical-{corpus.digest}" if len(corpus) >= KEPT else None
-    lexical = LexicalIndex(corpus.docs, folder=folder) if kind in ("lexical", "hybrid") else None
+    if kind == "treehop" and not gate:
+        raise TreewrightError("treehop needs the folder of its gate: worlds.retriever=treehop:FOLDER")
+    folder = cache_folder() / f"lexical-{FORM}-{stemming}-{corpus.digest}" if len(corpus) >= KEPT else None
+    if kind == "hypergraph":
+        return HypergraphIndex(corpus.docs, folder=folder, stemming=stemming)
+    lexical = LexicalIndex(corpus.docs, folder=folder, stemming=stemming) if kind in ("lexical", "hybrid") else None
     if kind == "lexical" and lexical is not None:
         return lexical
-    from treewright.envs.retrieval.dense import DenseIndex, SentenceEncoder
+    from treewright.envs.retrieval.dense import DenseIndex
+    from treewright.envs.retrieval.encoders import SentenceEncoder
     from treewright.envs.retrieval.hybrid import HybridIndex
 
     dense = DenseIndex(corpus, SentenceEncoder(encoder), cache=cache_folder())

@@ -17,6 +17,7 @@ import httpx
 from treewright.envs.errors import EnvFault, boundary
 from treewright.envs.retrieval.answers import exact_match, f1
 from treewright.envs.retrieval.corpus import Question
+from treewright.envs.retrieval.rows import clean
 from treewright.envs.retrieval.session import ANSWER, EvidenceWorld, tool
 from treewright.envs.retrieval.world import first, tasks_of
 from treewright.envs.types import Call, Environment, Suite, Task
@@ -36,7 +37,7 @@ class RemoteServer:
 
     async def search(self, query: str, k: int) -> list[Passage]:
         """At most k passages, best first."""
-        asked = {"queries": [query], "topk": k, "return_scores": True}
+        asked = {"queries": [clean(query)], "topk": k, "return_scores": True}
         with boundary(f"retrieval server {self.url}", trouble=(httpx.HTTPError,)):
             try:
                 answer = await self._client.post(self.url, json=asked)
@@ -63,7 +64,7 @@ def _passages(answer: httpx.Response, url: str) -> list[Passage]:
 
 def _passage(one: dict[str, Any]) -> Passage:
     document, score = (one["document"], float(one["score"])) if "document" in one else (one, float("nan"))
-    return str(document["contents"]), score
+    return clean(str(document["contents"])), score
 
 
 class RemoteWorld(EvidenceWorld):
@@ -93,7 +94,7 @@ def make_remote_suite(
     results: int = 3,
     horizon: int = 8,
     reward: Literal["exact", "f1"] = "exact",
-    max_tokens: int = 64,
+    max_tokens: int | None = None,
 ) -> Suite:
     """A suite whose sessions share one client of the server at `url`. Raises CorpusError if ids are not unique."""
     server, of = RemoteServer(url), tasks_of(name, questions, horizon)

@@ -13,6 +13,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from treewright.envs.errors import InvalidAction, RestoreUnsupported
+from treewright.envs.retrieval.rows import clean
 from treewright.envs.types import (
     Action,
     BaseEnvironment,
@@ -120,6 +121,7 @@ class EvidenceWorld(BaseEnvironment):
             raise InvalidAction(f"no action, use {' or '.join(self._specs)}")
         for call in action.calls:
             self._check(call)
+        action = Action(tuple(map(_storable, action.calls)))
         if any(self._specs[call.name].terminal for call in action.calls):
             return self._finish(action, key)
         # All calls are looked up before any is kept, so that an invalid one leaves the state as it was.
@@ -172,6 +174,12 @@ class EvidenceWorld(BaseEnvironment):
         missing = [name for name in required if name not in call.arguments]
         if missing:
             raise InvalidAction(f"{call.name} needs {' and '.join(missing)}")
+
+
+def _storable(call: Call) -> Call:
+    """The call without half characters in its texts, which could be neither searched for nor stored."""
+    given = call.arguments.items()
+    return Call(call.name, {name: clean(value) if isinstance(value, str) else value for name, value in given})
 
 
 def _task_to_json(task: Task) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def library() -> Library:
 def _build() -> Library:
     shelf = {entry.id: entry for entry in entries()}
     docs = [Doc(entry.id, entry.id, entry.page) for entry in shelf.values()]
-    index = LexicalIndex(docs, title_boost=4.0)
+    index = LexicalIndex(docs, title_boost=4.0, joint=False, stemming="none")
     return Library(shelf, Corpus(docs), index, _all_tasks(shelf, index))
 
 

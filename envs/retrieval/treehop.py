@@ -7,6 +7,10 @@ it adds is put in its place,
 
 with the gate g as a small network instead of attention. Nothing is encoded after the question itself. The weights are
 made by `treewright.training.treehop`; this is numpy alone.
+
+A passage counts by the better of two scores: its likeness to the question, and the mean likeness along the way that
+led to it, times a weight that was chosen on links held back from training. Where the gate finds less alike passages
+than it did there, as on a corpus that it does not know, its weight falls.
 """
 
 from __future__ import annotations
@@ -17,13 +21,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.retrieval.corpus import Corpus
-from treewright.envs.retrieval.dense import DenseIndex, Vectors
+from treewright.envs.retrieval.dense import DenseIndex, Vectors, encode_queries, label
 from treewright.envs.retrieval.hybrid import fuse
 from treewright.envs.retrieval.index import Hit
 
@@ -36,13 +41,21 @@ SHORTEST = 4  # characters of a title that counts as a link
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The weights: w1 [3 D, H], b1 [H], w2 [H, D], b2 [D], all float32, for vectors of the encoder of that name."""
+    """The weights: w1 [3 D, H], b1 [H], w2 [H, D], b2 [D], all float32, for vectors of the encoder of that name.
+
+    weight  of what is found by hops, against what is found at once
+    sure    likeness of the best passage of a hop from which on hops have their full weight; 0 always
+    label   what the encoder was called by who trained the gate
+    """
 
     w1: NDArray[np.float32]
     b1: NDArray[np.float32]
     w2: NDArray[np.float32]
     b2: NDArray[np.float32]
     encoder: str
+    weight: float = 1.0
+    sure: float = 0.0
+    label: str = ""
 
     def next(self, q: Vectors, c: Vectors) -> Vectors:
         """The queries [N, D] after passages [N, D] were found by queries [N, D]; rows have length 1."""
@@ -53,7 +66,8 @@ class Gate:
         """Writes FOLDER/treehop.npz."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "treehop.npz"
-        np.savez(path, w1=self.w1, b1=self.b1, w2=self.w2, b2=self.b2, encoder=np.array(json.dumps(self.encoder)))
+        told = {"encoder": self.encoder, "weight": self.weight, "sure": self.sure, "label": self.label}
+        np.savez(path, w1=self.w1, b1=self.b1, w2=self.w2, b2=self.b2, told=np.array(json.dumps(told)))
         return path
 
     @classmethod
@@ -62,8 +76,12 @@ class Gate:
         path = folder / "treehop.npz" if folder.is_dir() else folder
         try:
             with np.load(path, allow_pickle=False) as kept:
-                return cls(kept["w1"], kept["b1"], kept["w2"], kept["b2"], json.loads(str(kept["encoder"])))
-        except (OSError, ValueError, KeyError) as error:
+                # Gates of the first form have the encoder's name only.
+                told = (
+                    json.loads(str(kept["told"])) if "told" in kept else {"encoder": json.loads(str(kept["encoder"]))}
+                )
+                return cls(kept["w1"], kept["b1"], kept["w2"], kept["b2"], **told)
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise TreewrightError(
                 f"{path} is no gate of TreeHop ({error}); make one: treewright train treehop {folder} --corpus FILE"
             ) from error
@@ -82,9 +100,10 @@ class TreeHopIndex:
     """
 
     def __init__(self, dense: DenseIndex, gate: Gate, *, hops: int = 2, width: int = WIDTH) -> None:
-        if gate.encoder != dense.encoder.name:
+        if gate.encoder not in (dense.encoder.name, label(dense.encoder)):
             raise TreewrightError(
-                f"the gate was trained on vectors of {gate.encoder!r}, the index has those of {dense.encoder.name!r}"
+                f"the gate was trained on vectors of {gate.label or gate.encoder!r}, the index has those of "
+                f"{label(dense.encoder)!r}; name that encoder (worlds.encoder), or train a gate for this one"
             )
         self._dense, self._gate, self._hops, self._width = dense, gate, hops, width
 
@@ -92,22 +111,37 @@ class TreeHopIndex:
         return await asyncio.to_thread(self.rank, query, k)
 
     def rank(self, query: str, k: int) -> list[Hit]:
-        """At most k hits: the rankings of all hops fused by reciprocal rank, see `fuse`."""
+        """At most k hits, each by the better score of its ways, at once or by hops."""
         if not query.strip() or k <= 0:
             return []
-        vectors, size = self._dense.vectors, max(k, self._width)
-        question = self._dense.encoder.encode([query])
-        first = self._dense.near(question[0], size)
-        rankings, ways = [first], [_Way((hit.position,), hit.score) for hit in first[: self._width]]
-        queries = np.repeat(question, len(ways), axis=0)
-        for _ in range(1, self._hops):
-            queries = self._gate.next(queries, vectors[[way.seen[-1] for way in ways]])
+        return self.follow(encode_queries(self._dense.encoder, [query])[0], k)
+
+    def follow(self, question: Vectors, k: int) -> list[Hit]:
+        """`rank` for a question that is encoded already, [D]."""
+        vectors, size, gate = self._dense.vectors, max(k, self._width), self._gate
+        first = self._dense.near(question, size)
+        scores = {hit.position: hit.score for hit in first}
+        ways, queries = [_Way((hit.position,), hit.score) for hit in first[: self._width]], question[None]
+        queries = np.repeat(queries, len(ways), axis=0)
+        for hop in range(1, self._hops):
+            queries = gate.next(queries, vectors[[way.seen[-1] for way in ways]])
             found = [(way, i, hit) for i, way in enumerate(ways) for hit in self._dense.near(queries[i], size)]
             better = _best(found, size)
-            rankings.append([Hit(hit.position, way.score + hit.score) for way, _, hit in better])
+            if not better:
+                break
+            weight = gate.weight * trust(max(hit.score for _, _, hit in better), gate.sure)
+            for way, _, hit in better:
+                score = weight * (way.score + hit.score) / (hop + 1)
+                scores[hit.position] = max(score, scores.get(hit.position, score))
             ways = [_Way((*way.seen, hit.position), way.score + hit.score) for way, _, hit in better[: self._width]]
             queries = queries[[i for _, i, _ in better[: self._width]]]
-        return fuse(rankings, k)
+        best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
+        return [Hit(position, score) for position, score in best]
+
+
+def trust(best: float, sure: float) -> float:
+    """How much a hop counts, 0 to 1, whose best passage is so alike: all from `sure` on, by the square below."""
+    return 1.0 if sure <= 0 else min(1.0, max(0.0, best / sure)) ** 2
 
 
 class RewriteIndex:
@@ -131,7 +165,7 @@ class RewriteIndex:
         asked = [f"{query} {self._corpus.docs[way.seen[0]].text}" for way in ways]
         if not asked:
             return first
-        vectors = self._dense.encoder.encode(asked)
+        vectors = encode_queries(self._dense.encoder, asked)
         found = [(way, i, hit) for i, way in enumerate(ways) for hit in self._dense.near(vectors[i], size)]
         return fuse([first, [Hit(hit.position, way.score + hit.score) for way, _, hit in _best(found, size)]], k)
 

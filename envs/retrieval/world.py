@@ -6,15 +6,16 @@ suite = make_suite("mine", corpus, load_questions("questions.jsonl"))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, TypeVar
 
 from treewright.envs.errors import InvalidAction
 from treewright.envs.retrieval.answers import exact_match, f1
 from treewright.envs.retrieval.corpus import Corpus, CorpusError, Doc, Question
 from treewright.envs.retrieval.index import LexicalIndex, Retriever
+from treewright.envs.retrieval.rows import one_line
 from treewright.envs.retrieval.session import ANSWER, EvidenceWorld, tool
-from treewright.envs.types import Call, Environment, Suite, Task, seed_of
+from treewright.envs.types import Call, Environment, Suite, Task, ToolSpec, seed_of
 
 __all__ = ["RetrievalWorld", "first", "make_suite", "tasks_of"]
 
@@ -33,7 +34,7 @@ class RetrievalWorld(EvidenceWorld):
     """
 
     name = "retrieval"
-    tools = (
+    tools: ClassVar[tuple[ToolSpec, ...]] = (
         tool("search", "find documents by words", query="words to look for"),
         tool("read", "read a page of a document", optional=("page",), doc="a document id", page=1),
         ANSWER,
@@ -69,7 +70,7 @@ class RetrievalWorld(EvidenceWorld):
     def _line(self, doc: Doc) -> str:
         if not self._snippet:
             return doc.id
-        return f"[{doc.id}] {doc.title}: {_shorten(doc.text, self._snippet)}"
+        return f"[{doc.id}] {one_line(doc.title)}: {_shorten(doc.text, self._snippet)}"
 
     async def _read(self, doc_id: str, page: int) -> str:
         doc = self.corpus.get(doc_id)
@@ -92,9 +93,12 @@ def make_suite(
     retriever: Retriever | None = None,
     horizon: int = 8,
     reward: Literal["exact", "f1"] = "exact",
-    max_tokens: int = 64,
+    max_tokens: int | None = None,
+    world: Callable[..., RetrievalWorld] = RetrievalWorld,
 ) -> Suite:
     """A suite over a corpus. Without a retriever a lexical index is built. Questions keep their order in a split.
+
+    world  makes a session of corpus, retriever and reward=…
 
     Raises CorpusError if two questions share an id.
     """
@@ -105,7 +109,7 @@ def make_suite(
         return first(name, split, of.get(split, []), count)
 
     async def open_session() -> Environment:
-        return RetrievalWorld(corpus, index, reward=reward)
+        return world(corpus, index, reward=reward)
 
     return Suite(
         name, tasks, open_session, description=f"questions over {len(corpus)} documents", max_tokens=max_tokens

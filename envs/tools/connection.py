@@ -16,21 +16,24 @@ from typing import Any, TextIO, cast
 
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, Tool
+from mcp_types import CONNECTION_CLOSED, CallToolResult, TextContent, Tool
 from pydantic import ValidationError
 
 from treewright.envs.errors import ActionTimeout, SessionDied
+from treewright.envs.tools.asked import Answers
+from treewright.envs.tools.room import Place
+from treewright.envs.tools.wire import Wire
 
 __all__ = ["Connection"]
 
-_CLOSED = (-32000, "Connection closed")  # what the client raises when the stream under it ends
 _STDERR_TAIL = 400  # characters of a dead server's stderr that an error quotes
 
 
 @dataclass(slots=True)
 class _Request:
-    name: str
+    name: str  # of the tool; empty: list the tools again
     arguments: Mapping[str, Any]
     answer: asyncio.Future[CallToolResult]
 
@@ -40,14 +43,29 @@ class Connection:
 
     server    how to start a server over stdio, or the URL of one that speaks streamable HTTP
     deadline  seconds that the start, and each call, may take
+    answers   what the server is told when it asks for something itself
+    place     where the server sees its folder, if not where it is
+
+    `tools` follow the server where it says that they changed; `changed` counts how often that was. What a server sends
+    is mended where it does not fit the protocol (see Wire), so an answer that came is never lost.
 
     A connection that timed out, was cancelled in mid-call or lost its server is `dead` and stays so: a late
     answer, or a late write of the server, must not reach whatever comes next. Open a new one.
     """
 
-    def __init__(self, server: StdioServerParameters | str, *, deadline: float) -> None:
-        self.server, self.deadline = server, deadline
+    def __init__(
+        self,
+        server: StdioServerParameters | str,
+        *,
+        deadline: float,
+        answers: Answers | None = None,
+        place: Place | None = None,
+    ) -> None:
+        self.server, self.deadline, self.place = server, deadline, place
+        self.answers = answers or Answers()
         self.tools: tuple[Tool, ...] = ()
+        self.changed = 0
+        self.wire = Wire(self._what(), place.rewrite if place is not None else None)
         self._queue: asyncio.Queue[_Request | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._stderr: TextIO | None = None
@@ -84,6 +102,12 @@ class Connection:
             self.abandon()
             raise
 
+    async def listed(self) -> tuple[Tool, ...]:
+        """The tools as they are now. Raises as `call` does."""
+        if self.wire.changed and not self.dead:
+            await self.call("", {})
+        return self.tools
+
     def abandon(self) -> None:
         """Gives the server up without waiting; its task ends the process (stdin closed, then signals)."""
         if self._task is not None and not self._task.done():
@@ -114,9 +138,9 @@ class Connection:
     async def _serve(self, client: Client) -> None:
         while (request := await self._queue.get()) is not None:
             try:
-                answer = await client.call_tool(request.name, dict(request.arguments))
+                answer = await self._answered(client, request)
             except MCPError as error:
-                if (error.code, error.message) == _CLOSED:
+                if error.code == CONNECTION_CLOSED and self.wire.ended:
                     _give(request.answer, SessionDied(f"{self._what()} died during {request.name}{self._tail()}"))
                     return
                 _give(request.answer, error)
@@ -132,12 +156,31 @@ class Connection:
                 if not request.answer.done():
                     request.answer.set_result(answer)
 
+    async def _answered(self, client: Client, request: _Request) -> CallToolResult:
+        answer = CallToolResult(content=[])
+        if request.name:
+            try:
+                answer = await client.call_tool(request.name, dict(request.arguments))
+            except (ValidationError, RuntimeError) as error:
+                # The server answered, so its work is done; only the client cannot read what it said.
+                text = TextContent(type="text", text=f"error: {request.name} was answered, but {_said(error)}")
+                answer = CallToolResult(content=[text], is_error=True)
+        if self.wire.changed:
+            with contextlib.suppress(MCPError, ValidationError):  # a server that cannot list its tools keeps the old
+                self.tools = await _list_tools(client)
+                self.changed += 1
+            self.wire.changed = False
+        return answer
+
     def _client(self) -> Client:
         if isinstance(self.server, str):
-            return Client(self.server)
+            transport: Any = streamable_http_client(self.server)
+            return Client(self.wire.through(transport), **self.answers.options())
         if self._stderr is None:
             self._stderr = cast(TextIO, tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115 (closed by close)
-        return Client(stdio_client(self.server, errlog=self._stderr))
+        kind = self.server if self.place is None else self.place.parameters(self.server)
+        kind = kind.model_copy(update={"encoding_error_handler": "replace"})
+        return Client(self.wire.through(stdio_client(kind, errlog=self._stderr)), **self.answers.options())
 
     def _fail(self, ready: asyncio.Future[tuple[Tool, ...]], why: str) -> None:
         _give(ready, SessionDied(f"{self._what()} {why}{self._tail()}"))
@@ -163,14 +206,17 @@ class Connection:
 
 
 async def _list_tools(client: Client) -> tuple[Tool, ...]:
+    """Every page of the list; a server whose pages lead in a circle is read once around."""
     found: list[Tool] = []
     cursor: str | None = None
+    seen: set[str] = set()
     while True:
-        page = await client.list_tools(cursor=cursor)
+        page = await client.list_tools(cursor=cursor, cache_mode="bypass")
         found += page.tools
         cursor = page.next_cursor
-        if cursor is None:
+        if not cursor or cursor in seen:
             return tuple(found)
+        seen.add(cursor)
 
 
 def _leaf(error: BaseException) -> BaseException:

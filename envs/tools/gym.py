@@ -1,8 +1,11 @@
 """Any Gymnasium environment as a world: `--suites gym:FrozenLake-v1`, or `gym_suite` with words for its observations.
 
+    gym:CartPole-v1    gym:FrozenLake-v1?is_slippery=false    gym:mymodule:my/Game-v0    gym:minigrid:MiniGrid-Fetch-v0
+
 A reset with the task's seed and the same actions lead to the same state (Gymnasium's own rule), so REPLAY holds; where
-the environment can be deep-copied, a copy is the snapshot. The fingerprint is a chain over actions and results, so two
-ways to one state count as two. Environments that draw on screens or talk to simulators outside are replayed only.
+the environment can be deep-copied, FORK does too. The fingerprint is a chain over actions and results, so two ways to
+one state count as two. What an environment raises on an action is shown to the policy as an error, and the episode
+goes on. Every session has a thread of its own, so a slow environment holds up nothing else.
 
 That rule is Gymnasium's promise that steps may be taken any number of times, so these worlds count as sandboxed. One
 that moves something real says `metadata = {"sandboxed": False}`: its steps are then of unknown effect, none is taken
@@ -11,19 +14,22 @@ while searching, and each waits for a commit.
 
 from __future__ import annotations
 
-import copy
+import difflib
+import inspect
+import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from treewright.envs.errors import InvalidAction, RestoreUnsupported, TreewrightError
+from treewright.envs.naming import import_named, modules_here
+from treewright.envs.tools.gym_game import Game, Place
+from treewright.envs.tools.gym_spaces import action_schema
+from treewright.envs.tools.lane import Lane
 from treewright.envs.tools.schema import check_action
 from treewright.envs.types import (
     Action,
     BaseEnvironment,
-    Effect,
     Observation,
     Restore,
     Snapshot,
@@ -31,81 +37,67 @@ from treewright.envs.types import (
     Suite,
     Task,
     ToolSpec,
-    digest,
 )
 
 __all__ = ["GymEnvironment", "action_schema", "gym_suite"]
 
-
-@dataclass(frozen=True, slots=True)
-class _At:
-    """A state: the Gymnasium environment (never stepped while it is held here), its last words, whether it ended."""
-
-    env: Any
-    shown: Observation
-    ended: bool
+FORM = re.compile(r"(?:(?P<module>[^:?/]+):)?(?P<id>[^?]*)(?:\?(?P<options>.*))?", re.DOTALL)
 
 
 class GymEnvironment(BaseEnvironment):
-    """One session. `describe(observation)` writes what the policy reads; default: the observation as a list."""
+    """One session. `describe(observation)` writes what the policy reads; default: the observation as a list.
+
+    The actions are those of the action space, narrowed to what the present state allows where the environment's
+    `info` says it (`action_mask`, `admissible_commands`). Restore ways are known once it is opened.
+    """
 
     def __init__(self, name: str, make: Callable[[], Any], describe: Callable[[Any], str] | None = None) -> None:
-        self.name, self._env, self._describe = name, make(), describe or _words
-        self._ended, self._shared, self._shown = True, False, Observation("")
-        schema = action_schema(self._env.action_space)
-        parameters = {"type": "object", "properties": {"action": schema}, "required": ["action"]}
-        self.sandboxed = (getattr(self._env, "metadata", None) or {}).get("sandboxed", True) is True
-        self._effect = Effect.REVERSIBLE if self.sandboxed else Effect.UNKNOWN
-        self._specs = (ToolSpec("act", "takes one step", parameters, self._effect),)
-        self.restore_ways = frozenset({Restore.REPLAY} | ({Restore.FORK} if _copies(self._env) else set()))
+        self.name, self._opened = name, False
+        self._lane, self._game = Lane(name), Game(name, make, describe)
+
+    async def opened(self) -> GymEnvironment:
+        """Makes the Gymnasium environment, once."""
+        if not self._opened:
+            await self._lane.run(self._game.open)
+            self._opened, self.sandboxed = True, self._game.sandboxed
+            self.restore_ways = frozenset({Restore.REPLAY} | ({Restore.FORK} if self._game.copies else set()))
+        return self
+
+    @property
+    def object(self) -> Any:
+        """The environment itself, without Gymnasium's wrappers; for a reward to read."""
+        return self._game.env.unwrapped
 
     async def reset(self, task: Task, key: int) -> Observation:
-        self._own()
-        seen, _ = self._env.reset(seed=task.seed % 2**31)
-        self._ended = False
-        return self._show(seen, digest(self.name, str(task.seed)))
+        await self.opened()
+        return await self._lane.run(self._game.reset, task.seed % 2**31, dict(task.data) or None)
 
     async def step(self, action: Action, key: int) -> StepResult:
-        if self._ended:
+        if self._game.ended:
             raise InvalidAction("the episode is over")
-        check_action(action, self._specs)
+        check_action(action, self._game.specs)
         if len(action.calls) != 1:
             raise InvalidAction("act is called once a turn")
-        value = _value(self._env.action_space, action.arguments["action"])
-        self._own()
-        seen, reward, terminated, truncated, _ = self._env.step(value)
-        self._ended = bool(terminated or truncated)
-        end = f"{float(reward)} {terminated} {truncated}"
-        shown = self._show(seen, digest(self._shown.fingerprint, action.key, end, self._describe(seen)))
-        return StepResult(shown, float(reward), bool(terminated), bool(truncated), self._effect)
+        return await self._lane.run(self._game.step, action)
 
     async def actions(self) -> Sequence[ToolSpec]:
-        return self._specs
+        return (await self.opened())._game.specs
 
     async def snapshot(self) -> Snapshot:
         if Restore.FORK not in self.restore_ways:
             return await super().snapshot()
-        self._shared = True
-        return Snapshot(Restore.FORK, _At(self._env, self._shown, self._ended), self._shown.fingerprint, 1 << 14)
+        place, size = await self._lane.run(self._game.hold)
+        return Snapshot(Restore.FORK, place, place.shown.fingerprint, size)
 
     async def restore(self, snapshot: Snapshot) -> Observation:
-        if not isinstance(snapshot.data, _At):
+        if not isinstance(snapshot.data, Place):
             raise RestoreUnsupported(f"{self.name} cannot restore a {snapshot.kind} snapshot; it did not make it")
-        self._env, self._shown, self._ended = snapshot.data.env, snapshot.data.shown, snapshot.data.ended
-        self._shared = True
-        return self._shown
+        await self.opened()
+        return await self._lane.run(self._game.go, snapshot.data)
 
     async def close(self) -> None:
-        if not self._shared:
-            self._env.close()
-
-    def _own(self) -> None:
-        if self._shared:
-            self._env, self._shared = copy.deepcopy(self._env), False
-
-    def _show(self, seen: Any, fingerprint: str) -> Observation:
-        self._shown = Observation(self._describe(seen), fingerprint)
-        return self._shown
+        if self._opened:
+            await self._lane.run(self._game.close)
 
 
 def gym_suite(
@@ -118,79 +110,88 @@ def gym_suite(
 ) -> Suite:
     """A suite over `gymnasium.make(id, **options)`; the seed of a task is its index, even ones train, odd ones test.
 
-    Raises TreewrightError where gymnasium is missing or does not know the environment.
+    id  as gymnasium.make takes it: 'module:Id-v0' imports the module that registers it first, one in the working
+        directory too; options may follow, `FrozenLake-v1?is_slippery=false&map_name=8x8`, as JSON or plain text
+
+    A task's `data` is given to reset as its options. Raises TreewrightError where gymnasium or the module is missing,
+    for an id that nobody registered and for options that the environment does not take.
     """
     try:
         import gymnasium
     except ImportError as error:
         raise TreewrightError(f"gym:{id} needs gymnasium; type: pip install 'treewright[gym]'") from error
-    try:
-        gymnasium.spec(id)
-    except gymnasium.error.Error as error:
-        raise TreewrightError(f"gym:{id}: {error}") from error
+    found = FORM.fullmatch(id)
+    module, known, told = (found["module"], found["id"], found["options"]) if found else (None, id, None)
+    options = {**_read_options(id, told), **options}
+    if module is not None:
+        _import(id, module)
+    spec = _spec(gymnasium, id, module, known)
+    _check_options(id, spec, options)
     name = f"gym:{id}"
 
     async def open_session() -> GymEnvironment:
-        return GymEnvironment(name, lambda: gymnasium.make(id, **options), describe)
+        return await GymEnvironment(name, lambda: gymnasium.make(spec, **options), describe).opened()
 
     def tasks(split: str, count: int) -> Sequence[Task]:
-        told = goal or f"act in {id} for as much reward as you can"
+        told = goal or f"act in {known} for as much reward as you can"
         odd = split == "test"
         return [Task(name, f"{split}-{i}", told, 2 * i + odd, split, horizon) for i in range(count)]
 
-    return Suite(name, tasks, open_session, description=f"Gymnasium's {id}")
+    return Suite(name, tasks, open_session, description=f"Gymnasium's {known}")
 
 
-def action_schema(space: Any) -> dict[str, Any]:
-    """The JSON schema of a space's members. Raises TreewrightError for kinds that JSON cannot say."""
-    kind = type(space).__name__
-    if kind == "Discrete":
-        return {"type": "integer", "minimum": int(space.start), "maximum": int(space.start + space.n - 1)}
-    if kind in ("Box", "MultiDiscrete", "MultiBinary"):
-        inner: dict[str, Any] = {"type": "number" if np.issubdtype(space.dtype, np.floating) else "integer"}
-        for size in reversed(space.shape):
-            inner = {"type": "array", "items": inner, "minItems": int(size), "maxItems": int(size)}
-        return inner
-    if kind == "Text":
-        return {"type": "string", "minLength": int(space.min_length), "maxLength": int(space.max_length)}
-    if kind == "Dict":
-        inner = {key: action_schema(value) for key, value in space.spaces.items()}
-        return {"type": "object", "properties": inner, "required": list(inner), "additionalProperties": False}
-    if kind == "Tuple":
-        inner = {"type": "array", "prefixItems": [action_schema(value) for value in space.spaces]}
-        return {**inner, "minItems": len(space.spaces), "maxItems": len(space.spaces)}
-    raise TreewrightError(f"actions of a {kind} space cannot be written as JSON; wrap the environment")
+def _read_options(id: str, told: str | None) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for part in filter(None, (told or "").split("&")):
+        key, equals, text = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise TreewrightError(f"gym:{id}: {part!r} is no option; write gym:ID?name=value&other=value")
+        try:
+            out[key] = json.loads(text)
+        except json.JSONDecodeError:
+            out[key] = text
+    return out
 
 
-def _value(space: Any, given: Any) -> Any:
-    kind = type(space).__name__
-    if kind == "Dict":
-        return {key: _value(inner, given[key]) for key, inner in space.spaces.items()}
-    if kind == "Tuple":
-        return tuple(_value(inner, item) for inner, item in zip(space.spaces, given, strict=True))
+def _import(id: str, module: str) -> None:
     try:
-        value = np.asarray(given, dtype=space.dtype) if kind not in ("Text", "Discrete") else given
-    except OverflowError as error:
-        raise InvalidAction(f"act action: {error}") from error
-    value = int(value) if kind == "Discrete" else value
-    if not space.contains(value):
-        raise InvalidAction(f"act action: {given!r} is not in {space}")
-    return value
+        import_named(module)
+    except ImportError as error:
+        raise TreewrightError(f"gym:{id}: cannot import {module!r}, which should register it: {error}") from error
 
 
-def _copies(env: Any) -> bool:
+def _spec(gymnasium: Any, id: str, module: str | None, known: str) -> Any:
+    """The registered description of an environment; the newest where the id has no version, as gymnasium.make does."""
+    from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id
+
     try:
-        copy.deepcopy(env)
-    except Exception:
-        return False  # whatever an environment holds that cannot be copied: it is replayed instead
-    return True
+        space, name, version = parse_env_id(known)
+        newest = find_highest_version(space, name) if version is None else None
+        return gymnasium.spec(known if newest is None else get_env_id(space, name, newest))
+    except gymnasium.error.Error as error:
+        near = difflib.get_close_matches(known, list(gymnasium.registry), n=1)
+        hint = f"did you mean gym:{near[0]}?" if near else "`gymnasium.pprint_registry()` lists what is registered"
+        if module is None and ("/" in known or not near):
+            hint = f"if a module registers it, name that one too: gym:MODULE:{known}"
+        raise TreewrightError(f"gym:{id}: {str(error).rstrip('.')}; {hint}") from error
 
 
-def _words(seen: Any) -> str:
-    if isinstance(seen, dict):
-        return ", ".join(f"{key}: {_words(value)}" for key, value in seen.items())
-    if isinstance(seen, tuple):
-        return " | ".join(map(_words, seen))
-    if isinstance(seen, np.ndarray):
-        return str(np.round(seen, 4).tolist())
-    return str(seen)
+def _check_options(id: str, spec: Any, options: dict[str, Any]) -> None:
+    """Refuses what neither gymnasium.make nor the environment takes, before any session is opened."""
+    from gymnasium.envs.registration import load_env_creator, make
+
+    try:
+        with modules_here():
+            creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    except Exception as error:  # a simulator that is not installed, say
+        raise TreewrightError(f"gym:{id} cannot be loaded: {type(error).__name__}: {error}") from error
+    try:
+        taken = inspect.signature(creator).parameters.values()
+    except (TypeError, ValueError):
+        return  # what cannot be looked into is judged by gymnasium.make, when a session is opened
+    names = [p.name for p in taken] + [p.name for p in inspect.signature(make).parameters.values()][1:]
+    unknown = [key for key in options if key not in names]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in taken):
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(p.name for p in taken) or 'none'}"
+        raise TreewrightError(f"gym:{id}: no option {unknown[0]!r}; {hint}")

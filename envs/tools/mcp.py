@@ -31,7 +31,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, EmbeddedResource, ImageContent, TextContent, TextResourceContents, Tool
+from mcp_types import Tool
 
 from treewright.envs.errors import (
     Divergence,
@@ -41,11 +41,16 @@ from treewright.envs.errors import (
     TreewrightError,
     boundary,
 )
+from treewright.envs.tools.answer import answer_parts, answer_text
+from treewright.envs.tools.asked import Answers
 from treewright.envs.tools.connection import Connection
 from treewright.envs.tools.episode import Episode, episode_from_json, episode_to_json
 from treewright.envs.tools.folder import clear_folder, folder_digest, pack_folder, unpack_folder
+from treewright.envs.tools.fresh import Freshness
+from treewright.envs.tools.listing import Listing, harmless_calls, say_what_waits
 from treewright.envs.tools.living import Living, living_server
-from treewright.envs.tools.schema import check_action, check_schema
+from treewright.envs.tools.room import Place
+from treewright.envs.tools.schema import check_action
 from treewright.envs.types import (
     Action,
     BaseEnvironment,
@@ -108,6 +113,10 @@ class MCPEnvironment(BaseEnvironment):
     judge        the reward of `done`; without one it is NaN, which means unknown
     deadline     seconds for the start and for each call; then ActionTimeout
     max_chars    an answer longer than this is cut, and says so
+    probe        check at the first restarts that they bring the first state back, see Freshness; the sessions of one
+                 world share one
+    place        where the server and the policy see the folder, if not where it is
+    answers      what the server is told when it asks for a form or a text itself; without them it is refused
 
     A composite action makes its calls in order and shows their answers one per line; it has the worst effect
     of them. `done {"answer": …}` is added to the server's tools and ends the episode.
@@ -131,18 +140,26 @@ class MCPEnvironment(BaseEnvironment):
         judge: Judge | None = None,
         deadline: float = 30.0,
         max_chars: int = 20_000,
+        answers: Answers | None = None,
+        place: Place | None = None,
+        probe: Freshness | bool = True,
     ) -> None:
         self.name = name
         self.sandboxed = sandboxed
-        self._server, self._effects, self._trust_hints = server, dict(effects or {}), trust_hints
+        self._server = server
         self._state, self._judge, self._deadline, self._max_chars = state, judge, deadline, max_chars
+        self._answers, self._place = answers, place
         fresh = not isinstance(server, str) if fresh is None else fresh
         back = fresh or state is not None
+        restarts = fresh and state is None
+        self._probe = (Freshness(name) if probe is True else probe or None) if restarts else None
         self.restore_ways = frozenset({Restore.STATE, Restore.REPLAY} if back else {Restore.NONE})
         self._fresh, self._end = fresh, dataclasses.replace(DONE, name=end)
+        self._listing = Listing(name, dict(effects or {}), trust_hints, self._end)
         self.starts = self.repeated = 0
         self._living: Living | None = None
         self._specs: tuple[ToolSpec, ...] = ()
+        self._listed: Sequence[Tool] | None = None
         self._episode: Episode | None = None
 
     async def reset(self, task: Task, key: int) -> Observation:
@@ -150,7 +167,7 @@ class MCPEnvironment(BaseEnvironment):
             if self._fresh and self._living is not None and (self._living.made or self._living.sent):
                 await self._disconnect()
         else:
-            await self._drop_dead()
+            await self._drop_outgrown()
             await self._in_thread("setup", _set_up, self._state, task, key)
         await self._connect()
         self._episode = Episode(task, digest(self.name, task.suite, task.id, str(task.seed)), Observation(""))
@@ -178,7 +195,10 @@ class MCPEnvironment(BaseEnvironment):
         return StepResult(shown, effect=effect, info={"calls": journal})
 
     async def actions(self) -> Sequence[ToolSpec]:
-        await self._connect_if_never()
+        connection = await self._connect_if_never()
+        if not connection.dead:
+            await connection.listed()
+            self._know_tools(connection)
         return self._specs
 
     async def effect(self, action: Action) -> Effect:
@@ -204,7 +224,7 @@ class MCPEnvironment(BaseEnvironment):
             return await super().restore(snapshot)
         head, _, packed = bytes(snapshot.data).partition(b"\n")
         episode = episode_from_json(json.loads(head))
-        await self._drop_dead()
+        await self._drop_outgrown()
         if self._state is None:
             await self._repeat(episode)
         else:
@@ -262,7 +282,7 @@ class MCPEnvironment(BaseEnvironment):
         if living is not self._living:
             await self._disconnect()
             self._living = living.join()
-            self._specs = self._read_tools(living.connection.tools)
+            self._know_tools(living.connection)
 
     def _stands_alone(self, episode: Episode) -> None:
         """Nothing is done in a shared server that another session has moved."""
@@ -282,13 +302,18 @@ class MCPEnvironment(BaseEnvironment):
     async def _make(self, episode: Episode, call: Call) -> tuple[str, bool, list[Mapping[str, Any]]]:
         """One call of the policy; it enters journal and chain unless it only reads."""
         if self._effect_of(call) is Effect.READ:
-            return await self._call(call)
+            told = await self._call(call)
+            if self._probe is not None and not self._running_server().made:
+                self._probe.saw(Action((call,)), told[0])
+            return told
         key = Action((call,)).key
         await self._connect_if_never()
         living = self._running_server()
         if self._state is None and self._is_final(call):
             living.sent = True
             episode.server = living.id if self._fresh else ""
+        if self._probe is not None:
+            self._probe.wrote(for_good=self._is_final(call))
         text, failed, parts = await self._call(call)
         if self._state is None:
             episode.journal = (*episode.journal, (key, text))
@@ -298,17 +323,14 @@ class MCPEnvironment(BaseEnvironment):
 
     async def _call(self, call: Call) -> tuple[str, bool, list[Mapping[str, Any]]]:
         """The answer's text, whether it is an error, and its images."""
+        connection = await self._connect_if_never()
         try:
-            result = await (await self._connect_if_never()).call(call.name, call.arguments)
+            result = await connection.call(call.name, call.arguments)
         except MCPError as error:
             return self._cut(f"error: {error.message}"), True, []
-        text = self._cut(_text_of(result))
-        images: list[Mapping[str, Any]] = [
-            {"type": "image", "mime_type": block.mime_type, "base64": block.data}
-            for block in result.content
-            if isinstance(block, ImageContent)
-        ]
-        return text, bool(result.is_error), images
+        finally:
+            self._know_tools(connection)
+        return self._cut(answer_text(result)), bool(result.is_error), answer_parts(result)
 
     def _cut(self, text: str) -> str:
         if len(text) <= self._max_chars:
@@ -353,53 +375,52 @@ class MCPEnvironment(BaseEnvironment):
         if self._living is not None and not self._living.connection.dead:
             return self._living.connection
         await self._disconnect()
-        connection = Connection(self._server, deadline=self._deadline)
+        connection = Connection(self._server, deadline=self._deadline, answers=self._answers, place=self._place)
         self._living = Living(connection)
         self.starts += 1
         await connection.open()
         try:
-            self._specs = self._read_tools(connection.tools)
+            self._listing.check_effects(connection.tools)
+            self._know_tools(connection)
+            say_what_waits(self.name, self._specs, is_sandboxed(self))
+            harmless = harmless_calls(connection.tools, self._specs, is_sandboxed(self))
+            if self._probe is not None and (differing := await self._probe.started(self._ask, harmless)):
+                connection = await self._judged(self._probe, differing)
         except TreewrightError:
             await self._disconnect()
             raise
         return connection
 
-    def _read_tools(self, tools: Sequence[Tool]) -> tuple[ToolSpec, ...]:
-        names = [tool.name for tool in tools]
-        if unknown := sorted(set(self._effects) - set(names)):
-            raise TreewrightError(f"{self.name}: effects name {unknown[0]!r}, but the server has {', '.join(names)}")
-        if self._end.name in names:
-            raise TreewrightError(
-                f"{self.name}: the server has a tool {self._end.name!r}, which ends the task here; give end = 'finish'"
-            )
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise TreewrightError(f"{self.name}: the server has two tools named {twice[0]!r}")
-        specs = [ToolSpec(tool.name, tool.description or "", tool.input_schema, self._declared(tool)) for tool in tools]
-        for spec in specs:
-            check_schema(spec)
-        return (*specs, self._end)
+    async def _judged(self, probe: Freshness, differing: Mapping[Action, str]) -> Connection:
+        """The server of one more start, if that tells that a restart brings the first state back."""
+        self._probe = None  # the next start is part of this probe
+        try:
+            await self._disconnect()
+            connection = await self._connect()
+            await probe.judge(self._ask, differing)
+        finally:
+            self._probe = probe
+        return connection
 
-    def _declared(self, tool: Tool) -> Effect:
-        if tool.name in self._effects:
-            return self._effects[tool.name]
-        hints = tool.annotations
-        if not self._trust_hints or hints is None:
-            return Effect.UNKNOWN
-        if hints.read_only_hint:
-            return Effect.READ
-        if hints.destructive_hint:
-            return Effect.IRREVERSIBLE
-        # "Not destructive" can be undone only where the whole state of the session can be put back.
-        return Effect.REVERSIBLE if hints.destructive_hint is False and self.sandboxed else Effect.UNKNOWN
+    async def _ask(self, action: Action) -> str:
+        return (await self._call(action.calls[0]))[0]
+
+    def _know_tools(self, connection: Connection) -> None:
+        """The specs of the tools as the server listed them last."""
+        if self._listed is not connection.tools:
+            self._listed = connection.tools
+            self._specs = self._listing.read(connection.tools, is_sandboxed(self))
 
     async def _in_thread(self, what: str, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Runs what touches the disk, or is the owner's, off the event loop; its failures are faults."""
         with boundary(f"{self.name}: {what}", trouble=(Exception,)):
             return await asyncio.to_thread(function, *arguments, **named)
 
-    async def _drop_dead(self) -> None:
-        """Waits for an abandoned server to be gone, so that it cannot write into the folder any more."""
-        if self._living is not None and self._living.connection.dead:
+    async def _drop_outgrown(self) -> None:
+        """Ends a server that was abandoned, so that it cannot write into the folder any more, or whose tools changed
+        since it started: no folder brings those back."""
+        known = self._connection
+        if known is not None and (known.dead or (self._state is not None and known.changed)):
             await self._disconnect()
 
     async def _disconnect(self) -> None:
@@ -411,18 +432,3 @@ class MCPEnvironment(BaseEnvironment):
 def _set_up(state: StateFolder, task: Task, key: int) -> None:
     clear_folder(state.path)
     state.setup(state.path, task, key)
-
-
-def _text_of(result: CallToolResult) -> str:
-    """The text blocks, one per line; the structured content as JSON where there is no text."""
-    lines: list[str] = []
-    for block in result.content:
-        if isinstance(block, TextContent):
-            lines.append(block.text)
-        elif isinstance(block, EmbeddedResource) and isinstance(block.resource, TextResourceContents):
-            lines.append(block.resource.text)
-        elif not isinstance(block, ImageContent):
-            lines.append(f"[{block.type}]")
-    if not lines and result.structured_content is not None:
-        return json.dumps(result.structured_content, sort_keys=True, ensure_ascii=False)
-    return "\n".join(lines)

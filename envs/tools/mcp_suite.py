@@ -1,7 +1,7 @@
 """Any MCP server as a suite, by one line: its command, its URL, or a TOML file that says more.
 
     --suites "mcp:uvx mcp-server-time"
-    --suites "mcp:--trust-hints --sandboxed npx -y @modelcontextprotocol/server-memory"
+    --suites "mcp:--trust-hints --sandboxed npx -y @modelcontextprotocol/server-everything"
     --suites mcp:http://127.0.0.1:8000/mcp
     --suites mcp:shop.toml
 
@@ -16,7 +16,6 @@ import difflib
 import fnmatch
 import shlex
 import shutil
-import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,12 @@ from typing import Any
 from mcp.client.stdio import StdioServerParameters
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from treewright.envs.custom import custom_suite
+from treewright.envs.custom import custom_suite, load_named
 from treewright.envs.errors import TreewrightError
+from treewright.envs.tools.asked import Answers
+from treewright.envs.tools.fresh import Freshness
 from treewright.envs.tools.mcp import MCPEnvironment, StateFolder
+from treewright.envs.tools.room import new_place
 from treewright.envs.tools.world import read_effects
 from treewright.envs.types import Suite, Task, digest
 
@@ -34,6 +36,13 @@ __all__ = ["FOLDER", "ServerFile", "mcp_suite", "read_server"]
 
 FOLDER = "{folder}"
 FLAGS = {"--trust-hints": "trust_hints", "--sandboxed": "sandboxed"}
+NODE = "it comes with Node.js: install the package nodejs (and npm) of your system"
+NEEDED = {
+    "uvx": "it comes with uv, type: pip install uv", "uv": "type: pip install uv", "pipx": "type: pip install pipx",
+    "npx": NODE, "npm": NODE, "node": NODE, "bunx": "it comes with Bun: install bun", "bun": "install Bun",
+    "deno": "install Deno", "docker": "install Docker, and let this user run it", "podman": "install Podman",
+    "java": "install a Java runtime", "go": "install Go", "dotnet": "install .NET",
+}  # fmt: skip
 EXPLORE = "find out what the tools of this server do, then end the task with a summary"
 
 
@@ -45,12 +54,18 @@ class ServerFile(BaseModel):
     trust_hints  believe the server's annotations about its tools
     sandboxed    your promise that a restart, or the folder, brings back everything that the tools touch
     fresh        a new connection finds the first state (true over stdio, false behind a URL)
+    probe        check that by reading what the first start showed after writes and restarts; a server whose state
+                 outlives a restart is refused
     folder       the first state of a folder; each session works on a copy, whose path replaces {folder} in command,
                  env and cwd, and which is put back to go back.  ignore  names in it that are no part of the state
     cwd          where the server runs
     tasks        a file of tasks, one JSON object a line;  reward  'module:function' of (task, history) -> float
     end          the name of the tool that ends a task
     deadline     seconds for the start and for each call;  sessions  how many servers run side by side
+    elicit       values for the forms that the server may ask to have filled in, by field name; without them, and for a
+                 form that needs another field, it is refused
+    sampling     'module:function' of what the server wants written ({"messages", "systemPrompt", "maxTokens", …}) ->
+                 text; without it such requests are refused
     max_tokens   enough for one action;  max_chars  longest answer that is shown whole
     """
 
@@ -63,11 +78,14 @@ class ServerFile(BaseModel):
     trust_hints: bool = False
     sandboxed: bool = False
     fresh: bool | None = None
+    probe: bool = True
     folder: Path | None = None
     ignore: tuple[str, ...] = ()
     cwd: str | None = None
     tasks: Path | None = None
     reward: str | None = None
+    elicit: dict[str, Any] = Field(default_factory=dict)
+    sampling: str | None = None
     end: str = "done"
     deadline: float = Field(default=30.0, gt=0)
     sessions: int = Field(default=4, ge=1)
@@ -78,9 +96,11 @@ class ServerFile(BaseModel):
 def mcp_suite(spec: str) -> Suite:
     """The suite of one server; its name is 'mcp:' and the spec. Raises TreewrightError naming the field at fault."""
     server, name = read_server(spec), f"mcp:{spec}"
+    answers = _answers(server, name)
+    probe = Freshness(name) if server.probe else False
 
     async def open_session() -> MCPEnvironment:
-        return await _open(server, name)
+        return await _open(server, name, answers, probe)
 
     if server.tasks is not None and server.reward is not None:
         made = custom_suite(name, server.tasks, open_session, server.reward, max_tokens=server.max_tokens)
@@ -100,9 +120,8 @@ def _find_program(server: ServerFile, name: str) -> None:
     """Raises TreewrightError where the command's program is not there, before any session is opened."""
     program = shlex.split(server.command)[0] if server.command is not None else FOLDER
     if FOLDER not in program and shutil.which(program, path=server.env.get("PATH")) is None:
-        raise TreewrightError(
-            f"{name}: there is no program {program!r}; install it, or give its whole path in 'command'"
-        )
+        how = NEEDED.get(Path(program).name, "install it")
+        raise TreewrightError(f"{name}: there is no program {program!r}; {how}, or give its whole path in 'command'")
 
 
 def read_server(spec: str) -> ServerFile:
@@ -175,23 +194,28 @@ def _check(server: ServerFile, path: Path) -> None:
             )
 
 
-async def _open(server: ServerFile, name: str) -> MCPEnvironment:
+async def _open(server: ServerFile, name: str, answers: Answers, probe: Freshness | bool) -> MCPEnvironment:
     options: dict[str, Any] = {
         "name": name, "effects": read_effects(server.effects), "trust_hints": server.trust_hints, "end": server.end,
         "fresh": server.fresh, "sandboxed": server.sandboxed, "deadline": server.deadline,
-        "max_chars": server.max_chars,
+        "max_chars": server.max_chars, "answers": answers, "probe": probe,
     }  # fmt: skip
     if server.url is not None:
         return MCPEnvironment(server.url, **options)
-    folder, state = "", None
-    if server.folder is not None:
-        folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="treewright-mcp-")
-        state = _state(server.folder, Path(folder), server.ignore)
-    words = [word.replace(FOLDER, folder) for word in shlex.split(server.command or "")]
-    env = {key: value.replace(FOLDER, folder) for key, value in server.env.items()}
-    cwd = server.cwd.replace(FOLDER, folder) if server.cwd is not None else None
+    place = await asyncio.to_thread(new_place, server.folder) if server.folder is not None else None
+    told = place.told if place is not None else FOLDER
+    words = [word.replace(FOLDER, told) for word in shlex.split(server.command or "")]
+    env = {key: value.replace(FOLDER, told) for key, value in server.env.items()}
+    cwd = server.cwd.replace(FOLDER, told) if server.cwd is not None else None
     parameters = StdioServerParameters(command=words[0], args=words[1:], env=env or None, cwd=cwd)
-    return MCPEnvironment(parameters, state=state, **options)
+    if place is not None and server.folder is not None:
+        options |= {"state": _state(server.folder, place.folder, server.ignore), "place": place}
+    return MCPEnvironment(parameters, **options)
+
+
+def _answers(server: ServerFile, name: str) -> Answers:
+    writer = load_named(server.sampling, f"{name}: field 'sampling'") if server.sampling is not None else None
+    return Answers(server.elicit, writer)
 
 
 def _state(first: Path, folder: Path, ignore: tuple[str, ...]) -> StateFolder:

@@ -608,5 +608,6 @@ SUITE = Suite(
     oracle=oracle,
     sessions=4,
     description="office jobs of two to eight tool calls among 48 tools, over a real MCP server",
+    max_tokens=48,
 )
-MODEL = Suite("office", tasks, open_model, oracle, "the suite office without a server, for planning experiments")
+MODEL = Suite("office", tasks, open_model, oracle, "the suite office without a server, for planning experiments", 48)

@@ -11,10 +11,13 @@ import copy
 import datetime
 import decimal
 import enum
+import gc
 import random
 import re
+import sys
 import types
 import uuid
+import weakref
 from collections.abc import Mapping, Set
 from pathlib import PurePath
 from typing import Any
@@ -24,15 +27,16 @@ from pydantic import BaseModel
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import digest
 
-__all__ = ["copy_state", "state_digest", "state_size"]
+__all__ = ["ATOMS", "CODE", "copy_state", "state_digest", "state_size"]
 
-_ATOMS: frozenset[type] = frozenset(
+ATOMS: frozenset[type] = frozenset(
     {
         type(None), bool, int, float, complex, str, bytes, type(...), decimal.Decimal, uuid.UUID, re.Pattern,
         datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone,
     }
 )  # fmt: skip
-_CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
+CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
+_SHARED = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, weakref.ref)
 _MODEL_SLOTS = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
 
 
@@ -49,7 +53,7 @@ def copy_state(value: Any) -> Any:
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in ATOMS:
         return value
     found = memo.get(id(value))
     if found is not None:
@@ -58,11 +62,11 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if kind is list:
         memo[id(value)] = new = []
         for item in value:
-            new.append(item if type(item) in _ATOMS else _copy(item, memo))
+            new.append(item if type(item) in ATOMS else _copy(item, memo))
     elif kind is dict:
         memo[id(value)] = new = {}
         for key, item in value.items():
-            new[_copy(key, memo)] = item if type(item) in _ATOMS else _copy(item, memo)
+            new[_copy(key, memo)] = item if type(item) in ATOMS else _copy(item, memo)
     elif isinstance(value, enum.Enum):
         return value
     elif isinstance(value, BaseModel) and kind.__deepcopy__ is BaseModel.__deepcopy__:
@@ -82,8 +86,27 @@ def state_digest(value: Any) -> str:
 
 
 def state_size(value: Any) -> int:
-    """About how many bytes the state takes; for the cap on kept snapshots."""
-    return len(_text(value))
+    """How many bytes everything takes that a copy would copy; for the cap on kept snapshots.
+
+    Counts what Python can see: memory that an extension module holds behind an object is not known.
+    """
+    seen: set[int] = set()
+    waiting, total = [value], 0
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, _SHARED):
+            continue
+        seen.add(id(item))
+        total += sys.getsizeof(item, 64)
+        if type(item) in ATOMS:
+            continue
+        base = getattr(item, "base", None) if hasattr(item, "dtype") else None
+        if base is not None:  # a view: the numbers lie in another array
+            waiting.append(base)
+        elif hasattr(item, "untyped_storage"):
+            total += item.untyped_storage().nbytes()
+        waiting.extend(gc.get_referents(item))
+    return total or sys.getsizeof(value, 64)
 
 
 def _text(value: Any) -> str:
@@ -94,10 +117,10 @@ def _text(value: Any) -> str:
 
 def _walk(value: Any, out: list[str], where: str, above: list[int]) -> None:
     kind = type(value)
-    if kind in _ATOMS or isinstance(value, enum.Enum | PurePath):
+    if kind in ATOMS or isinstance(value, enum.Enum | PurePath):
         out.append(f"{kind.__name__}:{value!r};")
         return
-    if isinstance(value, _CODE):
+    if isinstance(value, CODE):
         out.append(f"{kind.__name__}:{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)};")
         return
     if id(value) in above:
@@ -113,7 +136,7 @@ def _walk(value: Any, out: list[str], where: str, above: list[int]) -> None:
 def _walk_inside(value: Any, out: list[str], where: str, above: list[int]) -> None:
     if isinstance(value, Mapping):
         for key in sorted(value, key=repr):
-            out.append(f"{key!r}=" if type(key) in _ATOMS else f"{state_digest(key)}=")
+            out.append(f"{key!r}=" if type(key) in ATOMS else f"{state_digest(key)}=")
             _walk(value[key], out, f"{where}[{key!r}]", above)
         if type(value) in (dict,):
             return
@@ -146,7 +169,8 @@ def _fields(value: Any, where: str) -> dict[str, Any]:
             value.__reduce_ex__(2)  # a lock or a socket refuses here; an empty object does not
     except TypeError as error:
         raise TreewrightError(
-            f"{where} holds a {type(value).__name__}, which has no state that could be hashed; give fingerprint="
+            f"{where} holds a {type(value).__name__}, which has no state that could be hashed; leave it out in "
+            "__getstate__, or give fingerprint="
         ) from error
     if isinstance(state, tuple) and len(state) == 2 and all(part is None or isinstance(part, dict) for part in state):
         return {**(state[0] or {}), **(state[1] or {})}

@@ -253,4 +253,5 @@ SUITE = Suite(
     oracle=oracle,
     sessions=4,
     description="office jobs of two to four tool calls over a real MCP server, an SQLite file and a folder",
+    max_tokens=48,
 )

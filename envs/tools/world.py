@@ -28,9 +28,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from treewright.envs.errors import InvalidAction, RestoreUnsupported, TreewrightError
+from treewright.envs.tools.aside import Aside
+from treewright.envs.tools.methods import tools_of
 from treewright.envs.tools.outside import outside
-from treewright.envs.tools.schema import check_action, check_schema
-from treewright.envs.tools.signature import Tool, tool_of
+from treewright.envs.tools.schema import check_action
+from treewright.envs.tools.signature import Tool
 from treewright.envs.tools.state import copy_state, state_digest, state_size
 from treewright.envs.types import (
     Action,
@@ -79,6 +81,7 @@ class _Plan:
     blocking: bool
     end: ToolSpec
     reaches: str | None
+    aside: Aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,6 @@ class ToolWorld(BaseEnvironment):
         self.restore_ways = frozenset(ways - {Restore.REPLAY} if plan.stochastic else ways)
         self._object: Any = None
         self._shared = False  # does a snapshot, or the world's first object, hold the same object?
-        self._size = 0
         self._tools: dict[str, Tool] = {}
         self._specs: tuple[ToolSpec, ...] = ()
         self._at: _At | None = None
@@ -167,7 +169,7 @@ class ToolWorld(BaseEnvironment):
 
         @functools.cache
         def build(kind: type) -> Sequence[Tool]:
-            return _tools_of(kind, listed, marked, ending)
+            return tools_of(kind, listed, marked, ending)
 
         if kind is not None:
             build(kind)  # so that mistakes show here, not at the first reset
@@ -177,10 +179,21 @@ class ToolWorld(BaseEnvironment):
             tools=build,
             judge=judge, copy=copier, fingerprint=fingerprint or (_own_digest if own else state_digest),
             render=render or _rendered, first=first, own=own, stochastic=stochastic, blocking=blocking, end=ending,
-            reaches=None,
+            reaches=None, aside=Aside(),
         )  # fmt: skip
         told = sandboxed if sandboxed is not None else getattr(kind, "sandboxed", None)
         return cls(dataclasses.replace(plan, reaches=_reaches(plan.name, told, obj, listed)))
+
+    @property
+    def object(self) -> Any:
+        """The object as it is now; only to be read."""
+        self._running()
+        return self._object
+
+    @property
+    def judged(self) -> bool:
+        """Has it a judge, so that its rewards are known?"""
+        return self._plan.judge is not None
 
     async def open(self) -> ToolWorld:
         """Another session of the same world."""
@@ -190,8 +203,7 @@ class ToolWorld(BaseEnvironment):
         """A second live session at the present state, with an object of its own."""
         other = await self.open()
         await other.restore(await self.snapshot())
-        if other._shared:
-            other._object, other._shared = self._plan.copy(other._object), False
+        await other._own()
         return other
 
     def suite(self, tasks: Sequence[Task], **options: Any) -> Suite:
@@ -207,9 +219,7 @@ class ToolWorld(BaseEnvironment):
         self._know_tools()
         first = self._plan.first
         self._at = _At(task, Observation(""))
-        if not self._plan.own and not self._size:
-            self._size = state_size(self._object) if self._plan.fingerprint is state_digest else 1 << 16
-        return self._show(first if isinstance(first, str) else first(self._object), "environment")
+        return await self._show(first if isinstance(first, str) else first(self._object), "environment")
 
     async def step(self, action: Action, key: int) -> StepResult:
         at = self._running()
@@ -218,11 +228,12 @@ class ToolWorld(BaseEnvironment):
         check_action(action, self._specs)
         if action.name == self._plan.end.name:
             return await self._finish(at, str(action.arguments["answer"]))
-        if self._shared:
-            self._object, self._shared = self._plan.copy(self._object), False
+        await self._own()
         rows = [await self._answer(call, random.Random(key + i), i == 0) for i, call in enumerate(action.calls)]
         self._at = dataclasses.replace(at, calls=(*at.calls, *action.calls))
-        shown = self._show("\n".join(text for text, _ in rows), "error" if all(bad for _, bad in rows) else "tool")
+        shown = await self._show(
+            "\n".join(text for text, _ in rows), "error" if all(bad for _, bad in rows) else "tool"
+        )
         journal = [{"name": call.name, "error": bad} for call, (_, bad) in zip(action.calls, rows, strict=True)]
         return StepResult(shown, effect=await self.effect(action), info={"calls": journal})
 
@@ -234,7 +245,8 @@ class ToolWorld(BaseEnvironment):
         if not self._plan.own:
             # The object is handed over; the next step works on a copy.
             self._shared = True
-            return Snapshot(Restore.FORK, (at, self._object), at.shown.fingerprint, self._size)
+            size = await self._plan.aside.run("size", state_size, (at, self._object))
+            return Snapshot(Restore.FORK, (at, self._object), at.shown.fingerprint, size)
         kept = await self._call(self._object.snapshot)
         if not isinstance(kept, bytes):
             raise TreewrightError(f"{self.name}: snapshot() gave a {type(kept).__name__}; it must give bytes")
@@ -288,8 +300,14 @@ class ToolWorld(BaseEnvironment):
         self._at = dataclasses.replace(self._at, shown=shown)
         return StepResult(shown, reward, terminated=True)
 
-    def _show(self, text: str, provenance: str) -> Observation:
-        shown = Observation(text, self._plan.fingerprint(self._object), provenance)
+    async def _own(self) -> None:
+        """Before a step: an object that no snapshot holds."""
+        if self._shared:
+            self._object, self._shared = await self._plan.aside.run("copy", self._plan.copy, self._object), False
+
+    async def _show(self, text: str, provenance: str) -> Observation:
+        fingerprint = await self._plan.aside.run("fingerprint", self._plan.fingerprint, self._object)
+        shown = Observation(text, fingerprint, provenance)
         self._at = dataclasses.replace(self._running(), shown=shown)
         return shown
 
@@ -333,44 +351,14 @@ def read_effects(effects: Mapping[str, Effect | str]) -> dict[str, Effect]:
     return out
 
 
-def _tools_of(
-    kind: type, listed: Sequence[str | Callable[..., Any] | Tool] | None, effects: Mapping[str, Effect], end: ToolSpec
-) -> tuple[Tool, ...]:
-    if listed is None:
-        kept = {"snapshot", "restore"}
-        listed = [
-            n for n in dir(kind) if not n.startswith("_") and n not in kept and inspect.isfunction(getattr(kind, n))
-        ]
-    tools: list[Tool] = []
-    for item in listed:
-        if isinstance(item, str):
-            if not callable(getattr(kind, item, None)):
-                near = difflib.get_close_matches(item, dir(kind), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TreewrightError(f"tools names {item!r}, but {kind.__name__} has no such method{hint}")
-            item = tool_of(getattr(kind, item), effects.get(item, Effect.UNKNOWN), item)
-        elif not isinstance(item, Tool):
-            item = tool_of(item, effects.get(item.__name__, Effect.UNKNOWN))
-        elif item.spec.name in effects:
-            item = Tool(dataclasses.replace(item.spec, effect=effects[item.spec.name]), item.run)
-        check_schema(item.spec)
-        tools.append(item)
-    names = [tool.spec.name for tool in tools]
-    if unknown := sorted(set(effects) - set(names)):
-        near = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the tools are {', '.join(names)}"
-        raise TreewrightError(f"effects names {unknown[0]!r}; {hint}")
-    if end.name in names:
-        raise TreewrightError(f"the object has a tool {end.name!r}, which ends the task here; give end='another name'")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise TreewrightError(f"two tools are named {twice[0]!r}; tool names must differ")
-    return tuple(tools)
-
-
 def _maker(obj: Callable[..., Any]) -> Callable[[Task], Any]:
+    try:
+        parameters = inspect.signature(obj).parameters.values()
+    except ValueError:  # built on a class of C, which does not tell
+        return lambda task: obj()
     needed = [
         p
-        for p in inspect.signature(obj).parameters.values()
+        for p in parameters
         if p.default is inspect.Parameter.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     return obj if needed else lambda task: obj()

@@ -42,6 +42,9 @@ class Database(Protocol):
         Raises StoreError if somebody else has the right, or if a newer version made the store.
         """
 
+    def busy(self) -> bool:
+        """True if a process may be writing now."""
+
     def verify(self) -> None:
         """Raises StoreError unless there is a store that this version reads."""
 

@@ -78,6 +78,9 @@ class Postgres:
             elif version < SCHEMA_VERSION:
                 upgrade(connection, version)
 
+    def busy(self) -> bool:
+        return True  # any number of processes may write
+
     def verify(self) -> None:
         with self._asked(), self.reader().connect() as connection:
             version = schema_of(connection)

@@ -90,6 +90,17 @@ class SQLite:
             raise
         return True
 
+    def busy(self) -> bool:
+        lock = self.path.with_name(self.path.name + ".lock")
+        try:
+            with lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     def verify(self) -> None:
         version = _verify(self.reader(), self.path)
         if version < SCHEMA_VERSION:

@@ -16,8 +16,8 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -143,9 +143,23 @@ class TreeStore:
             if self._writer is not None:
                 self._writer.close()
         finally:
+            self._let_go()
             if self._leasing is not None:
                 self._leasing.dispose()
             self._database.release()
+
+    def _let_go(self) -> None:
+        """Trees that were begun here and not finished are `interrupted` from now on; leased ones go by their lease."""
+        mine = [cursor.key for tree_id, cursor in self._cursors.items() if tree_id not in self._tokens]
+        if self._writer is None or not mine:
+            return
+        left = update(trees).where(trees.c.key.in_(mine), trees.c.status == "running").values(status="interrupted")
+        with (
+            suppress(DatabaseError),
+            self._database.writer().begin() as connection,
+        ):  # a full disk: `busy` tells as much
+            connection.execute(left)
+        self._cursors.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -351,7 +365,11 @@ class TreeStore:
         if success is not None:
             held.append(trees.c.success.is_(success))
         with self.snapshot() as connection:
-            return list_trees(connection, held + conditions(where or {}))
+            found = list_trees(connection, held + conditions(where or {}))
+        if any(row.status == "running" for row in found) and not self._database.busy():
+            # Their process was killed, or could not say so on a full disk: nobody grows them now.
+            return [replace(row, status="interrupted") if row.status == "running" else row for row in found]
+        return found
 
     def nodes(
         self,

@@ -48,9 +48,9 @@ def test_collect_train_and_eval_with_the_seedling(tmp_path):
     call("collect", "--name", "s", "--suites", "kg", "--tasks", "4", *few, cwd=tmp_path)
     out = call("train", "--name", "s", *few, cwd=tmp_path)
     assert "4 to train on" in out
-    saved = re.search(r"--policy (hf:\S+)", out).group(1)
-    assert "kg" in call("eval", "--suites", "kg", "--tasks", "4", "--policy", saved, cwd=tmp_path)
-    assert "4 drawn by other weights" in call("train", "--name", "s", *few, cwd=tmp_path, code=2)
+    saved = re.search(r"saved (\S+);", out).group(1)
+    assert "kg" in call("eval", "--suites", "kg", "--tasks", "4", "--policy", f"hf:{saved}", cwd=tmp_path)
+    assert "4 trained on before" in call("train", "--name", "s", *few, cwd=tmp_path, code=2)
 
 
 def test_loop_resumes_where_it_stood(tmp_path):

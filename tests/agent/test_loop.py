@@ -11,9 +11,10 @@ import torch
 from walker import Walker
 
 from treewright.agent.config import load_config
-from treewright.agent.policies.engine import EnginePolicy, folder_version
+from treewright.agent.policies.engine import EnginePolicy
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.policies.weights import folder_version
 from treewright.agent.runs.collect import collect, open_worlds
 from treewright.agent.runs.demo import QUICK, demo_config, run_demo
 from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain

@@ -4,18 +4,12 @@ import asyncio
 
 import pytest
 
-from treewright.agent.policies.engine import (
-    OPTIMIZER,
-    SETTLED,
-    EnginePolicy,
-    Told,
-    folder_version,
-    served_folder,
-)
+from treewright.agent.policies.engine import SETTLED, EnginePolicy, Told
 from treewright.agent.policies.hf import HFPolicy
 from treewright.agent.policies.line import PATIENCE, PrefixLine, shared
 from treewright.agent.policies.opening import serve_weights
 from treewright.agent.policies.policy import Policy
+from treewright.agent.policies.weights import OPTIMIZER, folder_version, served_folder
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import PolicyFault

@@ -195,3 +195,40 @@ def test_what_can_be_read_as_an_action_is_repaired(text):
 @pytest.mark.parametrize("text", ["", "hello", "pick", "pick {", "{" * 500, 'pick {"n": 7}', "pick {'n': f()}"])
 def test_what_cannot_stays_as_it_was(text):
     assert repair_action(text, TOOLS) == text
+
+
+@pytest.mark.parametrize(
+    ("odd", "held"),
+    [
+        ({"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 2}, True),
+        ({"enum": ["a", "b"], "format": "phone"}, True),
+        ({"enum": ["a", "b"], "not": {"const": "c"}}, True),
+        ({"type": "string", "maxLength": 3, "pattern": "^(?!x)[a-z]+$"}, True),
+        ({"oneOf": [{"const": 1}, {"const": 2}]}, True),
+        ({"type": "integer", "minimum": 5, "maximum": 1}, False),
+        ({"enum": []}, False),
+    ],
+)
+async def test_a_tool_whose_schema_says_more_than_a_grammar_can_does_not_end_the_search(policy, odd, held):
+    tools = (ToolSpec("odd", "", {"type": "object", "properties": {"q": odd}, "required": ["q"]}), *TOOLS)
+    context = policy.context(TASK, tools, Observation("start"), (), ())
+    done = await policy.draw(context, range(60), 64)
+    said = [c.text for c in done if c.finish_reason == "stop"]
+    others = [text for text in said if not text.startswith("odd ")]
+    assert set(others) <= set(WAYS) and len(set(others)) > 1 and len(others) < len(done)
+    if held:
+        for text in set(said) - set(others):
+            assert set(parse_action(text, tools).arguments) == {"q"}
+
+
+def test_schemas_beside_each_other_keep_their_references():
+    from jsonschema import Draft202012Validator
+
+    kids = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/T"}}}}
+    own = {"x": {"$ref": "#/$defs/T"}, "y": {"$ref": "#/properties/z"}, "z": {"type": "integer"}}
+    tree = ToolSpec("grow", "", {"type": "object", "properties": own, "$defs": {"T": kids | {"required": ["kids"]}}})
+    check = Draft202012Validator(action_schema((PICK, tree)))
+    for arguments, right in [
+        ({"x": {"kids": [{"kids": []}]}}, True), ({"x": {"kids": [3]}}, False), ({"y": 2}, True), ({"y": "a"}, False),
+    ]:  # fmt: skip
+        assert check.is_valid({"name": "grow", "arguments": arguments}) is right

@@ -1,91 +1,24 @@
-"""Served policies against real HTTP servers on loopback, well-behaved and not."""
+"""Chat policies against real HTTP servers on loopback, well-behaved and not."""
 
 import asyncio
 import contextlib
 import json
 import logging
-import socket
-from collections import deque
 
 import pytest
-import uvicorn
-from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
-from treewright.agent.policies.hf import HFPolicy
-from treewright.agent.policies.openai import OpenAIPolicy, VLLMPolicy
-from treewright.agent.policies.opening import open_policy, serve_weights
+from treewright.agent.policies.openai import OpenAIPolicy
 from treewright.agent.policies.policy import Policy
 from treewright.envs import maze
 from treewright.envs.errors import TreewrightError
-from treewright.envs.types import Action, Observation, Task, ToolSpec
+from treewright.envs.types import Action, Observation
 from treewright.search.engine import Settings, search
 from treewright.search.rules import best_first
 from treewright.search.screen import parse_action
-from treewright.search.types import Budget, Context, Exchange, PolicyFault
+from treewright.search.types import Budget, Exchange, PolicyFault
 
-from .small import compact, qwen3
-
-TASK = Task("kg", "1", "Who is ada's mother?")
-TOOLS = (ToolSpec("search", "look up", {"properties": {"entity": {"type": "string"}}}),)
-FIRST = Observation("start")
-
-
-def said(*texts, **more):
-    """A chat completion with one choice for each text."""
-    choices = [{"index": i, "message": {"role": "assistant", "content": t}, **more} for i, t in enumerate(texts)]
-    return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": 2 * len(texts)}}
-
-
-class Server:
-    """Answers with what is queued (a body, a Response or a coroutine function of the request), then with `always`."""
-
-    def __init__(self, always=None):
-        self.queue, self.always, self.seen, self.headers = deque(), always or said("look {}"), [], []
-
-    async def answer(self, request):
-        body = await request.json()
-        self.seen.append((request.url.path, body))
-        self.headers.append(request.headers)
-        reply = self.queue.popleft() if self.queue else self.always
-        if callable(reply) and not isinstance(reply, Response):
-            reply = reply(body)
-            reply = await reply if asyncio.iscoroutine(reply) else reply
-        return reply if isinstance(reply, Response) else JSONResponse(reply)
-
-
-@contextlib.asynccontextmanager
-async def serving(server, control=None):
-    """`control` answers what goes to other places than the model's, vLLM's orders among them."""
-    routes = [Route(path, server.answer, methods=["POST"]) for path in ("/v1/completions", "/v1/chat/completions")]
-    if control is not None:
-        routes.append(Route("/{rest:path}", control, methods=["POST"]))
-    app = Starlette(routes=routes)
-    sock = socket.create_server(("127.0.0.1", 0))
-    web = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
-    web.capture_signals = contextlib.nullcontext
-    task = asyncio.create_task(web.serve(sockets=[sock]))
-    try:
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
-    finally:
-        web.should_exit = True
-        await task
-        sock.close()
-
-
-@contextlib.asynccontextmanager
-async def opened(server, model="m", **options):
-    async with serving(server) as url:
-        policy = open_policy(f"openai:{model}@{url}", **{"backoff": 0.01, "deadline": 20.0, **options})
-        try:
-            yield policy
-        finally:
-            await policy.close()
-
-
-def root(policy):
-    return policy.context(TASK, TOOLS, FIRST, (), ())
+from .fake_server import FIRST, TASK, TOOLS, Server, opened, root, said, serving
 
 
 async def test_messages_go_out_and_drafts_come_back(caplog):
@@ -113,7 +46,7 @@ async def test_a_server_that_gives_fewer_drafts_is_asked_again_and_each_seed_can
     server = Server(lambda body: said(f"say {body['seed']}"))
     async with opened(server) as policy:
         assert [c.text for c in await policy.draw(root(policy), [1, 2, 3], 4)] == ["say 1", "say 2", "say 3"]
-    assert [body.get("n") for _, body in server.seen] == [3, 2, None]
+    assert [body.get("n") for _, body in server.seen] == [3, None, None]
     async with opened(server, together=False) as policy:
         assert [c.text for c in await policy.draw(root(policy), [3, 1, 2], 4)] == ["say 3", "say 1", "say 2"]
 
@@ -269,7 +202,7 @@ async def test_no_more_requests_than_allowed_are_under_way():
 
 def test_one_policy_serves_several_event_loops():
     async def once(policy, url):
-        policy.base_url = policy.base_url.copy_with(port=int(url.rsplit(":", 1)[1].split("/")[0]))
+        policy.wire.base_url = policy.wire.base_url.copy_with(port=int(url.rsplit(":", 1)[1].split("/")[0]))
         return await policy.draw(root(policy), [1], 9)
 
     async def main(policy):
@@ -278,80 +211,6 @@ def test_one_policy_serves_several_event_loops():
 
     policy = OpenAIPolicy("m", "http://127.0.0.1:1/v1", backoff=0.01)
     assert asyncio.run(main(policy)) == asyncio.run(main(policy))
-
-
-# -- vLLM -----------------------------------------------------------------------------------------------------------
-
-
-class FakeVLLM(Server):
-    """Speaks vLLM's completions with token ids, a local model behind it."""
-
-    def __init__(self, local, **changes):
-        super().__init__(self.complete)
-        self.local, self.changes = local, changes
-
-    async def complete(self, body):
-        ids = tuple(body["prompt"])
-        (done,) = await self.local.draw(Context(0, ids, ids), [body["seed"]], body["max_tokens"])
-        choice = {
-            "text": "decoded by the server",
-            "finish_reason": done.finish_reason,
-            "token_ids": list(done.token_ids),
-            "logprobs": {"token_logprobs": list(done.logprobs)},
-        } | self.changes
-        return {"choices": [choice], "usage": {"prompt_tokens": len(ids), "prompt_tokens_details": None}}
-
-
-@pytest.fixture
-async def local():
-    policy = HFPolicy(qwen3(), compact(), batch_requests=False)
-    yield policy
-    await policy.close()
-
-
-async def test_vllm_takes_and_returns_token_ids_like_a_local_model(local):
-    server = FakeVLLM(local)
-    async with serving(server) as url:
-        policy = VLLMPolicy("m", url, tokenizer=compact(), version="v1")
-        context = root(policy)
-        assert context == local.context(TASK, TOOLS, FIRST, (), ())
-        got, want = await policy.draw(context, [4, 9, 2], 12), await local.draw(context, [4, 9, 2], 12)
-        await policy.close()
-    for a, b in zip(got, want, strict=True):
-        assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
-    assert all(c.trainable and c.policy_version == "v1" for c in got)
-    path, body = server.seen[0]
-    assert path == "/v1/completions" and tuple(body["prompt"]) == context.ids and "n" not in body
-    assert (body["temperature"], body["top_p"], body["top_k"], body["repetition_penalty"]) == (1.0, 1.0, -1, 1.0)
-    assert body["return_token_ids"] and body["stop_token_ids"] == sorted(policy.template.stop_ids)
-
-
-async def test_without_token_ids_or_with_changed_sampling_a_draw_acts_but_is_not_trained_on(local, caplog):
-    async with serving(FakeVLLM(local, token_ids=None, text="look {}")) as url:
-        policy = VLLMPolicy("m", url, tokenizer=compact())
-        (done,) = await policy.draw(root(policy), [1], 5)
-        await policy.close()
-    assert (done.text, done.token_ids, done.trainable) == ("look {}", (), False)
-    assert "no token ids" in caplog.text
-    async with serving(FakeVLLM(local)) as url:
-        for options in ({"temperature": 0.0}, {"extra": {"top_p": 0.9}}):
-            policy = VLLMPolicy("m", url, tokenizer=compact(), **options)
-            assert not (await policy.draw(root(policy), [1], 5))[0].trainable
-            await policy.close()
-
-
-async def test_ids_and_log_probs_that_do_not_match_are_malformed(local):
-    async with serving(FakeVLLM(local, logprobs={"token_logprobs": [-1.0] * 99})) as url:
-        policy = VLLMPolicy("m", url, tokenizer=compact(), backoff=60, deadline=9)
-        with pytest.raises(PolicyFault, match=r"malformed answer: .* with 99 log-probs"):
-            await policy.draw(root(policy), [1], 5)
-        await policy.close()
-
-
-def test_a_missing_tokenizer_says_what_to_pass(tmp_path):
-    with pytest.raises(TreewrightError, match="pass tokenizer=FOLDER"):
-        open_policy(f"vllm:{tmp_path}@http://127.0.0.1:1/v1")
 
 
 # -- budgets, tools, repair -----------------------------------------------------------------------------------------
@@ -409,46 +268,3 @@ async def test_a_server_is_asked_for_the_schema_of_an_action_and_what_is_none_is
     assert done.text == 'search {"entity": "ada"}' and not done.trainable
     sent = server.seen[0][1]["response_format"]["json_schema"]["schema"]["anyOf"][0]
     assert sent["properties"]["name"] == {"const": "search"}
-
-
-async def test_vllm_is_sent_the_grammar_and_such_draws_are_trained_on_only_with_masked_log_probs(local):
-    server = FakeVLLM(local)
-    async with serving(server) as url:
-        for exact in (False, True):
-            policy = VLLMPolicy("m", url, tokenizer=compact(), grammar=True, masked_exact=exact)
-            (done,) = await policy.draw(root(policy), [1], 5)
-            assert done.trainable is exact and "search" in server.seen[-1][1]["structured_outputs"]["grammar"]
-            await policy.close()
-
-
-async def test_weights_adapters_and_sleep_of_a_server(tmp_path, local):
-    (tmp_path / "model.safetensors").write_bytes(b"new")
-    calls, statuses = [], [200]
-
-    async def control(request):
-        body = await request.body()
-        calls.append((request.url.path, dict(request.query_params), json.loads(body) if body else None))
-        return Response(status_code=statuses[-1])
-
-    fake = FakeVLLM(local)
-    async with serving(fake, control) as url:
-        policy = VLLMPolicy("m", url, tokenizer=compact(), version="v1", colocated=True, extended=True)
-        assert await policy.sleep() is True
-        waits = asyncio.create_task(policy.draw(root(policy), [1], 3))
-        await asyncio.sleep(0.05)
-        assert not waits.done() and not fake.seen
-        version = await serve_weights(policy, tmp_path)
-        assert (await waits)[0].policy_version == version == policy.version != "v1"
-        assert (await policy.load_adapter(tmp_path)).startswith(version + "+") and policy.model != "m"
-        assert [c[0] for c in calls] == [
-            "/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"
-        ]  # fmt: skip
-        assert calls[2][2] == {"method": "take_folder", "kwargs": {"folder": str(tmp_path)}}
-        for status, says in ((404, "VLLM_SERVER_DEV_MODE"), (500, "HTTP 500")):
-            statuses.append(status)
-            with pytest.raises(TreewrightError, match=says):
-                await policy.load_weights(tmp_path)
-        await policy.close()
-    with pytest.raises(TreewrightError, match="collective_rpc failed: ConnectError"):
-        await policy.load_weights(tmp_path)
-    await policy.close()

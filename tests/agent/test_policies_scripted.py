@@ -9,7 +9,7 @@ from treewright.agent.policies.policy import Policy
 from treewright.agent.policies.scripted import END, ScriptedPolicy, scripted_choice
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task, ToolSpec
-from treewright.search.types import Context, Exchange
+from treewright.search.types import Context, Exchange, PolicyFault
 
 TASK = Task("maze", "1", "get out")
 START = Observation("a hall")
@@ -41,6 +41,35 @@ async def test_a_function_sees_the_task_the_turns_the_tools_and_its_own_random_n
     (next_one,) = await policy.draw(below, [1], 100)
     assert next_one.text.startswith("1 1 go")
     assert policy.stats.draws == 4 and policy.stats.sampled_tokens > 40
+
+
+async def test_a_function_with_a_parameter_first_sees_what_reset_showed_at_every_node():
+    def script(task, turns, tools, rng, first):
+        return f"{first.text} {len(turns)}"
+
+    def table(task, turns, tools, *, first):
+        return [(first.text, 1.0)]
+
+    for policy, said in ((ScriptedPolicy(script), "a hall 1"), (scripted_choice(table), "a hall")):
+        (root,) = await policy.draw(at(policy), [1], 100)
+        (below,) = await policy.draw(at(policy, (root.token_ids, "a door")), [1], 100)
+        assert below.text == said
+
+
+async def test_functions_that_cannot_be_scripts_are_refused_and_one_that_fails_is_a_fault_of_its_draw():
+    async def waits(task, turns, tools, rng):
+        return "go"
+
+    for script in (lambda task: "go", lambda task, turns, tools, rng, memory: "go", waits):
+        with pytest.raises(TreewrightError, match=r"a script (takes|is)"):
+            ScriptedPolicy(script)
+    for script, says in (
+        (lambda *_: {}["door"], r"scripted raised KeyError: 'door' \(test_policies_scripted.py, line \d+\)"),
+        (lambda *_: None, "gave a NoneType"),
+    ):
+        policy = ScriptedPolicy(script)
+        with pytest.raises(PolicyFault, match=says):
+            await policy.draw(at(policy), [0], 4)
 
 
 async def test_a_draw_ends_at_max_tokens_like_any_other():

@@ -15,9 +15,9 @@ def speak(task, turns, tools, rng):
 
 
 def test_a_function_is_opened_by_its_name():
-    policy = open_policy("scripted:json:dumps", version="v1")
+    policy = open_policy("scripted:os.path:join", version="v1")
     assert isinstance(policy, Policy)
-    assert (policy.name, policy.version) == ("scripted:json:dumps", "v1")
+    assert (policy.name, policy.version) == ("scripted:os.path:join", "v1")
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,7 @@ def test_a_function_is_opened_by_its_name():
         ("scripted:json:dump_", "did you mean 'dump'"),
         ("scripted:no_such_module_here:f", "cannot import"),
         ("scripted:json:__name__", "not a function"),
+        ("scripted:json:dumps", "a script takes (task, turns, tools, rng)"),
         ("seedling:/nowhere", "no config.json"),
         ("hf:", "names no model"),
         ("openai:gpt", "write openai:MODEL@http"),

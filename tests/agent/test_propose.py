@@ -138,7 +138,7 @@ async def test_contexts_are_named_in_the_configuration(tmp_path):
 
     assert opened().name == "noisy-maze"
     varied = opened('policy.contexts=["plain", "history:2"]', "policy.distinct=true")
-    assert isinstance(varied, Distinct) and [v.name for v in varied.policy.variants] == ["plain", "history-2"]
+    assert isinstance(varied, Distinct) and [v.name for v in varied.inner.variants] == ["plain", "history-2"]
     with TreeStore.open(tmp_path / "trees.db") as store:
         await search(SUITE.tasks("train", 1)[0], SUITE, noisy("maze", 0.95), budget=Budget(expansions=8), store=store)
     shown = opened('policy.contexts=["examples:1"]', f"policy.memory={tmp_path / 'trees.db'}")

@@ -16,7 +16,8 @@ import pytest_asyncio
 from sqlalchemy import select
 
 from treewright.agent.policies.openai import OpenAIPolicy
-from treewright.agent.policies.prompts import chat_messages, message_json, observation_text
+from treewright.agent.policies.pictures import message_json
+from treewright.agent.policies.prompt_text import chat_messages, observation_text
 from treewright.agent.view import write_page
 from treewright.envs import Action, Observation, Task, TreewrightError
 from treewright.search.store import TreeStore

@@ -10,9 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from treewright.agent.cli.main import app
+from treewright.agent.policies.headed import HeadedPolicy, head_ids
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.runs.loop import rates_of, rule_of
-from treewright.agent.runs.ping import HeadedPolicy, Measured, head_ids, is_refusal, read_lines, refusals, search_prefix
+from treewright.agent.runs.ping import Measured, is_refusal, read_lines, refusals, search_prefix
 from treewright.envs import TreewrightError
 from treewright.search.store import TreeStore
 
@@ -64,7 +65,7 @@ async def test_every_way_to_train_leaves_a_checkpoint_that_is_a_policy(args, run
 
     folder = copied(run, tmp_path)
     await asyncio.to_thread(call, folder, "train", *args)
-    (saved,) = sorted((folder / "checkpoints").glob("step-*"))
+    *_, saved = sorted((folder / "checkpoints").glob("step-*"))
     assert json.loads((saved / "manifest.json").read_text())["extra"]["iteration"] == 0
     policy = open_policy(f"hf:{saved}")
     assert policy.version != open_policy("seedling").version

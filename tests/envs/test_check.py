@@ -6,8 +6,7 @@ import time
 import pytest
 
 from treewright.envs import Action, Effect, EnvFault, InvalidAction, Observation, Restore, Snapshot, StepResult, Task
-from treewright.envs import check as kit
-from treewright.envs.check import CLAUSES, CheckFailed, check_env, sample_arguments
+from treewright.envs.check import CLAUSES, CheckFailed, check_env, kit, sample_arguments
 from treewright.envs.errors import TreewrightError
 from treewright.envs.tools import workbench
 from treewright.envs.tools.schema import check_action

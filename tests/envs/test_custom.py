@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -100,9 +101,54 @@ def test_tasks_are_read_with_defaults_and_blank_lines_are_skipped(tasks_file):
         ('{"id": ', "line 3: not valid JSON"),
     ],
 )
-def test_a_wrong_line_is_named_with_its_field(tmp_path, row, message):
-    with pytest.raises(TreewrightError, match=message):
-        load_tasks(write(tmp_path / "tasks.jsonl", [ROWS[0], row]), "jugs")
+def test_a_wrong_line_is_left_out_and_named_with_its_field(tmp_path, caplog, row, message):
+    tasks = load_tasks(write(tmp_path / "tasks.jsonl", [ROWS[0], row, ROWS[1]]), "jugs")
+    assert [task.id for task in tasks] == ["four", "one"]
+    assert re.search(message, caplog.text) and "2 tasks read, 1 lines left out" in caplog.text
+
+
+def test_a_file_of_wrong_lines_alone_is_refused_by_its_first(tmp_path):
+    rows = [{"id": "a", "gaol": "x"}, "{", {"id": "b"}]
+    with pytest.raises(TreewrightError, match=r"line 1: no field named 'gaol'.*and 2 more wrong lines"):
+        load_tasks(write(tmp_path / "tasks.jsonl", rows), "jugs")
+
+
+A, B = (json.dumps({"id": name, "goal": "measure"}).encode() for name in "ab")
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        MARK + A + b"\n" + MARK + B,
+        (A + b"\r\n" + B + b"\r\n").decode().encode("utf-16"),
+        A + b"\r" + B,
+        A + b"\n\xff\xfe{}\n" + B,
+    ],
+    ids=["byte order marks", "utf-16", "carriage returns", "bytes that are no text"],
+)
+def test_tasks_are_read_however_a_file_was_saved(tmp_path, raw):
+    path = tmp_path / "tasks.jsonl"
+    path.write_bytes(raw)
+    assert [task.id for task in load_tasks(path, "jugs")] == ["a", "b"]
+
+
+def test_separators_that_json_allows_in_strings_do_not_cut_a_line(tmp_path):
+    goal = "one\u2028two\u2029three\x85four"
+    path = write(tmp_path / "tasks.jsonl", [json.dumps({"id": "a", "goal": goal}, ensure_ascii=False)])
+    assert load_tasks(path, "jugs")[0].goal == goal
+
+
+def test_optional_fields_that_are_empty_count_as_not_given(tmp_path):
+    empty = {"id": "a", "goal": "x", "seed": None, "split": "", "horizon": None, "data": None, "truth": ""}
+    (task,) = load_tasks(write(tmp_path / "tasks.jsonl", [empty]), "jugs")
+    assert (task.seed, task.split, task.horizon, task.data, task.truth) == (0, "train", 8, {}, {})
+
+
+def test_half_surrogates_become_the_replacement_character(tmp_path):
+    row = r'{"id": "a", "goal": "find \ud83d", "data": {"\udc00": ["\ud83d\ude00", "\ud800"]}}'
+    (task,) = load_tasks(write(tmp_path / "tasks.jsonl", [row]), "jugs")
+    assert task.goal == "find \ufffd" and task.data == {"\ufffd": ["\U0001f600", "\ufffd"]}
 
 
 def test_an_empty_or_missing_file_says_what_to_write(tmp_path):
@@ -132,7 +178,7 @@ def test_splits_keep_the_order_of_the_file_and_an_absent_one_is_an_error(tmp_pat
         ("maze", "test_custom", "not of the form 'module:name'"),
         ("maze", "json:lods", "did you mean 'loads'"),
         ("maze", 3, "reward must be a function"),
-        (3, short, "open must be a coroutine function"),
+        (3, short, "open is of type int; name a class, an object, a suite or a function"),
     ],
 )
 def test_a_wrong_world_or_reward_is_refused_at_once(tasks_file, open, reward, message):

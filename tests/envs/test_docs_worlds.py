@@ -24,8 +24,9 @@ def test_python_blocks_run(block):
 
 
 def test_the_server_file_has_only_known_fields_and_the_text_names_all_of_them():
-    (block,) = blocks("toml")
-    ServerFile(**tomllib.loads(block))
+    block, memory = blocks("toml")
+    for text in (block, memory):
+        ServerFile(**tomllib.loads(text))
     assert all(f"`{name}`" in TEXT or re.search(rf"^\[?{name}\b", block, re.M) for name in ServerFile.model_fields)
     assert all(f"{scheme}:" in TEXT for scheme in SCHEMES)
 

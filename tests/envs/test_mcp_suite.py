@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from raw_server import RAW
 from small_policies import script_policy
 
 from treewright.envs import Action, Effect, Restore, Task, TreewrightError, suite
@@ -23,27 +24,6 @@ foreign = pytest.mark.skipif(
     reason=f"no third-party MCP servers in {SERVERS}; type: make .venv-servers/.ready",
 )
 
-RAW = """
-import json, os, sys
-
-def serve(tools, call=None):
-    for line in sys.stdin:
-        ask = json.loads(line)
-        if "id" not in ask:
-            continue
-        answer = {"jsonrpc": "2.0", "id": ask["id"]}
-        if ask["method"] == "initialize":
-            answer["result"] = {"protocolVersion": ask["params"]["protocolVersion"], "capabilities": {"tools": {}},
-                                "serverInfo": {"name": "raw", "version": "0"}}
-        elif ask["method"] == "tools/list":
-            answer["result"] = {"tools": tools}
-        elif ask["method"] == "tools/call":
-            text = call(ask["params"]["name"], ask["params"].get("arguments") or {})
-            answer["result"] = {"content": [{"type": "text", "text": text}]}
-        else:
-            answer["error"] = {"code": -32601, "message": "no such method"}
-        print(json.dumps(answer), flush=True)
-"""
 # A server of a few lines, which starts ten times faster than one made with the mcp library.
 COUNTER = (
     RAW
@@ -133,9 +113,8 @@ async def test_a_server_that_dies_in_a_search_is_restarted_and_the_node_restored
     path = [tree.observation[i].text for i in tree.path(tree.leaves()[0])]
     assert path == ["ready", "total 1", "total 1", "total 8", "done"]
     log = (tmp_path / "log").read_text().split("\n")
-    # After the death: a start, the one addition again, the addition that had been cut; no reading.
-    assert log[log.index("died") + 1 :][:3] == ["started", "add 1", "add 7"]
-    assert log.count("get 0") == 1
+    # After the death: a start, the probe's look at the first state, the one addition again, the addition that was cut.
+    assert log[log.index("died") + 1 :][:4] == ["started", "get 0", "add 1", "add 7"]
 
 
 async def test_tasks_and_a_reward_function_make_it_a_suite_to_train_on(counter, tmp_path, monkeypatch):
@@ -164,6 +143,9 @@ async def test_tasks_and_a_reward_function_make_it_a_suite_to_train_on(counter, 
         ("mcp:--trust-hint x", "no option --trust-hint; did you mean --trust-hints"),
         ("mcp:x 'y", "No closing quotation"),
         ("mcp:no-such-program --fast", "no program 'no-such-program'; install it"),
+        ("mcp:/nowhere/uvx mcp-server-time", "no program '/nowhere/uvx'; it comes with uv, type: pip install uv"),
+        ("mcp:/nowhere/npx -y thing", "no program '/nowhere/npx'; it comes with Node.js"),
+        ("mcp:/nowhere/docker run x", "no program '/nowhere/docker'; install Docker"),
         ("mcp:nowhere.toml", "cannot read the server file nowhere.toml"),
         ("mpc:x", "did you mean 'mcp:'"),
     ],
@@ -202,24 +184,11 @@ def test_paths_in_a_server_file_are_beside_it_and_urls_need_no_file(tmp_path):
     assert read_server("http://localhost:1/mcp").url == "http://localhost:1/mcp"
 
 
-@pytest.mark.parametrize(
-    ("tools", "message"),
-    [
-        ('[{"name": "a"}]', "breaks the protocol at tools.0.inputSchema: Field required"),
-        ('[{"name": "a", "inputSchema": {"type": "object", "properties": 3}}]', "tools.0.inputSchema.properties"),
-        ('[{"name": "a", "inputSchema": {"type": "string"}}]', "tools.0.inputSchema.type"),
-        ('[{"name": "a", "inputSchema": {"type": "object", "properties": {"x": {"type": "strin"}}}}]',
-         "tool 'a' has a broken argument schema at properties/x/type"),
-        ('[{"name": "done", "inputSchema": {"type": "object"}}]', "has a tool 'done', which ends the task here"),
-        ('[{"name": "a", "inputSchema": {"type": "object"}}, {"name": "a", "inputSchema": {"type": "object"}}]',
-         "two tools named 'a'"),
-    ],
-)  # fmt: skip
-async def test_a_server_with_broken_tools_is_told_the_tool_and_the_field(tools, message, tmp_path):
+async def test_a_tool_that_is_named_as_the_ending_is_told_what_to_write(tmp_path):
     (tmp_path / "raw.py").write_text(RAW + "serve(json.loads(sys.argv[1]))")
-    found = mcp_suite(shlex.join([sys.executable, str(tmp_path / "raw.py"), tools]))
-    env = await found.open()
-    with pytest.raises(TreewrightError, match=message):
+    tools = '[{"name": "done", "inputSchema": {"type": "object"}}]'
+    env = await mcp_suite(shlex.join([sys.executable, str(tmp_path / "raw.py"), tools])).open()
+    with pytest.raises(TreewrightError, match="has a tool 'done', which ends the task here; give end = 'finish'"):
         await env.reset(Task("raw", "t", "go"), 0)
     await env.close()
 
@@ -294,7 +263,7 @@ async def test_mcp_server_sqlite_is_explored_and_every_node_sees_the_rows_of_its
             return str(select)
         return str(Action.of("write_query", query=f"insert into item values ('{rng.choice('abcdefgh')}')"))
 
-    tree = await run(found, script_policy(script), found.tasks("train", 1)[0], 14, sessions=2, width=2)
+    tree = await run(found, script_policy(script), found.tasks("train", 1)[0], 14, sessions=2, in_flight=2)
     assert healthy(tree)
     looks = 0
     for i in range(1, len(tree)):

@@ -1,13 +1,12 @@
 """The general retrieval world: ranking, paging, comparing answers, and files that are not as they should be."""
 
-import json
 import random
 
 import pytest
 
 from treewright.envs import Action, Environment, InvalidAction
 from treewright.envs.retrieval.answers import exact_match, f1, normalise
-from treewright.envs.retrieval.corpus import Corpus, CorpusError, Doc, Question, load_corpus, load_questions
+from treewright.envs.retrieval.corpus import Corpus, CorpusError, Doc, Question
 from treewright.envs.retrieval.index import LexicalIndex
 from treewright.envs.retrieval.world import RetrievalWorld, make_suite
 
@@ -111,67 +110,6 @@ def test_two_indexes_of_one_corpus_rank_alike():
 def test_a_word_in_the_title_weighs_more_than_in_the_text():
     index = LexicalIndex([Doc("a", "birds", "fish swim"), Doc("b", "fish", "birds swim")])
     assert [hit.position for hit in index.rank("fish", 2)] == [1, 0]
-
-
-def write(path, lines):
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    return path
-
-
-def test_a_corpus_and_its_questions_come_from_jsonl(tmp_path):
-    corpus = load_corpus(write(tmp_path / "c.jsonl", [{"id": "x", "text": "one"}, "", {**DOC, "id": "y"}]))
-    assert corpus.docs == (Doc("x", "x", "one"), Doc("y", "T", "body")) and corpus.get("z") is None
-    rows = [{"id": str(i), "question": "who ?", "answers": "me"} for i in range(200)]
-    questions = load_questions(write(tmp_path / "q.jsonl", [*rows, {**rows[0], "id": "t", "split": "test"}]))
-    assert questions[0].answers == ("me",) and questions[-1].split == "test"
-    assert 20 <= sum(q.split == "test" for q in questions[:-1]) <= 60
-
-
-DOC = {"id": "a", "title": "T", "text": "body"}
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ('{"id": "b", ', "line 2, column 13: not JSON"),
-        ("[1]", "line 2: expected a JSON object, got list"),
-        ({"id": "b"}, "line 2: field 'text' is missing"),
-        ({"id": [7], "text": "x"}, "line 2: field 'id' must be a non-empty string"),
-        ({"id": "b", "text": " "}, "line 2: field 'text' must be"),
-        ({"id": "b", "text": "x", "title": None}, "line 2: field 'title' must be"),
-        (DOC, "line 2: field 'id' repeats 'a' of line 1"),
-    ],
-)
-def test_a_bad_corpus_line_is_named_with_its_field(tmp_path, bad, message):
-    with pytest.raises(CorpusError, match=r"c\.jsonl") as error:
-        load_corpus(write(tmp_path / "c.jsonl", [DOC, bad]))
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"id": "q", "answers": ["x"]}, "line 1: field 'question' is missing"),
-        ({"id": "q", "question": "who ?"}, "line 1: field 'answers' is missing"),
-        ({"id": "q", "question": "who ?", "answers": []}, "line 1: field 'answers' must be"),
-        ({"id": "q", "question": "who ?", "answers": ["x", 3]}, "line 1: field 'answers' must be"),
-        ({"id": "q", "question": "who ?", "answers": "x", "split": "dev"}, "line 1: field 'split' must be"),
-    ],
-)
-def test_a_bad_question_line_is_named_with_its_field(tmp_path, bad, message):
-    with pytest.raises(CorpusError) as error:
-        load_questions(write(tmp_path / "q.jsonl", [bad]))
-    assert message in str(error.value)
-
-
-def test_files_that_cannot_be_read_say_why(tmp_path):
-    with pytest.raises(CorpusError, match="cannot read"):
-        load_corpus(tmp_path / "none.jsonl")
-    with pytest.raises(CorpusError, match="holds no document"):
-        load_corpus(write(tmp_path / "empty.jsonl", [""]))
-    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "caf\xe9"}')
-    with pytest.raises(CorpusError, match="UTF-8"):
-        load_corpus(tmp_path / "latin.jsonl")
 
 
 def test_ids_that_stand_twice_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from contextlib import asynccontextmanager
@@ -13,11 +14,10 @@ import pytest
 from treewright.envs import Action, EnvFault, TreewrightError
 from treewright.envs.check import check_env
 from treewright.envs.retrieval.almanac import almanac
-from treewright.envs.retrieval.corpus import Corpus, CorpusError, Doc, Question, load_corpus, load_questions
+from treewright.envs.retrieval.corpus import Corpus, Doc, Question
 from treewright.envs.retrieval.dense import DenseIndex, top
 from treewright.envs.retrieval.hybrid import HybridIndex, fuse
 from treewright.envs.retrieval.index import Hit, LexicalIndex
-from treewright.envs.retrieval.multihop import load_multihop
 from treewright.envs.retrieval.opening import make_retriever, open_suite
 from treewright.envs.retrieval.remote import RemoteServer, make_remote_suite
 from treewright.envs.retrieval.treehop import Gate, Jump, TreeHopIndex, linked_jumps, normalise
@@ -38,83 +38,15 @@ class Hashed:
         return (out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
-def lines(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_corpora_of_other_peoples_shapes_are_read(tmp_path):
-    path = lines(
-        tmp_path / "c.jsonl",
-        {"_id": 7, "contents": '"Blue whale"\nIt eats krill.'},
-        {"title": "Moon", "body": "It shines."},
-    )
-    assert load_corpus(path).docs == (Doc("7", "Blue whale", "It eats krill."), Doc("Moon", "Moon", "It shines."))
-
-
-def test_a_folder_of_texts_is_a_corpus_and_an_empty_one_is_named(tmp_path):
-    (tmp_path / "sea").mkdir()
-    (tmp_path / "sea" / "whale.md").write_text("Whales sing.")
-    (tmp_path / "moon.txt").write_text("The Moon shines.")
-    (tmp_path / "data.bin").write_bytes(b"\xff")
-    assert [d.id for d in load_corpus(tmp_path).docs] == ["moon.txt", "sea/whale.md"]
-    with pytest.raises(CorpusError, match=r"holds no \.txt"):
-        load_corpus(_empty(tmp_path))
-
-
-def _empty(tmp_path):
-    (tmp_path / "none").mkdir()
-    return tmp_path / "none"
-
-
-def test_questions_take_golden_answers_aliases_and_support(tmp_path):
-    path = lines(
-        tmp_path / "q.jsonl",
-        {"query": "who ?", "golden_answers": ["Ada"], "answer_aliases": ["A. L.", "Ada"], "supporting_titles": ["x"]},
-    )
-    (question,) = load_questions(path)
-    assert (question.id, question.answers, question.support) == ("1", ("Ada", "A. L."), ("x",))
-
-
 HOTPOT = {
     "_id": "h1", "question": "where ?", "answer": "Rome",
     "context": [["Ada", ["Ada lives ", "in Rome."]], ["Bob", ["Bob."]]], "supporting_facts": [["Ada", 0], ["Ada", 1]],
 }  # fmt: skip
-MUSIQUE = {
-    "id": "m1", "question": "what ?", "answer": "tea", "answer_aliases": ["a tea"], "answerable": True,
-    "paragraphs": [
-        {"title": "Ada", "paragraph_text": "Ada drinks tea.", "is_supporting": True},
-        {"title": "Ada", "paragraph_text": "Another Ada.", "is_supporting": False},
-    ],
-}  # fmt: skip
 
 
-def test_multihop_files_bring_their_passages(tmp_path):
-    (tmp_path / "h.json").write_text(json.dumps([HOTPOT]))
-    corpus, (question,) = load_multihop(tmp_path / "h.json")
-    assert corpus.docs[0] == Doc("Ada", "Ada", "Ada lives in Rome.") and question.support == ("Ada",)
-    unanswerable = MUSIQUE | {"id": "m2", "answerable": False}
-    corpus, (question,) = load_multihop(lines(tmp_path / "m.jsonl", MUSIQUE, unanswerable))
-    assert [d.id for d in corpus.docs] == ["Ada", "Ada (2)"] and question.answers == ("tea", "a tea")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"context": "no"}, "record 1: field 'context' must be a list"),
-        ({"context": [["Ada"]]}, r"record 1: field 'context' must hold \[title, \[sentences\]\]"),
-        ({"answer": 3}, "record 1: field 'answer' must be"),
-        ({"question": ""}, "record 1: field 'question' must be"),
-        ({"_id": "h1"}, "record 1: id 'h1' stands twice"),
-    ],
-)
-def test_a_bad_record_is_named_with_its_field(tmp_path, change, message):
-    (tmp_path / "h.json").write_text(json.dumps([HOTPOT, HOTPOT | {"_id": "h2"} | change]))
-    with pytest.raises(CorpusError, match=message):
-        load_multihop(tmp_path / "h.json")
+def lines(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
 
 
 async def test_a_question_file_alone_is_a_suite_that_keeps_the_contract(tmp_path):
@@ -132,8 +64,9 @@ def test_what_is_missing_or_unknown_is_said(tmp_path):
     questions = lines(tmp_path / "q.jsonl", {"question": "q", "answers": "a"})
     with pytest.raises(TreewrightError, match="brings no passages of its own: name a corpus too"):
         open_suite("own", questions=questions)
-    with pytest.raises(TreewrightError, match="no retriever 'lexicle'"):
-        make_retriever(Corpus([Doc("a", "a", "b")]), "lexicle")
+    for kind, message in [("lexicle", "no retriever 'lexicle'"), ("treehop", "treehop needs the folder of its gate")]:
+        with pytest.raises(TreewrightError, match=message):
+            make_retriever(Corpus([Doc("a", "a", "b")]), kind)
 
 
 # -- rankings ---------------------------------------------------------------------------------------------------------
@@ -253,8 +186,35 @@ def test_a_second_hop_is_learned_and_survives_saving(tmp_path):
     with pytest.raises(TreewrightError, match="treewright train treehop"):
         Gate.load(tmp_path / "nothing")
     linked.name = "another"
-    with pytest.raises(TreewrightError, match="trained on vectors of 'linked'"):
+    with pytest.raises(TreewrightError, match="trained on vectors of 'linked', the index has those of 'another'; name"):
         TreeHopIndex(dense, gate)
+
+
+def test_a_gate_finds_no_less_than_one_hop_where_it_knows_the_links_and_where_it_does_not():
+    pytest.importorskip("torch")
+    from treewright.training.treehop import train_gate
+
+    linked, foreign = Linked(), Linked(seed=7)
+    jumps = [Jump(f"q{i}", i, int(linked.links[i])) for i in range(140)]
+    gate = train_gate(DenseIndex(linked.corpus, linked), jumps, hidden=128, epochs=60, lr=3e-3)
+    assert 0 < gate.sure < 1
+
+    def recall(index, world, k):
+        found = [{hit.position for hit in index.rank(f"q{i}", k)} for i in range(140, 200)]
+        return np.mean([len(f & {i, int(world.links[i])}) / 2 for i, f in enumerate(found, 140)])
+
+    for world, k in itertools.product((linked, foreign), (2, 5, 10)):
+        dense = DenseIndex(world.corpus, world)
+        assert recall(TreeHopIndex(dense, gate), world, k) >= recall(dense, world, k) - 0.02, (world is linked, k)
+
+
+def test_a_gate_of_the_first_form_loads_and_a_broken_one_is_named(tmp_path):
+    parts = {"w1": (6, 3), "b1": (3,), "w2": (3, 2), "b2": (2,)}
+    np.savez(tmp_path / "treehop.npz", **{k: np.zeros(v, np.float32) for k, v in parts.items()}, encoder='"minilm"')
+    assert Gate.load(tmp_path).encoder == "minilm" and Gate.load(tmp_path).weight == 1.0
+    (tmp_path / "treehop.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(TreewrightError, match="is no gate of TreeHop"):
+        Gate.load(tmp_path)
 
 
 # -- somebody else's server -------------------------------------------------------------------------------------------

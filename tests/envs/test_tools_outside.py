@@ -186,4 +186,4 @@ async def test_a_gym_that_moves_something_real_says_so():
     env = GymEnvironment("arm", Arm)
     await env.reset(Task("arm", "1", "move"), 0)
     assert not env.sandboxed and (await env.actions())[0].effect.needs_commit
-    assert GymEnvironment("cart", lambda: gymnasium.make("CartPole-v1")).sandboxed
+    assert (await GymEnvironment("cart", lambda: gymnasium.make("CartPole-v1")).opened()).sandboxed

@@ -17,9 +17,11 @@ def package(monkeypatch):
         import verifiers_stand_in
 
         verifiers_stand_in.install(monkeypatch)
-    monkeypatch.delitem(sys.modules, "shop_taskset", raising=False)
+    for name in ("shop_taskset", "odd_tasksets"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield
-    sys.modules.pop("shop_taskset", None)
+    for name in ("shop_taskset", "odd_tasksets"):
+        sys.modules.pop(name, None)
 
 
 async def test_tools_state_and_rewards_of_a_taskset_carry_over():
@@ -49,3 +51,32 @@ def test_what_is_no_taskset_is_named():
         suite("verifiers:shop_taskset:__dict__")
     with pytest.raises(TreewrightError, match="did you mean 'taskset'"):
         suite("verifiers:shop_taskset:tasket")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("by_runtime", r"ByRuntime: reward ran\(\) takes a runtime, which does not exist here"),
+        ("by_setup", r"BySetup\.setup\(\) runs around a rollout"),
+        ("by_finalize", r"ByFinalize\.finalize\(\) runs around a rollout"),
+        ("in_container", "InContainer needs a container"),
+        ("unjudged", "Unjudged has no reward: nothing would ever be right"),
+    ],
+)
+def test_rewards_that_cannot_be_computed_here_are_refused_on_opening_by_name(name, said):
+    with pytest.raises(TreewrightError, match=said):
+        suite(f"verifiers:odd_tasksets:{name}")
+
+
+@pytest.mark.parametrize("name", ["maybe_runtime", "by_results"])
+async def test_right_answers_are_worth_what_their_rewards_say(name):
+    found = suite(f"verifiers:odd_tasksets:{name}")
+    (task,) = found.tasks("train", 1)
+    env = await found.open()
+    await env.reset(task, 0)
+    start = await env.snapshot()
+    for calls, worth in ((("add", "list_cart"), 1.0), ((), 0.0), (("add", "list_cart"), 1.0)):
+        await env.restore(start)
+        for i, call in enumerate(calls):
+            await env.step(Action.of(call, **({"item": "tea"} if call == "add" else {})), i)
+        assert (await env.step(Action.of("done", answer="bought"), 9)).reward == worth

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
-from treewright.agent.policies.prompts import observation_text
+from treewright.agent.policies.prompt_text import observation_text
 from treewright.agent.policies.scripted import scripted_choice
 from treewright.benchmarks.web_same import arrivals, timed_distances
 from treewright.envs import Action, Divergence, TreewrightError

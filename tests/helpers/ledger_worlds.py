@@ -235,7 +235,7 @@ async def episode(world, folder, kill, *, sessions=1, eager=None, mails=12):
             before, pool = pool, Pool(open_session, sessions)
             tree = await search(
                 task, pool, actor, rule=rule, budget=Budget(expansions=6), store=store, continues=continues,
-                settings=Settings(attempt=attempt, width=min(sessions, 2), max_tokens=200),
+                settings=Settings(attempt=attempt, in_flight=min(sessions, 2), max_tokens=200),
             )  # fmt: skip
             kill()
             if before is not None:

@@ -62,14 +62,29 @@ def reward(function=None, weight=1.0):
 
 
 class Task(Generic[A, B]):
+    NEEDS_CONTAINER = False
+
     def __init__(self, data, config=None):
         self.data, self.config = data, config
 
+    async def setup(self, trace, runtime):
+        return None
+
+    async def finalize(self, trace, runtime):
+        return None
+
+    async def stage_verifier(self, trace, runtime):
+        return None
+
+    def hooks(self, kind):
+        return [getattr(self, name) for name in dir(type(self)) if hasattr(getattr(type(self), name), kind)]
+
+    def plugged_judges(self):
+        return []
+
     async def score(self, trace):
-        for name in dir(type(self)):
-            method = getattr(self, name)
-            if hasattr(method, "reward"):
-                trace.rewards[name] = SimpleNamespace(value=method.weight * await method(trace))
+        for method in self.hooks("reward"):
+            trace.rewards[method.__name__] = SimpleNamespace(value=method.weight * await method(trace))
 
 
 class Taskset(Generic[A]):
@@ -92,6 +107,10 @@ class Trace(_Loose):
     def last_reply(self):
         return self.nodes[-1].message.content
 
+    @property
+    def messages(self):
+        return [node.message for node in self.nodes]
+
 
 def message(role):
     return type(role, (_Loose,), {"__annotations__": {"role": str}, "role": role})
@@ -103,7 +122,8 @@ def install(monkeypatch):
     loose = dict.fromkeys(("TasksetConfig", "AgentConfig", "AgentInfo", "TraceTask", "MessageNode"), _Loose)
     made["verifiers.v1"] = {**names, **loose, "Trace": Trace}
     made["verifiers.v1.types"] = {
-        "AssistantMessage": message("assistant"), "UserMessage": message("user"), "ToolCall": _Loose,
+        "AssistantMessage": message("assistant"), "UserMessage": message("user"), "ToolMessage": message("tool"),
+        "SystemMessage": message("system"), "ToolCall": _Loose,
     }  # fmt: skip
     for name, members in made.items():
         module = ModuleType(name)

@@ -77,7 +77,7 @@ async def test_fork_until_n_ends_with_n_finished_paths(n):
         async def draw(self, context, seeds, max_tokens):
             from dataclasses import replace
 
-            return [replace(d, token_ids=(*d.token_ids, seed)) for d, seed in
+            return [replace(d, token_ids=(*d.token_ids, seed), logprobs=(*d.logprobs, 0.0)) for d, seed in
                     zip(await super().draw(context, seeds, max_tokens), seeds, strict=True)]  # fmt: skip
 
     tree = await one(fork_until_n(n), expansions=60, policy=Wide())

@@ -118,7 +118,7 @@ async def test_only_true_declares_a_sandbox(ledger, sandboxed):
 @pytest.mark.parametrize("seen", [Effect.IRREVERSIBLE, Effect.UNKNOWN])
 @pytest.mark.parametrize(("sessions", "eager"), [(1, True), (1, False), (8, True)])
 async def test_a_step_that_was_seen_to_be_irreversible_is_not_replayed(ledger, seen, sessions, eager):
-    tree = await grow(pool(lambda: Misjudged(ledger, seen), sessions), eager, width=2)
+    tree = await grow(pool(lambda: Misjudged(ledger, seen), sessions), eager, in_flight=2)
     sent = lines(ledger)
     assert len(sent) == len(set(sent)) > 0
     lost = [i for i in range(len(tree)) if tree.status[i] is NodeStatus.UNREACHABLE]

@@ -132,7 +132,7 @@ def broken(**message):
         ({"messages": []}, "messages: List should have at least 1 item"),
         ({**TALK, "reward": "high"}, "reward: Input should be a valid number"),
         ("[1]", "expected an object"),
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_line_and_field(write, row, said):
@@ -140,14 +140,161 @@ def test_what_is_wrong_is_named_with_file_line_and_field(write, row, said):
         list(grown_trees(write(TALK, row), kind="auto" if isinstance(row, str) else "messages"))
 
 
-def test_lines_before_the_wrong_one_are_imported_and_the_same_call_goes_on(write, tmp_path):
+def test_a_wrong_line_is_left_out_by_place_and_the_others_are_imported(write, tmp_path):
+    odd = [broken(role="robot", content="x"), "{", "null", {**TALK, "id": "q2", "reward": float("inf")}]
+    path = write(TALK, *odd, {**TALK, "id": "q3"})
     with TreeStore.open(tmp_path / "s.sqlite") as store:
+        report = asyncio.run(import_trees(path, store))
+        assert len(report.added) == 2 and [s.split(": ")[0].split(", ")[1] for s in report.left_out] == [
+            "line 2", "line 3", "line 4", "line 5",
+        ]  # fmt: skip
+        again = asyncio.run(import_trees(write(TALK, {**TALK, "id": "q2"}, {**TALK, "id": "q3"}), store))
+        assert (len(again.added), again.present, again.left_out) == (1, 2, [])
         with pytest.raises(TreewrightError, match="line 2"):
-            asyncio.run(import_trees(write(TALK, broken(role="robot", content="x")), store))
-        assert len(store.trees()) == 1
-        report = asyncio.run(import_trees(write(TALK, {**TALK, "id": "q2"}), store))
-        assert len(report.added) == 1 and report.present == 1 and len(store.trees(suite="support", success=True)) == 2
+            asyncio.run(import_trees(write(TALK, "{"), store, strict=True))
         assert not store.check()
+
+
+def test_an_import_of_wrong_lines_alone_is_refused(write, tmp_path):
+    with TreeStore.open(tmp_path / "s.sqlite") as store:
+        with pytest.raises(TreewrightError, match=r"line 1: not valid JSON.*\(and 1 more\)"):
+            asyncio.run(import_trees(write("{", "[]"), store))
+        assert store.trees() == []
+
+
+def test_files_are_read_however_they_were_saved(tmp_path):
+    mark, talk = b"\xef\xbb\xbf", json.dumps({**TALK, "goal": "one\u2028two\x85three"}, ensure_ascii=False)
+    other = talk.replace('"q1"', '"q2"')
+    for raw in (
+        mark + talk.encode() + b"\r\n" + mark + other.encode(),
+        f"{talk}\r\n{other}".encode("utf-16"),
+        f"{talk}\r{other}".encode(),
+    ):
+        (tmp_path / "t.jsonl").write_bytes(raw)
+        found = [g.tree.task for g in grown_trees(tmp_path / "t.jsonl")]
+        assert [t.id for t in found] == ["q1", "q2"] and found[0].goal == "one\u2028two\x85three"
+
+
+def test_optional_fields_that_are_empty_count_as_not_given(write):
+    empty = {"id": "", "suite": "", "split": None, "goal": "", "reward": "", "success": None, "truncated": None}
+    tree = one(write({**empty, "model": "", "tools": [], "messages": TALK["messages"]}))
+    assert (tree.task.id, tree.task.suite, tree.task.split, tree.task.goal) == (
+        "talks-1", "imported", "train", "Find cats.",
+    )  # fmt: skip
+    assert tree.header.policy_version == "imported" and math.isnan(tree.reward(3)) and "tools" not in tree.task.data
+
+
+def test_half_surrogates_pass_through_import_and_every_export(write, tmp_path):
+    talk = json.dumps(TALK).replace("three cats", "half \\ud83d").replace("There are three.", "\\udc00 yes")
+    with TreeStore.open(tmp_path / "s.sqlite") as store:
+        asyncio.run(import_trees(write(talk), store))
+        for style in ("conversational", "text"):
+            export_dataset(store, tmp_path / style, ExportOptions(style=style))
+        assert {g.tree.digest() for g in grown_trees(tmp_path / "text")} == {
+            store.load(row.tree_id).digest() for row in store.trees()
+        }
+
+
+# -- forms of other APIs --------------------------------------------------------------------------------------------
+
+
+def said(name, arguments):
+    return Action((Call(name, arguments),))
+
+
+def talk_of(*messages):
+    return {"success": True, "messages": [{"role": "user", "content": "book a table"}, *messages]}
+
+
+BOOK = {"people": 2}
+FORMS = {
+    "anthropic": [
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": "I book it."},
+            {"type": "tool_use", "id": "u1", "name": "book", "input": BOOK},
+        ]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "u1", "content": [{"type": "text", "text": "table 7"}]},
+        ]},
+    ],
+    "responses": [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I book it."}]},
+        {"type": "function_call", "call_id": "u1", "name": "book", "arguments": json.dumps(BOOK)},
+        {"type": "function_call_output", "call_id": "u1", "output": "table 7"},
+    ],
+    "first form": [
+        {"role": "assistant", "content": "I book it.", "reasoning_content": "hm",
+         "function_call": {"name": "book", "arguments": json.dumps(BOOK)}},
+        {"role": "function", "name": "book", "content": "table 7"},
+    ],
+    "langchain": [
+        {"role": "assistant", "content": [{"type": "reasoning", "reasoning": "hm", "text": "hm"}, "I book it."],
+         "tool_calls": [{"name": "book", "args": BOOK, "id": "u1", "type": "tool_call"}]},
+        {"role": "tool", "tool_call_id": "u1", "content": ["table 7"]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calls_and_their_answers_are_taken_over_whatever_api_wrote_them(write, form):
+    tree = one(write(talk_of(*FORMS[form], {"role": "assistant", "content": "done"})))
+    acted = [i for i in range(len(tree)) if tree.action[i] is not None]
+    assert [tree.action[i] for i in acted] == [said("book", BOOK)]
+    assert tree.observation[acted[0]].text == "table 7"
+    assert tree.text[acted[0]].startswith("<think>\nhm\n</think>\n\nI book it.")
+    assert tree.outcome_of(len(tree) - 1) == 1.0
+
+
+def test_what_a_user_says_beside_an_answer_is_kept_and_images_stay_parts(write):
+    parts = [
+        {"type": "tool_result", "tool_use_id": "u1", "content": "table 7"},
+        {"type": "text", "text": "and now pay"},
+        {"type": "image_url", "image_url": {"url": "data:,x"}},
+    ]
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "u1", "name": "book", "input": BOOK}]}
+    tree = one(write(talk_of(call, {"role": "user", "content": parts}, {"role": "assistant", "content": "done"})))
+    assert tree.observation[1].text == "table 7\n\nand now pay"
+    assert tree.observation[1].parts == ({"type": "image_url", "image_url": {"url": "data:,x"}},)
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"role": "assistant", "content": [{"type": "hologram"}]}, r"messages\[1\].content\[0\].type: 'hologram'"),
+        ({"role": "assistant", "content": [{"type": "image_url"}]}, r".*content\[0\].type: 'image_url'"),
+        ({"role": "assistant", "content": [{"text": "x"}]}, r"messages\[1\].content\[0\]: a part is an object"),
+        ({"role": "assistant", "content": [{"type": "tool_use", "input": {}}]}, r"messages\[1\].*name: Field required"),
+        ({"role": "assistant", "content": []}, r"messages\[1\]: content: a message without tool_calls"),
+        ({"role": "assistant", "content": None, "audio": {"id": "x"}}, r"messages\[1\]: content"),
+        ("hello", r"messages\[1\]: expected an object, found str"),
+    ],
+)
+def test_what_cannot_be_taken_over_is_refused_by_its_place(write, message, named):
+    with pytest.raises(TreewrightError, match=f"line 1: {named}"):
+        one(write(talk_of(message)))
+
+
+def test_places_are_those_of_the_file_though_messages_are_taken_apart(write):
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "u1", "name": "book", "input": BOOK}]}
+    two = [{"type": "tool_result", "tool_use_id": "u1", "content": "a"}, {"type": "text", "text": "b"}]
+    row = talk_of(call, {"role": "user", "content": two}, {"role": "tool", "tool_call_id": "z", "content": "c"})
+    with pytest.raises(TreewrightError, match=r"messages\[3\].tool_call_id: 'z' answers no call"):
+        one(write(row))
+
+
+SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}, "page": {"type": ["integer", "null"]}}}
+
+
+def test_nulls_that_nobody_gave_are_left_out_by_the_tools_schema(write):
+    tools = [{"type": "function", "function": {"name": "find", "parameters": SCHEMA}}]
+    call = {"role": "assistant", "tool_calls": [
+        {"function": {"name": "find", "arguments": {"q": "x", "page": None, "coins": None}}},
+        {"function": {"name": "other", "arguments": {"q": None}}},
+    ]}  # fmt: skip
+    assert one(write({**talk_of(call), "tools": tools})).action[1].calls == (
+        Call("find", {"q": "x", "page": None}), Call("other", {"q": None}),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_tree_that_was_left_half_imported_is_completed(store, tmp_path):
         assert other.load(row.tree_id).digest() == store.load(row.tree_id).digest()
 
 
-def test_a_tree_that_is_there_with_other_content_is_refused(store, tmp_path):
+def test_a_tree_that_is_there_with_other_content_is_left_out_by_name(store, tmp_path):
     export_dataset(store, tmp_path / "data", ExportOptions(formats=("raw",), file_type="jsonl"))
 
     async def other_content(other):
@@ -154,8 +154,11 @@ def test_a_tree_that_is_there_with_other_content_is_refused(store, tmp_path):
 
     with TreeStore.open(tmp_path / "other.sqlite") as other:
         asyncio.run(other_content(other))
+        report = asyncio.run(load(tmp_path / "data", other))
+        assert len(report.added) == 5 and len(report.left_out) == 1
+        assert "line 1: tree" in report.left_out[0] and "with other content" in report.left_out[0]
         with pytest.raises(TreewrightError, match="with other content"):
-            asyncio.run(load(tmp_path / "data", other))
+            asyncio.run(load(tmp_path / "data", other, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 
 import pytest
 from export_store import fill
 
+from treewright.envs.errors import TreewrightError
 from treewright.search.store import TreeStore
 from treewright.training.export import FORMATS, ExportOptions, export_dataset, grown_trees
 
@@ -68,6 +70,55 @@ def test_a_raw_table_that_datasets_wrote_again_is_still_lossless(folders, tmp_pa
     assert {g.tree.digest() for g in grown_trees(tmp_path)} == whole and len(whole) == 6
 
 
+CALLS = {"q1": ("search", {"q": "cats"}), "q2": ("open", {"page": 3})}
+TALKS = [
+    {
+        "id": name,
+        "tools": [
+            {"type": "function", "function": {"name": "search", "parameters": {
+                "type": "object", "properties": {"q": {"type": "string"}}}}},
+            {"type": "function", "function": {"name": "open", "parameters": {
+                "type": "object", "properties": {"page": {"type": "integer"}}}}},
+        ],
+        "messages": [
+            {"role": "user", "content": f"task {name}"},
+            {"role": "assistant", "content": None, "tool_calls": [
+                {"id": "c", "type": "function", "function": {"name": call, "arguments": arguments}}]},
+            {"role": "tool", "tool_call_id": "c", "content": "three"},
+            {"role": "assistant", "content": "done"},
+        ],
+    }
+    for name, (call, arguments) in CALLS.items()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["json lines to parquet", "objects to parquet", "objects to json lines"])
+def test_conversations_that_datasets_wrote_come_back_with_the_calls_that_were_made(way, tmp_path):
+    lines = tmp_path / "talks.jsonl"
+    lines.write_text("\n".join(map(json.dumps, TALKS)))
+    if way.startswith("json"):
+        rows = datasets.load_dataset("json", data_files=str(lines), split="train", cache_dir=str(tmp_path / "cache"))
+    else:
+        rows = datasets.Dataset.from_list(TALKS)
+    out = tmp_path / ("again.parquet" if way.endswith("parquet") else "again.jsonl")
+    (rows.to_parquet if way.endswith("parquet") else rows.to_json)(str(out))
+    found = {g.tree.task.id: g.tree for g in grown_trees(out)}
+    for name, (call, arguments) in CALLS.items():
+        assert [(c.name, dict(c.arguments)) for c in found[name].action[1].calls] == [(call, arguments)]
+        assert found[name].observation[1].text == "three"
+        assert found[name].task.data["tools"] == next(iter(grown_trees(lines))).tree.task.data["tools"]
+
+
+def test_texts_that_datasets_read_as_times_are_refused_by_place(tmp_path):
+    dated = [{**talk, "id": f"2024-05-0{i}"} for i, talk in enumerate(TALKS, 1)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, dated)))
+    files = str(tmp_path / "t.jsonl")
+    rows = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    rows.to_parquet(str(tmp_path / "t.parquet"))
+    with pytest.raises(TreewrightError, match=r"t\.parquet, line 1: id: a time, not text: `datasets` reads"):
+        list(grown_trees(tmp_path / "t.parquet"))
+
+
 # -- trainers -----------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +173,32 @@ def test_trls_sft_trainer_takes_a_step(folders, style, tokenizer, tmp_path):
 
     rows = table(folders["jsonl", style], "sft")
     assert one_step(trl.SFTTrainer, trl.SFTConfig, rows, tokenizer, tmp_path) > 0
+
+
+def prepared(rows, tokenizer, folder, **settings):
+    """What TRL makes of the rows before it trains: (input ids, labels) of each."""
+    import trl
+
+    config = trl.SFTConfig(output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, **settings)
+    made = trl.SFTTrainer(model=tiny(tokenizer), args=config, train_dataset=rows, processing_class=tokenizer)
+    return [(row["input_ids"], row["labels"]) for row in made.train_dataset]
+
+
+def test_with_trls_defaults_only_what_was_said_gets_a_loss(folders, tokenizer, tmp_path):
+    rows = table(folders["jsonl", "tokens"], "sft")
+    for row, (ids, labels) in zip(rows, prepared(rows, tokenizer, tmp_path), strict=True):
+        said = [i for i, own in zip(row["input_ids"], row["completion_mask"], strict=True) if own]
+        assert ids == row["input_ids"] and [i for i in labels if i != -100] == said and 0 < len(said) < len(ids)
+
+
+def test_the_length_that_the_export_names_keeps_every_row_in_trl(folders, tokenizer, tmp_path):
+    rows = table(folders["jsonl", "tokens"], "sft")
+    longest = max(map(len, rows["input_ids"]))
+    card = (folders["jsonl", "tokens"] / "README.md").read_text()
+    assert f"max_length={longest}" in card
+    whole = prepared(rows, tokenizer, tmp_path, max_length=longest)
+    assert [ids for ids, _ in whole] == rows["input_ids"]
+    assert len(prepared(rows, tokenizer, tmp_path, max_length=2)) < len(rows)  # what the card warns of
 
 
 @pytest.mark.parametrize("style", ["conversational", "text"])

@@ -27,6 +27,10 @@ ABOUT = {
     "raw": "Whole trees with token ids, log-probs, weights and versions; `treewright import` reads them back with the "
     "same digests. They hold `task_truth`, what rewards were computed from.",
 }
+CUT = (
+    "The longest row has {0} tokens. TRL cuts rows at `max_length`, 1024 if it is not set, and leaves out those whose "
+    "completion lies beyond it, without a word: set `max_length={0}` or `None`."
+)
 TASKS = {"sft": "text-generation", "dpo": "text-generation", "prefix": "text-generation", "prm": "token-classification"}
 
 
@@ -95,6 +99,8 @@ def _formats(report: ExportReport, options: ExportOptions) -> list[str]:
         counts = sorted((split, n) for (table, split), n in report.rows.items() if table == name)
         styled = f" Style: {options.style}." if name in ("sft", "dpo", "prefix") else ""
         lines += [f"## {name}", "", ABOUT[name] + styled, "", *_table(("split", "rows"), counts)]
+        if name in ("sft", "dpo") and report.longest[name]:
+            lines += [CUT.format(report.longest[name]), ""]
         if not report.total(name):
             lines += ["Nothing: see what was left out.", ""]
     calls = [f'load_dataset("FOLDER", "{n}")' for n in options.formats if n != "atif" and report.total(n)][:1]

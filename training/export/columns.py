@@ -178,11 +178,12 @@ def columns(table: str, style: str = "conversational") -> dict[str, Shape]:
         raise TreewrightError(f"no style named {style!r}; known: {', '.join(STYLES)}")
     said = MESSAGES if style == "conversational" else "string"
     if table == "sft" and style == "tokens":
-        return {"input_ids": IDS, "completion_mask": ["int8"], **SFT}
+        return {"input_ids": IDS, "labels": IDS, "completion_mask": ["int8"], **SFT}
     if table == "sft":
-        return {"prompt": said, "completion": said, "prompt_ids": IDS, "completion_ids": IDS, **SFT}
+        texts = {"prompt": said, "completion": said, "tools": "string"}
+        return {**texts, "prompt_ids": IDS, "completion_ids": IDS, **SFT}
     if table == "dpo":
-        texts = {} if style == "tokens" else {"prompt": said, "chosen": said, "rejected": said}
+        texts = {} if style == "tokens" else {"prompt": said, "chosen": said, "rejected": said, "tools": "string"}
         return {**texts, "prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **DPO}
     if table == "prefix":
         return {**({} if style == "tokens" else {"prompt": said, "prefix": said}), **PREFIX}

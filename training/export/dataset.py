@@ -22,7 +22,7 @@ from treewright.training.export.card import write_card
 from treewright.training.export.columns import columns
 from treewright.training.export.options import ExportOptions, ExportReport, TreeFilter
 from treewright.training.export.raw import encode_tree
-from treewright.training.export.rows import dpo_rows, prefix_rows, prm_rows, sft_rows
+from treewright.training.export.rows import dpo_rows, prefix_rows, prm_rows, sft_rows, tokens_of
 from treewright.training.export.tables import Table, need_pyarrow, open_table
 from treewright.training.export.view import Row, View
 
@@ -35,7 +35,8 @@ def export_dataset(
     """Writes the finished trees of the store that pass the filter; the card is written last.
 
     Tables are `FORMAT/SPLIT.parquet` (or .jsonl), ATIF documents `atif/SPLIT/TREE-LEAF.json`. Trees are read one at a
-    time. Raises TreewrightError if the folder holds anything, if no tree passes, or without pyarrow for parquet.
+    time. Raises TreewrightError if the folder holds anything, if no tree passes, if none of them gives a row (then
+    nothing is written), or without pyarrow for parquet.
     """
     options, where = options or ExportOptions(), where or TreeFilter()
     folder = Path(folder)
@@ -48,8 +49,20 @@ def export_dataset(
     with _Tables(folder, options, report) as tables:
         for row in chosen:
             tables.add(store, row)
+    if not report.rows.total():
+        raise TreewrightError(_nothing(report))
     write_card(report, options, where)
     return report
+
+
+def _nothing(report: ExportReport) -> str:
+    """Why no format has a row, and what to change."""
+    why = []
+    for name, counts in report.skipped.items():
+        told = ", ".join(f"{reason} ({n})" for reason, n in counts.most_common(2))
+        why.append(f"{name}: {told or 'nothing to show'}")
+    trees = sum(report.trees.values())
+    return f"{trees} trees pass the filter and give no row, so nothing was written; {'; '.join(why)}"
 
 
 def _chosen(store: TreeStore, where: TreeFilter) -> list[TreeRow]:
@@ -98,11 +111,15 @@ class _Tables(ExitStack):
             if name in ("dpo", "prm"):
                 view.skipped.update(unvalued)
             if name == "atif":
-                report.rows[name, split] += self._documents(view, split)
+                count = self._documents(view, split)
+                report.rows[name, split] += count
+                if not count:
+                    view.skip("trees without a finished path")
                 continue
             for line in self._rows(name, view, expansions, row):
                 self._table(name, split).write(line)
                 report.rows[name, split] += 1
+                report.longest[name] = max(report.longest[name], tokens_of(line))
         report.trees[row.suite, split] += 1
         report.versions[row.policy_version] += 1
         report.runs[row.run] += 1

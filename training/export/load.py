@@ -1,15 +1,20 @@
-"""Trees into a store: raw tables as they were exported, conversations as chains. Importing twice adds nothing."""
+"""Trees into a store: raw tables as they were exported, conversations as chains. Importing twice adds nothing.
+
+A row or file that cannot be taken is left out and counted by its place; the rest is imported.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from treewright.envs.errors import TreewrightError
-from treewright.search.store import TreeStore
+from treewright.envs.lines import BadLine
+from treewright.search.store import StoreError, TreeStore
+from treewright.search.tree import Tree
 from treewright.search.types import Origin
 from treewright.training.export.messages import conversation_tree, parse_conversation
 from treewright.training.export.raw import Grown, decode_tree
@@ -23,11 +28,17 @@ ORIGINS = {"demo": Origin.DEMO, "stored": Origin.STORED}
 
 @dataclass(slots=True)
 class ImportReport:
-    """Trees that were added, and how many were there before with the same content."""
+    """Trees that were added, how many were there before with the same content, and what was left out, and why.
+
+    left_out  one sentence each, which begins with file and line
+    toolless  conversations with calls in which no tools are listed
+    """
 
     added: list[str] = field(default_factory=list)
     present: int = 0
     nodes: int = 0
+    left_out: list[str] = field(default_factory=list)
+    toolless: int = 0
 
 
 async def import_trees(
@@ -38,6 +49,7 @@ async def import_trees(
     run: str | None = None,
     suite: str = "imported",
     origin: str = "stored",
+    strict: bool = False,
 ) -> ImportReport:
     """Adds every tree of a file or dataset folder to the store.
 
@@ -45,38 +57,87 @@ async def import_trees(
     kind    raw | messages | auto: a row with `messages` is a conversation
     run, suite, origin   for conversations only: run (the file's name if None), suite where a line has none, and
                          demo or stored
-    Rows are checked one by one before they are stored. Raises TreewrightError naming file, line and field; what came
-    before is in the store, and the same call again goes on from there.
+    strict  the first row that cannot be taken ends the import; what came before is in the store
+    Rows are checked one by one before they are stored, and those that cannot be taken are left out. The same call again
+    adds what is new. Raises TreewrightError naming file, line and field if nothing could be taken.
     """
     report = ImportReport()
-    for grown in grown_trees(path, kind=kind, run=run, suite=suite, origin=origin):
-        if await _add(store, grown):
+    leave = None if strict else report.left_out.append
+    for place, grown in _placed(path, kind, run, suite, origin, leave):
+        try:
+            added = await _add(store, grown)
+        except TreewrightError as error:
+            if leave is None or isinstance(error, StoreError):
+                raise
+            leave(f"{place}: {error}")
+            continue
+        report.present += not added
+        if added:
             report.added.append(grown.tree.tree_id)
             report.nodes += len(grown.tree)
-        else:
-            report.present += 1
+        report.toolless += _toolless(grown.tree)
+    if report.left_out and not report.added and not report.present:
+        more = f" (and {len(report.left_out) - 1} more)" if len(report.left_out) > 1 else ""
+        raise TreewrightError(report.left_out[0] + more)
     return report
 
 
+def _toolless(tree: Tree) -> bool:
+    imported = tree.header.settings.get("imported") == "messages"
+    return imported and "tools" not in tree.task.data and any(a is not None for a in tree.action)
+
+
 def grown_trees(
-    path: str | Path, *, kind: str = "auto", run: str | None = None, suite: str = "imported", origin: str = "stored"
+    path: str | Path,
+    *,
+    kind: str = "auto",
+    run: str | None = None,
+    suite: str = "imported",
+    origin: str = "stored",
+    leave: Callable[[str], None] | None = None,
 ) -> Iterator[Grown]:
-    """The trees of a file or folder, one by one, without a store; arguments and errors as in `import_trees`."""
+    """The trees of a file or folder, one by one, without a store; arguments and errors as in `import_trees`.
+
+    leave  gets a sentence for each row or file that cannot be taken, and the next one is read; None: it is raised
+    """
+    return (grown for _, grown in _placed(path, kind, run, suite, origin, leave))
+
+
+def _placed(
+    path: str | Path, kind: str, run: str | None, suite: str, origin: str, leave: Callable[[str], None] | None
+) -> Iterator[tuple[str, Grown]]:
+    """(file and line, tree) of every row that can be taken."""
     if kind not in KINDS:
         raise TreewrightError(f"no kind of import named {kind!r}; known: {', '.join(KINDS)}")
     if origin not in ORIGINS:
         raise TreewrightError(f"origin {origin!r} is neither demo nor stored; imported text was not drawn here")
     attempts: Counter[tuple[str, str]] = Counter()
     for file in _files(Path(path)):
-        for number, row in read_rows(file):
+        for number, row in _rows(file, leave):
+            place = f"{file}, line {number}"
             talks = kind == "messages" or (kind == "auto" and isinstance(row, Mapping) and "messages" in row)
             try:
+                if isinstance(row, BadLine):
+                    raise TreewrightError(row.why)
                 if talks:
-                    yield _talk(row, run or file.stem, suite, f"{file.stem}-{number}", ORIGINS[origin], attempts)
+                    grown = _talk(row, run or file.stem, suite, f"{file.stem}-{number}", ORIGINS[origin], attempts)
                 else:
-                    yield decode_tree(_object(row))
+                    grown = decode_tree(_object(row))
             except TreewrightError as error:
-                raise TreewrightError(f"{file}, line {number}: {error}") from None
+                if leave is None:
+                    raise TreewrightError(f"{place}: {error}") from None
+                leave(f"{place}: {error}")
+            else:
+                yield place, grown
+
+
+def _rows(file: Path, leave: Callable[[str], None] | None) -> Iterator[tuple[int, Any]]:
+    try:
+        yield from read_rows(file)
+    except TreewrightError as error:
+        if leave is None:
+            raise
+        leave(str(error))
 
 
 def _files(path: Path) -> list[Path]:

@@ -5,13 +5,15 @@ One JSON object a line:
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "tool_calls": […]}, {"role": "tool", …}, …],
      "id": "task-7", "suite": "support", "split": "train", "reward": 1.0, "model": "gpt-x", "tools": […]}
 
-Only `messages` is needed. Each assistant message becomes a node; what tools and users say until the next one is its
+Only `messages` is needed; fields that are null or empty count as not given. Messages may come in the forms of other
+APIs, see `forms`. Each assistant message becomes a node; what tools and users say until the next one is its
 observation. Nothing is known of how the messages were drawn: nodes have origin demo or stored, no tokens and no
 log-probs, are never trained on by policy gradients, and the tree is inexact and says so.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,10 +22,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from treewright.envs.errors import InvalidAction, TreewrightError
+from treewright.envs.lines import whole_text
 from treewright.envs.types import Action, Call, Effect, Observation, Task, seed_of
 from treewright.search.screen import parse_action
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Origin, Outcome, Spent
+from treewright.training.export.forms import given_arguments, known_tools, openai_messages
 from treewright.training.export.raw import Grown, where
 
 __all__ = ["INEXACT", "Conversation", "conversation_tree", "parse_conversation"]
@@ -48,7 +52,7 @@ class _Model(BaseModel):
 
 class _Function(_Model):
     name: str = Field(min_length=1)
-    arguments: Annotated[Any, AfterValidator(_arguments)] = "{}"
+    arguments: Annotated[Any, AfterValidator(_arguments)] = Field("{}", validate_default=True)
 
 
 class _ToolCall(_Model):
@@ -57,9 +61,10 @@ class _ToolCall(_Model):
 
 
 class _Part(_Model):
+    model_config = ConfigDict(extra="allow")
+
     type: str
     text: str | None = None
-    image_url: Any = None
 
 
 class _Message(_Model):
@@ -68,6 +73,7 @@ class _Message(_Model):
     tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    at: int = 0
 
     @model_validator(mode="after")
     def _complete(self) -> _Message:
@@ -87,7 +93,7 @@ class _Message(_Model):
     def images(self) -> tuple[Mapping[str, Any], ...]:
         if not isinstance(self.content, list):
             return ()
-        return tuple({"type": p.type, "image_url": p.image_url} for p in self.content if p.type not in ("text",))
+        return tuple(p.model_dump(exclude_none=True) for p in self.content if p.type != "text")
 
 
 class Conversation(_Model):
@@ -109,30 +115,49 @@ class Conversation(_Model):
         if not any(m.role == "assistant" for m in self.messages):
             raise ValueError("messages: there is no assistant message, so there is nothing to import")
         open_calls: set[str] = set()
-        for i, message in enumerate(self.messages):
+        for message in self.messages:
             if message.role == "assistant":
                 open_calls = {call.id for call in message.tool_calls or () if call.id is not None}
             elif message.role == "tool" and message.tool_call_id is not None:
                 if message.tool_call_id not in open_calls:
                     raise ValueError(
-                        f"messages[{i}].tool_call_id: {message.tool_call_id!r} answers no call just before it"
+                        f"messages[{message.at}].tool_call_id: {message.tool_call_id!r} answers no call just before it"
                     )
                 open_calls.discard(message.tool_call_id)
         return self
+
+
+OPTIONAL = ("id", "suite", "split", "goal", "reward", "success", "truncated", "model", "tools")
 
 
 def parse_conversation(row: Any) -> Conversation:
     """The conversation of one line. Raises TreewrightError naming the field."""
     if not isinstance(row, Mapping):
         raise TreewrightError(f'expected an object with "messages", found {type(row).__name__}')
+    given = {k: v for k, v in whole_text(dict(row)).items() if k not in OPTIONAL or v not in (None, "", [])}
+    messages = given.get("messages")
+    if isinstance(messages, Sequence) and not isinstance(messages, str):
+        given["messages"] = openai_messages(messages)
+    if "tools" in given:
+        given["tools"] = known_tools(given["tools"])
     try:
-        return Conversation.model_validate(row)
+        talk = Conversation.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         # A union names its branch in the place of an error; people did not write that branch.
         place = [p for p in first["loc"] if p not in ("str", "int") and not str(p).startswith("list[")]
+        if len(place) > 1 and place[0] == "messages" and isinstance(place[1], int):
+            place[1] = given["messages"][place[1]]["at"]
         said = first["msg"].removeprefix("Value error, ")
+        if isinstance(first["input"], datetime.date):
+            said = (
+                "a time, not text: `datasets` reads strings that look like dates as times; import the JSON lines "
+                "themselves, or load them with features that say string"
+            )
         raise TreewrightError(f"{where(place)}: {said}" if place else said) from None
+    if talk.reward is not None and math.isinf(talk.reward):
+        raise TreewrightError(f"reward: {talk.reward} is no return; write a finite number, or leave it out")
+    return talk
 
 
 def conversation_tree(
@@ -171,11 +196,13 @@ def _chain(tree: Tree, talk: Conversation, messages: Sequence[_Message], origin:
             turns.append((message, []))
         else:
             turns[-1][1].append(message)
-    grown = []
+    grown, schemas = [], _schemas(talk)
     for i, (said, answers) in enumerate(turns):
         last = i == len(turns) - 1
         status = NodeStatus.OPEN if not last else NodeStatus.TRUNCATED if talk.truncated else NodeStatus.TERMINAL
-        draft = _draft(tree, i, said, _outcome(answers, status, _reward(talk) if last else 0.0), origin)
+        text, action = _spoken(said, schemas)
+        outcome = _outcome(answers, status, _reward(talk) if last else 0.0)
+        draft = _draft(tree, i, text, action, outcome, origin)
         expansion = Expansion(i, len(tree) - 1, False, 1, None, (draft,), Spent(expansions=1))
         tree.apply(expansion)
         grown.append(expansion)
@@ -198,14 +225,17 @@ def _outcome(answers: Sequence[_Message], status: NodeStatus, reward: float) -> 
     return Outcome(Observation(text, "", source, images), status, reward, Effect.UNKNOWN)
 
 
-def _draft(tree: Tree, turn: int, said: _Message, outcome: Outcome, origin: Origin) -> Draft:
-    text, action = _spoken(said)
+def _schemas(talk: Conversation) -> dict[str, Mapping[str, Any]]:
+    return {tool["function"]["name"]: tool["function"]["parameters"] for tool in talk.tools or ()}
+
+
+def _draft(tree: Tree, turn: int, text: str, action: Action | None, outcome: Outcome, origin: Origin) -> Draft:
     done = Completion(text, policy_version=tree.header.policy_version, trainable=False, origin=origin)
     seed = seed_of(tree.header.seed, "message", turn)
     return Draft(0, 0, 1, 1.0, seed, done, action, None, Effect.UNKNOWN, math.nan, outcome)
 
 
-def _spoken(said: _Message) -> tuple[str, Action | None]:
+def _spoken(said: _Message, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[str, Action | None]:
     """The message as text and as an action; a message that only talks has none, which is no error."""
     thought = f"<think>\n{said.reasoning_content}\n</think>\n\n" if said.reasoning_content else ""
     text = thought + said.text
@@ -214,7 +244,9 @@ def _spoken(said: _Message) -> tuple[str, Action | None]:
             return text, parse_action(text)
         except InvalidAction:
             return text, None
-    calls = tuple(Call(call.function.name, call.function.arguments) for call in said.tool_calls)
+    calls = tuple(
+        Call(f.name, given_arguments(f.arguments, schemas.get(f.name))) for f in (c.function for c in said.tool_calls)
+    )
     blocks = [
         f"<tool_call>{json.dumps({'name': c.name, 'arguments': dict(c.arguments)}, ensure_ascii=False)}</tool_call>"
         for c in calls

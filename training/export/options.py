@@ -83,7 +83,10 @@ class ExportOptions:
 
 @dataclass(slots=True)
 class ExportReport:
-    """What was written: rows by (format, split), trees and their facts, and what was left out and why."""
+    """What was written: rows by (format, split), trees and their facts, and what was left out and why.
+
+    longest  by format, tokens of the longest row: prompt and completion; 0 where rows have no token ids
+    """
 
     folder: Path
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -92,6 +95,7 @@ class ExportReport:
     runs: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     skipped: dict[str, Counter[str]] = field(default_factory=dict)
+    longest: Counter[str] = field(default_factory=Counter)
     solved: int = 0
     inexact: int = 0
     nodes: int = 0

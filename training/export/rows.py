@@ -20,6 +20,25 @@ SOLVED = 1.0 - 1e-6
 NO_IDS = "no token ids: the policy gave text alone, and the tokens style needs ids"
 
 
+UNTRAINED = -100
+"""The label of a token that is read and not learned, as torch and transformers have it."""
+
+
+def tokens_of(row: Row) -> int:
+    """Token ids in a row of sft or dpo, prompt and the longer completion; 0 where it has none."""
+    own = max((len(row.get(name, ())) for name in ("completion_ids", "chosen_ids", "rejected_ids")), default=0)
+    return len(row["input_ids"]) if "input_ids" in row else len(row.get("prompt_ids", ())) + own
+
+
+def _worth(view: View, paths: str, min_outcome: float) -> list[int]:
+    """The leaves to imitate; a tree without any is counted as left out."""
+    found = view.best(paths, min_outcome)
+    if not found:
+        kind = "trees whose chosen path does not return" if paths == "chosen" else "trees without a path that returns"
+        view.skip(f"{kind} {min_outcome:g} or more")
+    return found
+
+
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
@@ -33,7 +52,7 @@ def sft_rows(view: View, paths: str = "best", min_outcome: float = SOLVED) -> It
     paths  best | chosen | all, see View.best
     """
     tree, done = view.tree, set[int]()
-    for leaf in view.best(paths, min_outcome):
+    for leaf in _worth(view, paths, min_outcome):
         for above, node in pairwise(tree.path(leaf)):
             if node in done:
                 continue
@@ -51,12 +70,14 @@ def sft_rows(view: View, paths: str = "best", min_outcome: float = SOLVED) -> It
             if view.style == "tokens":
                 said: Row = {
                     "input_ids": prompt_ids + own_ids,
+                    "labels": [UNTRAINED] * len(prompt_ids) + own_ids,
                     "completion_mask": [0] * len(prompt_ids) + [1] * len(own_ids),
                 }
             else:
                 said = {
                     "prompt": view.prompt(above),
                     "completion": view.completion(node),
+                    **view.tools(),
                     "prompt_ids": prompt_ids if own_ids else [],
                     "completion_ids": own_ids,
                 }
@@ -83,7 +104,7 @@ def dpo_rows(
     min_ess    effective finished leaves that must stand behind both values
     on_policy  leave out pairs with a side that the tree's own weights did not draw; else they are marked
     """
-    tree = view.tree
+    tree, branches = view.tree, 0
     for node in range(len(tree)):
         if len(tree.children[node]) < 2:
             continue
@@ -99,6 +120,7 @@ def dpo_rows(
         known.sort(key=lambda c: (-view.q[c], c))
         if len(known) < 2 or not view.readable(node):
             continue
+        branches += 1
         couples = [(a, b) for i, a in enumerate(known) for b in known[i + 1 :]]
         if pairs == "extremes":
             couples = [(known[0], known[-1])]
@@ -112,6 +134,8 @@ def dpo_rows(
                 view.skip(NO_IDS)
             else:
                 yield _pair(view, node, chosen, rejected, gap)
+    if not branches:
+        view.skip("trees without a branch of two executed siblings whose values are known")
 
 
 def _pair(view: View, node: int, chosen: int, rejected: int, gap: float) -> Row:
@@ -122,6 +146,7 @@ def _pair(view: View, node: int, chosen: int, rejected: int, gap: float) -> Row:
             "prompt": view.prompt(node),
             "chosen": view.completion(chosen),
             "rejected": view.completion(rejected),
+            **view.tools(),
         }
     return {
         **said,
@@ -149,7 +174,7 @@ def prm_rows(view: View, label_threshold: float = 0.0) -> Iterator[Row]:
     soft labels. TRL joins prompt and completions and reads a label at the end of each completion, so a completion
     after the first opens with the observation that the policy saw before it.
     """
-    tree = view.tree
+    tree, leaf = view.tree, None
     for leaf in view.leaves():
         path = tree.path(leaf)
         values = [float(view.q[i]) for i in path[1:]]
@@ -166,6 +191,8 @@ def prm_rows(view: View, label_threshold: float = 0.0) -> Iterator[Row]:
             "outcome": tree.outcome_of(leaf),
             **view.common(leaf),
         }
+    if leaf is None:
+        view.skip("trees without a finished path")
 
 
 def prefix_rows(view: View, paths: str = "best", min_outcome: float = SOLVED) -> Iterator[Row]:
@@ -175,7 +202,7 @@ def prefix_rows(view: View, paths: str = "best", min_outcome: float = SOLVED) ->
     too. `prefix_mask` is 1 where the policy wrote the token. `actions` lead an environment to the node.
     """
     tree, done = view.tree, set[int]()
-    for leaf in view.best(paths, min_outcome):
+    for leaf in _worth(view, paths, min_outcome):
         for node in tree.path(leaf)[1:-1]:
             if node in done:
                 continue

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import BadLine, json_lines
 from treewright.training.export.columns import arrow_schema
+from treewright.training.export.forms import Sparse
 from treewright.training.export.view import Row
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 FILE_TYPES = ("parquet", "jsonl")
+EXTENSION = b"ARROW:extension:name"
 GROUP = 1024
 GROUP_BYTES = 1 << 26
 
@@ -128,23 +131,17 @@ def open_table(path: Path, shape: Mapping[str, Any], file_type: str) -> Table:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number of the row, from 1, and the row) of a parquet or JSON lines file; blank lines are passed over.
+    """(number from 1, row or BadLine) of every row of a parquet or JSON lines file; blank lines are passed over.
 
-    Raises TreewrightError naming file and line for what cannot be read.
+    Raises TreewrightError for a file that cannot be read.
     """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
-    with path.open(encoding="utf-8") as lines:
-        number = 0
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TreewrightError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}") from None
-        except UnicodeDecodeError as error:
-            raise TreewrightError(f"{path}, after line {number}: not UTF-8: {error.reason}") from None
+    try:
+        yield from json_lines(path)
+    except (OSError, UnicodeError) as error:
+        raise TreewrightError(f"{path} cannot be read: {error}") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -154,11 +151,58 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         with pq.ParquetFile(path) as file:
+            readers = {field.name: _reader(field, field.name in TALK) for field in file.schema_arrow}
             number = 0
             for group in range(file.num_row_groups):
                 for batch in file.read_row_group(group).to_batches(max_chunksize=64):
                     for row in batch.to_pylist():
                         number += 1
-                        yield number, row
-    except pa.ArrowException as error:
+                        yield number, _read(row, readers)
+    except (pa.ArrowException, OSError) as error:
         raise TreewrightError(f"{path}: not a readable parquet file: {error}") from None
+
+
+TALK = ("messages", "tools")
+Reader = Callable[[Any], Any] | None
+
+
+def _read(row: Row, readers: Mapping[str, Reader]) -> Any:
+    try:
+        return {name: value if (read := readers[name]) is None else read(value) for name, value in row.items()}
+    except ValueError as error:
+        return BadLine(f"not JSON: {error}")
+
+
+def _reader(field: Any, sparse: bool) -> Reader:
+    """What makes JSON of a column's values; None where they are JSON already.
+
+    `datasets` writes objects of different shapes as JSON text of the type arrow.json. Where it writes a struct,
+    a missing key is a null: `sparse` marks such objects.
+    """
+    import pyarrow as pa
+
+    kind = field.type
+    if b"arrow.json" in (getattr(kind, "extension_name", "").encode(), (field.metadata or {}).get(EXTENSION)):
+        return lambda value: None if value is None else json.loads(value)
+    if pa.types.is_struct(kind):
+        return _objects({inner.name: _reader(inner, sparse) for inner in kind}, sparse)
+    if pa.types.is_map(kind):
+        read = _reader(kind.item_field, sparse)
+        return lambda value: None if value is None else {k: read(v) if read else v for k, v in value}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        read = _reader(kind.value_field, sparse)
+        return read and (lambda value: None if value is None else [read(v) for v in value])
+    return None
+
+
+def _objects(readers: Mapping[str, Reader], sparse: bool) -> Reader:
+    if not sparse and not any(readers.values()):
+        return None
+    made: type[dict[str, Any]] = Sparse if sparse else dict
+
+    def read(value: Any) -> Any:
+        if value is None:
+            return None
+        return made({k: v if (inner := readers[k]) is None else inner(v) for k, v in value.items()})
+
+    return read

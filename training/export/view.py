@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -132,6 +133,11 @@ class View:
         for i in self.tree.path(node)[1:]:
             out += [self.said(i), {"role": "user", "content": self.seen(i)}]
         return out
+
+    def tools(self) -> Row:
+        """The column of the tools that a conversation lists, as JSON, which TRL gives to the chat template."""
+        found = self.tree.task.data.get("tools")
+        return {"tools": json.dumps(found, ensure_ascii=False) if found else None} if self.style != "tokens" else {}
 
     def said(self, node: int) -> Message:
         return {"role": "assistant", "content": clean(self.tree.text[node])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -54,8 +55,12 @@ def sft(
     head: Sequence[int] = (),
     encode: Encode | None = None,
     epochs: int = 1,
+    done: int = 0,
+    on_epoch: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Maximises the likelihood of good paths; the loss is the mean over their tokens, in nats.
+
+    done, on_epoch  epochs made before, and what is told how many are made after each but the last
 
     Takes trees of any weights, inexact ones too: a path that succeeded is worth imitating however it was found.
     Raises TreewrightError when no path reaches `min_outcome`, or none has token ids.
@@ -71,8 +76,11 @@ def sft(
     weighted = [[replace(r, coef=each) for r in rows] for rows in found]
     packs = pack_rows(weighted, trainer.settings.max_tokens)
     stats: dict[str, float] = {}
-    for epoch in range(epochs):
+    first = math.nan
+    for epoch in range(done, epochs):
         stats = trainer.descend_surrogate(packs)
-        if epoch == 0:
+        if epoch == done:
             first = stats["loss"]
+        if on_epoch is not None and epoch + 1 < epochs:
+            on_epoch(epoch + 1)
     return stats | {"first_loss": first, "paths": float(len(found)), "trained_tokens": float(tokens)}

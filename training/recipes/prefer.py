@@ -9,7 +9,7 @@ language model judges and refines, here the search refines and the world's rewar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,8 +99,9 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
 def dpo(trainer: Trainer, pairs: Sequence[Pair], *, beta: float = 0.1, epochs: int = 1) -> dict[str, float]:
     """Trains on the pairs. The reference is `trainer.reference`, or a frozen copy of the weights as they are now.
 
-    Raises TreewrightError without pairs. `margin` is the mean implicit reward of chosen over rejected in the last
-    epoch, `accuracy` how often it was positive; both are 0 in the first, where π is the reference.
+    Raises TreewrightError without pairs. `loss`, `margin` (the mean implicit reward of chosen over rejected) and
+    `accuracy` (how often it is positive) are those after training; `first_loss` is that before it, log 2 where π is the
+    reference.
     """
     if not pairs:
         raise TreewrightError("no pairs: no branch has siblings of different value; collect with more draws")
@@ -121,12 +122,25 @@ def dpo(trainer: Trainer, pairs: Sequence[Pair], *, beta: float = 0.1, epochs: i
 
         return loss
 
+    first = _measured(trainer, packs, loss_of)["loss"]
     stats: dict[str, float] = {}
-    for epoch in range(epochs):
+    for _ in range(epochs):
         stats = trainer.descend(packs, loss_of)
-        if epoch == 0:
-            first = stats["loss"]
-    return stats | {"first_loss": first, "pairs": float(len(pairs))}
+    return stats | _measured(trainer, packs, loss_of) | {"first_loss": first, "pairs": float(len(pairs))}
+
+
+def _measured(trainer: Trainer, packs: Sequence[PackedBatch], loss_of: Callable[..., PackLoss]) -> dict[str, float]:
+    """Loss, margin and accuracy under the weights as they are, means over the pairs."""
+    pairs = [(int(pack.sequence.max()) + 1) // 2 for pack in packs]
+    total = sum(pairs)
+    sums: dict[str, float] = {"loss": 0.0}
+    with torch.no_grad():
+        for pack, here in zip(packs, pairs, strict=True):
+            loss, seen = loss_of(pack, total)(*trainer.logprobs(pack))
+            sums["loss"] += float(loss)
+            for name, value in seen.items():
+                sums[name] = sums.get(name, 0.0) + value * here / total
+    return sums
 
 
 def _by_row(logp: Tensor, pack: PackedBatch) -> Tensor:

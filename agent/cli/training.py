@@ -1,0 +1,131 @@
+"""A run that is trained: its configuration, its trainer as of the newest checkpoint, and what is said of an update."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from treewright.agent.cli.options import again, console, must_exist, read_config, resumable, say
+from treewright.agent.config import keep
+from treewright.envs.errors import TreewrightError
+from treewright.envs.registry import names
+from treewright.training.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from treewright.agent.config import Config
+    from treewright.agent.runs.loop import Learner
+    from treewright.search.tree import Tree
+
+__all__ = ["Run", "growing", "open_run", "show_stats", "tell_round"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's configuration, its trainer as of the newest checkpoint, and what its trees are of."""
+
+    config: Config
+    learner: Learner
+    weights: Path | str
+    extra: dict[str, Any]  # what the newest checkpoint was saved with
+    seen: list[str] = field(default_factory=list)  # suites of its trees that can be opened
+
+    @property
+    def trainer(self) -> Any:
+        return self.learner.trainer
+
+    def trees(self, suite: str | None = None, split: str | None = None) -> list[Tree]:
+        """The finished trees of the run's store. Raises TreewrightError for none."""
+        from treewright.search.store import TreeStore
+
+        cfg = self.config
+        must_exist(cfg)
+        with TreeStore.open(cfg.store_at, read_only=True) as store:
+            rows = store.trees(suite=suite, split=split, status="done")
+            found = [store.load(row.tree_id) for row in rows]
+        self.seen[:] = [name for name in dict.fromkeys(row.suite for row in rows) if name in names()]
+        if not found:
+            wanted = ", ".join(w for w in (suite and f"suite {suite}", split and f"split {split}") if w)
+            raise TreewrightError(
+                f"{cfg.store_at} holds no finished tree ({wanted or 'any'}); type: {again(cfg, 'collect')}"
+            )
+        return found
+
+    def saved(self, stats: Mapping[str, float], extra: dict[str, Any]) -> None:
+        """Prints what was measured, writes a checkpoint and says what to type next."""
+        saved = self.learner.save(extra)
+        show_stats(stats)
+        line = shlex.join([*shlex.split(again(self.config, "eval")), *self.suites_option()])
+        say(f"saved {saved.path}; next: {line}")
+
+    def suites_option(self) -> list[str]:
+        """Where to measure: what the run was set to, else the worlds of its trees, as far as they can be opened."""
+        worlds = self.config.told.get("worlds", {})
+        if {"suites", "tasks_file", "questions"} & set(worlds) or not self.seen:
+            return []
+        return ["--suites", ",".join(self.seen)]
+
+
+@contextmanager
+def open_run(
+    name: str | None,
+    config: Path | None,
+    set_: list[str] | None,
+    suites: str | None,
+    policy: str | None,
+    stored: bool = True,
+) -> Iterator[Run]:
+    """The run and its trainer, alone at this run until the end. `stored`: it needs trees, so that their lack is told
+    before a model is loaded. Ctrl-C keeps the last checkpoint and says how to go on."""
+    from treewright.agent.policies.opening import loading_model
+    from treewright.agent.runs.loop import Learner, make_trainer, model_folder
+    from treewright.training.manifest import latest, only_trainer
+
+    cfg = read_config(name, config, set_, suites, policy)
+    if stored:
+        must_exist(cfg)
+    folder = cfg.home / "checkpoints"
+    source = model_folder(cfg.policy.spec)
+    with resumable(f"the checkpoints in {folder} are whole"), only_trainer(folder, cfg.name):
+        before = latest(folder)  # a damaged one is told before a model is loaded
+        with loading_model(source):
+            trainer = make_trainer(cfg, source)
+        learner = Learner(trainer, folder, cfg.loop.checkpoints, cfg.policy.spec)
+        extra: dict[str, Any] = {}
+        if before is not None:
+            learner.iteration = learner.restore(before)
+            extra, source = read_manifest(before.path)["extra"], before.path
+            say(f"going on from {before.path}")
+        keep(cfg)
+        yield Run(cfg, learner, source, extra)
+
+
+@asynccontextmanager
+async def growing(run: Run, found: Sequence[Any]) -> AsyncIterator[tuple[Any, Any, Any]]:
+    """The run's newest weights as a policy, its store and its worlds, all closed at the end."""
+    from treewright.agent.policies.opening import open_policy
+    from treewright.agent.runs.collect import open_worlds
+    from treewright.search.store import TreeStore
+
+    cfg = run.config
+    actor, store = open_policy(f"hf:{run.weights}"), TreeStore.open(cfg.store_at)
+    try:
+        async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
+            yield actor, store, worlds
+    finally:
+        store.close()
+        await actor.close()
+
+
+def show_stats(stats: Mapping[str, float]) -> None:
+    for key, value in stats.items():
+        console.print(f"  {key:<20} {value:.4g}")
+
+
+def tell_round(index: int, stats: Mapping[str, float]) -> None:
+    shown = ("share", "starts", "pairs", "trees", "inexact", "loss", "value", "grad_norm")
+    told = "  ".join(f"{k} {stats[k]:.3g}" for k in shown if k in stats)
+    console.print(f"round {index + 1}: {told}")

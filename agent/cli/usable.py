@@ -1,0 +1,78 @@
+"""Which of a run's trees an update can learn from, why not the others, and what to type then."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from treewright.agent.cli.options import again
+from treewright.search.types import Origin
+
+if TYPE_CHECKING:
+    from treewright.agent.cli.training import Run
+    from treewright.search.tree import Tree
+
+__all__ = ["advice", "nothing_learnt", "sort_trees"]
+
+NO_TOKENS = "without the policy's tokens and log-probs"
+OTHER, INEXACT, USED = "drawn by other weights", "inexact", "trained on before"
+SOLVED = 1.0 - 1e-6
+
+
+def sort_trees(run: Run, trees: Sequence[Tree]) -> tuple[list[Tree], Counter[str]]:
+    """The trees that an update takes, and how many are left out for which reason."""
+    usable, left_out = [], Counter[str]()
+    for tree in trees:
+        why = _why_not(run, tree)
+        if why is None:
+            usable.append(tree)
+        else:
+            left_out[why] += 1
+    return usable, left_out
+
+
+def _why_not(run: Run, tree: Tree) -> str | None:
+    settings = run.config.train
+    if not has_tokens(tree):
+        return NO_TOKENS
+    if (tree.tree_id, tree.header.policy_version) in run.trainer.consumed:
+        return USED
+    age = run.trainer.age_of(tree.header.policy_version)
+    if age is None or age > settings.max_staleness:
+        return OTHER
+    return None if tree.exact or settings.allow_biased else INEXACT
+
+
+def has_tokens(tree: Tree) -> bool:
+    """Some draw of the policy has token ids and log-probs: without them there is nothing to push."""
+    return any(tree.ids[i] and tree.logprobs[i] and tree.origin[i] is Origin.POLICY for i in range(1, len(tree)))
+
+
+def advice(run: Run, left_out: Counter[str]) -> str:
+    """What to type when no tree is left, by the reason that most were left out for."""
+    (why, _), *_ = left_out.most_common(1) or [("", 0)]
+    if why == NO_TOKENS:
+        return (
+            "a policy that gives text alone cannot be trained by its trees' credit. Imitate the good paths: "
+            f"{again(run.config, 'train sft')}"
+        )
+    if why == INEXACT:
+        return f"to train on inexact trees all the same: {again(run.config, 'train')} --set train.allow_biased=true"
+    if why == USED:
+        return f"for other tasks: {again(run.config, 'collect')} --batch {run.learner.iteration + 1}"
+    return f"to draw with the newest weights: {again(run.config, 'collect')}"
+
+
+def nothing_learnt(run: Run, trees: Sequence[Tree]) -> str:
+    """Every draw earned what the others did: no checkpoint is made of that."""
+    ends = [[tree.outcome_of(leaf) for leaf in tree.leaves()] for tree in trees]
+    none = sum(bool(e) and max(e) < SOLVED for e in ends)
+    every = sum(bool(e) and min(e) >= SOLVED for e in ends)
+    told = f"nothing was learnt, so no checkpoint was made: in {none} of {len(trees)} trees no draw solves the task"
+    told += f", in {every} all do, and no tree has draws of different reward to learn from"
+    if none >= every:
+        hint = f"more draws: {again(run.config, 'collect')} --batch 1 --set search.root_draws=8"
+    else:
+        hint = f"harder tasks: {again(run.config, 'collect')} --batch 1"
+    return f"{told}. Try {hint}"

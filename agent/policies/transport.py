@@ -1,0 +1,144 @@
+"""Requests to a model server: one client for each event loop, the key, what is retried, and when that is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from treewright.envs.errors import TreewrightError
+
+__all__ = ["Outage", "Transport", "passing", "retry_after"]
+
+log = logging.getLogger(__name__)
+
+PASSING = frozenset({408, 409, 425, 429})
+LOCAL = ("localhost", "127.0.0.1", "::1")
+TOLD_AFTER = 2.0  # seconds without an answer before that is told, and between two tellings
+TOLD_AGAIN = 30.0
+CONNECT = 10.0
+
+
+def passing(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status in PASSING or status >= 500
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the server wants to be left alone; dates and nonsense count as 0."""
+    try:
+        return min(max(float(headers.get("retry-after") or 0), 0.0), 3600.0)
+    except ValueError:
+        return 0.0
+
+
+@dataclass(slots=True)
+class Outage:
+    """Since when a server has given no answer, and when that was told last (0: not yet)."""
+
+    since: float = 0.0
+    told: float = 0.0
+
+    def due(self, began: float, wait: float) -> bool:
+        """Notes that an attempt that began then failed; whether to tell it now, before the next one in `wait` s."""
+        self.since = min(self.since or began, began)
+        after = self.told + TOLD_AGAIN if self.told else self.since + TOLD_AFTER
+        if time.monotonic() + wait < after:
+            return False
+        self.told = time.monotonic()
+        return True
+
+    def over(self) -> None:
+        self.since = self.told = 0.0
+
+
+class Transport:
+    """POSTs JSON to the server at `base_url`, a query in it (?api-version=…) included.
+
+    key_env     environment variable with the key; no header is sent when it is not set
+    key_header  where the key goes: Authorization as a bearer token, any other header as it is
+    timeout     seconds for one request;  connections  most at once
+    """
+
+    def __init__(
+        self, name: str, base_url: str, *, key_env: str, key_header: str, timeout: float, connections: int
+    ) -> None:
+        self.name, self.base_url = name, _url(base_url)
+        self.key_env, self.key_header, self.timeout, self.connections = key_env, key_header, timeout, connections
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._slow = 0.0
+
+    def url(self, path: str) -> httpx.URL:
+        """A place under the base URL; a path that begins with / counts from the server's root."""
+        base, query = self.base_url.path.rstrip("/"), self.base_url.query
+        path, _, own = path.partition("?")
+        where = path if path.startswith("/") else f"{base}/{path}"
+        return self.base_url.copy_with(path=where, query=own.encode() or query or None)
+
+    async def post(self, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
+        """Raises httpx.RequestError where no whole answer comes."""
+        # Half surrogates are refused as UTF-8 by httpx, and as JSON by most servers.
+        content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        headers = {"Content-Type": "application/json", **self._headers()}
+        slow = asyncio.get_running_loop().call_later(TOLD_AGAIN, self._still_waiting)
+        try:
+            patience = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
+            return await self._session().post(self.url(path), content=content, headers=headers, timeout=patience)
+        finally:
+            slow.cancel()
+
+    def _still_waiting(self) -> None:
+        if time.monotonic() - self._slow >= TOLD_AGAIN:
+            self._slow = time.monotonic()
+            log.warning("%s: still waiting for %s; a request may take %g s", self.name, self.base_url, self.timeout)
+
+    def explain(self, status: int, reason: str) -> str:
+        """Status and the server's words, the key blotted out wherever it is quoted."""
+        if key := os.environ.get(self.key_env):
+            reason = reason.replace(key, "***")
+        hint = f"; set {self.key_env} to a key that it takes" if status in (401, 403) else ""
+        return f"HTTP {status}: {reason}{hint}"
+
+    def _headers(self) -> dict[str, str]:
+        key = os.environ.get(self.key_env)
+        if not key:
+            return {}
+        return {self.key_header: f"Bearer {key}" if self.key_header.lower() == "authorization" else key}
+
+    def _session(self) -> httpx.AsyncClient:
+        """The client of this event loop; connections do not outlive the loop they were made in."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            self._client = httpx.AsyncClient(
+                timeout=httpx.Timeout(self.timeout, pool=None, connect=min(self.timeout, CONNECT)),
+                limits=httpx.Limits(max_connections=self.connections),
+                trust_env=self.base_url.host not in LOCAL,
+            )
+            self._loop = loop
+        return self._client
+
+    async def close(self) -> None:
+        if self._client is not None and self._loop is asyncio.get_running_loop():
+            await self._client.aclose()
+        self._client = None
+
+
+def _url(text: str) -> httpx.URL:
+    """Raises TreewrightError for what is no address of a server."""
+    try:
+        url = httpx.URL(text)
+        good = url.scheme in ("http", "https") and bool(url.host) and 0 < (url.port or 80) < 65_536
+        why = "it names no host, or a port that cannot be"
+    except httpx.InvalidURL as error:
+        good, why = False, str(error)
+    if not good:
+        raise TreewrightError(f"{text!r} is no address of a server: {why}; write http://HOST:PORT/v1")
+    return url

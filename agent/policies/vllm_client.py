@@ -1,0 +1,174 @@
+"""A policy on vLLM's OpenAI server: prompts as token ids, sampled ids with their log-probs back, weights exchanged.
+
+Such draws are as exact as local ones. `vllm_server.py` starts such a server; `vllm_engine.py` is vLLM in this program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from treewright.agent.policies.actions import cached_grammar
+from treewright.agent.policies.answers import Choice, Logprobs, Malformed, Reply, refusal
+from treewright.agent.policies.openai import OpenAIPolicy
+from treewright.agent.policies.prompts import Template, template_for
+from treewright.agent.policies.served import ExchangingPolicy, tools_of, with_tools
+from treewright.agent.policies.weights import folder_version
+from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.types import Completion, Context, Exchange
+
+__all__ = ["VLLMPolicy"]
+
+
+class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
+    """vLLM's OpenAI server at `base_url`/completions: prompts as token ids, sampled ids and log-probs back.
+
+    Prompts are built here with the model's own tokenizer, so nothing is tokenised twice. Sampling parameters that a
+    server would take from the model's generation settings are sent as neutral. `tokenizer` is a folder or name for
+    transformers, or a tokenizer; None takes the model's name. Draws are trainable at temperature 1.
+    A model that is named by its folder has the version of the weights in it, so that its trees are known to a trainer
+    on that folder. That the server still has these weights is taken on trust until `load_weights` gives it some.
+    With `grammar` every draw is an action of the node's tools; masked_exact says that the server was started with
+    --logprobs-mode processed_logprobs, so that such draws have exact log-probs and may be trained on.
+    With `colocated` the server sleeps while the trainer works. `extended` is for servers started with
+    --worker-extension-cls treewright.agent.policies.vllm_engine.WeightTaker, as vllm_server does: on a CPU, a model
+    with tied embeddings takes new weights rightly only so.
+    """
+
+    path = "completions"
+    sure = False
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        tokenizer: Any = None,
+        template: Template | None = None,
+        template_options: dict[str, Any] | None = None,
+        masked_exact: bool = False,
+        colocated: bool = False,
+        extended: bool = False,
+        **options: Any,
+    ) -> None:
+        if isinstance(tokenizer, str) or tokenizer is None:
+            tokenizer = _tokenizer(tokenizer or model)
+        given = {"name": f"vllm:{model}", "version": folder_version(model), "together": False}
+        super().__init__(model, base_url, **{**given, **options})
+        self.masked_exact, self.colocated, self.extended = masked_exact, colocated, extended
+        self.template = template or template_for(tokenizer, self.window, **(template_options or {}))
+
+    # -- weights and memory: needs a server started with VLLM_SERVER_DEV_MODE=1 ---------------------------------------
+
+    async def _take_weights(self, folder: str) -> None:
+        order = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+        if self.extended:
+            order = {"method": "take_folder", "kwargs": {"folder": folder}}
+        await self._control("/collective_rpc", order)
+        await self._control("/reset_prefix_cache")
+
+    async def _take_adapter(self, mark: str, folder: str) -> None:
+        """The server must be started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
+        await self._control("/v1/load_lora_adapter", {"lora_name": mark, "lora_path": folder})
+        self.model = mark
+
+    async def sleep(self) -> bool:
+        """Gives the accelerator back until `wake`, if the server shares it with the trainer (`colocated`)."""
+        return self.colocated and await super().sleep()
+
+    async def _fall_asleep(self) -> bool:
+        await self._control("/sleep?level=1")
+        return True
+
+    async def _wake_up(self) -> None:
+        await self._control("/wake_up")
+
+    async def _control(self, path: str, body: dict[str, Any] | None = None) -> None:
+        """One order to the server, at its root and not under /v1."""
+        try:
+            reply = await self.wire.post(path, body, self.deadline)
+        except httpx.RequestError as error:
+            raise TreewrightError(f"{self.name}: {path} failed: {type(error).__name__}: {error}") from error
+        if reply.status_code == 404:
+            raise TreewrightError(
+                f"{self.name}: the server does not know {path}; start it with VLLM_SERVER_DEV_MODE=1 "
+                "(and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters)"
+            )
+        if reply.status_code != 200:
+            told = refusal(reply.status_code, reply.content)
+            raise TreewrightError(f"{self.name}: {path} failed: {self.wire.explain(told.status, told.reason)}")
+
+    # -- draws ------------------------------------------------------------------------------------------------------
+
+    def context(
+        self,
+        task: Task,
+        tools: Sequence[ToolSpec],
+        first: Observation,
+        turns: Sequence[Exchange],
+        base: Sequence[int],
+    ) -> Context:
+        context = self.template.context(task, tools, first, turns, base)
+        return with_tools(context, tools) if self.grammar else context
+
+    def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
+        masked: dict[str, Any] = {}
+        if self.grammar:
+            masked["structured_outputs"] = {"grammar": cached_grammar(tools_of(context))}
+        neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        return {
+            "model": self.model,
+            "prompt": list(context.ids),
+            "max_tokens": max_tokens,
+            "temperature": self.temperature,
+            "logprobs": 0,
+            "return_token_ids": True,
+            "stop_token_ids": sorted(self.template.stop_ids),
+            "skip_special_tokens": False,
+            **neutral,
+            **masked,
+            **self.extra,
+        }
+
+    def _completion(self, choice: Choice) -> Completion:
+        ids = tuple(choice.token_ids or ())
+        if not ids:
+            self._tell("ids", f"{self.name} returned no token ids (is it vLLM?); its draws are not trained on")
+            return Completion(
+                choice.text or "", (), (), choice.finish_reason, self._version, False, temperature=self.temperature
+            )
+        logprobs = tuple((choice.logprobs.token_logprobs or ()) if choice.logprobs else ())
+        stopped = ids[-1] in self.template.stop_ids
+        plain = self.temperature == 1.0 and not self.extra and (self.masked_exact or not self.grammar)
+        return Completion(
+            self.template.encoder.text(ids[:-1] if stopped else ids),
+            ids,
+            logprobs,
+            choice.finish_reason,
+            self._version,
+            trainable=plain and bool(logprobs),
+            temperature=self.temperature,
+        )
+
+    def _heard(self, response: httpx.Response) -> Reply:
+        reply = super()._heard(response)
+        for choice in reply.choices:
+            ids, logprobs = choice.token_ids or [], (choice.logprobs or Logprobs()).token_logprobs or []
+            if ids and logprobs and len(ids) != len(logprobs):
+                raise Malformed(f"{len(ids)} token ids with {len(logprobs)} log-probs")
+        return reply
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(Path(name).expanduser() if name.startswith("~") else name)
+    except (OSError, ValueError) as error:
+        raise TreewrightError(
+            f"no tokenizer for {name!r}; pass tokenizer=FOLDER, the folder that the server was started with"
+        ) from error

@@ -1,0 +1,87 @@
+"""Which checkpoints a folder holds, read from their manifests alone: no torch, no weights."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from treewright.envs.errors import TreewrightError
+
+__all__ = ["MANIFEST", "Checkpoint", "CheckpointError", "complete", "latest", "only_trainer", "read_manifest"]
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(TreewrightError):
+    """A checkpoint is missing, incomplete or damaged; the message names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint: its folder, optimizer step, and policy version (hash of the weights)."""
+
+    path: Path
+    step: int
+    version: str
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint's folder says of itself. Raises CheckpointError for one that is damaged."""
+    file = path / MANIFEST
+    try:
+        data = json.loads(file.read_text("utf-8"))
+        int(data["step"]), str(data["version"]), dict(data["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} is damaged ({type(error).__name__}: {error}); move the folder {path} away to go on from the "
+            "checkpoint before it"
+        ) from error
+    return data  # type: ignore[no-any-return]
+
+
+def complete(folder: Path) -> list[Checkpoint]:
+    """The folder's checkpoints, oldest first; one without a manifest was never finished and does not count.
+
+    Raises CheckpointError for a damaged manifest: what it holds may be newer than all others, and nothing may be built
+    beside it without a word.
+    """
+    out = []
+    for path in sorted(folder.glob("step-*")) if folder.exists() else []:
+        if (path / MANIFEST).exists():
+            data = read_manifest(path)
+            out.append(Checkpoint(path, int(data["step"]), str(data["version"])))
+    return out
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint, or None. Raises CheckpointError for a damaged manifest."""
+    found = complete(folder)
+    return found[-1] if found else None
+
+
+@contextmanager
+def only_trainer(folder: Path, name: str) -> Iterator[None]:
+    """Nobody else trains this run meanwhile: two trainers would each overwrite what the other had learnt.
+
+    The lock is the operating system's, so it ends with the process. Raises CheckpointError where another holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".trainer").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise CheckpointError(
+                f"{who} trains the run {name!r} right now; wait until it has ended, or train under another --name"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield

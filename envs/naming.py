@@ -16,7 +16,7 @@ from typing import Any
 
 from treewright.envs.errors import TreewrightError
 
-__all__ = ["import_named", "load_named", "modules_here", "place_of"]
+__all__ = ["file_of", "import_named", "load_named", "modules_here", "place_of", "shadowed"]
 
 
 def import_named(name: str) -> ModuleType:
@@ -67,10 +67,27 @@ def load_named(spec: str, what: str, known: str = "") -> Any:
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, dir(module), n=1)
         raise TreewrightError(
-            f"{what} = {spec!r}: module {module_name!r} has no {attribute!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
+            f"{what} = {spec!r}: module {module_name!r}{file_of(module)} has no {attribute!r}"
+            + (shadowed(module) or (f"; did you mean {near[0]!r}?" if near else ""))
         )
     return getattr(module, attribute)
+
+
+def file_of(module: ModuleType) -> str:
+    """' (FILE)' that a module was imported from; '' for one that has none."""
+    found = getattr(module, "__file__", None)
+    return f" ({found})" if found else ""
+
+
+def shadowed(module: ModuleType) -> str:
+    """What to do where a module of that name lies in the working directory and another one was imported; else ''."""
+    name = Path(*module.__name__.split("."))
+    found = Path(getattr(module, "__file__", None) or "")
+    for own in (Path.cwd() / name.with_suffix(".py"), Path.cwd() / name / "__init__.py"):
+        if own.is_file() and own.resolve() != found.resolve():
+            own = own.relative_to(Path.cwd())
+            return f"; {own} here was not imported, since an installed module has its name: rename it"
+    return ""
 
 
 def place_of(error: BaseException) -> str:

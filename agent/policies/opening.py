@@ -133,7 +133,7 @@ def _own(spec: str, options: dict[str, Any]) -> Policy:
 
 def _scripted(rest: str, options: dict[str, Any]) -> Policy:
     from treewright.agent.policies.scripted import ScriptedPolicy
-    from treewright.envs.custom import import_named
+    from treewright.envs.naming import file_of, import_named, shadowed
 
     module_name, _, function_name = rest.partition(":")
     if not module_name or not function_name:
@@ -145,8 +145,8 @@ def _scripted(rest: str, options: dict[str, Any]) -> Policy:
     found = getattr(module, function_name, None)
     if found is None:
         near = difflib.get_close_matches(function_name, dir(module), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise TreewrightError(f"module {module_name!r} has no {function_name!r}{hint}")
+        hint = shadowed(module) or (f"; did you mean {near[0]!r}?" if near else "")
+        raise TreewrightError(f"module {module_name!r}{file_of(module)} has no {function_name!r}{hint}")
     if isinstance(found, Policy):
         return found
     if not callable(found):

@@ -23,6 +23,7 @@ from treewright.benchmarks.web_trials import (
     our_steps,
     peer_steps,
 )
+from treewright.search.restore import Pool
 
 __all__ = ["PEER_VARIABLE", "main"]
 
@@ -86,6 +87,7 @@ async def _measured(console: Console, quick: bool, peer: Path | None) -> dict[st
         )
         await _same_page(console, figures, more, 4 if quick else COUNT)
         _distances(console, figures, 20 if quick else 200)
+        await _exploration(console, figures, 40 if quick else 500)
     finally:
         await market.SITE.stop()
         if BAZAAR.close is not None:
@@ -108,6 +110,28 @@ async def _same_page(console: Console, figures: Figures, more: dict[str, Any], p
     console.print(
         f"the same page: {found.found} of {found.nodes} nodes of {pages} restless pages reached again (exact: "
         f"{strict.found} of {strict.nodes}), {found.false} of {found.pairs} pairs that look alike taken for the same"
+    )
+
+
+async def _exploration(console: Console, figures: Figures, steps: int) -> None:
+    """The bazaar without tasks, beside a random walk of as many steps."""
+    from treewright.agent.runs.explore import explore, wander
+    from treewright.envs.web.bazaar import SUITE as BAZAAR
+
+    pool = Pool(BAZAAR.open, 2)
+    try:
+        (task,) = BAZAAR.tasks("test", 1)
+        seen = await explore(task, pool, steps, explorers=2)
+        walked = await wander(task, pool, steps)
+    finally:
+        await pool.close()
+    _put(figures, "explore_states", len(seen.states), "states")
+    _put(figures, "explore_replay_share", len(seen.verified) / len(seen.states), "share of states")
+    _put(figures, "explore_states_vs_random", len(seen.states) / walked, "1")
+    _put(figures, "explore_tasks", len(seen.tasks), "tasks")
+    console.print(
+        f"exploring the bazaar for {steps} steps: {len(seen.states)} states ({walked} by a random walk), "
+        f"{len(seen.verified)} reached again by replay, {len(seen.tasks)} tasks"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from treewright.envs.errors import InvalidAction, RestoreUnsupported, SessionDied, boundary
+from playwright.async_api import Error as PlaywrightError
+
+from treewright.envs.errors import EnvFault, InvalidAction, RestoreUnsupported, SessionDied, boundary
 from treewright.envs.types import BaseEnvironment, Observation, Restore, Task, ToolSpec, digest
 from treewright.envs.web.actions import TOOLS
 from treewright.envs.web.again import found_again
@@ -28,6 +31,9 @@ from treewright.envs.web.view import TIMES, PageView
 
 __all__ = ["WebSession"]
 
+log = logging.getLogger(__name__)
+
+_SOON = 1.5  # seconds that a page is given which is loaded beside
 _CALMER = 0.15  # seconds without a change that a page is given which is not yet what it should be
 _WAITS = 12  # times that such a page is looked at again
 
@@ -278,13 +284,19 @@ class WebSession(BaseEnvironment):
         if not url.startswith(("http:", "https:")):
             return
         regions = self.memory.regions(url)
-        visits = [await tab.aside(url, self.settle, regions) for _ in range(2)]
-        if not again:
-            return self.memory.learn(url, [visits])
-        if self._untouched:
-            visits = [(self._view, tab.seen), *visits]
-        strangers = [await self._stranger(url, regions) for _ in range(2)]
-        self.memory.learn(url, [visits, strangers])
+        rows: list[list[tuple[PageView, Uses]]] = [[], []]
+        try:
+            rows[0] = [await tab.aside(url, self._settled_soon, regions) for _ in range(2)]
+            if again:
+                rows[0] = [*([(self._view, tab.seen)] if self._untouched else []), *rows[0]]
+                rows[1] = [await self._stranger(url, regions) for _ in range(2)]
+        except (EnvFault, PlaywrightError) as error:  # a page that cannot be loaded beside is compared as it is
+            log.warning("%s: cannot load %s once more to learn what changes there: %s", self.name, url, error)
+        self.memory.learn(url, rows)
+
+    async def _settled_soon(self, tab: Tab) -> bool:
+        """Pages that never settle would take the time that is there for the page itself."""
+        return await tab.watcher.settled(min(self.deadline, _SOON), self.quiet)
 
     async def _stranger(self, url: str, regions: Regions) -> tuple[PageView, Uses]:
         """An address as somebody sees it who has just come, with no more than the login that was given."""
@@ -293,7 +305,7 @@ class WebSession(BaseEnvironment):
             tab.gate.writes = not self._guarded
             tab.watcher.begin()
             await tab.navigate(url)
-            await self.settle(tab)
+            await self._settled_soon(tab)
             return await tab.look(regions), tab.seen
         finally:
             await tab.close()

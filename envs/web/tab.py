@@ -233,6 +233,8 @@ class Tab:
         nodes, title, uses = answers[0]["nodes"], answers[1]["result"].get("value", ""), answers[3]
         if uses is None and any(_role(node) in ASSIGNED_ROLES for node in nodes):
             uses = {"": replace(next(iter((await look_for_uses(self.cdp)).values()), NOTHING), found={})}
+        elif uses is not None and not self.uses:
+            uses = {frame: replace(known, found={}, files=()) for frame, known in uses.items()}
         frames = await self.frames.read(self.page, self.cdp, nodes, uses)
         self.seen = (uses or {}).get("", NOTHING)
         known: dict[Trail, bool] = {}

@@ -280,6 +280,28 @@ async def test_what_was_learned_gets_references_of_its_own_and_is_no_state():
         site.close()
 
 
+async def test_a_page_that_never_rests_is_learned_and_one_that_cannot_be_loaded_twice_is_shown_as_it_is(caplog):
+    moving = "<title>t</title><p class=now></p><a href=/one>one</a><script>setInterval(() => { document.querySelector('p').textContent = Math.random() }, 5)</script>"
+    asked = []
+
+    def answer(method, path, head):
+        asked.append(path)
+        if path == "/once" and asked.count(path) > 1:
+            raise ConnectionError
+        return (moving if path == "/" else "<title>once</title><h1>Once</h1>"), ""
+
+    site = await serve_pages({}, answer)
+    visit = Visit(site.url, same_page="distance:0.05", deadline=0.5)
+    try:
+        path = await begin(visit)
+        assert await reached(visit, path) == 0.0
+        assert 'heading "Once"' in await visit.do("goto", path="/once") and asked.count("/once") >= 2
+        assert "cannot load" in caplog.text
+    finally:
+        await visit.env.close()
+        site.close()
+
+
 async def test_a_page_that_was_merely_written_to_is_not_loaded_beside():
     """A second load of an address that a form was sent to could send it again."""
     site = await served(

@@ -10,7 +10,8 @@ TASK = Task("web", "t", "look around")
 
 
 async def serve_pages(pages, answer=None):
-    """Serves {path: html}; `answer(method, path, headers)` may give another body, with its headers, or None."""
+    """Serves {path: html}; `answer(method, path, headers)` may give another body, with its headers, or None,
+    or raise ConnectionError to hang up."""
     asked = []
 
     async def serve(reader, writer):
@@ -21,7 +22,11 @@ async def serve_pages(pages, answer=None):
             return
         method, path = head.split(" ")[:2]
         asked.append(f"{method} {path}")
-        given = answer(method, path, head) if answer else None
+        try:
+            given = answer(method, path, head) if answer else None
+        except ConnectionError:
+            writer.close()
+            return
         body, extra = given if given is not None else (pages.get(path.partition("?")[0], ""), "")
         raw = body if isinstance(body, bytes) else body.encode()
         kind = "" if "Content-Type" in extra else "Content-Type: text/html; charset=utf-8\r\n"

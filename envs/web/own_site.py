@@ -14,6 +14,7 @@ import asyncio
 import difflib
 import fnmatch
 import json
+import logging
 import math
 import os
 import re
@@ -39,6 +40,8 @@ from treewright.envs.web.sameness import SiteMemory, read_same_page
 from treewright.envs.web.view import TIMES
 
 __all__ = ["EffectRule", "SiteEnvironment", "SiteFile", "SiteTask", "Step", "web_suite"]
+
+log = logging.getLogger(__name__)
 
 EXPLORE = "find out what this site offers, then answer with a summary"
 
@@ -299,6 +302,7 @@ class _Site:
     memory: SiteMemory = field(init=False)
     login: Any = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    hinted: bool = False
 
     def __post_init__(self) -> None:
         self.memory = SiteMemory(self.file.restless, self.file.learned)
@@ -344,6 +348,15 @@ class SiteEnvironment(CheckpointEnvironment):
             return result
         reward = await self.score(self.task, "")
         return replace(result, reward=0.0 if math.isnan(reward) else reward, truncated=True)
+
+    async def recognise(self, fingerprint: str, step: int) -> float | None:
+        if self.same_as.way == "exact" and not self.site.hinted:
+            self.site.hinted = True
+            log.warning(
+                "%s: %s is not as it was recorded. If pages here change by themselves (counters, advertisements), "
+                "tell them apart with --set worlds.same_page=distance:0.05", self.name, self._view.path,
+            )  # fmt: skip
+        return await super().recognise(fingerprint, step)
 
     async def score(self, task: Task, answer: str) -> float:
         if "reward" not in task.truth:

@@ -363,6 +363,7 @@ async def test_a_live_site_whose_every_page_counts_its_visitors_is_searched_from
     ]
     exact = await asyncio.to_thread(call, *line, cwd=tmp_path)
     assert "Divergence" in exact and "reward 1" not in exact
+    assert "tell them apart with --set worlds.same_page=distance:0.05" in exact
     more = ["--set", "worlds.same_page=distance:0.05", "--name", "b"]
     near = await asyncio.to_thread(call, *line, *more, cwd=tmp_path)
     assert "Divergence" not in near and "reward 1" in near

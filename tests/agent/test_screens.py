@@ -157,6 +157,7 @@ async def test_the_viewer_marks_the_element_that_was_acted_on(run, tmp_path):
         await page.wait_for_selector("html[data-ready]")
         for key in ("ArrowDown", "Enter"):
             await page.keyboard.press(key)
+        await page.wait_for_selector(".node-head")
         await page.evaluate("treewright.active.select(1)")
         frame, image = page.locator(".marked .frame").first, page.locator(".marked img").first
         await frame.wait_for(state="attached")

@@ -13,6 +13,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -325,7 +326,7 @@ class _Search:
         if self.store is not None and expansion.seq >= len(self.recorded):
             self.unsaved.append((expansion, new.start))
             if len(self.unsaved) == 1:
-                self.linger = asyncio.get_running_loop().call_later(LINGER, self._save)
+                self.linger = asyncio.get_running_loop().call_later(LINGER, self._save_late)
             elif len(self.unsaved) == BUNDLE:
                 self._save()
         if self.on_expansion is not None:
@@ -355,6 +356,11 @@ class _Search:
         if self.store is not None:
             for expansion, first in waiting:
                 self.store.append_nowait(self.tree.tree_id, expansion, first)
+
+    def _save_late(self) -> None:
+        """`_save` from a timer, where nobody hears an error: a store that cannot write says so at the next flush."""
+        with suppress(TreewrightError):
+            self._save()
 
     def _offer(self, node: int) -> None:
         """Puts a node on the frontier if a pop could do something with it."""

@@ -75,7 +75,7 @@ async def test_a_tree_that_went_on_elsewhere_is_extended_and_another_one_is_left
     assert (differs.how, differs.why) == ("differs", "the target has another tree of this name")
     assert digests(store_url)[longer[0]] == longer[1]
     with TreeStore.open(store_url, read_only=True) as store:
-        assert [row.status for row in store.trees()] == ["done", "running"]
+        assert [row.status for row in store.trees()] == ["done", "interrupted"]
 
 
 DAMAGES = {
@@ -147,7 +147,7 @@ async def test_stats_count_what_is_there(store_url):
     with TreeStore.open(store_url) as store:
         await grow(store, "z", 1, run="other", done=False)
     found = stats(store_url)
-    assert found.groups == {("other", "kg", "running"): (1, 0), ("r", "kg", "done"): (3, 0)}
+    assert found.groups == {("other", "kg", "interrupted"): (1, 0), ("r", "kg", "done"): (3, 0)}
     assert found.rows | {"blobs": 0} == {
         "trees": 4, "expansions": 10, "nodes": 24, "blobs": 0, "journal": 0, "tasks": 0,
     }  # fmt: skip

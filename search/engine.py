@@ -496,7 +496,7 @@ class _Search:
                         await self.pool.replace(session)
             except EnvFault as error:  # not even a new session could be had
                 fault = f"{type(error).__name__}: {error}"
-        return Outcome(Observation(fault, "", "error"), NodeStatus.FAULT, math.nan, fault=fault)
+        return Outcome(Observation(fault, "", "error"), NodeStatus.FAULT, reward=math.nan, fault=fault)
 
 
 class Stepper:

@@ -297,7 +297,7 @@ class Expander:
             self.snapshots.put(root, await self.pool.timed(session.env.snapshot(), "snapshot"))
         context = self.policy.context(self.task, tools, seen, (), ())
         self._hold(Spot((Waypoint(root, key, None, seen.fingerprint),), (), context, 0.0))
-        return Outcome(seen, NodeStatus.OPEN, 0.0, Effect.READ, context.keep, context.delta)
+        return Outcome(seen, NodeStatus.OPEN, reward=0.0, effect=Effect.READ, keep=context.keep, delta=context.delta)
 
     # -- repair -------------------------------------------------------------------------------------------------
 
@@ -437,7 +437,9 @@ class Expander:
         if not self.sandboxed:
             effect = await self.pool.timed(session.env.effect(action), "effect")
             if effect.needs_commit:
-                return Outcome(Observation(""), NodeStatus.DRAFT, math.nan, Effect.IRREVERSIBLE, steps=replayed)
+                return Outcome(
+                    Observation(""), NodeStatus.DRAFT, reward=math.nan, effect=Effect.IRREVERSIBLE, steps=replayed
+                )
         session.at = None
         try:
             given = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
@@ -481,7 +483,17 @@ class Expander:
             logprob = spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0)
             self._hold(Spot((*spot.path, point), turns, context, logprob))
             keep, delta = context.keep, context.delta
-        return Outcome(result.observation, status, result.reward, result.effect, keep, delta, error, None, steps)
+        return Outcome(
+            result.observation,
+            status,
+            reward=result.reward,
+            effect=result.effect,
+            keep=keep,
+            delta=delta,
+            error=error,
+            fault=None,
+            steps=steps,
+        )
 
     def _invalid(self, spot: Spot, draft: Draft, error: str, steps: int) -> Outcome:
         """Invalid output: nothing happened in the world, the policy is told, the turn counts."""
@@ -599,7 +611,7 @@ def _shown(turns: Sequence[Exchange]) -> list[tuple[str, str, str]]:
 
 
 def _lost(status: NodeStatus, why: str) -> Outcome:
-    return Outcome(Observation(why, "", "error"), status, math.nan, fault=why)
+    return Outcome(Observation(why, "", "error"), status, reward=math.nan, fault=why)
 
 
 def _candidate(spot: Spot, draft: Draft, after: Context | None) -> Candidate:

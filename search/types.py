@@ -1,15 +1,21 @@
-"""What passes between the engine, the policy and the judge. Implemented by the agent floor; no torch here."""
+"""What passes between the engine, the policy and the judge. Implemented by the agent floor; no torch here.
+
+Every field of `Completion`, `Draft` and `Outcome` is a field of a node, declared here and nowhere else: the columns of
+a tree, of the store, of the raw export and of the estimators' arrays follow from them (see `treewright.search.schema`).
+A new one is a line here and a migration of the store.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Effect, Observation, Task, ToolSpec
+from treewright.search.fields import stored
 
 __all__ = [
     "Around",
@@ -123,16 +129,16 @@ class Completion:
     """
 
     text: str
-    token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = stored(default=(), column="ids")
     logprobs: tuple[float, ...] = ()
-    finish_reason: str = "stop"
+    finish_reason: str = stored(default="stop", column="finish")
     policy_version: str = ""
     trainable: bool = True
     origin: Origin = Origin.POLICY
     temperature: float = 1.0
-    share: float | None = None
-    hidden: int = 0
-    money: float = 0.0
+    share: float | None = stored(default=None, column="drawn_share", since=3)
+    hidden: int = stored(default=0, since=3)
+    money: float = stored(default=0.0, since=3)
 
     @property
     def tokens(self) -> int:
@@ -167,12 +173,12 @@ class Outcome:
 
     observation: Observation
     status: NodeStatus
-    reward: float = 0.0
-    effect: Effect = Effect.READ
+    reward: float = stored(default=0.0, tree="_truth")
+    effect: Effect = stored(default=Effect.READ, column="outcome_effect", tree="effect")
+    error: str | None = stored(default=None, column="outcome_error", tree="error")
+    fault: str | None = stored(default=None, column="outcome_fault", tree="fault")
     keep: int = 0
     delta: tuple[int, ...] = ()
-    error: str | None = None
-    fault: str | None = None
     steps: int = 0
 
 
@@ -193,7 +199,7 @@ class Draft:
     slot: int
     mult: int
     share: float
-    seed: int
+    seed: int = field(metadata={"wide": True})
     completion: Completion
     action: Action | None
     error: str | None = None

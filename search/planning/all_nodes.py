@@ -233,7 +233,7 @@ def _grow(tree: Tree, node: int, rows: Sequence[tuple[str, str, NodeStatus, floa
     drafts = tuple(
         Draft(
             0, slot, 1, 1.0 / len(rows), seed_of(tree.seed[node], slot), Completion(text, trainable=False), None,
-            score=score, outcome=Outcome(Observation(text, "", what), status, earned),
+            score=score, outcome=Outcome(Observation(text, "", what), status, reward=earned),
         )
         for slot, (text, what, status, earned, score) in enumerate(rows)
     )  # fmt: skip

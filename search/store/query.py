@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, and_, func, select
 
 from treewright.search.store.arrays import STATUSES
-from treewright.search.store.codec import escape, unescape, unreal
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import blobs, expansions, nodes, trees
 from treewright.search.store.reading import Blobs, key_of
+from treewright.search.store.values import escape, unescape, unreal
 from treewright.search.types import NodeStatus
 
 __all__ = ["Branch", "NodeRow", "branches_of", "conditions", "find_nodes", "find_path", "parse_where"]

@@ -11,23 +11,22 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
-from treewright.search.store.codec import Row, checksum, decode_spent, expand, unescape
+from treewright.search.store.codec import NODE_REST, SPENT_NAMES, decode_spent, rest_of, sum_of
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import (
     EXPANSION_COLUMNS,
     HEADER_COLUMNS,
     NODE_COLUMNS,
-    SPENT_COLUMNS,
     blobs,
     expansions,
     nodes,
     trees,
 )
+from treewright.search.store.sums import checksum
+from treewright.search.store.values import Row, expand, unescape
 from treewright.search.types import Spent
 
 __all__ = ["Blobs", "TreeRow", "collector_paused", "end_of", "expansion_rows", "header_rows", "key_of", "list_trees"]
-
-SPENT_NAMES = tuple(f"spent_{name}" for name in SPENT_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def header_rows(connection: Connection, key: int) -> tuple[Row, Row]:
     columns = [trees.c[name] for name in (*HEADER_COLUMNS, "checksum")]
     *row, told = connection.execute(select(*columns).where(trees.c.key == key)).one()
     root = connection.execute(_nodes(key).where(nodes.c.id == 0)).one_or_none()
-    if root is None or checksum(tuple(row), tuple(root)) != told:
+    if root is None or checksum(tuple(row), rest_of(tuple(root), NODE_REST)) != told:
         raise StoreError(f"tree {row[0]}: its header or root is damaged; restore the file from a copy")
     return tuple(row), tuple(root)
 
@@ -127,7 +126,7 @@ def expansion_rows(connection: Connection, key: int, tree_id: str) -> Iterator[t
     count_at = EXPANSION_COLUMNS.index("drafts")
     for expected, (*row, told) in enumerate(connection.execute(query)):
         drafts = [tuple(r) for _, r in zip(range(row[count_at]), below, strict=False)]
-        if row[0] != expected or checksum(tuple(row), *drafts) != told:
+        if row[0] != expected or sum_of(tuple(row), drafts) != told:
             raise StoreError(f"tree {tree_id}: expansion {expected} is damaged; restore the file from a copy")
         yield tuple(row), drafts
     if (extra := next(below, None)) is not None:

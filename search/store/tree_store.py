@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.exc import DatabaseError
 
-from treewright.search.store.arrays import load_arrays, load_scores
+from treewright.search.schema import LATE
+from treewright.search.store.arrays import StoredArrays, load_arrays, load_more, load_reasons, load_scores
 from treewright.search.store.check import check
-from treewright.search.store.codec import Encoder, decode_expansion, decode_header, escape, unescape
+from treewright.search.store.codec import Encoder, decode_expansion, decode_header
 from treewright.search.store.compare import Comparison, compare
 from treewright.search.store.database import Database, database_at
 from treewright.search.store.errors import StoreError
@@ -54,16 +55,17 @@ from treewright.search.store.reading import (
     list_trees,
 )
 from treewright.search.store.redact import Redactor
+from treewright.search.store.values import escape, unescape
 from treewright.search.store.writer import Batch, Writer
 from treewright.search.tree import Tree, TreeHeader
-from treewright.search.types import Expansion, NodeKind, NodeStatus
+from treewright.search.types import Expansion, NodeStatus
 
 __all__ = ["TreeStore"]
 
 GROWN = frozenset(
     {NodeStatus.DRAFT, NodeStatus.OPEN, NodeStatus.EXPANDED, NodeStatus.TERMINAL, NodeStatus.TRUNCATED}
 )  # statuses that `apply` alone gives
-CHOICE = NodeKind.CHOICE
+SET = tuple(f for f in LATE if f.tree != "status")
 SOLVED = 1.0 - 1e-6
 
 
@@ -410,10 +412,16 @@ class TreeStore:
         """Paired success of two runs of this store; see `compare.compare`."""
         return compare(self.trees(run=first), self.trees(run=second))
 
-    def arrays(self, tree_ids: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """[N] numpy columns over the nodes of these trees, without texts; see `load_arrays` for names and dtypes."""
+    def arrays(self, tree_ids: Sequence[str]) -> StoredArrays:
+        """[N] numpy columns over the nodes of these trees by name, see `StoredArrays`; estimators take it as it is."""
+        names = tuple(tree_ids)
+
+        def more() -> dict[str, NDArray[Any]]:
+            with self.snapshot() as connection, collector_paused():
+                return load_more(connection, names)
+
         with self.snapshot() as connection, collector_paused():
-            return load_arrays(connection, tree_ids)
+            return StoredArrays(load_arrays(connection, names), load_reasons(connection, names), more)
 
     def check(self) -> list[str]:
         """One line per damage in the file; empty if it is whole."""
@@ -425,9 +433,9 @@ def _end(tree: Tree, encoder: Encoder) -> dict[str, Any]:
     """The end columns of a tree."""
     outcome = None if tree.chosen is None else tree.outcome_of(tree.chosen)
     late = [
-        (i, tree.kind[i].value, tree.status[i].value, tree.keep_prob[i], tree.kept[i])
+        (i, *(getattr(tree, f.tree)[i] for f in LATE))
         for i in range(len(tree))
-        if tree.status[i] not in GROWN or tree.keep_prob[i] != 1.0 or not tree.kept[i] or tree.kind[i] is not CHOICE
+        if tree.status[i] not in GROWN or any(getattr(tree, f.tree)[i] != f.default for f in SET)
     ]
     spent = zip(SPENT_COLUMNS, encoder.spent(tree.spent), strict=True)
     return {
@@ -445,9 +453,9 @@ def _end(tree: Tree, encoder: Encoder) -> dict[str, Any]:
 
 
 def _restore_end(tree: Tree, end: Any) -> None:
-    for node, kind, status, keep_prob, kept in json.loads(end.final):
-        tree.kind[node], tree.status[node] = NodeKind(kind), NodeStatus(status)
-        tree.keep_prob[node], tree.kept[node] = keep_prob, kept
+    for node, *values in json.loads(end.final):
+        for f, value in zip(LATE, values, strict=False):  # an older store knew fewer
+            getattr(tree, f.tree)[node] = f.type(value)
     tree.chosen = end.chosen
     tree.stopped_by = None if end.stopped_by is None else unescape(end.stopped_by)
     tree.reasons = json.loads(unescape(end.reasons))

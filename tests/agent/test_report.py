@@ -75,12 +75,12 @@ def tree_of(levels=3, draws=2, said="go", shown="seen", error=None, fault=None, 
                 outcome = Outcome(
                     Observation(shown, f"{node} {slot}", shown),
                     state,
-                    float(solved % 2),
-                    Effect.READ,
-                    0,
-                    (),
-                    error,
-                    fault,
+                    reward=float(solved % 2),
+                    effect=Effect.READ,
+                    keep=0,
+                    delta=(),
+                    error=error,
+                    fault=fault,
                 )
                 action = None if error else Action.of(said, where=said)
                 seed = 1000 * node + slot

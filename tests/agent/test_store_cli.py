@@ -26,7 +26,7 @@ async def fill(path, run, rewards):
         for i, reward in enumerate(rewards):
             root = Outcome(Observation("root"), NodeStatus.OPEN)
             tree = Tree.start(TreeHeader(run, Task("kg", f"t{i}", "g"), 0, 1, "v1", {}, root))
-            seen = Outcome(Observation("end", "f"), NodeStatus.TERMINAL, reward)
+            seen = Outcome(Observation("end", "f"), NodeStatus.TERMINAL, reward=reward)
             done = Completion("go", (1, 2), (-1.0, -1.0), policy_version="v1")
             draft = Draft(0, 0, 1, 1.0, 1, done, Action.of("go"), outcome=seen)
             expansion = Expansion(0, 0, False, 1, None, (draft,), Spent(1, 2, 0, 1))

@@ -20,7 +20,7 @@ def expansions_of(tree):
                 0 if tree.parent[i] == node else tree.parent[i] - first + 1, tree.slot[i], tree.mult[i], tree.share[i],
                 tree.seed[i], Completion(tree.text[i], tree.ids[i], tree.logprobs[i], "stop", "v1"), tree.action[i],
                 outcome=Outcome(tree.observation[i], NodeStatus.OPEN if tree.children[i] else tree.status[i],
-                                tree.reward(i), keep=tree.keep[i], delta=tree.delta[i]),
+                                reward=tree.reward(i), keep=tree.keep[i], delta=tree.delta[i]),
             )
             for i in mine
         )  # fmt: skip

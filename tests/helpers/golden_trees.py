@@ -63,7 +63,7 @@ def draft(row, slot, drawn, eager):
     action = None if error else Action.of(row["say"].split()[0], **dict(p.split("=") for p in row["say"].split()[1:]))
     effect = Effect(row.get("effect", "read"))
     status = NodeStatus.TERMINAL if row.get("end") else NodeStatus.OPEN
-    outcome = Outcome(Observation(row.get("seen", "")), status, 0.0, effect, error=error) if eager else None
+    outcome = Outcome(Observation(row.get("seen", "")), status, reward=0.0, effect=effect, error=error) if eager else None
     mult = row.get("mult", 1)
     done = Completion(text, ids, (-0.5,) * len(ids))
     return Draft(

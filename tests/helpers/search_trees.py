@@ -23,9 +23,9 @@ def random_tree(seed, window=False, expansions=8, task="t"):
 
     def outcome(base, last):
         if last:
-            return Outcome(Observation("end", f"f{rng.random()}"), NodeStatus.TERMINAL, float(rng.random() < 0.5))
+            return Outcome(Observation("end", f"f{rng.random()}"), NodeStatus.TERMINAL, reward=float(rng.random() < 0.5))
         keep = rng.randrange(2, base) if window else base
-        return Outcome(Observation("seen", f"f{rng.random()}"), NodeStatus.OPEN, 0.0, keep=keep, delta=tokens(3))
+        return Outcome(Observation("seen", f"f{rng.random()}"), NodeStatus.OPEN, reward=0.0, keep=keep, delta=tokens(3))
 
     def draft(after, slot, mult, k, base, last):
         ids = tokens(rng.randrange(1, 4))

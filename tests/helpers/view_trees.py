@@ -81,7 +81,7 @@ class Growth:
             status = NodeStatus.FAULT
         seen = Observation(words, f"f{self.rng.random()}", self.text("provenance", "page"), parts)
         delta = tuple(f"\n{words}\n".encode("utf-8", "replace"))
-        return Outcome(seen, status, math.nan if fault else reward, effect, 0, () if end else delta, error, fault)
+        return Outcome(seen, status, reward=math.nan if fault else reward, effect=effect, keep=0, delta=() if end else delta, error=error, fault=fault)
 
     def grow(self, expansions=12, draws=3, horizon=8):
         """Best-first by a noisy score; every draft is executed at birth."""

@@ -143,7 +143,7 @@ def _expansions(tree):
             Draft(
                 0, tree.slot[i], 1, tree.share[i], tree.seed[i], Completion(tree.text[i], trainable=False), None,
                 score=tree.score[i],
-                outcome=Outcome(tree.observation[i], _as_grown(tree, i), tree.reward(i)),
+                outcome=Outcome(tree.observation[i], _as_grown(tree, i), reward=tree.reward(i)),
             )
             for i in ids
         )  # fmt: skip

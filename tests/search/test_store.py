@@ -34,7 +34,7 @@ def header_of(name: str = "t1", **changes: object) -> TreeHeader:
 
 
 def draft(slot: int, text: str = "go", seen: str | None = "a page", reward: float = 0.0, after: int = 0) -> Draft:
-    outcome = None if seen is None else Outcome(Observation(seen, "f"), NodeStatus.OPEN, reward, steps=1)
+    outcome = None if seen is None else Outcome(Observation(seen, "f"), NodeStatus.OPEN, reward=reward, steps=1)
     done = Completion(text, (5, 6, 7), (-0.5, -0.25, -1.0), policy_version="v1")
     return Draft(after, slot, 1, 0.5, slot + 10, done, Action.of("go", to=text), outcome=outcome)
 
@@ -58,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_a_finished_tree_comes_back_unsealed_with_its_choice_and_late_statuses(store_url: str) -> None:
-    won = Outcome(Observation("done", "f9"), NodeStatus.TERMINAL, 1.0)
+    won = Outcome(Observation("done", "f9"), NodeStatus.TERMINAL, reward=1.0)
     with TreeStore.open(store_url) as store:
         tree = await grow(store, header_of(), [pop(0, 0, draft(0), draft(1, seen=None)), pop(1, 2, outcome=won)])
         tree.chosen, tree.stopped_by = 2, "solved"

@@ -25,7 +25,7 @@ def draft(slot, k, ids, text, outcome, after=0, error=None, origin=Origin.POLICY
 
 
 def seen(text, status=NodeStatus.OPEN, reward=0.0, keep=0, delta=(), parts=(), error=None):
-    return Outcome(Observation(text, text, "environment", parts), status, reward, Effect.READ, keep, delta, error)
+    return Outcome(Observation(text, text, "environment", parts), status, reward=reward, effect=Effect.READ, keep=keep, delta=delta, error=error)
 
 
 def small(version=VERSION, origin=Origin.POLICY, parts=(), error=None, pad=""):

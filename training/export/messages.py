@@ -222,7 +222,7 @@ def _outcome(answers: Sequence[_Message], status: NodeStatus, reward: float) -> 
     text = "\n\n".join(m.text for m in answers)
     source = "tool" if answers and all(m.role in ("tool", "function") for m in answers) else "user"
     images = tuple(p for m in answers for p in m.images)
-    return Outcome(Observation(text, "", source, images), status, reward, Effect.UNKNOWN)
+    return Outcome(Observation(text, "", source, images), status, reward=reward, effect=Effect.UNKNOWN)
 
 
 def _schemas(talk: Conversation) -> dict[str, Mapping[str, Any]]:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Effect, Observation, Task, seed_of
-from treewright.search.store.codec import escape, unescape
+from treewright.search.store.values import escape, unescape
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeKind, NodeStatus, Origin, Outcome, Spent
 from treewright.training.export.columns import RAW_SCHEMA
@@ -214,7 +214,15 @@ class _RawOutcome(_Model):
         parts: Any = self.parts
         seen = Observation(self.text, self.fingerprint, self.provenance, tuple(parts or ()))
         return Outcome(
-            seen, self.status, _nan(self.reward), self.effect, self.keep, self.delta, self.error, self.fault, self.steps
+            seen,
+            self.status,
+            reward=_nan(self.reward),
+            effect=self.effect,
+            keep=self.keep,
+            delta=self.delta,
+            error=self.error,
+            fault=self.fault,
+            steps=self.steps,
         )
 
 

@@ -245,10 +245,9 @@ class Trainer:
         """ids, plan, rows and target ids as `tree_logprobs` takes them."""
         device = self.model.device
         ids = torch.from_numpy(pack.ids).to(device)
-        plan = TreePlan.from_parents(pack.parent)
         target = torch.from_numpy(pack.target).to(device)
         rows = torch.from_numpy(pack.parent.astype(np.int64)).to(device)[target]
-        return ids, plan, rows, ids[target]
+        return ids, pack.plan, rows, ids[target]
 
     def reference_logprobs(self, pack: PackedBatch) -> Tensor | None:
         """[M] log-probs under the reference policy, or None without one."""

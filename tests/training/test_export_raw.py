@@ -28,13 +28,14 @@ parts = st.sampled_from([(), ({"type": "image", "png": b"\x00\xff"},)])
 observations = st.builds(Observation, texts, names, texts, parts)
 statuses = st.sampled_from([s for s in NodeStatus if s.value in ("draft", "open", "terminal", "truncated", "fault")])
 outcomes = st.builds(
-    Outcome, observations, statuses, reals, st.sampled_from(Effect), st.integers(0, 9), ids, st.none() | texts,
-    st.none() | texts, st.integers(0, 9),
+    Outcome, observation=observations, status=statuses, reward=reals, effect=st.sampled_from(Effect),
+    keep=st.integers(0, 9), delta=ids, error=st.none() | texts, fault=st.none() | texts, steps=st.integers(0, 9),
 )  # fmt: skip
 actions = st.none() | texts.map(lambda t: Action.of("do", what=t))
 done = st.builds(
-    Completion, texts, ids, st.lists(st.floats(-50, 0)).map(tuple), texts, texts, st.booleans(),
-    st.sampled_from(Origin), reals,
+    Completion, text=texts, token_ids=ids, logprobs=st.lists(st.floats(-50, 0)).map(tuple), finish_reason=texts,
+    policy_version=texts, trainable=st.booleans(), origin=st.sampled_from(Origin), temperature=reals,
+    share=st.none() | st.floats(0, 1), hidden=st.integers(0, 99), money=reals,
 )  # fmt: skip
 
 

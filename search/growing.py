@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
 
 from treewright.search.types import NodeStatus
 
@@ -18,11 +18,11 @@ class Growing:
     for only where draws come to a node that has drawn before, so a store need not read them for most trees.
     """
 
-    parent: Sequence[int]
-    mult: Sequence[int]
-    share: MutableSequence[float]
-    drawn: MutableSequence[int]
-    status: MutableSequence[NodeStatus]
+    parent: list[int]
+    mult: list[int]
+    share: list[float]
+    drawn: list[int]
+    status: list[NodeStatus]
 
     def _slots(self) -> Sequence[int]:
         raise NotImplementedError

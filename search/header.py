@@ -11,7 +11,7 @@ from treewright.search.types import Outcome
 __all__ = ["TreeHeader"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TreeHeader:
     """What identifies a tree and lets a search resume: everything fixed before the first pop.
 

@@ -25,6 +25,7 @@ __all__ = [
     "EXECUTED",
     "LATE",
     "NUMBERS",
+    "NUMERIC",
     "SPENT",
     "STANDING",
     "Columns",
@@ -248,6 +249,16 @@ class Columns:
         self.children.append([])
         return node
 
+    def draft(self, node: int) -> Draft:
+        """The draft of a node as it was before it was executed."""
+        columns = self.__dict__
+        return Draft(
+            after=0,
+            completion=Completion(**{f.name: columns[f.tree][node] for f in SAID}),
+            error=self.error[node] if self.action[node] is None else None,
+            **{f.name: columns[f.tree][node] for f in OWN},
+        )
+
     def _record(self, node: int, outcome: Outcome) -> None:
         """What executing a node gave, its status left to the caller."""
         columns = self.__dict__
@@ -259,6 +270,8 @@ class Columns:
             self.error[node] = error
 
 
+SAID: Final = tuple(f for f in DRAWN if f.path != f.name)
+OWN: Final = tuple(f for f in DRAWN if f.path == f.name and f.tree not in ("effect", "error"))
 PUSHED: Final = frozenset({"parent", "born", "closing", "depth", "mass", "path_logprob"})  # by `_push` itself
 DRAWN_NAMES: Final = tuple(f.tree for f in DRAWN)
 EXECUTED_NAMES: Final = tuple(f.tree for f in EXECUTED)

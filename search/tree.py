@@ -48,7 +48,22 @@ class Tree(Columns, Growing):
         """A tree with its root: the state after reset."""
         tree = cls(header)
         said = Completion("", finish_reason="", policy_version=header.policy_version)
-        tree._push(-1, -1, Draft(0, 0, 1, 1.0, seed_of(header.seed, "root"), said, None, None, Effect.READ), False)
+        tree._push(
+            -1,
+            -1,
+            Draft(
+                after=0,
+                slot=0,
+                mult=1,
+                share=1.0,
+                seed=seed_of(header.seed, "root"),
+                completion=said,
+                action=None,
+                error=None,
+                effect=Effect.READ,
+            ),
+            False,
+        )
         tree._execute(0, header.root)
         return tree
 

@@ -65,7 +65,7 @@ class PackedBatch:
         return TreePlan.from_parents(self.parent)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
     """A prompt and a response to be packed: `context` is laid down, `response` is trained on with `coef` per token.
 

@@ -139,8 +139,8 @@ class _Stored(Growing):
 
     def __init__(self, connection: Connection, key: int, columns: Sequence[Sequence[Any]]) -> None:
         self._connection, self._key = connection, key
-        _, parent, _, self.mult, share, reward, status, _ = columns
-        self.parent = (-1, *parent[1:])
+        _, parent, _, mult, share, reward, status, _ = columns
+        self.parent, self.mult = [-1, *parent[1:]], list(mult)
         self.share, self.reward = list(share), list(reward)
         self.status = [s or DRAFT for s in status]
         self.drawn = [0] * len(parent)

@@ -62,7 +62,7 @@ SAME = {
 DEFAULTS = {f.column: default_of(f) for f in (*DRAWN, *EXECUTED) if f.default is not MISSING}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
     """N nodes below a root in order of creation: node i of the tree is entry i − 1. Siblings stand together.
 

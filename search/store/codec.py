@@ -44,6 +44,7 @@ __all__ = [
     "decode_header",
     "decode_observation",
     "decode_spent",
+    "decoder_of",
     "default_of",
     "pop_order",
     "rest_of",
@@ -222,7 +223,18 @@ class Encoder:
     def root(self, header: TreeHeader) -> Row:
         """The row of the root: a draft that says nothing, and what reset gave."""
         said = Completion("", finish_reason="", policy_version=header.policy_version)
-        draft = Draft(0, 0, 1, 1.0, seed_of(header.seed, "root"), said, None, None, Effect.READ, outcome=header.root)
+        draft = Draft(
+            after=0,
+            slot=0,
+            mult=1,
+            share=1.0,
+            seed=seed_of(header.seed, "root"),
+            completion=said,
+            action=None,
+            error=None,
+            effect=Effect.READ,
+            outcome=header.root,
+        )
         return self.node(0, None, -1, draft, header.policy_version)
 
     def node(self, node: int, parent: int | None, born: int, draft: Draft, version: str) -> Row:
@@ -302,10 +314,10 @@ def decode_observation(row: Row, fetch: Fetch) -> Observation | None:
     if name is None:
         return None
     shown = tuple(_json(unescape(parts), fetch)) if parts else ()
-    return Observation(_content(fetch, name), unescape(fingerprint), unescape(provenance), shown)
+    return Observation(_content(fetch, name), unescape(fingerprint), provenance=unescape(provenance), parts=shown)
 
 
-def _decoder(f: NodeField) -> Callable[[Any], Any] | None:
+def decoder_of(f: NodeField) -> Callable[[Any], Any] | None:
     """How the value of a column becomes that of the field; None where it is that already."""
     kinds: dict[FieldKind, Callable[[Any], Any]] = {
         FieldKind.REAL: unreal,
@@ -321,9 +333,9 @@ def _decoder(f: NodeField) -> Callable[[Any], Any] | None:
     return lambda value: None if value is None else decode(value)
 
 
-DRAWN_DECODERS: Final = tuple(_decoder(f) for f in DRAWN)
-GIVEN_DECODERS: Final = tuple(_decoder(f) for f in GIVEN[1:])
-PAID_DECODERS: Final = tuple(_decoder(f) for f in PAID)
+DRAWN_DECODERS: Final = tuple(decoder_of(f) for f in DRAWN)
+GIVEN_DECODERS: Final = tuple(decoder_of(f) for f in GIVEN[1:])
+PAID_DECODERS: Final = tuple(decoder_of(f) for f in PAID)
 SAID: Final = [i for i, f in enumerate(DRAWN) if f.path.startswith("completion.")]
 SAID_PART: Final = slice(SAID[0], SAID[-1] + 1)
 SAID_NAMES: Final = tuple(f.name for f in DRAWN[SAID_PART])
@@ -372,14 +384,14 @@ def decode_expansion(row: Row, below: Sequence[Row], version: str, fetch: Fetch)
     """The expansion of a row (checksum left out) and the rows of its drafts."""
     seq, node, closing, drawn, first, _, fault = row[:7]
     return Expansion(
-        seq,
-        node,
-        closing,
-        drawn,
-        decode_outcome(outcome_of_pop(row), fetch),
-        tuple(decode_draft(r, node, first, version, fetch) for r in below),
-        decode_spent(spent_of_pop(row)),
-        _maybe(fault),
+        seq=seq,
+        node=node,
+        closing=closing,
+        drawn=drawn,
+        outcome=decode_outcome(outcome_of_pop(row), fetch),
+        drafts=tuple(decode_draft(r, node, first, version, fetch) for r in below),
+        spent=decode_spent(spent_of_pop(row)),
+        fault=_maybe(fault),
     )
 
 
@@ -390,12 +402,12 @@ def decode_header(row: Row, root: Row, fetch: Fetch) -> TreeHeader:
     if outcome is None:
         raise StoreError(f"tree {row[0]} has no root outcome; restore the file from a copy")
     return TreeHeader(
-        unescape(run),
-        Task(unescape(suite), unescape(task_id), split=unescape(split), **task),
-        attempt,
-        seed,
-        unescape(version),
-        _json(_content(fetch, settings), fetch),
-        outcome,
-        None if above is None else (above, above_node),
+        run=unescape(run),
+        task=Task(unescape(suite), unescape(task_id), split=unescape(split), **task),
+        attempt=attempt,
+        seed=seed,
+        policy_version=unescape(version),
+        settings=_json(_content(fetch, settings), fetch),
+        root=outcome,
+        continues=None if above is None else (above, above_node),
     )

@@ -29,7 +29,7 @@ from treewright.search.types import Spent
 __all__ = ["Blobs", "TreeRow", "collector_paused", "end_of", "expansion_rows", "header_rows", "key_of", "list_trees"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRow:
     """A tree in a list.
 
@@ -161,22 +161,22 @@ def _summary(row: Any, so_far: Mapping[int, Sequence[Any]]) -> TreeRow:
         count = 1 + drafts
     reasons = tuple(json.loads(unescape(row.reasons))) if row.reasons else ()
     return TreeRow(
-        row.id,
-        unescape(row.run),
-        unescape(row.suite),
-        unescape(row.task_id),
-        unescape(row.split),
-        row.attempt,
-        unescape(row.policy_version),
-        row.status,
-        count,
-        row.chosen,
-        None if row.stopped_by is None else unescape(row.stopped_by),
-        row.outcome,
-        row.success,
-        not reasons if done else None,
-        reasons,
-        decode_spent(tuple(spent)),
-        row.created,
-        row.ended,
+        tree_id=row.id,
+        run=unescape(row.run),
+        suite=unescape(row.suite),
+        task_id=unescape(row.task_id),
+        split=unescape(row.split),
+        attempt=row.attempt,
+        policy_version=unescape(row.policy_version),
+        status=row.status,
+        nodes=count,
+        chosen=row.chosen,
+        stopped_by=None if row.stopped_by is None else unescape(row.stopped_by),
+        outcome=row.outcome,
+        success=row.success,
+        exact=not reasons if done else None,
+        reasons=reasons,
+        spent=decode_spent(tuple(spent)),
+        created=row.created,
+        ended=row.ended,
     )

@@ -13,7 +13,6 @@ node rows, never the middle of them, and never a row of the journal.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,17 +25,16 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.exc import DatabaseError
 
-from treewright.search.schema import LATE
 from treewright.search.store.arrays import StoredArrays, load_arrays, load_more, load_reasons, load_scores
 from treewright.search.store.check import check
 from treewright.search.store.codec import Encoder, decode_expansion, decode_header
 from treewright.search.store.compare import Comparison, compare
 from treewright.search.store.database import Database, database_at
+from treewright.search.store.ending import end_values, restore_end
 from treewright.search.store.errors import StoreError
 from treewright.search.store.journal import Journal
 from treewright.search.store.models import (
     HEADER_COLUMNS,
-    SPENT_COLUMNS,
     expansions,
     nodes,
     runs,
@@ -58,15 +56,9 @@ from treewright.search.store.redact import Redactor
 from treewright.search.store.values import escape, unescape
 from treewright.search.store.writer import Batch, Writer
 from treewright.search.tree import Tree, TreeHeader
-from treewright.search.types import Expansion, NodeStatus
+from treewright.search.types import Expansion
 
 __all__ = ["TreeStore"]
-
-GROWN = frozenset(
-    {NodeStatus.DRAFT, NodeStatus.OPEN, NodeStatus.EXPANDED, NodeStatus.TERMINAL, NodeStatus.TRUNCATED}
-)  # statuses that `apply` alone gives
-SET = tuple(f for f in LATE if f.tree != "status")
-SOLVED = 1.0 - 1e-6
 
 
 @dataclass(slots=True)
@@ -263,7 +255,7 @@ class TreeStore:
                     f"tree {tree.tree_id} has {len(tree.pops)} expansions and {len(tree)} nodes, the store has "
                     f"{cursor.next_seq} and {cursor.next_id}; append every expansion before finish"
                 )
-            values = _end(tree, Encoder(self._redact))
+            values = end_values(tree, Encoder(self._redact))
             batch.connection.execute(update(trees).where(trees.c.key == cursor.key).values(values))
             del self._cursors[tree.tree_id]
 
@@ -345,7 +337,7 @@ class TreeStore:
                 tree.apply(expansion)
             end = end_of(connection, key)
         if end.status == "done":
-            _restore_end(tree, end)
+            restore_end(tree, end)
         return tree
 
     def trees(
@@ -427,36 +419,3 @@ class TreeStore:
         """One line per damage in the file; empty if it is whole."""
         with self.snapshot() as connection:
             return check(connection, self._database)
-
-
-def _end(tree: Tree, encoder: Encoder) -> dict[str, Any]:
-    """The end columns of a tree."""
-    outcome = None if tree.chosen is None else tree.outcome_of(tree.chosen)
-    late = [
-        (i, *(getattr(tree, f.tree)[i] for f in LATE))
-        for i in range(len(tree))
-        if tree.status[i] not in GROWN or any(getattr(tree, f.tree)[i] != f.default for f in SET)
-    ]
-    spent = zip(SPENT_COLUMNS, encoder.spent(tree.spent), strict=True)
-    return {
-        "status": "done",
-        "ended": time.time(),
-        "chosen": tree.chosen,
-        "stopped_by": encoder.maybe(tree.stopped_by),
-        "reasons": encoder.text(json.dumps(tree.reasons, ensure_ascii=False)),
-        "final": json.dumps(late),
-        "outcome": outcome,
-        "success": None if tree.lost else outcome is not None and outcome >= SOLVED,
-        "count": len(tree),
-        **{f"spent_{name}": value for name, value in spent},
-    }
-
-
-def _restore_end(tree: Tree, end: Any) -> None:
-    for node, *values in json.loads(end.final):
-        for f, value in zip(LATE, values, strict=False):  # an older store knew fewer
-            getattr(tree, f.tree)[node] = f.type(value)
-    tree.chosen = end.chosen
-    tree.stopped_by = None if end.stopped_by is None else unescape(end.stopped_by)
-    tree.reasons = json.loads(unescape(end.reasons))
-    tree.reveal()

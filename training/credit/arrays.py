@@ -118,7 +118,14 @@ class TreeArrays:
     more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parent: ArrayLike, *, reasons: Sequence[Sequence[str]] | None = None, **given: ArrayLike) -> TreeArrays:
+    def of(
+        cls,
+        parent: ArrayLike,
+        *,
+        reasons: Sequence[Sequence[str]] | None = None,
+        more: Mapping[str, NDArray[Any]] | None = None,
+        **given: ArrayLike,
+    ) -> TreeArrays:
         """Arrays from the parents alone, every other array defaulted unless given, checked by `validate`.
 
         Defaults: one tree per root, one group per tree, single i.i.d. draws (k and share follow from `mult` and
@@ -161,8 +168,10 @@ class TreeArrays:
         full.setdefault("terminal", is_leaf & np.asarray(full["kept"], bool) & ~np.asarray(full["truncated"], bool))
         trees = int(np.max(full["tree"], initial=-1)) + 1
         why = tuple(tuple(r) for r in reasons) if reasons is not None else ((),) * trees
-        columns = {name: np.asarray(full[name] if name != "parent" else up, dtype=_DTYPES[name]) for name in _DTYPES}
-        result = cls(**columns, reasons=why)
+        columns: dict[str, Any] = {
+            name: np.asarray(full[name] if name != "parent" else up, dtype=_DTYPES[name]) for name in _DTYPES
+        }
+        result = cls(**columns, reasons=why, more=more or {})
         result.validate()
         return result
 
@@ -338,7 +347,7 @@ class TreeArrays:
         return TreeArrays(**columns, reasons=tuple(r for b in batches for r in b.reasons), more=more)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Credit:
     """What an estimator says about each node, all float64[N].
 

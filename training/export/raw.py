@@ -217,7 +217,7 @@ class _Outcome(_Model):
 
     def build(self) -> Outcome:
         parts: Any = self.parts
-        seen = Observation(self.text, self.fingerprint, self.provenance, tuple(parts or ()))
+        seen = Observation(self.text, self.fingerprint, provenance=self.provenance, parts=tuple(parts or ()))
         return Outcome(seen, **{f.name: getattr(self, f.name) for f in EXECUTED[1:]})
 
 
@@ -320,10 +320,28 @@ def _header(raw: _RawTree) -> TreeHeader:
     if not raw.nodes or raw.nodes[0].outcome is None:
         raise TreewrightError("nodes[0].outcome: the root has no outcome")
     data, truth, settings = (getattr(raw, name) for name in ("task_data", "task_truth", "settings"))
-    task = Task(raw.suite, raw.task_id, raw.goal, raw.task_seed, raw.split, raw.horizon, data, truth)
+    task = Task(
+        raw.suite,
+        raw.task_id,
+        raw.goal,
+        seed=raw.task_seed,
+        split=raw.split,
+        horizon=raw.horizon,
+        data=data,
+        truth=truth,
+    )
     above = None if raw.continues_tree is None else (raw.continues_tree, raw.continues_node or 0)
     root = raw.nodes[0].outcome.build()
-    header = TreeHeader(raw.run, task, raw.attempt, raw.seed, raw.policy_version, settings, root, above)
+    header = TreeHeader(
+        run=raw.run,
+        task=task,
+        attempt=raw.attempt,
+        seed=raw.seed,
+        policy_version=raw.policy_version,
+        settings=settings,
+        root=root,
+        continues=above,
+    )
     if header.tree_id != raw.tree_id:
         raise TreewrightError(f"tree_id: {raw.tree_id} is not the id of this run, task and attempt, {header.tree_id}")
     if raw.nodes[0].seed != seed_of(raw.seed, "root"):
@@ -348,7 +366,16 @@ def _grow(raw: _RawTree) -> Grown:
             raise TreewrightError(f"expansions[{seq}].drafts: {e.drafts} nodes are announced, {len(below)} are there")
         drafts = tuple(node.build(e.node, first) for node in below)
         outcome = e.outcome.build() if e.outcome else None
-        expansion = Expansion(seq, e.node, e.closing, e.drawn, outcome, drafts, _paid(e.spent), e.fault)
+        expansion = Expansion(
+            seq=seq,
+            node=e.node,
+            closing=e.closing,
+            drawn=e.drawn,
+            outcome=outcome,
+            drafts=drafts,
+            spent=_paid(e.spent),
+            fault=e.fault,
+        )
         tree.apply(expansion)
         grown.append(expansion)
     if len(tree) != len(raw.nodes):

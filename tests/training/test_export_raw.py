@@ -290,3 +290,17 @@ def test_parquet_without_pyarrow_says_what_to_install_and_json_lines_work(store,
         export_dataset(store, tmp_path / "d", ExportOptions())
     assert not (tmp_path / "d").exists()
     assert export_dataset(store, tmp_path / "d", ExportOptions(file_type="jsonl")).total("raw") == 6
+
+
+async def test_a_row_of_the_first_version_has_the_defaults_of_what_came_later(tmp_path):
+    with TreeStore.open(tmp_path / "t.db") as store:
+        await fill(store, range(1))
+        (name,) = (row.tree_id for row in store.trees())
+        tree, grown = store.load(name), store.expansions(name)
+    row = encode_tree(View(tree), grown)
+    row["schema"] = 1
+    for node in row["nodes"]:
+        for later in ("hidden", "money", "drawn_share"):
+            del node[later]
+    again = decode_tree(row)
+    assert again.tree.digest() == tree.digest() and repr(again.expansions) == repr(tuple(grown))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -149,6 +149,7 @@ class Observation:
 
     text: str
     fingerprint: str = ""
+    _: KW_ONLY
     provenance: str = "environment"
     parts: tuple[Mapping[str, Any], ...] = ()
 
@@ -160,6 +161,7 @@ class StepResult:
     observation: Observation
     reward: float = 0.0
     terminated: bool = False
+    _: KW_ONLY
     truncated: bool = False
     effect: Effect = Effect.READ
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -175,6 +177,7 @@ class Snapshot:
     kind: Restore
     data: Any
     fingerprint: str
+    _: KW_ONLY
     size: int = 0
 
 
@@ -189,6 +192,7 @@ class ToolSpec:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     effect: Effect = Effect.UNKNOWN
+    _: KW_ONLY
     terminal: bool = False
 
     def to_openai(self) -> dict[str, Any]:
@@ -214,6 +218,7 @@ class Task:
     suite: str
     id: str
     goal: str
+    _: KW_ONLY
     seed: int = 0
     split: str = "train"
     horizon: int = 8
@@ -343,6 +348,7 @@ class Suite:
     name: str
     tasks: Callable[[str, int], Sequence[Task]]
     open: Callable[[], Awaitable[Environment]]
+    _: KW_ONLY
     oracle: Oracle | None = None
     description: str = ""
     max_tokens: int | None = None

@@ -256,7 +256,7 @@ class WebEnvironment(BaseEnvironment):
                 "answer": self._answer,
             }
         data = json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
-        return Snapshot(Restore.STATE, data, observation.fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, observation.fingerprint, size=len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         """Server state, cookies and address first, then what was written into fields; verified by fingerprint.
@@ -535,10 +535,10 @@ class WebEnvironment(BaseEnvironment):
         mark, around = await self.server_mark(), self._around()
         fingerprint = self._view.fingerprint(str(self._shown), mark, *around, calm=self.calm)
         if self._answer is not None:
-            return Observation("answered", digest(fingerprint, self._answer), "environment")
+            return Observation("answered", digest(fingerprint, self._answer), provenance="environment")
         head, _, rest = parts[self._shown - 1].partition("\n")
         text = "\n".join([head, *around, rest] if rest else [head, *around])
-        return Observation(text, fingerprint, "page", await self._picture())
+        return Observation(text, fingerprint, provenance="page", parts=await self._picture())
 
     def _around(self) -> list[str]:
         """The state of the browser around the page: other windows, and an open question."""

@@ -24,10 +24,10 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
-from treewright.search.store.codec import Row
 from treewright.search.store.errors import StoreError, newer, older
 from treewright.search.store.migrate import make, upgrade
 from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
+from treewright.search.store.values import Row
 
 __all__ = ["SQLite"]
 
@@ -202,7 +202,10 @@ class Facts:
 
 @lru_cache(STATEMENTS)
 def _statement(table: Table, values: str, count: int) -> str:
-    return f"INSERT INTO {table.name} VALUES " + ", ".join([f"({values})"] * count)
+    names = ", ".join(
+        f'"{column.name}"' for column in table.columns
+    )  # a store that was upgraded has them in another order
+    return f"INSERT INTO {table.name} ({names}) VALUES " + ", ".join([f"({values})"] * count)
 
 
 @lru_cache

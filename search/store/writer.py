@@ -19,10 +19,10 @@ from typing import Any
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from treewright.search.store.codec import Row, compress
 from treewright.search.store.database import Database, Shared
 from treewright.search.store.errors import StoreError, StoreLost
 from treewright.search.store.models import blobs
+from treewright.search.store.values import Row, compress
 
 __all__ = ["Batch", "Writer"]
 

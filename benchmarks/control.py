@@ -11,6 +11,7 @@ import asyncio
 import random
 import tempfile
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def permuted(trees: Sequence[Tree], seed: int) -> list[Tree]:
         truth = [list(t._truth) for t in mine]
         for (i, leaf), reward in zip(places, rewards, strict=True):
             truth[i][leaf] = reward
-        out += [replace(t, _truth=own) for t, own in zip(mine, truth, strict=True)]
+        for tree, own in zip(map(copy, mine), truth, strict=True):
+            tree._truth = own
+            out.append(tree)
     return out
 
 

@@ -91,7 +91,7 @@ async def grow(policy: Any, load: Load, number: int) -> None:
     for step in range(load.expansions):
         ids = frontier.pop(dice.randrange(len(frontier)))
         seeds = [seed_of(number, step, i) for i in range(load.draws)]
-        for done in await policy.draw(Context(0, ids, ids), seeds, load.response):
+        for done in await policy.draw(Context(keep=0, delta=ids, ids=ids), seeds, load.response):
             seen = tuple(dice.randrange(low, high) for _ in range(load.observation))
             frontier.append(ids + done.token_ids + seen)
 

@@ -106,7 +106,7 @@ class Grid(BaseEnvironment):
         return StepResult(self._seen(), info={"cost": cost})
 
     async def snapshot(self) -> Snapshot:
-        return Snapshot(Restore.STATE, self.at, str(self.at), 8)
+        return Snapshot(Restore.STATE, self.at, str(self.at), size=8)
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         self.at = snapshot.data

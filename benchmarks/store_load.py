@@ -125,7 +125,15 @@ def _gate(path: Path) -> None:
 
 def _header(index: int) -> TreeHeader:
     root = Outcome(Observation("the first page"), NodeStatus.OPEN)
-    return TreeHeader("bench", Task("bench", f"{index}", "measure"), 0, index, "v1", {}, root)
+    return TreeHeader(
+        run="bench",
+        task=Task("bench", f"{index}", "measure"),
+        attempt=0,
+        seed=index,
+        policy_version="v1",
+        settings={},
+        root=root,
+    )
 
 
 def _columns(seed: int) -> Columns:

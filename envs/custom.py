@@ -312,9 +312,9 @@ class JudgedEnvironment:
         if self.task is None:
             raise TreewrightError(f"{self.name}: snapshot before reset; call reset(task, key) first")
         if inner.kind is Restore.FORK:
-            return Snapshot(Restore.FORK, _Held(self.task, self.history, inner), inner.fingerprint, inner.size)
+            return Snapshot(Restore.FORK, _Held(self.task, self.history, inner), inner.fingerprint, size=inner.size)
         data = _pack(self.task, self.history, inner)
-        return Snapshot(Restore.STATE, data, inner.fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, inner.fingerprint, size=len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         if snapshot.kind is Restore.FORK and isinstance(snapshot.data, _Held):
@@ -359,7 +359,7 @@ def _unpack(snapshot: Snapshot, name: str) -> _Held:
             Turn(Action.from_key(key) if key else None, Observation(**{**seen, "parts": tuple(seen["parts"])}))
             for key, seen in state["turns"]
         )
-        inner = Snapshot(Restore.STATE, state["inner"], snapshot.fingerprint, state["size"])
+        inner = Snapshot(Restore.STATE, state["inner"], snapshot.fingerprint, size=state["size"])
         return _Held(Task(**state["task"]), turns, inner)
     except (ValueError, KeyError, TypeError) as error:
         raise RestoreUnsupported(f"{name} cannot restore this snapshot: it is damaged or not one of its own") from error

@@ -175,7 +175,7 @@ class Maze(BaseEnvironment):
     async def snapshot(self) -> Snapshot:
         self._alive()
         data = STATE.pack(self.size, self.seed, *self.at, self.pressed, self.ended)
-        return Snapshot(Restore.STATE, data, self._seen().fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, self._seen().fingerprint, size=len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         self._alive()
@@ -212,7 +212,7 @@ def _tasks(size: int) -> Callable[[str, int], Sequence[Task]]:
             far = _distances(_open_walls(size, seed), (size - 1, size - 1))[(0, 0)]
             out.append(
                 Task(
-                    "maze", f"{split}-{size}-{i}", f"reach {size - 1},{size - 1} and stop", seed, split,
+                    "maze", f"{split}-{size}-{i}", f"reach {size - 1},{size - 1} and stop", seed=seed, split=split,
                     horizon=far + 5, data={"size": size},
                 )
             )  # fmt: skip
@@ -242,7 +242,9 @@ def make_suite(size: int = 3) -> Suite:
     async def open_session() -> Environment:
         return Maze()
 
-    return Suite("maze", _tasks(size), open_session, oracle, "walk to the far corner and stop", 24)
+    return Suite(
+        "maze", _tasks(size), open_session, oracle=oracle, description="walk to the far corner and stop", max_tokens=24
+    )
 
 
 SUITE = make_suite()

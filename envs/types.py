@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -151,6 +151,7 @@ class Observation:
 
     text: str
     fingerprint: str = ""
+    _: KW_ONLY
     provenance: str = "environment"
     parts: tuple[Mapping[str, Any], ...] = ()
 
@@ -169,7 +170,7 @@ class Observation:
         if not distance:
             return self
         part = {"type": "arrival", "distance": round(distance, 6)}
-        return Observation(self.text, self.fingerprint, self.provenance, (*self.parts, part))
+        return Observation(self.text, self.fingerprint, provenance=self.provenance, parts=(*self.parts, part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,7 @@ class StepResult:
     observation: Observation
     reward: float = 0.0
     terminated: bool = False
+    _: KW_ONLY
     truncated: bool = False
     effect: Effect = Effect.READ
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -194,6 +196,7 @@ class Snapshot:
     kind: Restore
     data: Any
     fingerprint: str
+    _: KW_ONLY
     size: int = 0
 
 
@@ -208,6 +211,7 @@ class ToolSpec:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     effect: Effect = Effect.UNKNOWN
+    _: KW_ONLY
     terminal: bool = False
 
     def to_openai(self) -> dict[str, Any]:
@@ -233,6 +237,7 @@ class Task:
     suite: str
     id: str
     goal: str
+    _: KW_ONLY
     seed: int = 0
     split: str = "train"
     horizon: int = 8
@@ -374,6 +379,7 @@ class Suite:
     name: str
     tasks: Callable[[str, int], Sequence[Task]]
     open: Callable[[], Awaitable[Environment]]
+    _: KW_ONLY
     oracle: Oracle | None = None
     description: str = ""
     max_tokens: int | None = None

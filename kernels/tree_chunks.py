@@ -40,7 +40,8 @@ class TreeChunkState:
             raise ValueError(f"cuts {starts[:8]} must rise from 0 and stay below the plan's {plan.n_queries} tokens")
         self.plan = plan
         self.chunks = tuple(
-            TreeChunk(self, a, b, plan.cut(a, b), plan.live(a), _due(plan, a, b)) for a, b in pairwise(bounds)
+            TreeChunk(state=self, start=a, stop=b, plan=plan.cut(a, b), live=plan.live(a), due=_due(plan, a, b))
+            for a, b in pairwise(bounds)
         )
         self._kept: dict[tuple[int, str], Tensor] = {}
         self._owed: dict[tuple[int, str], Tensor] = {}
@@ -78,7 +79,7 @@ class TreeChunkState:
         return own.to(grad.dtype)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TreeChunk:
     """Queries [start, stop) of the pack; pass it where a model expects the plan.
 

@@ -27,7 +27,7 @@ __all__ = ["TreePlan", "preorder"]
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TreePlan:
     """The mask, positions and predictors of one pack of token trees, or of a rectangular cut of one.
 
@@ -135,7 +135,11 @@ class TreePlan:
         key = ("to", str(device))
         if key not in self.cache:
             self.cache[key] = TreePlan(
-                self.end.to(device), self.depth.to(device), self.parent.to(device), self.q_offset, self.n_pairs
+                end=self.end.to(device),
+                depth=self.depth.to(device),
+                parent=self.parent.to(device),
+                q_offset=self.q_offset,
+                n_pairs=self.n_pairs,
             )
         found: TreePlan = self.cache[key]
         return found
@@ -148,11 +152,11 @@ class TreePlan:
         tail = torch.arange(self.n_keys + 1, self.n_keys + 1 + extra, dtype=torch.int32, device=self.device)
         zeros = torch.zeros(extra, dtype=torch.int64, device=self.device)
         return TreePlan(
-            torch.cat([self.end, tail]),
-            torch.cat([self.depth, zeros]),
-            torch.cat([self.parent, (zeros - 1).int()]),
-            self.q_offset,
-            self.n_pairs + extra,
+            end=torch.cat([self.end, tail]),
+            depth=torch.cat([self.depth, zeros]),
+            parent=torch.cat([self.parent, (zeros - 1).int()]),
+            q_offset=self.q_offset,
+            n_pairs=self.n_pairs + extra,
         )
 
     def live(self, cut: int) -> Tensor:
@@ -171,7 +175,9 @@ class TreePlan:
         depth, parent = self.depth[start:stop], self.parent[start:stop]
         # A parent before the cut is the live key at its own depth, since live keys are a root path.
         linked = torch.where(parent >= a, parent + shift, depth.int() - 1)
-        return TreePlan(end.int(), depth, linked.int(), prefix, int(depth.sum()) + stop - start)
+        return TreePlan(
+            end=end.int(), depth=depth, parent=linked.int(), q_offset=prefix, n_pairs=int(depth.sum()) + stop - start
+        )
 
     def rows(self, block_q: int, block_k: int, window: int | None = None) -> BlockRows:
         """Key blocks per query block for the given tile sizes; `window` leaves out what is too far up the path."""

@@ -104,7 +104,7 @@ class Next(StrEnum):
     SETTLE = "settle"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommitResult:
     """What a commit did.
 
@@ -194,7 +194,7 @@ async def recover(journal: CommitJournal, tree: Tree | None = None) -> tuple[Jou
     doubts = []
     for entry in journal.entries(tree.tree_id if tree is not None else None):
         if entry.state is JournalState.INTENT:
-            await journal.outcome(entry.id, JournalState.FAILED, Observation("never sent", "", "error"))
+            await journal.outcome(entry.id, JournalState.FAILED, Observation("never sent", "", provenance="error"))
         elif entry.state is JournalState.DISPATCHED:
             await journal.outcome(entry.id, JournalState.IN_DOUBT)
             doubts.append(replace(entry, state=JournalState.IN_DOUBT))
@@ -309,11 +309,11 @@ class _Run:
         try:
             result = await self.pool.timed(session.env.step(action, key), "commit")
         except InvalidAction as error:
-            await self._answer(entries, JournalState.FAILED, Observation(f"error: {error}", "", "error"))
+            await self._answer(entries, JournalState.FAILED, Observation(f"error: {error}", "", provenance="error"))
             raise
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
-            doubt = Observation(reason, "", "error")
+            doubt = Observation(reason, "", provenance="error")
             await asyncio.shield(self._answer(entries, JournalState.IN_DOUBT, doubt))
             if not isinstance(error, Exception):
                 raise
@@ -327,7 +327,7 @@ class _Run:
         """Two commits of one node at once: the one whose intent is older goes on, the other gives up."""
         for other in self.journal.entries(self.tree.tree_id):
             if other.node == node and other.id < entries[0] and other.state is not JournalState.FAILED:
-                await self._answer(entries, JournalState.FAILED, Observation("never sent", "", "error"))
+                await self._answer(entries, JournalState.FAILED, Observation("never sent", "", provenance="error"))
                 raise _Stop(Next.SETTLE, f"node {node} is being committed by somebody else", in_doubt=[other])
 
     async def _answer(self, entries: Sequence[int], state: JournalState, seen: Observation) -> None:
@@ -356,10 +356,20 @@ class _Run:
     ) -> CommitResult:
         left = max(1, self.tree.task.horizon - self.tree.depth[self.reached])
         return CommitResult(
-            self.tree.tree_id, self.leaf, then, reason, tuple(self.committed), refused, in_doubt, self.reached,
-            self.seen, math.nan if in_doubt else self.reward, replace(self.tree.task, horizon=left), snapshot,
-            tuple(self.approved),
-        )  # fmt: skip
+            tree_id=self.tree.tree_id,
+            leaf=self.leaf,
+            next=then,
+            reason=reason,
+            committed=tuple(self.committed),
+            refused=refused,
+            in_doubt=in_doubt,
+            reached=self.reached,
+            observation=self.seen,
+            reward=math.nan if in_doubt else self.reward,
+            task=replace(self.tree.task, horizon=left),
+            snapshot=snapshot,
+            approved=tuple(self.approved),
+        )
 
 
 # -- approval -------------------------------------------------------------------------------------------------------

@@ -9,97 +9,33 @@ at the tree, frontier and budget of a search that was never interrupted.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
-from treewright.envs.errors import EnvFault, TreewrightError
-from treewright.envs.types import Effect, Environment, Observation, Restore, Suite, Task, is_sandboxed, seed_of
+from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Effect, Environment, Restore, Suite, Task, is_sandboxed, seed_of
 from treewright.search.evidence import Evidence
-from treewright.search.expand import Expander, Pop
+from treewright.search.expand import Expander
 from treewright.search.frontier import Frontier
 from treewright.search.peers import Peers
 from treewright.search.restore import Pool, Snapshots
+from treewright.search.resume import first_outcome, header_of, resumed
 from treewright.search.retake import Repairs, is_repair
 from treewright.search.rules import Rule, best_first, frontier_of
+from treewright.search.settings import Keeper, Settings
 from treewright.search.tree import Tree, TreeHeader
-from treewright.search.types import (
-    Budget,
-    Costly,
-    Evaluator,
-    Expansion,
-    NodeStatus,
-    Outcome,
-    Proposer,
-    Sampler,
-    Spent,
-    layers,
-)
+from treewright.search.types import Budget, Costly, Evaluator, Expansion, NodeStatus, Proposer, Spent, layers
 
-__all__ = ["Keeper", "Settings", "Stepper", "search"]
+__all__ = ["Keeper", "Running", "Settings", "search"]
 
 
-REPAIRS = 2  # times a step is taken again, unless the settings say otherwise
 BUNDLE, LINGER = 64, 0.02  # expansions, and seconds one of them waits, before they are handed to the store together
 GRACE = 1.0  # seconds that an expansion begun within the time budget may take beyond it
 TURN = 0.005  # seconds after which a search that never waits gives other tasks their turn
-
-
-class Keeper(Protocol):
-    """The part of the tree store that a search needs; writes are queued in order and durable once flushed."""
-
-    def status(self, tree_id: str) -> str | None: ...
-    def header(self, tree_id: str) -> TreeHeader: ...
-    def expansions(self, tree_id: str) -> Sequence[Expansion]: ...
-    def load(self, tree_id: str) -> Tree: ...
-    def create(self, header: TreeHeader) -> object: ...
-    def append_nowait(self, tree_id: str, expansion: Expansion, first_id: int) -> object: ...
-    def finish(self, tree: Tree) -> object: ...
-    async def flush(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a tree is grown; stored with it, and a resume with other settings is refused.
-
-    run, attempt, seed  name the tree and seed every draw and step
-    in_flight   expansions at once; part of the result, unlike the number of sessions
-    max_tokens  most tokens of one draw
-    close       finish every open node by one rollout when the budget is spent: needed to train on the tree
-    answers     stop once this many finished leaves were seen (closing still happens); None = never
-    retries     how often a faulty action is tried again from a restored node
-    repairs     how often a step is taken again where a replay found another state than recorded; 0 = never
-    peers       most other branches that a prompt tells of, see treewright.search.peers; 0 = none
-    share_results  drafts of one expansion with equal actions in other words share one step of the world. For worlds
-                whose steps do not depend on the step's key; each draft goes on in its own context
-    merge       token-identical draws of a node become one, with their multiplicity: it is executed and gone on from
-                once. False keeps them apart, each with its own step and subtree, which tells more where rewards or
-                steps are random. Both are exact
-    """
-
-    run: str = "run"
-    attempt: int = 0
-    seed: int = 0
-    in_flight: int = 1
-    max_tokens: int = 48
-    close: bool = False
-    answers: int | None = None
-    retries: int = 2
-    repairs: int = REPAIRS
-    peers: int = 0
-    share_results: bool = False
-    merge: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("in_flight", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise TreewrightError(f"settings.{name} = {getattr(self, name)}; it must be at least 1")
-        for name in ("repairs", "peers"):
-            if getattr(self, name) < 0:
-                raise TreewrightError(f"settings.{name} = {getattr(self, name)}; it must be at least 0")
 
 
 async def search(
@@ -132,7 +68,7 @@ async def search(
     rule, budget, settings = rule or best_first(), budget or Budget(expansions=24), settings or Settings()
     pool, owned = _pool_of(env)
     try:
-        return await _Search(
+        return await Running(
             task,
             pool,
             policy,
@@ -163,7 +99,7 @@ def _pool_of(env: Environment | Suite | Pool) -> tuple[Pool, bool]:
     return Pool(given), False
 
 
-class _Search:
+class Running:
     """One running search. Everything a resume needs is in the header and the expansions; this object is disposable."""
 
     def __init__(
@@ -211,7 +147,7 @@ class _Search:
 
     async def start(self) -> Tree | None:
         """Resets or resumes; the tree itself if it was finished before."""
-        header = self._header()
+        header = self.header()
         status = self.store.status(header.tree_id) if self.store is not None else None
         if status == "done" and self.store is not None:
             return self.store.load(header.tree_id)
@@ -325,7 +261,7 @@ class _Search:
         if self.store is not None and expansion.seq >= len(self.recorded):
             self.unsaved.append((expansion, new.start))
             if len(self.unsaved) == 1:
-                self.linger = asyncio.get_running_loop().call_later(LINGER, self._save)
+                self.linger = asyncio.get_running_loop().call_later(LINGER, self._save_late)
             elif len(self.unsaved) == BUNDLE:
                 self._save()
         if self.on_expansion is not None:
@@ -356,6 +292,11 @@ class _Search:
             for expansion, first in waiting:
                 self.store.append_nowait(self.tree.tree_id, expansion, first)
 
+    def _save_late(self) -> None:
+        """`_save` from a timer, where nobody hears an error: a store that cannot write says so at the next flush."""
+        with suppress(TreewrightError):
+            self._save()
+
     def _offer(self, node: int) -> None:
         """Puts a node on the frontier if a pop could do something with it."""
         if self._waits(node):
@@ -372,7 +313,9 @@ class _Search:
         node = self._best() if broken is None else self.tree.parent[broken]
         if node is None:
             return None
-        reserve = self._reserve(node) if broken is None else Spent(1, 0, 0, 1)
+        reserve = (
+            self._reserve(node) if broken is None else Spent(expansions=1, policy_tokens=0, judge_tokens=0, env_steps=1)
+        )
         self.tree.stopped_by = self._over(reserve)
         if self.tree.stopped_by is not None:
             return None
@@ -415,7 +358,9 @@ class _Search:
         steps = draws if self.work.eager else 1
         costly = next((p for p in layers(self.policy) if isinstance(p, Costly)), None)
         money = draws * costly.dearest(self.settings.max_tokens) if costly is not None else 0.0
-        return Spent(1, draws * self.settings.max_tokens, 0, steps, money=money)
+        return Spent(
+            expansions=1, policy_tokens=draws * self.settings.max_tokens, judge_tokens=0, env_steps=steps, money=money
+        )
 
     def _unfinished(self, node: int) -> bool:
         """Open, or a draft that may still be executed: its effect is not known to wait for commit."""
@@ -423,144 +368,39 @@ class _Search:
         waiting = self.tree.effect[node] is Effect.IRREVERSIBLE
         return status is NodeStatus.OPEN or (status is NodeStatus.DRAFT and not waiting)
 
-    # -- starting and resuming ----------------------------------------------------------------------------------
-
-    def _header(self) -> TreeHeader:
-        settings = {**asdict(self.settings), "rule": self.rule.name, "budget": asdict(self.budget)}
-        settings["width"] = settings.pop("in_flight")  # as it was called when the first trees were stored
-        if self.settings.repairs == REPAIRS:
-            del settings["repairs"]  # trees begun before there were repairs have no such setting
-        for name in ("share_results", "peers"):
-            if not settings[name]:
-                del settings[name]
-        if self.settings.merge:
-            del settings["merge"]
-        if self.evidence is not None:
-            settings["evidence"] = self.evidence.name
-        sampler = next((p for p in layers(self.policy) if isinstance(p, Sampler)), None)
-        if sampler is not None and sampler.sampling:
-            settings["sampling"] = sampler.sampling  # how draws differ from plain ones at temperature 1
-        root = Outcome(Observation(""), NodeStatus.OPEN)
-        run, attempt, version = self.settings.run, self.settings.attempt, self.policy.version
-        return TreeHeader(run, self.task, attempt, self.seed, version, settings, root, self.continues)
+    def header(self) -> TreeHeader:
+        """What names the tree; its root is still to come."""
+        return header_of(
+            self.task, self.policy, self.rule, self.budget, self.settings, self.seed, self.evidence, self.continues
+        )
 
     async def _begin(self, header: TreeHeader, resume: bool) -> tuple[Tree, Expander]:
         async with self.pool.lease(header.tree_id) as session:
             ways, sandboxed = session.env.restore_ways, is_sandboxed(session.env)
-        eager = self.rule.eager if self.rule.eager is not None else bool(ways & {Restore.FORK, Restore.STATE})
+        settings = self.settings
         work = Expander(
-            self.task, self.pool, self.policy, self.evaluator, self.settings.max_tokens, self.settings.retries,
-            eager, sandboxed, ways, Tree.start(header), self.snapshots, {}, OrderedDict(), self.evidence,
-            self.settings.share_results, self.settings.merge,
-            peers=Peers(self.settings.peers, self.settings.in_flight) if self.settings.peers else None,
+            task=self.task,
+            pool=self.pool,
+            policy=self.policy,
+            evaluator=self.evaluator,
+            max_tokens=settings.max_tokens,
+            retries=settings.retries,
+            eager=self.rule.eager if self.rule.eager is not None else bool(ways & {Restore.FORK, Restore.STATE}),
+            sandboxed=sandboxed,
+            ways=ways,
+            tree=Tree.start(header),
+            snapshots=self.snapshots,
+            evidence=self.evidence,
+            share_results=settings.share_results,
+            merge=settings.merge,
+            peers=Peers(settings.peers, settings.in_flight) if settings.peers else None,
             foresees=self.rule.foresees,
-        )  # fmt: skip
-        if resume:
-            work.tree = self._resume(header)
+        )
+        if resume and self.store is not None:
+            work.tree, self.recorded = resumed(self.store, header, self.policy.version)
+            self.earlier = sum(e.spent.seconds for e in self.recorded)
         else:
-            work.tree = Tree.start(replace(header, root=await self._reset(work)))
+            work.tree = Tree.start(replace(header, root=await first_outcome(work)))
             if self.store is not None:
                 self.store.create(work.tree.header)
         return work.tree, work
-
-    def _resume(self, header: TreeHeader) -> Tree:
-        assert self.store is not None
-        stored = self.store.header(header.tree_id)
-        if stored.settings != header.settings:
-            keys = sorted({*stored.settings, *header.settings})
-            changed = [k for k in keys if stored.settings.get(k) != header.settings.get(k)]
-            raise TreewrightError(
-                f"cannot resume tree {stored.tree_id}: {', '.join(changed)} changed since it was begun; "
-                "use the stored settings or another run name"
-            )
-        self.recorded = self.store.expansions(stored.tree_id)
-        self.earlier = sum(e.spent.seconds for e in self.recorded)
-        tree = Tree.start(stored)
-        if stored.policy_version != self.policy.version:
-            tree.inexact(f"resumed with policy {self.policy.version}, begun with {stored.policy_version}")
-        return tree
-
-    async def _reset(self, work: Expander) -> Outcome:
-        fault = ""
-        for _ in range(self.settings.retries + 1):
-            try:
-                async with self.pool.lease(work.tree.tree_id) as session:
-                    try:
-                        return await work.reset(session)
-                    except EnvFault as error:
-                        fault = f"{type(error).__name__}: {error}"
-                        await self.pool.replace(session)
-            except EnvFault as error:  # not even a new session could be had
-                fault = f"{type(error).__name__}: {error}"
-        return Outcome(Observation(fault, "", "error"), NodeStatus.FAULT, math.nan, fault=fault)
-
-
-class Stepper:
-    """A search that is driven from outside, one pop at a time and phase by phase; ends in the tree of `search`.
-
-    done = await stepper.start()
-    while done is None and (pop := stepper.pop()):
-        await stepper.work.propose(pop); stepper.work.screen(pop)
-        await stepper.work.explore(pop); await stepper.work.judge(pop)
-        stepper.apply(pop)
-    tree = done or await stepper.finish()
-
-    Only one expansion at a time can be stepped: more pops at once would not see each other's results in order.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        pool: Pool,
-        policy: Proposer,
-        *,
-        rule: Rule,
-        evaluator: Evaluator | None = None,
-        budget: Budget,
-        settings: Settings,
-        store: Keeper | None = None,
-    ) -> None:
-        if settings.in_flight != 1:
-            raise TreewrightError(f"settings.in_flight = {settings.in_flight}; a search can only be stepped with 1")
-        self._search = _Search(task, pool, policy, rule, evaluator, budget, settings, store, None)
-        self.tree_id = self._search._header().tree_id
-
-    @property
-    def work(self) -> Expander:
-        """The four phases of a pop; there once `start` has returned None."""
-        return self._search.work
-
-    async def start(self) -> Tree | None:
-        """Resets, or resumes what the store has; the tree itself if it was finished before."""
-        if (done := await self._search.start()) is not None:
-            return done
-        search = self._search
-        while len(search.tree.pops) < len(search.recorded) and (node := self._pick()) is not None:
-            stored = search._dispatch(len(search.tree.pops), node, closing=False)
-            assert isinstance(stored, Expansion)
-            search._apply(stored)
-        return None
-
-    def pop(self) -> Pop | None:
-        """Takes the best node; None when the budget is spent or nothing is left."""
-        node = self._pick()
-        if node is None:
-            return None
-        search, seq = self._search, len(self._search.tree.pops)
-        again = search.repairs.of_pop.pop(seq, None)
-        return Pop(seq, node, search.rule.draws(search.tree[node]), again, first=search.tree.drawn[node])
-
-    def _pick(self) -> int | None:
-        self._search.popped = len(self._search.tree.pops)
-        picked = self._search._next()
-        return picked[0] if picked is not None else None
-
-    def apply(self, pop: Pop) -> None:
-        """Adds the result to the tree, the frontier and the store."""
-        self._search._apply(pop.expansion())
-        self._search._save()  # whoever drives from outside may stop at any step
-
-    async def finish(self) -> Tree:
-        """Closes open nodes if the settings say so, chooses, reveals, and waits until the store has it all."""
-        await self._search.close()
-        return await self._search.finish()

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported, shown_by
-from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, Task, ToolSpec, seed_of
+from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, ToolSpec, seed_of
 from treewright.search.evidence import Evidence
+from treewright.search.execute import Executor, executed
 from treewright.search.foresee import foreseen, twin
 from treewright.search.peers import Peers, told_context
-from treewright.search.restore import Pool, Session, Snapshots, Waypoint, refuse_repeat
+from treewright.search.places import Spot, draw_seed
+from treewright.search.restore import Session, Waypoint
 from treewright.search.screen import merge_identical, parse_action, validate_action
-from treewright.search.tree import Tree
 from treewright.search.types import (
     Candidate,
     Completion,
@@ -31,49 +29,12 @@ from treewright.search.types import (
     Origin,
     Outcome,
     PolicyFault,
-    Proposer,
     Spent,
 )
 
 __all__ = ["Expander", "Pop", "Spot"]
 
-HELD_TOKENS = 16_000_000  # of all prompts that are held; 8 bytes a token, a prompt is a tuple of references
 HELD_TEXTS = 4096
-
-
-@lru_cache(maxsize=1024)
-def draw_seed(seed: int, slot: int) -> int:
-    """The seed of a draw at a node; asked for when it is drawn and when it is screened."""
-    return seed_of(seed, slot)
-
-
-@lru_cache(maxsize=1024)
-def step_key(seed: int) -> int:
-    """The key of the step that a draw is executed with; see Tree.key."""
-    return seed_of(seed, "step")
-
-
-@dataclass(frozen=True, slots=True)
-class Spot:
-    """A place to act from: a node of the tree, or one of a rollout that is not applied yet."""
-
-    path: tuple[Waypoint, ...]
-    turns: tuple[Exchange, ...]
-    context: Context
-    logprob: float
-
-    @property
-    def seed(self) -> int:
-        return self.path[-1].seed
-
-    @property
-    def depth(self) -> int:
-        return len(self.path) - 1
-
-    @property
-    def size(self) -> int:
-        """What it weighs, counted in tokens: its prompt, its path and the objects around them."""
-        return len(self.context.ids) + 128 + 2 * len(self.path)
 
 
 @dataclass(slots=True)
@@ -104,35 +65,40 @@ class Pop:
     def expansion(self) -> Expansion:
         """The immutable result."""
         tokens, money = sum(done.tokens for done in self.drawn), math.fsum(done.money for done in self.drawn)
-        cost = Spent(1, tokens, self.judged, self.steps, time.monotonic() - self.began, money)
+        cost = Spent(
+            expansions=1,
+            policy_tokens=tokens,
+            judge_tokens=self.judged,
+            env_steps=self.steps,
+            seconds=time.monotonic() - self.began,
+            money=money,
+        )
         drawn = self.draws if self.drawn else self.reused
-        return Expansion(self.seq, self.node, False, drawn, self.outcome, tuple(self.drafts), cost, self.fault)
+        return Expansion(
+            seq=self.seq,
+            node=self.node,
+            closing=False,
+            drawn=drawn,
+            outcome=self.outcome,
+            drafts=tuple(self.drafts),
+            spent=cost,
+            fault=self.fault,
+        )
 
 
-@dataclass(slots=True)
-class Expander:
+@dataclass(slots=True, kw_only=True)
+class Expander(Executor):
     """Everything one pop needs; keeps nothing that a resumed search could not rebuild."""
 
-    task: Task
-    pool: Pool
-    policy: Proposer
     evaluator: Evaluator | None
     max_tokens: int
-    retries: int
     eager: bool
-    sandboxed: bool
-    ways: frozenset[Restore]
-    tree: Tree
-    snapshots: Snapshots
-    tools: dict[int, tuple[ToolSpec, ...]]
-    spots: OrderedDict[int, Spot]
     evidence: Evidence | None = None
     share_results: bool = False
     merge: bool = True
     read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
     peers: Peers | None = None
     foresees: bool = False
-    held: int = 0
 
     # -- pops ---------------------------------------------------------------------------------------------------
 
@@ -170,10 +136,10 @@ class Expander:
 
     async def _popped(self, node: int) -> Outcome:
         """Executes the draft of a popped node, or gives it what an equal one has shown."""
-        above, draft = self.spot(self.tree.parent[node]), self._draft_of(node)
+        above, draft = self.spot(self.tree.parent[node]), self.tree.draft(node)
         other = twin(self.tree, node) if self.share_results else None
         if other is not None and self.tree.seed[other] in self.tools:
-            shared = self._shared(above, draft, self._draft_of(other), self.tree.shown_by(other))
+            shared = self._shared(above, draft, self.tree.draft(other), self.tree.shown_by(other))
             if shared is not None:
                 return shared
         return await self._execute(above, draft)
@@ -192,7 +158,7 @@ class Expander:
         if self.eager and pop.spot is not None:
             results = await self._explored(pop.spot, pop.drafts)
             pop.steps += sum(r.steps for r in results)
-            pop.drafts = [_executed(d, r) for d, r in zip(pop.drafts, results, strict=True)]
+            pop.drafts = [executed(d, r) for d, r in zip(pop.drafts, results, strict=True)]
         elif self.foresees and not self.sandboxed and pop.spot is not None and pop.again is None:
             where = (self.tree.tree_id, self.task, pop.spot.path, self.snapshots)
             pop.drafts, steps = await foreseen(self.pool, where, pop.drafts)
@@ -267,7 +233,7 @@ class Expander:
         outcome, steps, fault = None, 0, None
         chain: list[Draft] = []
         if self.tree.status[node] is NodeStatus.DRAFT:
-            outcome = await self._execute(self.spot(self.tree.parent[node]), self._draft_of(node))
+            outcome = await self._execute(self.spot(self.tree.parent[node]), self.tree.draft(node))
             steps += outcome.steps
         above = self.spot(node) if outcome is None or outcome.status is NodeStatus.OPEN else None
         if above is not None:
@@ -279,7 +245,16 @@ class Expander:
             chain[-1:], judged = await self._judge(above, chain[-1:])
         took = time.monotonic() - began
         cost = Spent(closing_tokens=tokens, closing_steps=steps, judge_tokens=judged, seconds=took, money=money)
-        return Expansion(seq, node, True, 1 if chain else 0, outcome, tuple(chain), cost, fault)
+        return Expansion(
+            seq=seq,
+            node=node,
+            closing=True,
+            drawn=1 if chain else 0,
+            outcome=outcome,
+            drafts=tuple(chain),
+            spent=cost,
+            fault=fault,
+        )
 
     async def _roll(self, spot: Spot) -> tuple[list[Draft], Spot, str | None]:
         """Acts from `spot` until the episode ends: the drafts, the place of the last one, and a lasting fault.
@@ -295,7 +270,7 @@ class Expander:
                     (done,) = await self._draw(spot, 1)
                     draft = self._screen(spot, self.tools[spot.seed], 0, 1, 1.0, done)
                     result = await self._execute(spot, draft, remember, session)
-                    chain.append(_executed(replace(draft, after=len(chain)), result))
+                    chain.append(executed(replace(draft, after=len(chain)), result))
                     if result.status is not NodeStatus.OPEN:
                         return chain, spot, None
                     spot = self.spots[draft.seed]
@@ -313,16 +288,23 @@ class Expander:
             self.snapshots.put(root, await self.pool.timed(session.env.snapshot(), "snapshot"))
         context = self.policy.context(self.task, tools, seen, (), ())
         self._hold(Spot((Waypoint(root, key, None, seen.fingerprint),), (), context, 0.0))
-        return Outcome(seen, NodeStatus.OPEN, 0.0, Effect.READ, context.keep, context.delta)
+        return Outcome(
+            seen,
+            NodeStatus.OPEN,
+            reward=0.0,
+            effect=Effect.READ,
+            keep=context.keep,
+            delta=context.delta,
+        )
 
     # -- repair -------------------------------------------------------------------------------------------------
 
     async def _take_again(self, pop: Pop, child: int) -> None:
         """The step into `child`, where a replay diverged, from its parent: a new node in the same slot."""
-        draft = replace(self._copy_of(child), seed=seed_of(self.tree.seed[child], "again"))
+        draft = replace(self.tree.draft(child), seed=seed_of(self.tree.seed[child], "again"))
         outcome = await self._execute(self.spot(pop.node), draft, before=self.tree.effect[child])
         pop.steps = outcome.steps
-        pop.drafts = [_executed(draft, outcome)]
+        pop.drafts = [executed(draft, outcome)]
 
     def _take_up(self, pop: Pop, spot: Spot) -> bool:
         """The drafts of the node that this one supersedes, if they were drawn from the prompt that stands here now."""
@@ -330,23 +312,9 @@ class Expander:
         if old is None or not tree.drawn[old] or _shown(spot.turns) != _shown(tree.exchanges(old)):
             return False
         last = {tree.slot[child]: child for child in tree.children[old]}
-        pop.drafts = [replace(self._copy_of(c), seed=seed_of(spot.seed, slot)) for slot, c in sorted(last.items())]
+        pop.drafts = [replace(self.tree.draft(c), seed=seed_of(spot.seed, slot)) for slot, c in sorted(last.items())]
         pop.reused = tree.drawn[old]
         return True
-
-    def _copy_of(self, node: int) -> Draft:
-        """The draft of a node as it was before it was executed."""
-        tree = self.tree
-        done = Completion(
-            tree.text[node], tree.ids[node], tree.logprobs[node], tree.finish[node], tree.header.policy_version,
-            tree.trainable[node], tree.origin[node],
-        )  # fmt: skip
-        action = tree.action[node]
-        error = tree.error[node] if action is None else None
-        return Draft(
-            0, tree.slot[node], tree.mult[node], tree.share[node], tree.seed[node], done, action, error,
-            score=tree.score[node],
-        )  # fmt: skip
 
     # -- draws --------------------------------------------------------------------------------------------------
 
@@ -377,7 +345,16 @@ class Expander:
         if self.evidence is not None and action is not None:
             error = self.evidence.complaint(spans, action, self.task, self._first(), spot.turns)
             action = action if error is None else None
-        return Draft(0, slot, mult, share, draw_seed(spot.seed, slot), done, action, error)
+        return Draft(
+            after=0,
+            slot=slot,
+            mult=mult,
+            share=share,
+            seed=draw_seed(spot.seed, slot),
+            completion=done,
+            action=action,
+            error=error,
+        )
 
     def _read(self, text: str, tools: Sequence[ToolSpec]) -> tuple[Action | None, str | None]:
         """The action of a text, or what is wrong with it. The same text is said at many nodes of a tree."""
@@ -409,188 +386,6 @@ class Expander:
         held = self.spots.get(draft.seed)
         return held.context if held is not None and draft.outcome is not None else None
 
-    # -- execution ----------------------------------------------------------------------------------------------
-
-    async def _execute(
-        self,
-        spot: Spot,
-        draft: Draft,
-        remember: bool = True,
-        held: Session | None = None,
-        before: Effect | None = None,
-    ) -> Outcome:
-        """Steps the draft's action from `spot`. A fault is retried in a new session, then recorded.
-
-        before  the effect it had when it was executed before; None for its first time. A retry is no first time.
-        """
-        if draft.action is None:
-            return self._invalid(spot, draft, draft.error or "not an action", 0)
-        fault = ""
-        if before is None and draft.completion.origin in (Origin.STORED, Origin.DEMO):
-            before = Effect.READ  # a stored turn, taken again
-        for _ in range(self.retries + 1):
-            try:
-                async with nullcontext(held) if held else self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
-                    try:
-                        return await self._step(session, spot, draft, draft.action, remember, before)
-                    except EnvFault as error:
-                        fault = f"{type(error).__name__}: {error}"
-                        await self.pool.replace(session)
-                    except (Divergence, RestoreUnsupported) as error:
-                        session.lost()
-                        return _lost(NodeStatus.UNREACHABLE, f"{type(error).__name__}: {error}")
-            except EnvFault as error:  # not even a new session could be had
-                fault = f"{type(error).__name__}: {error}"
-        return _lost(NodeStatus.FAULT, fault)
-
-    async def _step(
-        self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, before: Effect | None
-    ) -> Outcome:
-        tree_id = self.tree.tree_id
-        replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
-        if before is not None:
-            await self.pool.timed(refuse_repeat(session.env, action, before), "effect")
-        if not self.sandboxed:
-            effect = await self.pool.timed(session.env.effect(action), "effect")
-            if effect.needs_commit:
-                return Outcome(Observation(""), NodeStatus.DRAFT, math.nan, Effect.IRREVERSIBLE, steps=replayed)
-        session.at = None
-        try:
-            given = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
-            result = shown_by(given, StepResult, "step")
-        except InvalidAction as error:
-            session.at = spot.seed
-            return self._invalid(spot, draft, str(error), replayed)
-        session.at = draft.seed
-        if session.distance:
-            result = replace(result, observation=result.observation.arrived(session.distance))
-            session.distance = 0.0
-        status = self._status(spot, result)
-        tools: tuple[ToolSpec, ...] = ()
-        if status is NodeStatus.OPEN:
-            tools = self.tools[draft.seed] = await self.pool.tools(session)
-            if remember and self.ways & {Restore.FORK, Restore.STATE}:
-                self.snapshots.put(draft.seed, await self.pool.timed(session.env.snapshot(), "snapshot"))
-        return self._outcome(spot, draft, action, tools, result, status, 1 + replayed)
-
-    def _status(self, spot: Spot, result: StepResult) -> NodeStatus:
-        if result.terminated:
-            return NodeStatus.TERMINAL
-        over = result.truncated or spot.depth + 1 >= self.task.horizon
-        return NodeStatus.TRUNCATED if over else NodeStatus.OPEN
-
-    def _outcome(
-        self,
-        spot: Spot,
-        draft: Draft,
-        action: Action | None,
-        tools: Sequence[ToolSpec],
-        result: StepResult,
-        status: NodeStatus,
-        steps: int,
-        error: str | None = None,
-    ) -> Outcome:
-        keep, delta = 0, tuple[int, ...]()
-        if status is NodeStatus.OPEN:
-            done, seen = draft.completion, result.observation
-            turns = (*spot.turns, Exchange(done.text, action, seen))
-            base = spot.context.ids + done.token_ids
-            context = self.policy.context(self.task, tools, self._first(), turns, base)
-            point = Waypoint(draft.seed, step_key(draft.seed), action, seen.fingerprint, result.effect)
-            logprob = spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0)
-            self._hold(Spot((*spot.path, point), turns, context, logprob))
-            keep, delta = context.keep, context.delta
-        return Outcome(result.observation, status, result.reward, result.effect, keep, delta, error, None, steps)
-
-    def _invalid(self, spot: Spot, draft: Draft, error: str, steps: int) -> Outcome:
-        """Invalid output: nothing happened in the world, the policy is told, the turn counts."""
-        seen = Observation(f"error: {error}", spot.path[-1].fingerprint, "error")
-        result = StepResult(seen)
-        status = self._status(spot, result)
-        tools = self.tools.get(spot.seed, ())
-        if status is NodeStatus.OPEN:
-            self.tools[draft.seed] = tools
-        return self._outcome(spot, draft, None, tools, result, status, steps, error)
-
-    # -- places -------------------------------------------------------------------------------------------------
-
-    def spot(self, node: int) -> Spot:
-        """The place of a node of the tree: held since it was executed, or rebuilt from the tree."""
-        above: list[int] = []
-        while (held := self.spots.get(self.tree.seed[node])) is None and node:
-            above.append(node)
-            node = self.tree.parent[node]
-        if held is None:
-            held = self._root()
-        for below in reversed(above):
-            held = self._below(held, below)
-        return held
-
-    def _hold(self, spot: Spot) -> Spot:
-        """Keeps a place; the oldest ones go where all of them together get large."""
-        if spot.seed not in self.spots:
-            self.spots[spot.seed] = spot
-            self.held += spot.size
-            while self.held > HELD_TOKENS:
-                self.held -= self.spots.popitem(last=False)[1].size
-        return spot
-
-    def _root(self) -> Spot:
-        tree, first = self.tree, self._first()
-        context = self.policy.context(self.task, self.tools.get(tree.seed[0], ()), first, (), ())
-        point = Waypoint(tree.seed[0], tree.key(0), None, first.fingerprint)
-        return self._hold(Spot((point,), (), self._recorded(context, 0, ()), 0.0))
-
-    def _below(self, above: Spot, node: int) -> Spot:
-        """The place of a node, from that of its parent."""
-        tree = self.tree
-        seen = tree.observation[node] or Observation("")
-        action = tree.action[node] if tree.error[node] is None else None
-        turns = (*above.turns, Exchange(tree.text[node], tree.action[node], seen))
-        base = above.context.ids + tree.ids[node]
-        context = self.policy.context(self.task, self.tools.get(tree.seed[node], ()), self._first(), turns, base)
-        point = Waypoint(tree.seed[node], tree.key(node), action, seen.fingerprint, tree.effect[node])
-        return self._hold(
-            Spot((*above.path, point), turns, self._recorded(context, node, base), tree.path_logprob[node])
-        )
-
-    def _recorded(self, context: Context, node: int, base: tuple[int, ...]) -> Context:
-        """The context with the tokens that the tree has for this node, whatever the policy would give now."""
-        keep, delta = self.tree.keep[node], self.tree.delta[node]
-        if (context.keep, context.delta) == (keep, delta):
-            return context
-        return replace(context, keep=keep, delta=delta, ids=base[:keep] + delta)
-
-    def _first(self) -> Observation:
-        return self.tree.observation[0] or Observation("")
-
-    def _draft_of(self, node: int) -> Draft:
-        tree = self.tree
-        said = (tree.text[node], tree.ids[node], tree.logprobs[node], tree.finish[node])
-        done = Completion(*said, origin=tree.origin[node])
-        return Draft(
-            0, tree.slot[node], tree.mult[node], tree.share[node], tree.seed[node], done, tree.action[node],
-            tree.error[node],
-        )  # fmt: skip
-
-    async def _tools_at(self, spot: Spot) -> tuple[ToolSpec, ...]:
-        if spot.seed not in self.tools:
-            async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
-                await self.pool.reach(session, self.tree.tree_id, self.task, spot.path, self.snapshots)
-                self.tools[spot.seed] = await self.pool.tools(session)
-        return self.tools[spot.seed]
-
-
-def _executed(draft: Draft, outcome: Outcome) -> Draft:
-    """The draft with what became of it; one that waits for commit stays unexecuted but keeps its effect."""
-    if outcome.status is NodeStatus.DRAFT:
-        return replace(draft, effect=outcome.effect)
-    error = outcome.error if outcome.error is not None else draft.error
-    return Draft(
-        draft.after, draft.slot, draft.mult, draft.share, draft.seed, draft.completion, draft.action, error,
-        outcome.effect, draft.score, outcome,
-    )  # fmt: skip
-
 
 def _usable(done: Completion) -> Completion:
     """The draw, with log-probs that training and rules can count on, or none.
@@ -615,10 +410,6 @@ def _usable(done: Completion) -> Completion:
 
 def _shown(turns: Sequence[Exchange]) -> list[tuple[str, str, str]]:
     return [(turn.response, turn.observation.text, turn.observation.fingerprint) for turn in turns]
-
-
-def _lost(status: NodeStatus, why: str) -> Outcome:
-    return Outcome(Observation(why, "", "error"), status, math.nan, fault=why)
 
 
 def _candidate(spot: Spot, draft: Draft, after: Context | None) -> Candidate:

@@ -64,7 +64,15 @@ def start_at(tree: Tree, node: int, origin: Origin = Origin.STORED) -> Start:
     for above, i in pairwise(path):
         own = origin if tree.origin[i] is Origin.POLICY else tree.origin[i]
         # Origin already keeps these tokens out of policy gradients; `trainable` speaks of draws only.
-        said = Completion(tree.text[i], tree.ids[i], tree.logprobs[i], "stop", tree.header.policy_version, True, own)
+        said = Completion(
+            tree.text[i],
+            tree.ids[i],
+            tree.logprobs[i],
+            finish_reason="stop",
+            policy_version=tree.header.policy_version,
+            trainable=True,
+            origin=own,
+        )
         turns.append(StoredTurn(said, tree.context_ids(above), tree.key(i), tree.effect[i]))
     return Start(tree.task, (tree.tree_id, node), tree.key(0), tuple(turns), tree.mass[node])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,10 @@ from numpy.typing import NDArray
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Effect, Observation, Task, digest, seed_of
-from treewright.search.types import (
-    Completion,
-    Draft,
-    Exchange,
-    Expansion,
-    NodeKind,
-    NodeStatus,
-    Origin,
-    Outcome,
-    Spent,
-)
+from treewright.search.growing import Growing
+from treewright.search.header import TreeHeader
+from treewright.search.schema import COLUMNS, Columns
+from treewright.search.types import Completion, Draft, Exchange, Expansion, NodeStatus, Outcome, Spent
 
 __all__ = ["Node", "Tree", "TreeHeader"]
 
@@ -35,89 +27,45 @@ DISTANT = "arrivals were accepted at a distance"
 FINISHED = frozenset({NodeStatus.TERMINAL, NodeStatus.TRUNCATED, NodeStatus.COMMITTED})
 
 
-@dataclass(frozen=True, slots=True)
-class TreeHeader:
-    """What identifies a tree and lets a search resume: everything fixed before the first pop.
-
-    tree_id   128-bit hash of (run, task, attempt) as 32 hex digits
-    settings  the search settings as plain JSON; a resume with other settings is refused
-    root      what reset gave
-    continues (tree_id, node_id) of the committed tree this one goes on from, or None
-    """
-
-    run: str
-    task: Task
-    attempt: int
-    seed: int
-    policy_version: str
-    settings: dict[str, Any]
-    root: Outcome
-    continues: tuple[str, int] | None = None
-    tree_id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        name = digest(self.run, f"{self.task.suite}/{self.task.id}", str(self.attempt))
-        object.__setattr__(self, "tree_id", name)
-
-
-@dataclass(slots=True, repr=False)
-class Tree:
-    """Columns indexed by node id; read them freely, write them only through `apply`.
-
-    parent, depth, born (index of the pop that made it), slot, mult, share, drawn (K; 0 = never expanded), seed,
-    text, ids and logprobs (tuples), action, effect, error, score (evaluator, NaN = none), status, observation,
-    context (keep, delta), keep_prob (q), kept, closing, mass (product of shares from the root; 1 at the root).
+class Tree(Columns, Growing):
+    """Columns indexed by node id, see `Columns` for their names; read them freely, write them only through `apply`.
 
     A step that is taken again after a divergence is a new child of the same parent in the same slot: it supersedes the
     older one, whose whole subtree becomes UNREACHABLE (see `supersedes`).
     """
 
-    header: TreeHeader
-    parent: list[int] = field(default_factory=list)
-    depth: list[int] = field(default_factory=list)
-    born: list[int] = field(default_factory=list)
-    kind: list[NodeKind] = field(default_factory=list)
-    slot: list[int] = field(default_factory=list)
-    mult: list[int] = field(default_factory=list)
-    share: list[float] = field(default_factory=list)
-    drawn: list[int] = field(default_factory=list)
-    seed: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    ids: list[tuple[int, ...]] = field(default_factory=list)
-    logprobs: list[tuple[float, ...]] = field(default_factory=list)
-    finish: list[str] = field(default_factory=list)
-    trainable: list[bool] = field(default_factory=list)
-    origin: list[Origin] = field(default_factory=list)
-    action: list[Action | None] = field(default_factory=list)
-    effect: list[Effect] = field(default_factory=list)
-    error: list[str | None] = field(default_factory=list)
-    fault: list[str | None] = field(default_factory=list)
-    score: list[float] = field(default_factory=list)
-    status: list[NodeStatus] = field(default_factory=list)
-    observation: list[Observation | None] = field(default_factory=list)
-    keep: list[int] = field(default_factory=list)
-    delta: list[tuple[int, ...]] = field(default_factory=list)
-    keep_prob: list[float] = field(default_factory=list)
-    kept: list[bool] = field(default_factory=list)
-    closing: list[bool] = field(default_factory=list)
-    mass: list[float] = field(default_factory=list)
-    path_logprob: list[float] = field(default_factory=list)
-    children: list[list[int]] = field(default_factory=list)
-    pops: list[int] = field(default_factory=list)
-    spent: Spent = field(default_factory=Spent)
-    chosen: int | None = None
-    stopped_by: str | None = None
-    reasons: list[str] = field(default_factory=list)
-    repaired: bool = False
-    _truth: list[float] = field(default_factory=list)
-    _revealed: bool = False
+    def __init__(self, header: TreeHeader) -> None:
+        super().__init__()
+        self.header = header
+        self.pops: list[int] = []
+        self.spent = Spent()
+        self.chosen: int | None = None
+        self.stopped_by: str | None = None
+        self.reasons: list[str] = []
+        self.repaired = False
+        self._revealed = False
 
     @classmethod
     def start(cls, header: TreeHeader) -> Tree:
         """A tree with its root: the state after reset."""
         tree = cls(header)
-        said = Completion("", finish_reason="")
-        tree._push(-1, -1, Draft(0, 0, 1, 1.0, seed_of(header.seed, "root"), said, None, None, Effect.READ), False)
+        said = Completion("", finish_reason="", policy_version=header.policy_version)
+        tree._push(
+            -1,
+            -1,
+            Draft(
+                after=0,
+                slot=0,
+                mult=1,
+                share=1.0,
+                seed=seed_of(header.seed, "root"),
+                completion=said,
+                action=None,
+                error=None,
+                effect=Effect.READ,
+            ),
+            False,
+        )
         tree._execute(0, header.root)
         return tree
 
@@ -125,9 +73,6 @@ class Tree:
         """Short: asyncio spells out what a task returned, and a tree can be large."""
         task = self.header.task
         return f"<Tree {self.tree_id} of {task.suite}/{task.id}: {len(self)} nodes, {len(self.pops)} pops>"
-
-    def __len__(self) -> int:
-        return len(self.parent)
 
     def __getitem__(self, node: int) -> Node:
         if not 0 <= node < len(self.parent):
@@ -174,34 +119,27 @@ class Tree:
             raise TreewrightError(f"expansion {expansion.seq} expands node {node}; the tree has {len(self)}")
         self.pops.append(node)
         self.spent = self.spent + expansion.spent
-        lost = self.status[node] is NodeStatus.UNREACHABLE
-        if expansion.outcome is not None:
-            self._execute(node, expansion.outcome)
-        first, before = len(self), self.drawn[node]
+        first, outcome = len(self), expansion.outcome
+        if outcome is not None:
+            self._seen(node, outcome)
         for draft in expansion.drafts:
             self._add(node if draft.after == 0 else first + draft.after - 1, draft, expansion)
-        if expansion.drawn:
-            self.drawn[node] = before + expansion.drawn
-            self.status[node] = NodeStatus.EXPANDED
-            if before:
-                self._pool(node)
+        self._pop(
+            node,
+            expansion.closing,
+            expansion.drawn,
+            first,
+            len(expansion.drafts),
+            None if outcome is None else outcome.status,
+            expansion.fault is not None,
+        )
         if expansion.fault is not None:
-            at = len(self) - 1 if expansion.drafts else node
-            self.status[at], self.fault[at] = NodeStatus.FAULT, expansion.fault
+            self.fault[len(self) - 1 if expansion.drafts else node] = expansion.fault
             self.inexact("a fault persisted")
-        if lost:  # the step into `node` or above it was taken again while this pop was under way
-            self._unreachable(node)
         return range(first, len(self))
 
     def _add(self, parent: int, draft: Draft, expansion: Expansion) -> None:
-        if self.drawn[parent]:
-            for older in self.children[parent]:
-                if self.slot[older] == draft.slot:
-                    self._unreachable(older)
         node = self._push(parent, expansion.seq, draft, expansion.closing)
-        if expansion.closing and self.drawn[parent] == 0:
-            self.drawn[parent] = 1
-            self.status[parent] = NodeStatus.EXPANDED
         if draft.outcome is not None:
             self._execute(node, draft.outcome)
         elif draft.effect.needs_commit and draft.effect is not Effect.UNKNOWN:
@@ -209,10 +147,17 @@ class Tree:
         if not draft.completion.trainable:
             self.inexact("draws not made at temperature 1 without truncation or grammar, or without log-probs")
 
-    def _pool(self, node: int) -> None:
-        """All draws of `node` share its mass alike, though some were made after others had been looked at."""
-        for child in self.children[node]:
-            self.share[child] = self.mult[child] / self.drawn[node]
+    def _slots(self) -> list[int]:
+        return self.slot
+
+    def _below(self) -> list[list[int]]:
+        return self.children
+
+    def _superseded(self, node: int) -> None:
+        self.repaired = True
+        self.inexact("a replay diverged")
+
+    def _pooled(self, node: int) -> None:
         for i in range(node + 1, len(self)):
             self.mass[i] = self.mass[self.parent[i]] * self.share[i]
         self.inexact("draws were added to a node after its first ones were seen")
@@ -228,55 +173,17 @@ class Tree:
         if seed_of(self.seed[node], "keep") / 2.0**63 >= keep:
             self.status[node], self.kept[node] = NodeStatus.PRUNED, False
 
-    def _push(self, parent: int, born: int, draft: Draft, closing: bool) -> int:
-        """One row, as it stands before it is executed; parent −1 for the root."""
-        node, done = len(self.parent), draft.completion
-        logprob = math.fsum(done.logprobs) if done.logprobs else 0.0
-        self.parent.append(parent)
-        self.depth.append(self.depth[parent] + 1 if node else 0)
-        self.born.append(born)
-        self.kind.append(NodeKind.CHOICE)
-        self.slot.append(draft.slot)
-        self.mult.append(draft.mult)
-        self.share.append(draft.share)
-        self.drawn.append(0)
-        self.seed.append(draft.seed)
-        self.text.append(done.text)
-        self.ids.append(done.token_ids)
-        self.logprobs.append(done.logprobs)
-        self.finish.append(done.finish_reason)
-        self.trainable.append(done.trainable)
-        self.origin.append(done.origin)
-        self.action.append(draft.action)
-        self.effect.append(draft.effect)
-        self.error.append(draft.error)
-        self.fault.append(None)
-        self.score.append(draft.score)
-        self.status.append(NodeStatus.DRAFT)
-        self.observation.append(None)
-        self.keep.append(0)
-        self.delta.append(())
-        self.keep_prob.append(1.0)
-        self.kept.append(True)
-        self.closing.append(closing)
-        self.mass.append(self.mass[parent] * draft.share if node else 1.0)
-        self.path_logprob.append(self.path_logprob[parent] + logprob if node else logprob)
-        self.children.append([])
-        self._truth.append(math.nan)
-        if node:
-            self.children[parent].append(node)
-        return node
-
     def _execute(self, node: int, outcome: Outcome) -> None:
+        self._seen(node, outcome)
+        if outcome.status is not NodeStatus.DRAFT:
+            self.status[node] = outcome.status
+
+    def _seen(self, node: int, outcome: Outcome) -> None:
+        """What executing a node gave, but for its status."""
         if outcome.status is NodeStatus.DRAFT:
             self._wait(node, outcome.effect)
             return
-        self.observation[node], self.status[node] = outcome.observation, outcome.status
-        self.keep[node], self.delta[node] = outcome.keep, outcome.delta
-        self.effect[node], self.fault[node] = outcome.effect, outcome.fault
-        if outcome.error is not None:
-            self.error[node] = outcome.error
-        self._truth[node] = outcome.reward
+        self._record(node, outcome)
         if outcome.observation.distance:
             self.inexact(DISTANT)
         if outcome.status is NodeStatus.FAULT:
@@ -289,23 +196,13 @@ class Tree:
         self.effect[node] = effect
         self.inexact("irreversible drafts wait for commit")
 
-    def _unreachable(self, node: int) -> None:
-        """Everything from `node` down hangs on a step that does not lead there any more."""
-        self.repaired = True
-        self.inexact("a replay diverged")
-        below = [node]
-        while below:
-            at = below.pop()
-            self.status[at] = NodeStatus.UNREACHABLE
-            below += self.children[at]
-
     def shown_by(self, node: int) -> Outcome:
         """What executing a node gave, for a sibling that may share it: its reward stays sealed in both."""
         seen = self.observation[node]
         if seen is None:
             raise TreewrightError(f"node {node} was not executed")
         status = NodeStatus.OPEN if self.status[node] is NodeStatus.EXPANDED else self.status[node]
-        return Outcome(seen, status, self._truth[node], self.effect[node])
+        return Outcome(observation=seen, status=status, reward=self._truth[node], effect=self.effect[node])
 
     def mark(
         self, node: int, status: NodeStatus, observation: Observation | None = None, reward: float = math.nan
@@ -465,6 +362,12 @@ class Node:
     def __repr__(self) -> str:
         said = self.action or self.text or "root"
         return f"<Node {self.id} depth {self.depth} {self.status.value} {said}>"
+
+    def __getattr__(self, name: str) -> Any:
+        """Every other field of the schema, under the name of its column."""
+        if name in COLUMNS and not name.startswith("_"):
+            return getattr(self.tree, name)[self.id]
+        raise AttributeError(f"a node has no {name!r}; it has {', '.join(c for c in COLUMNS if c[0] != '_')}")
 
     @property
     def parent(self) -> Node | None:

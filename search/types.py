@@ -1,15 +1,21 @@
-"""What passes between the engine, the policy and the judge. Implemented by the agent floor; no torch here."""
+"""What passes between the engine, the policy and the judge. Implemented by the agent floor; no torch here.
+
+Every field of `Completion`, `Draft` and `Outcome` is a field of a node, declared here and nowhere else: the columns of
+a tree, of the store, of the raw export and of the estimators' arrays follow from them (see `treewright.search.schema`).
+A new one is a line here and a migration of the store.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Effect, Observation, Task, ToolSpec
+from treewright.search.fields import stored
 
 __all__ = [
     "Around",
@@ -96,7 +102,7 @@ class Exchange:
     observation: Observation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """Exactly what the policy receives at a node, as token ids and, for servers that take text, as messages.
 
@@ -124,16 +130,17 @@ class Completion:
     """
 
     text: str
-    token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = stored(default=(), column="ids")
     logprobs: tuple[float, ...] = ()
-    finish_reason: str = "stop"
+    _: KW_ONLY
+    finish_reason: str = stored(default="stop", column="finish")
     policy_version: str = ""
     trainable: bool = True
     origin: Origin = Origin.POLICY
     temperature: float = 1.0
-    share: float | None = None
-    hidden: int = 0
-    money: float = 0.0
+    share: float | None = stored(default=None, column="drawn_share", since=3)
+    hidden: int = stored(default=0, since=3)
+    money: float = stored(default=0.0, since=3)
 
     @property
     def tokens(self) -> int:
@@ -168,16 +175,17 @@ class Outcome:
 
     observation: Observation
     status: NodeStatus
-    reward: float = 0.0
-    effect: Effect = Effect.READ
+    _: KW_ONLY
+    reward: float = stored(default=0.0, tree="_truth")
+    effect: Effect = stored(default=Effect.READ, column="outcome_effect", tree="effect")
+    error: str | None = stored(default=None, column="outcome_error", tree="error")
+    fault: str | None = stored(default=None, column="outcome_fault", tree="fault")
     keep: int = 0
     delta: tuple[int, ...] = ()
-    error: str | None = None
-    fault: str | None = None
     steps: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """A node to be: one draw (with its multiplicity), parsed, perhaps executed.
 
@@ -194,7 +202,7 @@ class Draft:
     slot: int
     mult: int
     share: float
-    seed: int
+    seed: int = field(metadata={"wide": True})
     completion: Completion
     action: Action | None
     error: str | None = None
@@ -203,7 +211,7 @@ class Draft:
     outcome: Outcome | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
     """What was used. `env_steps` counts replays too; `closing_*` is the separate allowance of closing rollouts."""
 
@@ -218,21 +226,21 @@ class Spent:
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(
-            self.expansions + other.expansions,
-            self.policy_tokens + other.policy_tokens,
-            self.judge_tokens + other.judge_tokens,
-            self.env_steps + other.env_steps,
-            self.seconds + other.seconds,
-            self.money + other.money,
-            self.closing_tokens + other.closing_tokens,
-            self.closing_steps + other.closing_steps,
+            expansions=self.expansions + other.expansions,
+            policy_tokens=self.policy_tokens + other.policy_tokens,
+            judge_tokens=self.judge_tokens + other.judge_tokens,
+            env_steps=self.env_steps + other.env_steps,
+            seconds=self.seconds + other.seconds,
+            money=self.money + other.money,
+            closing_tokens=self.closing_tokens + other.closing_tokens,
+            closing_steps=self.closing_steps + other.closing_steps,
         )
 
     def __neg__(self) -> Spent:
-        return Spent(*(-getattr(self, f.name) for f in fields(Spent)))
+        return Spent(**{f.name: -getattr(self, f.name) for f in fields(Spent)})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """Ceilings; None is unlimited. Tokens and money are reserved before dispatch, so they are never exceeded."""
 
@@ -268,7 +276,7 @@ class Budget:
 CEILINGS = tuple(f.name for f in fields(Budget))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
     """The immutable result of one pop: what the store keeps and what a resumed search reads back.
 

@@ -45,7 +45,7 @@ class Mode:
     NONE, PG, SFT, TOP_ENTROPY = range(4)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossOptions:
     """loss       clipped | dual_clip | cispo | gspo | unclipped, module:function or an entry point
     loss_options  of a loss of one's own, given to it by keyword
@@ -84,7 +84,7 @@ class LossOptions:
             raise TreewrightError(f"top_entropy = {self.top_entropy}; it is a share in (0, 1]")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LossInputs:
     """M tokens and P terms of one pack.
 
@@ -122,7 +122,7 @@ class LossInputs:
             raise ValueError(f"trees = {self.trees}: give the number of trees generated, at least 1")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossStats:
     """What one surrogate saw, means over trained terms or tokens: `kl` is the k3 estimate against the policy before
     the update, `reference_kl` against the reference, `truncated` the share of corrections at their cap, all in nats."""
@@ -314,13 +314,13 @@ def _stats(
 ) -> LossStats:
     reference = 0.0 if x.reference is None else _mean(KLS["k3"](x.logp - x.reference))
     return LossStats(
-        _mean(delta[trained].exp()),
-        _mean(held[trained].float()),
-        _mean(KLS["k3"](delta[trained])),
-        float(gap[trained].abs().max()) if bool(trained.any()) else 0.0,
-        _mean((weight[trained] >= options.sampler_cap).float()),
-        _mean(x.entropy),
-        reference,
+        ratio=_mean(delta[trained].exp()),
+        clipped=_mean(held[trained].float()),
+        kl=_mean(KLS["k3"](delta[trained])),
+        sampler_gap=float(gap[trained].abs().max()) if bool(trained.any()) else 0.0,
+        truncated=_mean((weight[trained] >= options.sampler_cap).float()),
+        entropy=_mean(x.entropy),
+        reference_kl=reference,
     )
 
 
@@ -345,9 +345,17 @@ def clipped_surrogate(
         raise ValueError(f"logp, old, coef and behaviour must have one shape [M], got {shapes}")
     everyone = torch.arange(len(logp), device=logp.device)
     inputs = LossInputs(
-        logp, torch.zeros_like(logp), old, behaviour, torch.ones_like(logp), torch.full_like(everyone, Mode.PG),
-        trees, everyone, coef, torch.full_like(everyone, -1),
-    )  # fmt: skip
+        logp=logp,
+        entropy=torch.zeros_like(logp),
+        old=old,
+        behaviour=behaviour,
+        weight=torch.ones_like(logp),
+        mode=torch.full_like(everyone, Mode.PG),
+        trees=trees,
+        term=everyone,
+        coef=coef,
+        sequence=torch.full_like(everyone, -1),
+    )
     return policy_loss(inputs, LossOptions(clip=clip, clip_high=clip_high, sampler_cap=sampler_cap))
 
 

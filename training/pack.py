@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treewright.envs.errors import TreewrightError
+from treewright.kernels.tree_plan import TreePlan
 from treewright.search.tree import Tree
 from treewright.search.types import Origin
 from treewright.training.credit.arrays import Credit, TreeArrays
@@ -26,7 +28,7 @@ __all__ = ["TERMS", "PackedBatch", "TokenRow", "TokenTrie", "pack_rows", "pack_t
 TERMS = ("token", "draw", "row")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PackedBatch:
     """A forest of tokens in preorder.
 
@@ -57,8 +59,13 @@ class PackedBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def plan(self) -> TreePlan:
+        """Mask, positions and predictors of the pack: made when they are first asked for, and once."""
+        return TreePlan.from_parents(self.parent)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
     """A prompt and a response to be packed: `context` is laid down, `response` is trained on with `coef` per token.
 
@@ -173,17 +180,17 @@ def _laid(trie: TokenTrie, draws: Sequence[_Draw], terms: str, trees: int) -> Pa
         term_coef = np.asarray([c for _, c, _ in pairs], np.float64)
         owner = np.asarray([q for _, _, q in pairs], np.int64)
     return PackedBatch(
-        np.asarray(trie.ids, np.int64)[order],
-        np.where(up >= 0, rank[up], -1).astype(np.int32),
-        rank[held][by],
-        np.fromiter(coef.values(), np.float64, len(coef))[by],
-        np.fromiter(behaviour.values(), np.float64, len(coef))[by],
-        trees,
-        np.fromiter(mass.values(), np.float64, len(coef))[by],
-        np.fromiter(mode.values(), np.int64, len(coef))[by],
-        term.astype(np.int64),
-        term_coef,
-        owner.astype(np.int64),
+        ids=np.asarray(trie.ids, np.int64)[order],
+        parent=np.where(up >= 0, rank[up], -1).astype(np.int32),
+        target=rank[held][by],
+        coef=np.fromiter(coef.values(), np.float64, len(coef))[by],
+        behaviour=np.fromiter(behaviour.values(), np.float64, len(coef))[by],
+        trees=trees,
+        weight=np.fromiter(mass.values(), np.float64, len(coef))[by],
+        mode=np.fromiter(mode.values(), np.int64, len(coef))[by],
+        term=term.astype(np.int64),
+        term_coef=term_coef,
+        sequence=owner.astype(np.int64),
     )
 
 
@@ -219,19 +226,21 @@ def _join(parts: Sequence[PackedBatch], trees: int) -> PackedBatch:
     targets = np.cumsum([0] + [len(p.target) for p in parts])
     draws = np.cumsum([0] + [int(p.sequence.max(initial=-1)) + 1 for p in parts])
     return PackedBatch(
-        np.concatenate([p.ids for p in parts]),
-        np.concatenate([np.where(p.parent >= 0, p.parent + s, -1) for p, s in zip(parts, starts, strict=False)]).astype(
-            np.int32
+        ids=np.concatenate([p.ids for p in parts]),
+        parent=np.concatenate(
+            [np.where(p.parent >= 0, p.parent + s, -1) for p, s in zip(parts, starts, strict=False)]
+        ).astype(np.int32),
+        target=np.concatenate([p.target + s for p, s in zip(parts, starts, strict=False)]),
+        coef=np.concatenate([p.coef for p in parts]),
+        behaviour=np.concatenate([p.behaviour for p in parts]),
+        trees=trees,
+        weight=np.concatenate([p.weight for p in parts]),
+        mode=np.concatenate([p.mode for p in parts]),
+        term=np.concatenate([p.term + s for p, s in zip(parts, targets, strict=False)]),
+        term_coef=np.concatenate([p.term_coef for p in parts]),
+        sequence=np.concatenate(
+            [np.where(p.sequence >= 0, p.sequence + s, -1) for p, s in zip(parts, draws, strict=False)]
         ),
-        np.concatenate([p.target + s for p, s in zip(parts, starts, strict=False)]),
-        np.concatenate([p.coef for p in parts]),
-        np.concatenate([p.behaviour for p in parts]),
-        trees,
-        np.concatenate([p.weight for p in parts]),
-        np.concatenate([p.mode for p in parts]),
-        np.concatenate([p.term + s for p, s in zip(parts, targets, strict=False)]),
-        np.concatenate([p.term_coef for p in parts]),
-        np.concatenate([np.where(p.sequence >= 0, p.sequence + s, -1) for p, s in zip(parts, draws, strict=False)]),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from itertools import groupby
 from typing import Any
 
@@ -51,6 +51,7 @@ class Trainer:
 
     model: Any
     settings: TrainSettings = field(default_factory=TrainSettings)
+    _: KW_ONLY
     tokenizer: Any = None
     steps: int = 0
     consumed: set[tuple[str, str]] = field(default_factory=set)
@@ -170,11 +171,11 @@ class Trainer:
             if np.isfinite(roots).any():
                 self.baselines[suite] = float(np.nanmean(roots))
             parts.append((arrays, credit))
-        joined = (np.concatenate([getattr(c, f.name) for _, c in parts]) for f in fields(Credit))
+        joined = {f.name: np.concatenate([getattr(c, f.name) for _, c in parts]) for f in fields(Credit)}
         together = (np.concatenate([getattr(r, f.name) for r in rows]) for f in fields(LeafRows)) if rows else None
         return (
             TreeArrays.concatenate([a for a, _ in parts]),
-            Credit(*joined),
+            Credit(**joined),
             LeafRows(*together) if together is not None else None,
         )
 
@@ -245,10 +246,9 @@ class Trainer:
         """ids, plan, rows and target ids as `tree_logprobs` takes them."""
         device = self.model.device
         ids = torch.from_numpy(pack.ids).to(device)
-        plan = TreePlan.from_parents(pack.parent)
         target = torch.from_numpy(pack.target).to(device)
         rows = torch.from_numpy(pack.parent.astype(np.int64)).to(device)[target]
-        return ids, plan, rows, ids[target]
+        return ids, pack.plan, rows, ids[target]
 
     def reference_logprobs(self, pack: PackedBatch) -> Tensor | None:
         """[M] log-probs under the reference policy, or None without one."""
@@ -267,8 +267,18 @@ class Trainer:
             mode, term, sequence = (torch.from_numpy(a).to(logp.device) for a in (pack.mode, pack.term, pack.sequence))
             before = logp.detach() if old is None else old
             inputs = LossInputs(
-                logp, entropy, before, behaviour, weight, mode, trees, term, coef, sequence, reference
-            )  # fmt: skip
+                logp=logp,
+                entropy=entropy,
+                old=before,
+                behaviour=behaviour,
+                weight=weight,
+                mode=mode,
+                trees=trees,
+                term=term,
+                coef=coef,
+                sequence=sequence,
+                reference=reference,
+            )
             value, seen = policy_loss(inputs, options)
             return value, _logged(seen, reference is not None)
 

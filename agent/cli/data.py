@@ -81,7 +81,7 @@ def export_command(
         min_ess=min_ess, on_policy=on_policy, label_threshold=label_threshold, system=system,
         decode=_decoder(tokenizer, style), license=license_,
     )  # fmt: skip
-    where = TreeFilter(run, suite, split, success, policy_version, exact)
+    where = TreeFilter(run=run, suite=suite, split=split, success=success, policy_version=policy_version, exact=exact)
     where_from = _store_of(name, store)
     if "://" not in where_from and not Path(where_from).exists():
         raise TreewrightError(f"there is no store at {where_from}; type: treewright collect --name {shlex.quote(name)}")

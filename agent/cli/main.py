@@ -7,17 +7,19 @@ import gc
 import io
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from treewright import __version__
 from treewright.agent.cli.bench import bench
 from treewright.agent.cli.collect import collect
 from treewright.agent.cli.data import export_command, import_command
 from treewright.agent.cli.demo import demo, seedling
 from treewright.agent.cli.explore import explore
 from treewright.agent.cli.loop import eval_, loop
+from treewright.agent.cli.options import console
 from treewright.agent.cli.plans import plans_command
 from treewright.agent.cli.run import run
 from treewright.agent.cli.show import config, show
@@ -35,6 +37,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"treewright {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Tree search with safe backtracking for agents, exact tree datasets, training from tree rollouts."""
+
 
 app.command()(run)
 app.command()(collect)

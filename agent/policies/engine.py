@@ -187,8 +187,8 @@ class EnginePolicy(ExchangingPolicy):
             self.template.encoder.text(told.ids[:-1] if stopped else told.ids),
             told.ids,
             told.logprobs,
-            told.finish,
-            self._version,
+            finish_reason=told.finish,
+            policy_version=self._version,
             trainable=self.temperature == 1.0 and (ask.grammar is None or self.masked_exact),
             temperature=self.temperature,
         )

@@ -42,7 +42,7 @@ class HeadedPolicy:
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         ids = context.ids + self.head
-        drawn = await self.inner.draw(Context(0, ids, ids), seeds, max_tokens)
+        drawn = await self.inner.draw(Context(keep=0, delta=ids, ids=ids), seeds, max_tokens)
         return [replace(d, trainable=d.trainable and not self.head) for d in drawn]
 
 

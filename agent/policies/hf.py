@@ -257,8 +257,8 @@ class HFPolicy:
             self.template.encoder.text(drawn.ids[:-1] if stopped else drawn.ids),
             drawn.ids,
             drawn.logprobs,
-            "stop" if stopped else "length",
-            self._version,
+            finish_reason="stop" if stopped else "length",
+            policy_version=self._version,
             trainable=self.temperature == 1.0,
             temperature=self.temperature,
         )
@@ -282,7 +282,7 @@ class HFPolicy:
 
     async def write(self, prompt: str, seed: int, max_tokens: int) -> str:
         """One answer to a user's message."""
-        (done,) = await self.draw(Context(0, (), self._asked(prompt)), [seed], max_tokens)
+        (done,) = await self.draw(Context(keep=0, delta=(), ids=self._asked(prompt)), [seed], max_tokens)
         return done.text
 
     def _asked(self, prompt: str) -> tuple[int, ...]:

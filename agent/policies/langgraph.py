@@ -88,7 +88,8 @@ class GraphPolicy:
     ) -> Context:
         """The conversation as messages; no token ids."""
         messages = chat_messages(task, tools, first, turns, None)
-        return ToolContext(0, (), (), messages if self.tools_as == "text" else messages[1:], tuple(tools))
+        said = messages if self.tools_as == "text" else messages[1:]
+        return ToolContext(keep=0, delta=(), ids=(), messages=said, tools=tuple(tools))
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One run of the graph for each seed. Raises PolicyFault where the graph fails or takes too long."""
@@ -124,7 +125,7 @@ class GraphPolicy:
                 self.stats.seconds += time.monotonic() - began
                 await self._forget(thread)
         self.stats.draws += 1
-        return Completion(text, (), (), "stop", self._version, trainable=False)
+        return Completion(text, (), (), finish_reason="stop", policy_version=self._version, trainable=False)
 
     async def _forget(self, thread: str) -> None:
         """Drops what the graph's checkpointer kept of a draw; one that cannot forget keeps it, unread."""

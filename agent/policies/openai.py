@@ -146,7 +146,7 @@ class OpenAIPolicy(ServedPolicy):
         if self.tools_as == "schema":
             messages = (Message("system", native_text("")), *messages[1:])
         messages = tuple(Message(m.role, whole(m.content), m.images) for m in messages)
-        return with_tools(Context(0, (), (), messages), tools)
+        return with_tools(Context(keep=0, delta=(), ids=(), messages=messages), tools)
 
     def _body(self, context: Context, max_tokens: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -222,8 +222,8 @@ class OpenAIPolicy(ServedPolicy):
             choice.said(),
             tuple(choice.token_ids or ()),
             choice.chat_logprobs(),
-            choice.finish_reason,
-            self._version,
+            finish_reason=choice.finish_reason,
+            policy_version=self._version,
             trainable=False,
             temperature=self.temperature,
         )

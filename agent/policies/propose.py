@@ -183,7 +183,7 @@ def _variant(name: str, section: PolicySection) -> Variant:
 # -- proposers ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Contexts(Context):
     """The policy's own context at a node, and one for each variant (None: the policy's own)."""
 
@@ -225,7 +225,7 @@ class Variety(_Around):
             None if v.show is None else self.inner.context(replace(task, goal=v.show(task, turns)), tools, seen, (), ())
             for v in self.variants
         )
-        return _Contexts(own.keep, own.delta, own.ids, own.messages, own, others)
+        return _Contexts(keep=own.keep, delta=own.delta, ids=own.ids, messages=own.messages, own=own, others=others)
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One completion for each seed, in order. Draws under another prompt than the plain one are untrainable."""

@@ -112,9 +112,14 @@ class ScriptedPolicy:
             shown = f"{task.suite}/{task.id} {task.goal}\n{shown}"
         delta = (*shown.encode("utf-8", "replace"), ACT)
         return Situation(
-            len(base), delta, (*base, *delta) if base else delta, task=task, turns=tuple(turns), tools=tuple(tools),
+            keep=len(base),
+            delta=delta,
+            ids=(*base, *delta) if base else delta,
+            task=task,
+            turns=tuple(turns),
+            tools=tuple(tools),
             first=first,
-        )  # fmt: skip
+        )
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One call of the script for each seed. Raises TreewrightError for a context this policy did not make."""
@@ -146,7 +151,14 @@ class ScriptedPolicy:
         ended = bool(kept) and kept[-1] == END
         text = bytes(kept[:-1] if ended else kept).decode("utf-8", "replace")
         reason = "stop" if ended else "length"
-        return Completion(text, kept, tuple(logprobs[:max_tokens]), reason, self.version, self.trainable)
+        return Completion(
+            text,
+            kept,
+            tuple(logprobs[:max_tokens]),
+            finish_reason=reason,
+            policy_version=self.version,
+            trainable=self.trainable,
+        )
 
     def _asked(self, function: Callable[..., Any], known: Situation, *more: Any) -> Any:
         """What the function says here. Raises PolicyFault with the place where it fails."""

@@ -21,7 +21,7 @@ from treewright.search.types import Completion, Context, PolicyFault
 __all__ = ["ExchangingPolicy", "ServedPolicy", "ToolContext", "amount", "together", "tools_of", "with_tools"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolContext(Context):
     """A context that remembers which tools there are: for grammars, and for servers that take schemas."""
 
@@ -29,7 +29,9 @@ class ToolContext(Context):
 
 
 def with_tools(context: Context, tools: Sequence[ToolSpec]) -> ToolContext:
-    return ToolContext(context.keep, context.delta, context.ids, context.messages, tuple(tools))
+    return ToolContext(
+        keep=context.keep, delta=context.delta, ids=context.ids, messages=context.messages, tools=tuple(tools)
+    )
 
 
 def tools_of(context: Context) -> tuple[ToolSpec, ...]:

@@ -89,12 +89,12 @@ class Template:
         base = tuple(base)
         if not turns:
             ids = self.opening(task, tools, observation_text(first), True)
-            return Context(0, ids, ids)
+            return Context(keep=0, delta=ids, ids=ids)
         thought = self.drops_thinking and THOUGHT in turns[-1].response
         window = self._window(task)
         if self.append_only and not thought and window is None:
             delta = self._after(base, self.turn(observation_text(turns[-1].observation), True))
-            return Context(len(base), delta, base + delta)
+            return Context(keep=len(base), delta=delta, ids=base + delta)
         before = self._blocks(task, tools, shown_texts(first, turns[:-1], window, self.left_out))
         responses = self._responses(before, base)
         if responses is None:
@@ -170,7 +170,7 @@ class Template:
 
 def _kept(base: Ids, ids: Ids) -> Context:
     keep = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(base, ids, strict=False)))
-    return Context(keep, ids[keep:], ids)
+    return Context(keep=keep, delta=ids[keep:], ids=ids)
 
 
 def _find(ids: Ids, part: Ids, start: int) -> int:

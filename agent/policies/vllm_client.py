@@ -139,7 +139,13 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
         if not ids:
             self._tell("ids", f"{self.name} returned no token ids (is it vLLM?); its draws are not trained on")
             return Completion(
-                choice.text or "", (), (), choice.finish_reason, self._version, False, temperature=self.temperature
+                choice.text or "",
+                (),
+                (),
+                finish_reason=choice.finish_reason,
+                policy_version=self._version,
+                trainable=False,
+                temperature=self.temperature,
             )
         logprobs = tuple((choice.logprobs.token_logprobs or ()) if choice.logprobs else ())
         stopped = ids[-1] in self.template.stop_ids
@@ -148,8 +154,8 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
             self.template.encoder.text(ids[:-1] if stopped else ids),
             ids,
             logprobs,
-            choice.finish_reason,
-            self._version,
+            finish_reason=choice.finish_reason,
+            policy_version=self._version,
             trainable=plain and bool(logprobs),
             temperature=self.temperature,
         )

@@ -19,6 +19,7 @@ from treewright.search.engine import Keeper, Settings, search
 from treewright.search.evidence import Evidence
 from treewright.search.restore import Pool
 from treewright.search.rules import Rule
+from treewright.search.store.errors import StoreLost
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
@@ -136,7 +137,8 @@ async def collect(
     A task that is there several times is attempted as often, by trees of their own: `settings.attempt` and those after.
     A draw is as long as settings.max_tokens says; where that is UNLIMITED, as the task's suite suggests. Trees found
     finished in `store` are not grown again.
-    Raises TreewrightError if a task's suite has no world, or if every single task failed.
+    Raises TreewrightError if a task's suite has no world, or if every single task failed, and StoreLost at once where
+    the store cannot be written any more.
     """
     for task in tasks:
         if task.suite not in worlds:
@@ -161,6 +163,8 @@ async def collect(
                     store=store,
                     evidence=evidence,
                 )
+            except StoreLost:
+                raise  # no other tree can be kept either
             except TreewrightError as error:
                 log.warning("task %s/%s failed: %s", task.suite, task.id, error)
                 done = Failure(task, f"{type(error).__name__}: {error}")
@@ -168,11 +172,14 @@ async def collect(
             on_tree(done)
         return done
 
-    async with asyncio.TaskGroup() as group:
-        jobs = []
-        for task in tasks:
-            jobs.append(group.create_task(one(task, before[task.suite, task.id])))
-            before[task.suite, task.id] += 1
+    jobs = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                jobs.append(group.create_task(one(task, before[task.suite, task.id])))
+                before[task.suite, task.id] += 1
+    except* StoreLost as lost:
+        raise lost.exceptions[0] from None
     results = [job.result() for job in jobs]
     trees = [r for r in results if isinstance(r, Tree)]
     if results and not trees:

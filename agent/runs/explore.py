@@ -80,9 +80,9 @@ class Explorer(ScriptedPolicy):
         known = super().context(task, tools, first, turns, base)
         text = turns[-1].observation.text if turns else first.text
         return _Page(
-            known.keep,
-            known.delta,
-            known.ids,
+            keep=known.keep,
+            delta=known.delta,
+            ids=known.ids,
             task=task,
             first=first,
             turns=tuple(turns),
@@ -102,7 +102,7 @@ class Explorer(ScriptedPolicy):
     def _completion(self, action: Action) -> Completion:
         text = f"{action.name} {json.dumps(dict(action.arguments), ensure_ascii=False)}"
         ids = (*text.encode("utf-8", "replace"), END)
-        return Completion(text, ids, (0.0,) * len(ids), "stop", self.version, False)
+        return Completion(text, ids, (0.0,) * len(ids), policy_version=self.version, trainable=False)
 
 
 # -- in which order -------------------------------------------------------------------------------------------------
@@ -185,7 +185,13 @@ def _named(text: str, ref: str) -> tuple[str, str]:
 def novelty() -> Rule:
     """The order of exploration; see the module's docstring. Lazy: a draft is executed when its turn comes."""
     return Rule(
-        "novelty()", lambda node: 0.0, lambda node: MOST, False, _Novel, "states that were seen before", foresees=True
+        name="novelty()",
+        priority=lambda node: 0.0,
+        draws=lambda node: MOST,
+        eager=False,
+        frontier=_Novel,
+        prunes="states that were seen before",
+        foresees=True,
     )
 
 

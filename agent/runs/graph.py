@@ -26,10 +26,11 @@ from langgraph.types import Command, interrupt
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Task
 from treewright.search.commit import CommitJournal, CommitResult, commit, needs_approval
-from treewright.search.engine import Keeper, Settings, Stepper
+from treewright.search.engine import Keeper, Settings
 from treewright.search.expand import Pop
 from treewright.search.restore import Pool
 from treewright.search.rules import Rule, best_first
+from treewright.search.stepper import Stepper
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 

@@ -260,7 +260,7 @@ def make_trainer(config: Config, source: str | Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(source)
     version = weights_version(model)
     aliases = {folder_version(source): version}
-    return Trainer(model, settings, tokenizer, reference=reference, versions=[version], aliases=aliases)
+    return Trainer(model, settings, tokenizer=tokenizer, reference=reference, versions=[version], aliases=aliases)
 
 
 def model_folder(spec: str) -> Path | str:

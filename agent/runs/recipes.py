@@ -54,7 +54,7 @@ def encoder_of(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Call
             text = template.says(tree.text[node], tree.action[node])
             said = template.response(text)
             if tree.error[node] is None:
-                rows.append(TokenRow(tuple(prompt), tuple(said)))
+                rows.append(TokenRow(context=tuple(prompt), response=tuple(said)))
             base = (*prompt, *said)
             turns.append(Exchange(text, tree.action[node], tree.observation[node] or Observation("")))
         return rows

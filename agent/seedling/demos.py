@@ -149,7 +149,7 @@ async def demonstrate(env: Environment, suite: Suite, task: Task, noise: Noise, 
         try:
             result = await env.step(action, rng.getrandbits(62))
         except InvalidAction as error:
-            shown, ended = type(first)(error_text(error), provenance="error"), False
+            shown, ended = type(first)(text=error_text(error), provenance="error"), False
         else:
             shown, ended = result.observation, result.terminated or result.truncated
             reward += result.reward

@@ -17,17 +17,12 @@ from sqlalchemy import Connection, and_, func, or_, select
 
 from treewright.envs.types import Action, Effect, Observation
 from treewright.search.store.arrays import load_arrays
-from treewright.search.store.codec import (
-    checksum,
-    decode_expansion,
-    decode_header,
-    escape,
-    unescape,
-)
+from treewright.search.store.codec import decode_expansion, decode_header, sum_of
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, expansions, nodes, trees
 from treewright.search.store.reading import Blobs, TreeRow, header_rows, key_of, list_trees
 from treewright.search.store.tree_store import TreeStore
+from treewright.search.store.values import escape, unescape
 from treewright.search.tree import TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome
 
@@ -283,7 +278,7 @@ def _verified(
     for found in rows:
         *row, told = found
         below = drafts.get(row[0], [])
-        if checksum(tuple(row), *below) != told:
+        if sum_of(tuple(row), below) != told:
             raise StoreError(f"tree {tree_id}: expansion {row[0]} is damaged; restore the file from a copy")
         chosen = [draft for draft in below if wanted is None or draft[0] in wanted]
         expansion = decode_expansion(tuple(row), chosen, version, fetch)

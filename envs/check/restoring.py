@@ -124,6 +124,6 @@ async def _state_round_trip(kit: Kit) -> None:
         kept = await env.snapshot()
     if kept.kind is not Restore.STATE or not isinstance(kept.data, bytes):
         raise Skip("snapshot() gives no STATE bytes")
-    copy = Snapshot(Restore.STATE, bytes(bytearray(kept.data)), kept.fingerprint, kept.size)
+    copy = Snapshot(Restore.STATE, bytes(bytearray(kept.data)), kept.fingerprint, size=kept.size)
     async with kit.started() as (later, _):
         kit.same(later, await later.restore(copy), shown, "a later session")

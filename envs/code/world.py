@@ -54,7 +54,11 @@ TOOLS = (
     _one("write", "keeps this program and runs the public tests", "code", Effect.REVERSIBLE),
     _one("try", "shows what a call of the present program gives", "call", Effect.READ),
     ToolSpec(
-        "submit", "hands the present program in", {"type": "object", "properties": {}}, Effect.READ, terminal=True
+        "submit",
+        "hands the present program in",
+        {"type": "object", "properties": {}},
+        Effect.READ,
+        terminal=True,
     ),
 )
 
@@ -109,13 +113,15 @@ class CodeEnvironment(BaseEnvironment):
         seen = self._shown
         state = [self._problem.name, self._source, self._ended, [seen.text, seen.fingerprint, seen.provenance]]
         data = json.dumps(state).encode()
-        return Snapshot(Restore.STATE, data, seen.fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, seen.fingerprint, size=len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         if snapshot.kind is not Restore.STATE:
             raise RestoreUnsupported(f"{self.name} cannot restore a {snapshot.kind} snapshot")
         name, self._source, self._ended, seen = json.loads(snapshot.data)
-        self._problem, self._shown = self._problems[name], Observation(*seen)
+        text, fingerprint, provenance = seen
+        self._problem = self._problems[name]
+        self._shown = Observation(text, fingerprint, provenance=provenance)
         return self._shown
 
     async def _submit(self, problem: Problem) -> StepResult:
@@ -125,11 +131,16 @@ class CodeEnvironment(BaseEnvironment):
         right = sum(_passes(answer, value) for answer, value in zip(run.calls, wanted, strict=False))
         self._ended = True
         info = {"passed": right, "tests": len(wanted)}
-        return StepResult(self._show("submitted", "environment"), float(right == len(wanted)), True, info=info)
+        return StepResult(
+            self._show("submitted", "environment"),
+            float(right == len(wanted)),
+            True,
+            info=info,
+        )
 
     def _show(self, text: str, provenance: str) -> Observation:
         name = self._problem.name if self._problem else ""
-        self._shown = Observation(text, digest(self.name, name, self._source, str(self._ended)), provenance)
+        self._shown = Observation(text, digest(self.name, name, self._source, str(self._ended)), provenance=provenance)
         return self._shown
 
 
@@ -171,7 +182,15 @@ def code_suite(problems: Sequence[Problem], name: str, limits: Limits | None = N
     if twice := [p.name for i, p in enumerate(problems) if p.name in {q.name for q in problems[:i]}]:
         raise TreewrightError(f"two problems are named {twice[0]!r}; names must differ")
     made = [
-        Task(name, p.name, p.text, i, "test" if i % 3 == 2 else "train", horizon, {"problem": p.name})
+        Task(
+            name,
+            p.name,
+            p.text,
+            seed=i,
+            split="test" if i % 3 == 2 else "train",
+            horizon=horizon,
+            data={"problem": p.name},
+        )
         for i, p in enumerate(problems)
     ]
 

@@ -54,7 +54,7 @@ def tool(
         "required": [key for key in arguments if key not in optional],
         "additionalProperties": False,
     }
-    return ToolSpec(name, description, schema, Effect.READ, terminal)
+    return ToolSpec(name, description, schema, Effect.READ, terminal=terminal)
 
 
 ANSWER = tool("answer", "give the final answer", terminal=True, text="the answer")
@@ -132,7 +132,7 @@ class EvidenceWorld(BaseEnvironment):
     async def snapshot(self) -> Snapshot:
         state = {"task": _task_to_json(self.task), "evidence": self._evidence, "answer": self._answer}
         raw = json.dumps(state, ensure_ascii=False, separators=(",", ":")).encode()
-        return Snapshot(Restore.STATE, raw, self.fingerprint, len(raw))
+        return Snapshot(Restore.STATE, raw, self.fingerprint, size=len(raw))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         if not isinstance(snapshot.data, bytes):
@@ -144,7 +144,7 @@ class EvidenceWorld(BaseEnvironment):
         return self._observe(*self._last())
 
     def _observe(self, text: str, provenance: str) -> Observation:
-        return Observation(text, self.fingerprint, provenance)
+        return Observation(text, self.fingerprint, provenance=provenance)
 
     def _last(self) -> tuple[str, str]:
         """Text and provenance of what the session showed last."""

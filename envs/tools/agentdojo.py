@@ -59,9 +59,11 @@ def agentdojo_suite(
 
     def tasks(split: str, count: int) -> Sequence[Task]:
         kept = {"train": users[::2], "test": users[1::2], "all": users}.get(split, [])
-        return [Task(title, user.ID, user.PROMPT, 0, split, horizon=30) for user in kept[:count]]
+        return [Task(title, user.ID, user.PROMPT, seed=0, split=split, horizon=30) for user in kept[:count]]
 
-    return Suite(title, tasks, world.open, _Oracle(dojo, make), f"AgentDojo's {name} tasks", max_tokens=256)
+    return Suite(
+        title, tasks, world.open, oracle=_Oracle(dojo, make), description=f"AgentDojo's {name} tasks", max_tokens=256
+    )
 
 
 class _Oracle:

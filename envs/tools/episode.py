@@ -42,6 +42,6 @@ def episode_to_json(episode: Episode) -> dict[str, Any]:
 
 def episode_from_json(data: Mapping[str, Any]) -> Episode:
     text, fingerprint, provenance, parts = data["shown"]
-    shown = Observation(text, fingerprint, provenance, tuple(parts))
+    shown = Observation(text, fingerprint, provenance=provenance, parts=tuple(parts))
     journal = tuple((key, answer) for key, answer in data["journal"])
     return Episode(Task(**data["task"]), data["chain"], shown, data["ended"], journal, data.get("server", ""))

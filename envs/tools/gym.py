@@ -87,7 +87,7 @@ class GymEnvironment(BaseEnvironment):
         if Restore.FORK not in self.restore_ways:
             return await super().snapshot()
         place, size = await self._lane.run(self._game.hold)
-        return Snapshot(Restore.FORK, place, place.shown.fingerprint, size)
+        return Snapshot(Restore.FORK, place, place.shown.fingerprint, size=size)
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         if not isinstance(snapshot.data, Place):
@@ -135,7 +135,7 @@ def gym_suite(
     def tasks(split: str, count: int) -> Sequence[Task]:
         told = goal or f"act in {known} for as much reward as you can"
         odd = split == "test"
-        return [Task(name, f"{split}-{i}", told, 2 * i + odd, split, horizon) for i in range(count)]
+        return [Task(name, f"{split}-{i}", told, seed=2 * i + odd, split=split, horizon=horizon) for i in range(count)]
 
     return Suite(name, tasks, open_session, description=f"Gymnasium's {known}")
 

@@ -122,11 +122,13 @@ class Game:
         self._at = replace(at, taken=(*at.taken, action), ended=ended)
         shown = self._note(seen, info, digest(at.shown.fingerprint, action.key, end, self._describe(seen)))
         told = dict(info) if isinstance(info, Mapping) else {}
-        return StepResult(shown, float(reward), bool(terminated), bool(truncated), self.effect, told)
+        return StepResult(
+            shown, float(reward), bool(terminated), truncated=bool(truncated), effect=self.effect, info=told
+        )
 
     def _complaint(self, action: Action, error: Exception) -> StepResult:
         at, why = self._at, f"{type(error).__name__}: {error}"[:MAX_CHARS]
-        shown = Observation(f"error: {why}", digest(at.shown.fingerprint, action.key, why), "error")
+        shown = Observation(f"error: {why}", digest(at.shown.fingerprint, action.key, why), provenance="error")
         self._at = replace(at, taken=(*at.taken, action), shown=shown)
         return StepResult(shown, effect=self.effect, info={"raised": f"{why}{place_of(error)}"})
 

@@ -211,7 +211,7 @@ class MCPEnvironment(BaseEnvironment):
         episode = self._running()
         packed = b"" if self._state is None else await self._in_thread("snapshot", pack_folder, self._state.path)
         data = json.dumps(episode_to_json(episode)).encode() + b"\n" + packed
-        return Snapshot(Restore.STATE, data, episode.shown.fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, episode.shown.fingerprint, size=len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         """Back to a snapshot of any session with the same server and folder layout, started for any task.
@@ -339,7 +339,7 @@ class MCPEnvironment(BaseEnvironment):
 
     async def _show(self, text: str, provenance: str, parts: tuple[Mapping[str, Any], ...] = ()) -> Observation:
         episode = self._running()
-        episode.shown = Observation(text, await self._fingerprint(episode), provenance, parts)
+        episode.shown = Observation(text, await self._fingerprint(episode), provenance=provenance, parts=parts)
         return episode.shown
 
     async def _fingerprint(self, episode: Episode) -> str:

@@ -235,6 +235,6 @@ def _state(first: Path, folder: Path, ignore: tuple[str, ...]) -> StateFolder:
 
 def _explore(name: str) -> Any:
     def tasks(split: str, count: int) -> list[Task]:
-        return [Task(name, f"{split}-explore", EXPLORE, 0, split, horizon=12)][:count]
+        return [Task(name, f"{split}-explore", EXPLORE, seed=0, split=split, horizon=12)][:count]
 
     return tasks

@@ -216,7 +216,7 @@ class OfficeModel(BaseEnvironment):
             lines.append(text.replace("\n", " / "))
             failed.append(refused)
         mark = self._shown.fingerprint if self._office is before else self._office.fingerprint
-        self._shown = Observation("\n".join(lines), mark, "error" if all(failed) else "tool")
+        self._shown = Observation("\n".join(lines), mark, provenance="error" if all(failed) else "tool")
         return StepResult(self._shown, effect=effect)
 
     async def effect(self, action: Action) -> Effect:
@@ -225,7 +225,7 @@ class OfficeModel(BaseEnvironment):
 
     async def snapshot(self) -> Snapshot:
         data = (self._task, self._office, self._shown, self._ended)
-        return Snapshot(Restore.FORK, data, self._shown.fingerprint, 1024)
+        return Snapshot(Restore.FORK, data, self._shown.fingerprint, size=1024)
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         if snapshot.kind is not Restore.FORK:
@@ -248,4 +248,11 @@ SUITE = Suite(
     description="office jobs of two to eight tool calls among 48 tools, over a real MCP server",
     max_tokens=48,
 )
-MODEL = Suite("office", tasks, open_model, oracle, "the suite office without a server, for planning experiments", 48)
+MODEL = Suite(
+    "office",
+    tasks,
+    open_model,
+    oracle=oracle,
+    description="the suite office without a server, for planning experiments",
+    max_tokens=48,
+)

@@ -148,7 +148,7 @@ def _needs_runtime(function: Callable[..., Any]) -> bool:
 
 def _task(title: str, i: int, row: Any, split: str, horizon: int) -> Task:
     goal = "\n\n".join(text for text in (row.data.system_prompt, row.data.prompt_text) if text)
-    return Task(title, str(row.data.id or f"row-{i}"), goal, i, split, horizon, {"row": i})
+    return Task(title, str(row.data.id or f"row-{i}"), goal, seed=i, split=split, horizon=horizon, data={"row": i})
 
 
 def _methods(toolset: Any) -> list[Callable[..., Any]]:

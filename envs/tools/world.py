@@ -246,12 +246,12 @@ class ToolWorld(BaseEnvironment):
             # The object is handed over; the next step works on a copy.
             self._shared = True
             size = await self._plan.aside.run("size", state_size, (at, self._object))
-            return Snapshot(Restore.FORK, (at, self._object), at.shown.fingerprint, size)
+            return Snapshot(Restore.FORK, (at, self._object), at.shown.fingerprint, size=size)
         kept = await self._call(self._object.snapshot)
         if not isinstance(kept, bytes):
             raise TreewrightError(f"{self.name}: snapshot() gave a {type(kept).__name__}; it must give bytes")
         data = json.dumps(_to_json(at)).encode() + b"\n" + kept
-        return Snapshot(Restore.STATE, data, at.shown.fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, at.shown.fingerprint, size=len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         if snapshot.kind is not (Restore.STATE if self._plan.own else Restore.FORK):
@@ -298,7 +298,7 @@ class ToolWorld(BaseEnvironment):
         self._at = dataclasses.replace(at, ended=True)
         shown = Observation("done", digest(at.shown.fingerprint, self._plan.end.name, answer))
         self._at = dataclasses.replace(self._at, shown=shown)
-        return StepResult(shown, reward, terminated=True)
+        return StepResult(shown, reward, True)
 
     async def _own(self) -> None:
         """Before a step: an object that no snapshot holds."""
@@ -307,7 +307,7 @@ class ToolWorld(BaseEnvironment):
 
     async def _show(self, text: str, provenance: str) -> Observation:
         fingerprint = await self._plan.aside.run("fingerprint", self._plan.fingerprint, self._object)
-        shown = Observation(text, fingerprint, provenance)
+        shown = Observation(text, fingerprint, provenance=provenance)
         self._at = dataclasses.replace(self._running(), shown=shown)
         return shown
 
@@ -395,4 +395,5 @@ def _to_json(at: _At) -> dict[str, Any]:
 
 def _from_json(data: Mapping[str, Any]) -> _At:
     calls = tuple(Call(c["name"], c["arguments"]) for c in data["calls"])
-    return _At(Task(**data["task"]), Observation(*data["shown"]), calls, data["ended"])
+    shown = dict(zip(("text", "fingerprint", "provenance"), data["shown"], strict=True))
+    return _At(Task(**data["task"]), Observation(**shown), calls, data["ended"])

@@ -46,7 +46,9 @@ def make_task(split: str, index: int) -> Task:
     kind = list(KINDS)[index % len(KINDS)]
     goal, truth = _MAKERS[kind](World.build(seed, split), random.Random(seed))
     full = {"kind": kind, "family": KINDS[kind], "answer": "done", **truth}
-    return Task("bazaar", f"bazaar-{split}-{index}", goal, seed, split, HORIZON.get(kind, 8), truth=full)
+    return Task(
+        "bazaar", f"bazaar-{split}-{index}", goal, seed=seed, split=split, horizon=HORIZON.get(kind, 8), truth=full
+    )
 
 
 def _find(world: World, rng: random.Random) -> Made:

@@ -93,7 +93,7 @@ class CheckpointEnvironment(FullWebEnvironment):
             "answer": self._answer,
         }
         data = json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
-        return Snapshot(Restore.STATE, data, self._trail[-1].fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, self._trail[-1].fingerprint, size=len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         """Raises Divergence if no checkpoint leads there, RestoreUnsupported for snapshots of another kind."""

@@ -170,7 +170,7 @@ class WebEnvironment(WebHands):
                 "answer": self._answer,
             }
         data = json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
-        return Snapshot(Restore.STATE, data, observation.fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, observation.fingerprint, size=len(data))
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         """Server state, cookies and address first, then what was written into fields; verified by fingerprint.

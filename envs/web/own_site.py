@@ -286,8 +286,8 @@ def _task(row: SiteTask, site: SiteFile, suite: str, where: str, judged: bool) -
         )
     check = {"reward": row.reward.model_dump(exclude_unset=True)} if row.reward is not None else {}
     return Task(
-        suite, row.id, row.goal, row.seed, row.split, row.horizon,
-        {**row.data, "start": urljoin(site.url, row.start)}, {**row.truth, **check},
+        suite, row.id, row.goal, seed=row.seed, split=row.split, horizon=row.horizon,
+        data={**row.data, "start": urljoin(site.url, row.start)}, truth={**row.truth, **check},
     )  # fmt: skip
 
 

@@ -354,10 +354,10 @@ class WebSession(BaseEnvironment):
         mark, around = await self.server_mark(), self._around()
         fingerprint = self._view.fingerprint(str(self._shown), mark, *around, calm=self.calm)
         if self._answer is not None:
-            return Observation("answered", digest(fingerprint, self._answer), "environment")
+            return Observation("answered", digest(fingerprint, self._answer), provenance="environment")
         head, _, rest = parts[self._shown - 1].partition("\n")
         text = "\n".join([*(line for line in (head, *self._notes, *around, rest) if line)])
-        return Observation(text, fingerprint, "page", await self._picture())
+        return Observation(text, fingerprint, provenance="page", parts=await self._picture())
 
     def _around(self) -> list[str]:
         """The state of the browser around the page: other windows, and an open question."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from treewright.envs.registry import suite as suite
     from treewright.search.engine import search as search
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _install()
 

@@ -205,7 +205,17 @@ def as_tree(
     inexact for training in any case; draws of a policy are credited by `training.credit.all_nodes`.
     """
     root = Outcome(Observation(solution.root.text), NodeStatus.OPEN)
-    tree = Tree.start(TreeHeader(run, task, attempt, seed_of(task.seed, run), "solver", {"rule": "all_nodes"}, root))
+    tree = Tree.start(
+        TreeHeader(
+            run=run,
+            task=task,
+            attempt=attempt,
+            seed=seed_of(task.seed, run),
+            policy_version="solver",
+            settings={"rule": "all_nodes"},
+            root=root,
+        )
+    )
     waiting: list[tuple[int, _Goal]] = [(0, solution.root)]
     for node, goal in waiting:
         if goal.options:
@@ -232,9 +242,26 @@ def _option(
 def _grow(tree: Tree, node: int, rows: Sequence[tuple[str, str, NodeStatus, float, float]]) -> range:
     drafts = tuple(
         Draft(
-            0, slot, 1, 1.0 / len(rows), seed_of(tree.seed[node], slot), Completion(text, trainable=False), None,
-            score=score, outcome=Outcome(Observation(text, "", what), status, earned),
+            after=0,
+            slot=slot,
+            mult=1,
+            share=1.0 / len(rows),
+            seed=seed_of(tree.seed[node], slot),
+            completion=Completion(text, trainable=False),
+            action=None,
+            score=score,
+            outcome=Outcome(Observation(text, "", provenance=what), status, reward=earned),
         )
         for slot, (text, what, status, earned, score) in enumerate(rows)
-    )  # fmt: skip
-    return tree.apply(Expansion(len(tree.pops), node, False, len(rows), None, drafts, Spent(expansions=1)))
+    )
+    return tree.apply(
+        Expansion(
+            seq=len(tree.pops),
+            node=node,
+            closing=False,
+            drawn=len(rows),
+            outcome=None,
+            drafts=drafts,
+            spent=Spent(expansions=1),
+        )
+    )

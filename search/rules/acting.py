@@ -31,7 +31,7 @@ def uniform_cost(draws: int = 2, root_draws: int = 4, irreversible: float = 1.0,
         return -sum(irreversible if effect[i] is Effect.IRREVERSIBLE else 1.0 for i in node.tree.path(node.id)[1:])
 
     name = spell("uniform_cost", draws=draws, root_draws=root_draws, irreversible=irreversible, eager=eager)
-    return Rule(name, priority, fan_out(root_draws, draws), eager, choose=choose_by_score)
+    return Rule(name=name, priority=priority, draws=fan_out(root_draws, draws), eager=eager, choose=choose_by_score)
 
 
 def cascade(
@@ -78,9 +78,15 @@ def cascade(
         eager=eager,
     )
     return Rule(
-        name, priority, fan_out(root_draws, draws), eager, lambda tree: Delayed(tree, priority, ends, release),
-        "equal actions of siblings were merged", choose_by_score, foresees=True,
-    )  # fmt: skip
+        name=name,
+        priority=priority,
+        draws=fan_out(root_draws, draws),
+        eager=eager,
+        frontier=lambda tree: Delayed(tree, priority, ends, release),
+        prunes="equal actions of siblings were merged",
+        choose=choose_by_score,
+        foresees=True,
+    )
 
 
 def beam(width: int = 4, draws: int = 2, root_draws: int = 4, prune: bool = True, eager: bool | None = None) -> Rule:
@@ -96,9 +102,14 @@ def beam(width: int = 4, draws: int = 2, root_draws: int = 4, prune: bool = True
 
     name = spell("beam", width=width, draws=draws, root_draws=root_draws, prune=prune, eager=eager)
     return Rule(
-        name, estimate, fan_out(root_draws, draws), eager, lambda tree: ByLayer(tree, keep),
-        DROPPED.format("beam") if prune else None, choose_by_score,
-    )  # fmt: skip
+        name=name,
+        priority=estimate,
+        draws=fan_out(root_draws, draws),
+        eager=eager,
+        frontier=lambda tree: ByLayer(tree, keep),
+        prunes=DROPPED.format("beam") if prune else None,
+        choose=choose_by_score,
+    )
 
 
 def uct(
@@ -120,8 +131,8 @@ def uct(
         "uct", draws=draws, root_draws=root_draws, exploration=exploration, virtual_loss=virtual_loss, eager=eager
     )
     return Rule(
-        name, estimate, fan_out(root_draws, draws), eager,
-        lambda tree: ByDescent(tree, estimate, exploration, virtual_loss), choose=choose_by_score,
+        name=name, priority=estimate, draws=fan_out(root_draws, draws), eager=eager,
+        frontier=lambda tree: ByDescent(tree, estimate, exploration, virtual_loss), choose=choose_by_score,
     )  # fmt: skip
 
 
@@ -144,4 +155,11 @@ def depth_first_critic(
 
     name = spell("depth_first_critic", draws=draws, root_draws=root_draws, slack=slack, prune=prune, eager=eager)
     reason = DROPPED.format("depth_first_critic") if prune else None
-    return Rule(name, priority, fan_out(root_draws, draws), eager, prunes=reason, choose=choose_by_score)
+    return Rule(
+        name=name,
+        priority=priority,
+        draws=fan_out(root_draws, draws),
+        eager=eager,
+        prunes=reason,
+        choose=choose_by_score,
+    )

@@ -162,4 +162,6 @@ def astar(
         "astar", draws=draws, root_draws=root_draws, memory=known.digest, alpha=alpha, beta=beta, nearest=nearest,
         restore_price=restore_price, eager=eager,
     )  # fmt: skip
-    return Rule(name, priority, fan_out(root_draws, draws), eager, frontier, choose=choose)
+    return Rule(
+        name=name, priority=priority, draws=fan_out(root_draws, draws), eager=eager, frontier=frontier, choose=choose
+    )

@@ -14,7 +14,7 @@ from treewright.search.tree import Node, Tree
 __all__ = ["Rule", "estimate", "fan_out", "frontier_of", "pooled", "same_action", "spell"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """name      with all options, so that a resume with others is noticed
     priority  higher is popped first, None gives the node up; a pure function of a node and its tree

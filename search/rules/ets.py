@@ -178,7 +178,13 @@ def ets(
     )  # fmt: skip
     reason = "ets gave nodes up without a recorded keep probability" if prune else None
     return Rule(
-        name, estimate, fan_out(root_draws, draws), eager, lambda tree: ByLayer(tree, keep), reason, choose_by_score
+        name=name,
+        priority=estimate,
+        draws=fan_out(root_draws, draws),
+        eager=eager,
+        frontier=lambda tree: ByLayer(tree, keep),
+        prunes=reason,
+        choose=choose_by_score,
     )
 
 

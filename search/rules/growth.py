@@ -39,7 +39,7 @@ def best_first(
 
     name = spell("best_first", draws=draws, root_draws=root_draws, weighted=weighted, eager=eager, pick=pick)
     order = weight if weighted else estimate
-    return Rule(name, order, fan_out(root_draws, draws), eager, choose=PICKS[pick])
+    return Rule(name=name, priority=order, draws=fan_out(root_draws, draws), eager=eager, choose=PICKS[pick])
 
 
 def score_first(draws: int = 2, root_draws: int = 4, eager: bool | None = None, pick: str = "mass") -> Rule:
@@ -47,25 +47,30 @@ def score_first(draws: int = 2, root_draws: int = 4, eager: bool | None = None, 
     if pick not in PICKS:
         raise TreewrightError(f"pick = {pick!r}; it is {' or '.join(map(repr, PICKS))}")
     name = spell("score_first", draws=draws, root_draws=root_draws, eager=eager, pick=pick)
-    return Rule(name, estimate, fan_out(root_draws, draws), eager, choose=PICKS[pick])
+    return Rule(name=name, priority=estimate, draws=fan_out(root_draws, draws), eager=eager, choose=PICKS[pick])
 
 
 def random_on_policy(draws: int = 2, root_draws: int = 4, eager: bool | None = None) -> Rule:
     """Expands open nodes in an order that depends on nothing but the node's draw seed."""
     return Rule(
-        spell("random_on_policy", draws=draws, root_draws=root_draws, eager=eager),
-        lambda n: seed_of(n.tree.seed[n.id], "order") / 2.0**63,
-        fan_out(root_draws, draws),
-        eager,
+        name=spell("random_on_policy", draws=draws, root_draws=root_draws, eager=eager),
+        priority=lambda n: seed_of(n.tree.seed[n.id], "order") / 2.0**63,
+        draws=fan_out(root_draws, draws),
+        eager=eager,
     )
 
 
 def breadth_first(draws: int = 2, root_draws: int = 4, eager: bool | None = None) -> Rule:
     """Shallow nodes first."""
     name = spell("breadth_first", draws=draws, root_draws=root_draws, eager=eager)
-    return Rule(name, lambda n: -float(n.depth), fan_out(root_draws, draws), eager)
+    return Rule(name=name, priority=lambda n: -float(n.depth), draws=fan_out(root_draws, draws), eager=eager)
 
 
 def chains(draws: int = 8, eager: bool | None = None) -> Rule:
     """Independent rollouts: K draws at the root, one everywhere below."""
-    return Rule(spell("chains", draws=draws, eager=eager), lambda n: -float(n.depth), fan_out(draws, 1), eager)
+    return Rule(
+        name=spell("chains", draws=draws, eager=eager),
+        priority=lambda n: -float(n.depth),
+        draws=fan_out(draws, 1),
+        eager=eager,
+    )

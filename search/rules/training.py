@@ -64,7 +64,12 @@ def fan(widths: Sequence[int] = (4, 1, 2), eager: bool | None = None) -> Rule:
     """K by depth: `widths[d]` draws at depth d, the last width below that; shallow nodes first."""
     if not widths or min(widths) < 1:
         raise TreewrightError(f"widths must be at least 1 at every depth, they are {list(widths)}")
-    return Rule(spell("fan", widths=list(widths), eager=eager), _shallow_first, _by_depth(tuple(widths)), eager)
+    return Rule(
+        name=spell("fan", widths=list(widths), eager=eager),
+        priority=_shallow_first,
+        draws=_by_depth(tuple(widths)),
+        eager=eager,
+    )
 
 
 def late_branch(draws: int = 2, root_draws: int = 4, steps: int | None = None, eager: bool | None = None) -> Rule:
@@ -80,8 +85,12 @@ def late_branch(draws: int = 2, root_draws: int = 4, steps: int | None = None, e
         horizon = steps or max(node.tree.task.horizon, 1)
         return _by_depth(schedules.late_branch(horizon, first=root_draws, last=draws))(node)
 
-    return Rule(spell("late_branch", draws=draws, root_draws=root_draws, steps=steps, eager=eager), _shallow_first,
-                width, eager)  # fmt: skip
+    return Rule(
+        name=spell("late_branch", draws=draws, root_draws=root_draws, steps=steps, eager=eager),
+        priority=_shallow_first,
+        draws=width,
+        eager=eager,
+    )
 
 
 def split(draws: int = 4, root_draws: int = 4, threshold: float = 0.5, eager: bool | None = None) -> Rule:
@@ -91,8 +100,12 @@ def split(draws: int = 4, root_draws: int = 4, threshold: float = 0.5, eager: bo
     def width(node: Node) -> int:
         return int(schedules.split(estimate(node), draws, threshold=threshold)) if node.depth else root_draws
 
-    return Rule(spell("split", draws=draws, root_draws=root_draws, threshold=threshold, eager=eager), _shallow_first,
-                width, eager)  # fmt: skip
+    return Rule(
+        name=spell("split", draws=draws, root_draws=root_draws, threshold=threshold, eager=eager),
+        priority=_shallow_first,
+        draws=width,
+        eager=eager,
+    )
 
 
 def entropy_gated(
@@ -117,7 +130,7 @@ def entropy_gated(
         return int(schedules.entropy_gated(node.score, before, draws, threshold=threshold))
 
     name = spell("entropy_gated", draws=draws, root_draws=root_draws, threshold=threshold, usual=usual, eager=eager)
-    return Rule(name, _shallow_first, width, eager)
+    return Rule(name=name, priority=_shallow_first, draws=width, eager=eager)
 
 
 def _usual(node: Node) -> float:
@@ -142,7 +155,7 @@ def fork_until_n(n: int = 8, eager: bool | None = None) -> Rule:
         done = sum(s in ENDED for s in status)
         return 2 if schedules.fork_until_n(live, done, n) > live else 1
 
-    return Rule(spell("fork_until_n", n=n, eager=eager), _shallow_first, width, eager)
+    return Rule(name=spell("fork_until_n", n=n, eager=eager), priority=_shallow_first, draws=width, eager=eager)
 
 
 def roulette(
@@ -158,10 +171,10 @@ def roulette(
         raise TreewrightError(f"need 0 < least <= 1 and reference > 0, got least={least}, reference={reference}")
     name = spell("roulette", draws=draws, root_draws=root_draws, reference=reference, least=least, eager=eager)
     return Rule(
-        name,
-        lambda n: n.mass * math.sqrt(estimate(n)),
-        lambda n: draws if n.depth else root_draws,
-        eager,
+        name=name,
+        priority=lambda n: n.mass * math.sqrt(estimate(n)),
+        draws=lambda n: draws if n.depth else root_draws,
+        eager=eager,
         keep=lambda n: float(schedules.roulette_keep(estimate(n), reference, least=least)),
     )
 
@@ -197,7 +210,7 @@ def adaptive(
 
     name = spell("adaptive", draws=draws, root_draws=root_draws, rates=known, unknown=unknown, threshold=threshold,
                   eager=eager)  # fmt: skip
-    return Rule(name, lambda n: n.mass * math.sqrt(estimate(n)), width, eager)
+    return Rule(name=name, priority=lambda n: n.mass * math.sqrt(estimate(n)), draws=width, eager=eager)
 
 
 def segments(root_draws: int = 4, times: int = 3, eager: bool | None = None) -> Rule:
@@ -225,8 +238,8 @@ def segments(root_draws: int = 4, times: int = 3, eager: bool | None = None) -> 
         return tree.path(leaf)[schedules.fallback_depth(tree.depth[leaf], u)]
 
     return Rule(
-        spell("segments", root_draws=root_draws, times=times, eager=eager),
-        _shallow_first, _first_then_one(root_draws), eager, stop=stop, again=again,
+        name=spell("segments", root_draws=root_draws, times=times, eager=eager),
+        priority=_shallow_first, draws=_first_then_one(root_draws), eager=eager, stop=stop, again=again,
     )  # fmt: skip
 
 
@@ -243,7 +256,7 @@ def reexpand(root_draws: int = 4, eager: bool | None = None) -> Rule:
         return nodes[seed_of(tree.header.seed, "again", len(tree.pops)) % len(nodes)] if nodes else None
 
     name = spell("reexpand", root_draws=root_draws, eager=eager)
-    return Rule(name, _shallow_first, _first_then_one(root_draws), eager, again=again)
+    return Rule(name=name, priority=_shallow_first, draws=_first_then_one(root_draws), eager=eager, again=again)
 
 
 def _first_then_one(root_draws: int) -> Callable[[Node], int]:

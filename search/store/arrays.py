@@ -1,45 +1,63 @@
-"""Columns of many trees as numpy arrays, for the estimators: no text, token or observation is read."""
+"""Columns of many trees as numpy arrays, for the estimators: no text, token or observation is read.
+
+What pops did to nodes that were there before is the work of `Growing`, as in a Tree.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
-from treewright.search.store.models import ARRAY_COLUMNS, expansions, nodes
+from treewright.envs.types import digest
+from treewright.search.growing import Growing
+from treewright.search.schema import DRAWN, EXECUTED, LATE, NUMBERS, FieldKind, NodeField
+from treewright.search.store.models import ARRAY_COLUMNS, expansions, nodes, trees
 from treewright.search.store.reading import end_of, key_of
-from treewright.search.types import NodeStatus
+from treewright.search.store.values import unescape, unreal
+from treewright.search.types import NodeStatus, Origin
 
-__all__ = ["STATUSES", "load_arrays", "load_scores"]
+__all__ = [
+    "STATUSES",
+    "StoredArrays",
+    "array_of",
+    "load_arrays",
+    "load_more",
+    "load_reasons",
+    "load_scores",
+    "state_key",
+]
 
-STATUSES = tuple(NodeStatus)
+STATUSES: Final = tuple(NodeStatus)
 """`status` in the arrays is an index into this."""
 
-DRAFT = NodeStatus.DRAFT.value
-CODE = {status.value: code for code, status in enumerate(STATUSES)}
-COLUMNS = ("id", "parent", *ARRAY_COLUMNS)  # all of them stand in the index nodes_by_parent
-POP_COLUMNS = ("node", "closing", "drawn", "first", "drafts", "fault", "status", "reward")
-DTYPES = {
-    "tree": np.int32,
-    "node": np.int32,
-    "parent": np.int32,
-    "born": np.int32,
-    "mult": np.int32,
-    "drawn": np.int32,
-    "share": np.float64,
-    "keep_prob": np.float64,
-    "reward": np.float32,
-    "status": np.int8,
-    "n_tokens": np.int32,
+DRAFT = NodeStatus.DRAFT
+INDEXED: Final = ("id", "parent", *ARRAY_COLUMNS)  # all of them stand in the index nodes_by_parent
+POP_COLUMNS: Final = ("node", "closing", "drawn", "first", "drafts", "fault", "status", "reward")
+DTYPES: Final[dict[FieldKind, Any]] = {
+    FieldKind.INT: np.int32,
+    FieldKind.WIDE: np.int64,
+    FieldKind.REAL: np.float64,
+    FieldKind.BOOL: np.bool_,
+    FieldKind.NAME: np.int8,
 }
+FIRST: Final = {
+    "tree": np.int32, "node": np.int32, "parent": np.int32, "born": np.int32, "mult": np.int32, "drawn": np.int32,
+    "share": np.float64, "reward": np.float32, "n_tokens": np.int32,
+} | {f.tree: DTYPES[f.kind] for f in LATE}  # fmt: skip
+STATUS: Final = next(f for f in LATE if f.tree == "status")
+LATER: Final = tuple(f for f in NUMBERS if f.tree not in FIRST)
+"""Numbers that are read from the nodes' own rows."""
+EXECUTED_LATER: Final = {f.tree: f for f in EXECUTED if f in LATER}
 
 
-def load_arrays(connection: Connection, tree_ids: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """[N] arrays over the nodes of the trees, in the order given, each tree in order of creation.
+class StoredArrays(Mapping[str, NDArray[Any]]):
+    """[N] arrays by name over the nodes of T trees; what follows `n_tokens` below is read when it is first asked for.
 
     tree int32      index into `tree_ids`
     node, parent    int32, ids within their tree; parent is -1 at a root
@@ -47,18 +65,63 @@ def load_arrays(connection: Connection, tree_ids: Sequence[str]) -> dict[str, ND
     mult int32      token-identical draws it stands for
     drawn int32     K, draws made at it; 0 if it was never expanded
     share float64   share of its parent's mass
-    keep_prob float64   probability with which it was kept
     reward float32  truth of the transition into it; NaN where unknown or not executed
-    status int8     index into STATUSES
+    kind int8       index into NodeKind;  status int8: into STATUSES
+    keep_prob float64   probability with which it was kept;  kept bool: whether it was
     n_tokens int32  tokens of the response
+    group int32     equal for trees of one task that begin with the same given turns
+    call_ok bool    the action was a valid call
+    state_key int64 equal for equal fingerprints, -1 without one
+    every other number, flag and enumeration of the node schema, by the name of its column in a Tree: score, seed,
+    temperature, hidden, money, steps, effect, origin (int8, an index into its enumeration), trainable, …
+
+    reasons         why each tree is inexact, as far as it was recorded; a tree that is not done has that as its reason
+    """
+
+    def __init__(
+        self, first: dict[str, NDArray[Any]], reasons: tuple[tuple[str, ...], ...], more: Callable[[], dict[str, Any]]
+    ) -> None:
+        self.reasons = reasons
+        self._first, self._read = first, more
+
+    @cached_property
+    def _more(self) -> dict[str, NDArray[Any]]:
+        return self._read()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        found = self._first.get(name)
+        return found if found is not None else self._more[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._first, *MORE))
+
+    def __len__(self) -> int:
+        return len(self._first) + len(MORE)
+
+
+MORE: Final = ("group", "call_ok", "state_key", *(f.tree for f in LATER))
+
+
+def load_arrays(connection: Connection, tree_ids: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of `StoredArrays` up to `n_tokens`, trees in the order given, each in order of creation.
 
     Raises StoreError for an id that is not in the store.
     """
     parts = [_one(connection, index, key_of(connection, name)) for index, name in enumerate(tree_ids)]
     return {
         name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0, dtype)
-        for name, dtype in DTYPES.items()
+        for name, dtype in FIRST.items()
     }
+
+
+def load_reasons(connection: Connection, tree_ids: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Per tree why it is inexact."""
+    out = []
+    for name in tree_ids:
+        end = end_of(connection, key_of(connection, name))
+        known = tuple(json.loads(unescape(end.reasons))) if end.reasons else ()
+        out.append(known if end.status == "done" else (*known, "the tree is not finished"))
+    return tuple(out)
 
 
 def load_scores(connection: Connection, tree_ids: Sequence[str]) -> NDArray[np.float64]:
@@ -71,99 +134,168 @@ def load_scores(connection: Connection, tree_ids: Sequence[str]) -> NDArray[np.f
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def _one(connection: Connection, index: int, key: int) -> dict[str, NDArray[Any]]:
+class _Stored(Growing):
+    """The columns of a stored tree that pops change. Slots and children are read where a pop asks for them."""
+
+    def __init__(self, connection: Connection, key: int, columns: Sequence[Sequence[Any]]) -> None:
+        self._connection, self._key = connection, key
+        _, parent, _, mult, share, reward, status, _ = columns
+        self.parent, self.mult = [-1, *parent[1:]], list(mult)
+        self.share, self.reward = list(share), list(reward)
+        self.status = [s or DRAFT for s in status]
+        self.drawn = [0] * len(parent)
+
+    @cached_property
+    def _slot(self) -> list[int]:
+        return [row[0] for row in _rows(self._connection, "slot", nodes.name, self._key, "id")]
+
+    @cached_property
+    def _children(self) -> list[list[int]]:
+        out: list[list[int]] = [[] for _ in self.parent]
+        for node, above in enumerate(self.parent):
+            if node:
+                out[above].append(node)
+        return out
+
+    def _slots(self) -> list[int]:
+        return self._slot
+
+    def _below(self) -> list[list[int]]:
+        return self._children
+
+    def grow(self) -> None:
+        """Every pop, in order."""
+        reward = self.reward
+        query = ", ".join(POP_COLUMNS)
+        for node, closing, draws, first, drafts, fault, seen, truth in _rows(
+            self._connection, query, expansions.name, self._key, "seq"
+        ):
+            if seen is not None and seen != DRAFT:
+                reward[node] = truth
+            self._pop(node, closing, draws, first, drafts, seen, fault is not None)
+
+
+def _rows(connection: Connection, columns: str, table: str, key: int, order: str) -> Iterator[tuple[Any, ...]]:
     cursor = connection.connection.cursor()  # the driver's own: a million rows in a third of the time
-    cursor.execute(f"SELECT {', '.join(COLUMNS)} FROM nodes WHERE tree = {key:d}")
-    rows = sorted(cursor.fetchall())
-    ids, parent, seq, mult, share, reward, status, size = zip(*rows, strict=True)
-    out: dict[str, NDArray[Any]] = {
-        "tree": np.full(len(rows), index, np.int32),
-        "node": np.array(ids, np.int32),
-        "parent": np.array([-1, *parent[1:]], np.int32),
-        "born": np.array(seq, np.int32),
-        "mult": np.array(mult, np.int32),
-        "drawn": np.zeros(len(rows), np.int32),
-        "share": np.array(share, np.float64),
-        "keep_prob": np.ones(len(rows)),
-        "reward": np.array(reward, np.float32),
-        "status": np.array([CODE[s or DRAFT] for s in status], np.int8),
-        "n_tokens": np.array(size, np.int32),
-    }
-    out["reward"][out["status"] == CODE[DRAFT]] = np.nan
-    born = out["status"].copy()
-    _replay(connection, key, out)
-    _supersede(connection, key, out, born)
-    for node, _, final, keep_prob, _ in json.loads(end_of(connection, key).final or "[]"):
-        out["status"][node], out["keep_prob"][node] = CODE[final], keep_prob
+    cursor.execute(f"SELECT {columns} FROM {table} WHERE tree = {key:d} ORDER BY {order}")
+    return iter(cursor.fetchall())
+
+
+def _one(connection: Connection, index: int, key: int) -> dict[str, NDArray[Any]]:
+    cursor = connection.connection.cursor()
+    cursor.execute(f"SELECT {', '.join(INDEXED)} FROM {nodes.name} WHERE tree = {key:d}")
+    columns = list(zip(*sorted(cursor.fetchall()), strict=True))
+    tree = _Stored(connection, key, columns)
+    for node, status in enumerate(tree.status):
+        if status == DRAFT:
+            tree.reward[node] = None
+    tree.grow()
+    given = {"parent": tree.parent, "mult": tree.mult, "drawn": tree.drawn, "share": tree.share, "reward": tree.reward}
+    given |= {"node": columns[0], "born": columns[2], "n_tokens": columns[-1]}
+    size = len(tree.parent)
+    late = {f.tree: array_of(f, [f.default]).repeat(size) for f in LATE} | {"status": array_of(STATUS, tree.status)}
+    for node, *values in json.loads(end_of(connection, key).final or "[]"):
+        for f, value in zip(LATE, values, strict=False):
+            late[f.tree][node] = array_of(f, [value])[0]
+    known = late | {name: np.array(column, FIRST[name]) for name, column in given.items()}
+    return {name: known.get(name, np.full(size, index, np.int32)) for name in FIRST}
+
+
+# -- what is read on demand -------------------------------------------------------------------------------------------
+
+
+def load_more(connection: Connection, tree_ids: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays MORE of `StoredArrays`, from the rows of the nodes themselves."""
+    tasks: dict[tuple[Any, ...], int] = {}
+    parts: list[dict[str, NDArray[Any]]] = []
+    for name in tree_ids:
+        key = key_of(connection, name)
+        columns = _drawn_and_executed(connection, key)
+        task = connection.execute(select(trees.c.suite, trees.c.task_id).where(trees.c.key == key)).one()
+        begins = (*task, *_given(connection, key, columns))
+        group = tasks.setdefault(begins, len(tasks))
+        keys: dict[str | None, int] = {}
+        for seen in columns["fingerprint"]:
+            if seen not in keys:
+                keys[seen] = state_key(unescape(seen) if seen else "")
+        part = {f.tree: array_of(f, columns[f.tree]) for f in LATER}
+        part["group"] = np.full(len(columns["error"]), group, np.int32)
+        part["call_ok"] = np.array([error is None for error in columns["error"]], np.bool_)
+        part["state_key"] = np.array([keys[seen] for seen in columns["fingerprint"]], np.int64)
+        parts.append(part)
+    empty = {f.tree: array_of(f, []) for f in LATER}
+    empty |= {"group": np.empty(0, np.int32), "call_ok": np.empty(0, np.bool_), "state_key": np.empty(0, np.int64)}
+    return {name: np.concatenate([empty[name], *(part[name] for part in parts)]) for name in MORE}
+
+
+def _drawn_and_executed(connection: Connection, key: int) -> dict[str, list[Any]]:
+    """[N] each: the fields LATER, error, fingerprint and parent, as rows of nodes and then pops left them."""
+    drawn = [f for f in DRAWN if f in LATER or f.tree in (*EXECUTED_LATER, "error")]
+    names = [f.column for f in drawn]
+    later = [EXECUTED_LATER[name] for name in EXECUTED_LATER]
+    seen = ["status", "fingerprint", "outcome_error", *(f.column for f in later)]
+    out: dict[str, list[Any]] = {f.tree: [] for f in (*drawn, *later)} | {"fingerprint": [], "parent": []}
+    query = ", ".join(["id", "parent", *names, *seen])
+    for node, parent, *values in _rows(connection, query, nodes.name, key, "id"):
+        out["parent"].append(parent)
+        out["fingerprint"].append(None)
+        for f in later:
+            out[f.tree].append(f.empty)
+        for f, value in zip(drawn, values, strict=False):
+            if f.tree in EXECUTED_LATER:
+                out[f.tree][node] = value
+            else:
+                out[f.tree].append(value)
+        _execute(out, node, later, *values[len(drawn) :])
+    for node, *values in _rows(connection, ", ".join(["node", *seen]), expansions.name, key, "seq"):
+        _execute(out, node, later, *values)
     return out
 
 
-def _replay(connection: Connection, key: int, out: dict[str, NDArray[Any]]) -> None:
-    """What expansions did to nodes that were there before, in the order of Tree.apply."""
-    status, drawn, reward, parent = out["status"], out["drawn"], out["reward"], out["parent"]
-    expanded = CODE[NodeStatus.EXPANDED.value]
-    cursor = connection.connection.cursor()
-    cursor.execute(f"SELECT {', '.join(POP_COLUMNS)} FROM {expansions.name} WHERE tree = {key:d} ORDER BY seq")
-    for node, closing, draws, first, drafts, fault, seen, truth in cursor.fetchall():
-        if seen is not None and seen != DRAFT:
-            status[node], reward[node] = CODE[seen], np.nan if truth is None else truth
-        before = drawn[node]
-        if closing:
-            for above in parent[first : first + drafts]:
-                if drawn[above] == 0:
-                    drawn[above], status[above] = 1, expanded
-        if draws:
-            drawn[node], status[node] = before + draws, expanded
-            if before:  # later draws share the mass of the first ones
-                own = parent == node
-                out["share"][own] = out["mult"][own] / drawn[node]
-        if fault is not None:
-            status[first + drafts - 1 if drafts else node] = CODE[NodeStatus.FAULT.value]
-
-
-def _supersede(connection: Connection, key: int, out: dict[str, NDArray[Any]], born: NDArray[Any]) -> None:
-    """Where a draft took the slot of an older one after a divergence, that one and all below it are lost.
-
-    Such trees are rare: their statuses, at birth `born`, go through the steps of Tree.apply once more, node by node.
-    """
-    above, seq = out["parent"][1:], out["born"][1:]
-    first_seq = np.full(len(born), np.iinfo(np.int32).max, np.int32)
-    np.minimum.at(first_seq, above, seq)
-    if (first_seq[above] == seq).all():  # all children of a node came at once: none took another one's slot
+def _execute(
+    out: dict[str, list[Any]],
+    node: int,
+    later: Sequence[NodeField],
+    status: str | None,
+    seen: str | None,
+    error: str | None,
+    *values: Any,
+) -> None:
+    """As `Columns` records an outcome; of a draft that waits for a commit only the effect is known."""
+    if status is None:
         return
-    cursor = connection.connection.cursor()
-    cursor.execute(f"SELECT slot FROM nodes WHERE tree = {key:d} ORDER BY id")
-    slot, parent, status = [row[0] for row in cursor.fetchall()], out["parent"].tolist(), born.tolist()
-    lost_code, expanded = CODE[NodeStatus.UNREACHABLE.value], CODE[NodeStatus.EXPANDED.value]
-    children: list[list[int]] = [[] for _ in slot]
-    drawn = [0] * len(slot)
+    for f, value in zip(later, values, strict=True):
+        if status != DRAFT or f.tree == "effect":
+            out[f.tree][node] = value
+    if status != DRAFT:
+        out["fingerprint"][node] = seen
+        if error is not None:
+            out["error"][node] = error
 
-    def lose(node: int) -> None:
-        below = [node]
-        while below:
-            at = below.pop()
-            status[at] = lost_code
-            below += children[at]
 
-    cursor.execute(f"SELECT {', '.join(POP_COLUMNS)} FROM {expansions.name} WHERE tree = {key:d} ORDER BY seq")
-    for node, closing, draws, first, drafts, fault, seen, _ in cursor.fetchall():
-        lost = status[node] == lost_code
-        if seen is not None and seen != DRAFT:
-            status[node] = CODE[seen]
-        before = drawn[node]
-        for new in range(first, first + drafts):
-            above = parent[new]
-            if drawn[above]:
-                for older in children[above]:
-                    if slot[older] == slot[new]:
-                        lose(older)
-            children[above].append(new)
-            if closing and not drawn[above]:
-                drawn[above], status[above] = 1, expanded
-        if draws:
-            drawn[node], status[node] = before + draws, expanded
-        if fault is not None:
-            status[first + drafts - 1 if drafts else node] = CODE[NodeStatus.FAULT.value]
-        if lost:
-            lose(node)
-    out["status"][:] = status
+def _given(connection: Connection, key: int, columns: Mapping[str, list[Any]]) -> list[bytes]:
+    """Token ids of the turns, from the root on, that the tree's policy did not draw."""
+    children: dict[int, list[int]] = {}
+    for node, above in enumerate(columns["parent"]):
+        if above is not None:
+            children.setdefault(above, []).append(node)
+    node, length = 0, 0
+    while len(below := children.get(node, [])) == 1 and columns["origin"][below[0]] != Origin.POLICY:
+        node, length = below[0], length + 1
+    query = select(nodes.c.ids).where(nodes.c.tree == key, nodes.c.id.between(1, length)).order_by(nodes.c.id)
+    return list(connection.execute(query).scalars()) if length else []
+
+
+def array_of(f: NodeField, values: Sequence[Any]) -> NDArray[Any]:
+    """A column of the schema as an array: enumerations by the index of their members or of these members' texts."""
+    if f.kind is FieldKind.NAME:
+        codes = {member: code for code, member in enumerate(f.type)}
+        values = [codes[value] for value in values]
+    elif f.kind is FieldKind.REAL:
+        values = [unreal(value) for value in values]
+    return np.array(values, DTYPES[f.kind])
+
+
+def state_key(fingerprint: str) -> int:
+    """A number for a state, equal for equal fingerprints; -1 for none."""
+    return int(digest(fingerprint)[:15], 16) if fingerprint else -1

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError
 
 from treewright.envs.types import Effect, Observation
-from treewright.search.store.codec import NO_OUTCOME, Encoder, Row, compress, real
+from treewright.search.schema import DRAWN, EXECUTED
+from treewright.search.store.codec import NO_OUTCOME, NODE_REST, POP_REST, Encoder, default_of, pop_order, rest_of
 from treewright.search.store.database import Database, Shared, database_at
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import (
@@ -41,8 +42,9 @@ from treewright.search.store.reading import collector_paused
 from treewright.search.store.redact import Redactor
 from treewright.search.store.summing import Summing
 from treewright.search.store.sums import Job
+from treewright.search.store.values import Row, compress, real
 from treewright.search.tree import TreeHeader
-from treewright.search.types import NodeStatus, Origin, Spent
+from treewright.search.types import NodeStatus, Spent
 
 __all__ = ["Columns", "load_trees"]
 
@@ -55,18 +57,12 @@ SAME = {
     "closing": False,
     "fault": None,
     **{f"spent_{name}": value for name, value in zip(SPENT_COLUMNS, NOTHING_SPENT, strict=True)},
-    **dict.fromkeys(OUTCOME_COLUMNS),
+    **dict(zip(OUTCOME_COLUMNS, NO_OUTCOME, strict=True)),
 }
-OUTCOME_DEFAULTS = {
-    "outcome_effect": Effect.READ.value,
-    "keep": 0,
-    "delta": b"",
-    "steps": 1,
-    "provenance": "environment",
-}
+DEFAULTS = {f.column: default_of(f) for f in (*DRAWN, *EXECUTED) if f.default is not MISSING}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
     """N nodes below a root in order of creation: node i of the tree is entry i − 1. Siblings stand together.
 
@@ -205,8 +201,9 @@ class _Loader:
         for first, last in shape.chunks():
             lo, hi = shape.start[first], shape.start[last]
             part = [(value,) if name in constants else value[lo:hi] for name, value in values.items()]
+            held = len(rest_of(tuple(constants.get(name, part) for name in values), NODE_REST))
             own = shape.expansions(range(first, last), columns.parent)
-            summed.append((own, self.summing.submit(Job(own, _rest(spent), _rest(NOTHING_SPENT), part))))
+            summed.append((own, self.summing.submit(Job(own, _rest(spent), _rest(NOTHING_SPENT), part[:held]))))
             lists = [value for value in part if isinstance(value, list)]
             more = [sizes[lo:hi]] if isinstance(sizes, list) else []
             self.database.load(self.connection, nodes, literals, list(zip(*lists, *more, strict=True)))
@@ -243,7 +240,7 @@ class _Shape:
 
 def _rest(spent: Row) -> Row:
     """What follows the first six columns of an expansion without fault and outcome, up to its checksum."""
-    return (None, *spent, *NO_OUTCOME)
+    return rest_of((None, *pop_order((*spent, *NO_OUTCOME))), POP_REST)
 
 
 class _Slices:
@@ -271,7 +268,8 @@ def _node_values(columns: Columns, encoder: Encoder) -> dict[str, Any]:
     slot = np.arange(n) - start[group]
     action = _texts(columns.action, encoder) if columns.action is not None else None
     score = None if columns.score is None else _reals(columns.score)
-    values = {
+    values = DEFAULTS | {
+        "policy_version": None,
         "id": list(range(1, n + 1)),
         "parent": np.asarray(columns.parent).tolist(),
         "born": group.tolist(),
@@ -282,13 +280,7 @@ def _node_values(columns: Columns, encoder: Encoder) -> dict[str, Any]:
         "text": _texts(columns.text, encoder),
         "ids": _Slices(columns.ids, columns.sizes, "<i4", b""),
         "logprobs": _Slices(columns.logprobs, columns.sizes, "<f4", b"f") if len(columns.logprobs) else b"",
-        "finish": "stop",
-        "policy_version": None,
-        "trainable": True,
-        "origin": Origin.POLICY.value,
-        "temperature": 1.0,
         "action": action,
-        "error": None,
         "effect": Effect.READ.value,
         "score": score,
         **_outcomes(columns, encoder, n),
@@ -303,16 +295,19 @@ def _outcomes(columns: Columns, encoder: Encoder, n: int) -> dict[str, Any]:
     pages = [encoder.observation(page) for page in columns.pages]
     reward = [0.0] * n if columns.reward is None else _reals(columns.reward)
     status = [NodeStatus.OPEN.value] * n if columns.status is None else [NodeStatus(s).value for s in columns.status]
-    out: dict[str, Any] = dict.fromkeys(OUTCOME_COLUMNS) | OUTCOME_DEFAULTS
+    out: dict[str, Any] = {name: DEFAULTS.get(name) for name in OUTCOME_COLUMNS} | {
+        "steps": 1,
+        "provenance": "environment",
+    }
     where = seen.tolist()
     for place, name in enumerate(("observation", "fingerprint", "provenance", "parts")):
         kinds = [page[place] for page in pages]
         out[name] = kinds[0] if len(set(kinds)) == 1 else [kinds[i] if i >= 0 else None for i in where]
     out |= {"reward": _alike(reward), "status": _alike(status)}
     if (seen < 0).any():  # of a draft that was not executed, every one of these is NULL
-        for name, value in out.items():
+        for (name, value), none in zip(out.items(), NO_OUTCOME, strict=True):
             full = value if isinstance(value, list) else [value] * n
-            out[name] = None if value is None else [v if i >= 0 else None for v, i in zip(full, where, strict=True)]
+            out[name] = _alike([v if i >= 0 else none for v, i in zip(full, where, strict=True)])
     return out
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DatabaseError
 
-from treewright.search.store.codec import decode_expansion, decode_header, expand
+from treewright.search.store.codec import decode_expansion, decode_header
 from treewright.search.store.database import Database
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import blobs, nodes, trees
 from treewright.search.store.reading import Blobs, end_of, expansion_rows, header_rows
+from treewright.search.store.values import expand
 from treewright.search.tree import Tree
 
 __all__ = ["check"]

@@ -1,4 +1,4 @@
-"""Objects to rows and back, exactly.
+"""Objects to rows and back, exactly, field by field of `treewright.search.schema`.
 
 What comes back equal: every field of an Expansion and of a TreeHeader, floats bit for bit (-5e-324 alone, which stands
 for -0.0, comes back as that). JSON values come back as JSON does: tuples as lists, keys as strings. Texts are redacted
@@ -8,112 +8,113 @@ on the way in, so a text that held a secret comes back masked.
 from __future__ import annotations
 
 import json
-import math
-import sys
-import zlib
-from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from treewright.envs.types import Action, Effect, Observation, Task, digest, seed_of
+from treewright.search.fields import FIRST_SCHEMA
+from treewright.search.header import TreeHeader
+from treewright.search.schema import DRAWN, EXECUTED, SPENT, FieldKind, NodeField, by_schema, get_drawn
 from treewright.search.store.errors import StoreError
-from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, OUTCOME_COLUMNS
+from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, OUTCOME_COLUMNS, SPENT_COLUMNS
 from treewright.search.store.redact import Redactor
-from treewright.search.store.sums import Row, checksum
-from treewright.search.tree import TreeHeader
-from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Origin, Outcome, Spent
+from treewright.search.store.sums import checksum
+from treewright.search.store.values import (
+    Row,
+    escape,
+    pack_floats,
+    pack_ids,
+    real,
+    unescape,
+    unpack,
+    unpack_floats,
+    unreal,
+)
+from treewright.search.types import Completion, Draft, Expansion, Outcome, Spent
 
-__all__ = ["Encoder", "Row", "checksum", "compress", "decode_expansion", "decode_header", "decode_outcome", "expand"]
+__all__ = [
+    "NODE_REST",
+    "NO_OUTCOME",
+    "POP_REST",
+    "SPENT_NAMES",
+    "Encoder",
+    "decode_expansion",
+    "decode_header",
+    "decode_observation",
+    "decode_spent",
+    "decoder_of",
+    "default_of",
+    "pop_order",
+    "rest_of",
+    "sum_of",
+]
 
 Fetch = Callable[[str], bytes]
 
-ESCAPED: Final = "\ufffe"  # a noncharacter: marks texts that databases cannot hold as they are
-NEGATIVE_ZERO: Final = -5e-324  # SQLite keeps no sign of zero, and the sign shows in a tree's digest
 BYTES_KEY: Final = "$treewright.blob"
-NO_OUTCOME: Final[Row] = (None,) * len(OUTCOME_COLUMNS)
-NODE_OUTCOME: Final = NODE_COLUMNS.index("observation")
-EXPANSION_OUTCOME: Final = EXPANSION_COLUMNS.index("observation")
-EXPANSION_SPENT: Final = EXPANSION_COLUMNS.index("spent_expansions")
-WORTH_COMPRESSING: Final = 128
 SHORT, REMEMBERED = 1024, 4096  # characters of a text that an encoder remembers, and how many of them
 
 
-# -- values -----------------------------------------------------------------------------------------------------------
+# -- fields and their columns ------------------------------------------------------------------------------------------
+
+PLAIN: Final = frozenset({FieldKind.INT, FieldKind.WIDE, FieldKind.BOOL})
+PACKED: Final[dict[FieldKind, Callable[[Any], Any]]] = {
+    FieldKind.REAL: real,
+    FieldKind.NAME: attrgetter("_value_"),
+    FieldKind.IDS: pack_ids,
+    FieldKind.REALS: pack_floats,
+}
+GIVEN: Final = tuple(by_schema(EXECUTED))
+PAID: Final = tuple(by_schema(SPENT))
+get_given = attrgetter(*(f.path for f in GIVEN))
+get_paid = attrgetter(*(f.path for f in PAID))
 
 
-def escape(text: str) -> str:
-    """The text, or an ASCII form of it where it has NULs or lone surrogates."""
-    if text.isascii():
-        clean = "\0" not in text
-    else:
-        clean = "\0" not in text and not text.startswith(ESCAPED) and not any("\ud800" <= c <= "\udfff" for c in text)
-    return text if clean else ESCAPED + text.encode("unicode_escape").decode("ascii")
+def default_of(f: NodeField) -> Any:
+    """The default of a field as its column holds it; nodes that were stored before there was the field have it."""
+    return PACKED[f.kind](f.default) if f.kind in PACKED and f.default is not None else f.default
 
 
-def unescape(text: str) -> str:
-    return text[1:].encode("ascii").decode("unicode_escape") if text.startswith(ESCAPED) else text
+def _later(given: Sequence[NodeField]) -> Row:
+    return tuple(default_of(f) for f in by_schema(given) if f.since > FIRST_SCHEMA)
 
 
-def real(value: float) -> float | None:
-    """NaN as NULL, -0.0 as the negative number next to it."""
-    if value:
-        return float(value) if value == value else None
-    return 0.0 if math.copysign(1.0, value) > 0 else NEGATIVE_ZERO
+def _places(wanted: Sequence[str], row: Sequence[str]) -> Callable[[Sequence[Any]], Row]:
+    """Picks the columns of those names out of a row."""
+    return itemgetter(*(row.index(name) for name in wanted))
 
 
-def unreal(value: float | None) -> float:
-    if value is None:
-        return math.nan
-    return -0.0 if value == NEGATIVE_ZERO else value
+NODE_REST: Final = _later([*DRAWN, *EXECUTED])
+POP_REST: Final = _later([*SPENT, *EXECUTED])
+NO_OUTCOME: Final[Row] = (None,) * (len(OUTCOME_COLUMNS) - len(_later(EXECUTED))) + _later(EXECUTED)
+
+DRAWN_COLUMNS: Final = tuple(f.column for f in DRAWN)
+SPENT_NAMES: Final = tuple(f"spent_{name}" for name in SPENT_COLUMNS)
+VERSION: Final = DRAWN_COLUMNS.index("policy_version")
+node_order = _places(NODE_COLUMNS[3:], (*DRAWN_COLUMNS, *OUTCOME_COLUMNS))
+pop_order = _places(EXPANSION_COLUMNS[7:], (*SPENT_NAMES, *OUTCOME_COLUMNS))
+drawn_of = _places(DRAWN_COLUMNS, NODE_COLUMNS)
+outcome_of_node = _places(OUTCOME_COLUMNS, NODE_COLUMNS)
+outcome_of_pop = _places(OUTCOME_COLUMNS, EXPANSION_COLUMNS)
+spent_of_pop = _places(SPENT_NAMES, EXPANSION_COLUMNS)
 
 
-def _little(values: array[Any]) -> bytes:
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
+def rest_of(row: Row, later: Row) -> Row:
+    """The row without those of its last columns, the `later` ones, that hold what older nodes have there.
+
+    So checksums of older schemas stay right, and a row has one checksum whatever the schema that it was written in.
+    """
+    end, first = len(row), len(row) - len(later)
+    while end > first and row[end - 1] == later[end - 1 - first]:
+        end -= 1
+    return row[:end]
 
 
-def _unpack(code: str, raw: bytes) -> tuple[Any, ...]:
-    values: array[Any] = array(code, raw)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return tuple(values)
-
-
-def pack_ids(ids: Sequence[int]) -> bytes:
-    return _little(array("i", ids)) if ids else b""
-
-
-def pack_floats(values: Sequence[float]) -> bytes:
-    """'f' + float32 where nothing is lost, else 'd' + float64; empty for no values."""
-    if not values:
-        return b""
-    small = array("f", values)
-    return b"f" + _little(small) if tuple(small) == tuple(values) else b"d" + _little(array("d", values))
-
-
-def unpack_floats(raw: bytes) -> tuple[float, ...]:
-    return _unpack(chr(raw[0]), raw[1:]) if raw else ()
-
-
-def compress(data: bytes) -> tuple[str, bytes]:
-    """(codec, bytes): zlib where it helps."""
-    if len(data) >= WORTH_COMPRESSING:
-        small = zlib.compress(data, 1)
-        if len(small) < len(data):
-            return "zlib", small
-    return "raw", data
-
-
-def expand(name: str, codec: str, data: bytes) -> bytes:
-    """The content of a blob. Raises StoreError if it is not what its digest says."""
-    try:
-        content = zlib.decompress(data) if codec == "zlib" else data
-    except (zlib.error, TypeError):
-        content = None
-    if content is None or codec not in ("zlib", "raw") or digest(content) != name:
-        raise StoreError(f"blob {name} is damaged: its content does not match its digest; restore the file from a copy")
-    return content
+def sum_of(row: Row, below: Sequence[Row]) -> str:
+    """The checksum of an expansion and its drafts."""
+    return checksum(rest_of(row, POP_REST), *(rest_of(r, NODE_REST) for r in below))
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -194,62 +195,54 @@ class Encoder:
         parts = self.text(self.json(seen.parts)) if seen.parts else None
         return self.blob(seen.text), self.text(seen.fingerprint), self.text(seen.provenance), parts
 
+    def values(self, given: Sequence[NodeField], values: Sequence[Any]) -> list[Any]:
+        """Values of fields as their columns hold them."""
+        out: list[Any] = []
+        for f, value in zip(given, values, strict=True):
+            kind = f.kind
+            if value is None or kind in PLAIN:
+                out.append(value)
+            elif kind is FieldKind.TEXT:
+                out.append(self.text(value))
+            elif kind is FieldKind.SEEN:
+                out += self.observation(value)
+            elif kind is FieldKind.ACTION:
+                out.append(self.action(value))
+            else:
+                out.append(PACKED[kind](value))
+        return out
+
     def outcome(self, outcome: Outcome | None) -> Row:
-        if outcome is None:
-            return NO_OUTCOME
-        return (
-            *self.observation(outcome.observation),
-            outcome.status._value_,
-            real(outcome.reward),
-            outcome.effect._value_,
-            self.maybe(outcome.error),
-            self.maybe(outcome.fault),
-            outcome.keep,
-            pack_ids(outcome.delta),
-            outcome.steps,
-        )
+        """OUTCOME_COLUMNS of an outcome."""
+        return NO_OUTCOME if outcome is None else tuple(self.values(GIVEN, get_given(outcome)))
 
     def spent(self, spent: Spent) -> Row:
-        return (
-            spent.expansions,
-            spent.policy_tokens,
-            spent.judge_tokens,
-            spent.env_steps,
-            real(spent.seconds),
-            real(spent.money),
-            spent.closing_tokens,
-            spent.closing_steps,
-        )
+        """SPENT_COLUMNS."""
+        return tuple(self.values(PAID, get_paid(spent)))
 
     def root(self, header: TreeHeader) -> Row:
-        seed = seed_of(header.seed, "root")
-        said = ("", b"", b"", "", None, True, Origin.POLICY.value, 1.0, None, None, Effect.READ.value, None)
-        return (0, None, -1, 0, 1, 1.0, seed, *said, *self.outcome(header.root))
-
-    def node(self, node: int, parent: int, born: int, draft: Draft, version: str) -> Row:
-        done = draft.completion
-        return (
-            node,
-            parent,
-            born,
-            draft.slot,
-            draft.mult,
-            real(draft.share),
-            draft.seed,
-            self.text(done.text),
-            pack_ids(done.token_ids),
-            pack_floats(done.logprobs),
-            self.text(done.finish_reason),
-            None if done.policy_version == version else self.text(done.policy_version),
-            done.trainable,
-            done.origin._value_,
-            real(done.temperature),
-            self.action(draft.action),
-            self.maybe(draft.error),
-            draft.effect._value_,
-            real(draft.score),
-            *self.outcome(draft.outcome),
+        """The row of the root: a draft that says nothing, and what reset gave."""
+        said = Completion("", finish_reason="", policy_version=header.policy_version)
+        draft = Draft(
+            after=0,
+            slot=0,
+            mult=1,
+            share=1.0,
+            seed=seed_of(header.seed, "root"),
+            completion=said,
+            action=None,
+            error=None,
+            effect=Effect.READ,
+            outcome=header.root,
         )
+        return self.node(0, None, -1, draft, header.policy_version)
+
+    def node(self, node: int, parent: int | None, born: int, draft: Draft, version: str) -> Row:
+        """NODE_COLUMNS of a draft."""
+        values = self.values(DRAWN, get_drawn(draft))
+        if draft.completion.policy_version == version:
+            values[VERSION] = None
+        return (node, parent, born, *node_order([*values, *self.outcome(draft.outcome)]))
 
     def expansion(self, expansion: Expansion, first: int, version: str) -> tuple[Row, list[Row]]:
         """The row of an expansion, its checksum at the end, and the rows of its drafts."""
@@ -257,6 +250,7 @@ class Encoder:
             self.node(first + i, expansion.node if d.after == 0 else first + d.after - 1, expansion.seq, d, version)
             for i, d in enumerate(expansion.drafts)
         ]
+        values = [*self.spent(expansion.spent), *self.outcome(expansion.outcome)]
         row = (
             expansion.seq,
             expansion.node,
@@ -265,10 +259,9 @@ class Encoder:
             first,
             len(below),
             self.maybe(expansion.fault),
-            *self.spent(expansion.spent),
-            *self.outcome(expansion.outcome),
+            *pop_order(values),
         )
-        return (*row, checksum(row, *below)), below
+        return (*row, sum_of(row, below)), below
 
     def header(self, header: TreeHeader, created: float) -> tuple[Row, Row]:
         """The row of a tree up to its checksum, and the row of its root."""
@@ -295,7 +288,7 @@ class Encoder:
             *above,
             created,
         )
-        return (*row, checksum(row, root)), root
+        return (*row, checksum(row, rest_of(root, NODE_REST))), root
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -321,88 +314,100 @@ def decode_observation(row: Row, fetch: Fetch) -> Observation | None:
     if name is None:
         return None
     shown = tuple(_json(unescape(parts), fetch)) if parts else ()
-    return Observation(_content(fetch, name), unescape(fingerprint), unescape(provenance), shown)
+    return Observation(_content(fetch, name), unescape(fingerprint), provenance=unescape(provenance), parts=shown)
+
+
+def decoder_of(f: NodeField) -> Callable[[Any], Any] | None:
+    """How the value of a column becomes that of the field; None where it is that already."""
+    kinds: dict[FieldKind, Callable[[Any], Any]] = {
+        FieldKind.REAL: unreal,
+        FieldKind.TEXT: unescape,
+        FieldKind.NAME: f.type,
+        FieldKind.IDS: partial(unpack, "i"),
+        FieldKind.REALS: unpack_floats,
+        FieldKind.ACTION: lambda key: Action.from_key(unescape(key)),
+    }
+    decode = kinds.get(f.kind)
+    if decode is None or not f.optional:
+        return decode
+    return lambda value: None if value is None else decode(value)
+
+
+DRAWN_DECODERS: Final = tuple(decoder_of(f) for f in DRAWN)
+GIVEN_DECODERS: Final = tuple(decoder_of(f) for f in GIVEN[1:])
+PAID_DECODERS: Final = tuple(decoder_of(f) for f in PAID)
+SAID: Final = [i for i, f in enumerate(DRAWN) if f.path.startswith("completion.")]
+SAID_PART: Final = slice(SAID[0], SAID[-1] + 1)
+SAID_NAMES: Final = tuple(f.name for f in DRAWN[SAID_PART])
+OWN_NAMES: Final = tuple(f.name for f in (*DRAWN[: SAID[0]], *DRAWN[SAID[-1] + 1 :]))
+GIVEN_NAMES: Final = tuple(f.name for f in GIVEN[1:])
+PAID_NAMES: Final = tuple(f.name for f in PAID)
+
+
+def _values(decoders: Sequence[Callable[[Any], Any] | None], row: Row) -> list[Any]:
+    return [value if decode is None else decode(value) for decode, value in zip(decoders, row, strict=True)]
 
 
 def decode_outcome(row: Row, fetch: Fetch) -> Outcome | None:
+    """The outcome of OUTCOME_COLUMNS, None where nothing was executed."""
     seen = decode_observation(row[:4], fetch)
     if seen is None:
         return None
-    status, reward, effect, error, fault, keep, delta, steps = row[4:]
-    return Outcome(
-        seen,
-        NodeStatus(status),
-        unreal(reward),
-        Effect(effect),
-        keep,
-        _unpack("i", delta),
-        _maybe(error),
-        _maybe(fault),
-        steps,
-    )
+    return Outcome(seen, **dict(zip(GIVEN_NAMES, _values(GIVEN_DECODERS, row[4:]), strict=True)))
 
 
 def decode_draft(row: Row, node: int, first: int, version: str, fetch: Fetch) -> Draft:
-    (_, parent, _, slot, mult, share, seed, text, ids, logprobs, finish, own, trainable, origin, heat, *rest) = row
-    action, error, effect, score = rest[:4]
-    completion = Completion(
-        unescape(text),
-        _unpack("i", ids),
-        unpack_floats(logprobs),
-        unescape(finish),
-        version if own is None else unescape(own),
-        trainable,
-        Origin(origin),
-        unreal(heat),
-    )
+    """The draft of NODE_COLUMNS, one of an expansion of `node` whose first draft is `first`."""
+    parent, columns = row[1], drawn_of(row)
+    own = columns[VERSION]
+    if own is None:
+        columns = (*columns[:VERSION], "", *columns[VERSION + 1 :])
+    values = _values(DRAWN_DECODERS, columns)
+    if own is None:
+        values[VERSION] = version
+    said = Completion(**dict(zip(SAID_NAMES, values[SAID_PART], strict=True)))
+    del values[SAID_PART]
     return Draft(
-        0 if parent == node else parent - first + 1,
-        slot,
-        mult,
-        unreal(share),
-        seed,
-        completion,
-        None if action is None else Action.from_key(unescape(action)),
-        _maybe(error),
-        Effect(effect),
-        unreal(score),
-        decode_outcome(row[NODE_OUTCOME:], fetch),
+        after=0 if parent == node else parent - first + 1,
+        completion=said,
+        outcome=decode_outcome(outcome_of_node(row), fetch),
+        **dict(zip(OWN_NAMES, values, strict=True)),
     )
 
 
 def decode_spent(row: Row) -> Spent:
-    expansions, policy, judge, steps, seconds, money, closing_tokens, closing_steps = row
-    return Spent(expansions, policy, judge, steps, unreal(seconds), unreal(money), closing_tokens, closing_steps)
+    """The cost of SPENT_COLUMNS."""
+    return Spent(**dict(zip(PAID_NAMES, _values(PAID_DECODERS, row), strict=True)))
 
 
 def decode_expansion(row: Row, below: Sequence[Row], version: str, fetch: Fetch) -> Expansion:
     """The expansion of a row (checksum left out) and the rows of its drafts."""
-    seq, node, closing, drawn, first, _, fault = row[:EXPANSION_SPENT]
+    seq, node, closing, drawn, first, _, fault = row[:7]
     return Expansion(
-        seq,
-        node,
-        closing,
-        drawn,
-        decode_outcome(row[EXPANSION_OUTCOME:], fetch),
-        tuple(decode_draft(r, node, first, version, fetch) for r in below),
-        decode_spent(row[EXPANSION_SPENT:EXPANSION_OUTCOME]),
-        _maybe(fault),
+        seq=seq,
+        node=node,
+        closing=closing,
+        drawn=drawn,
+        outcome=decode_outcome(outcome_of_pop(row), fetch),
+        drafts=tuple(decode_draft(r, node, first, version, fetch) for r in below),
+        spent=decode_spent(spent_of_pop(row)),
+        fault=_maybe(fault),
     )
 
 
 def decode_header(row: Row, root: Row, fetch: Fetch) -> TreeHeader:
     (_, run, suite, task_id, split, attempt, seed, version, body, settings, above, above_node, _) = row
     task = _json(_content(fetch, body), fetch)
-    outcome = decode_outcome(root[NODE_OUTCOME:], fetch)
+    outcome = decode_outcome(outcome_of_node(root), fetch)
     if outcome is None:
         raise StoreError(f"tree {row[0]} has no root outcome; restore the file from a copy")
     return TreeHeader(
-        unescape(run),
-        Task(unescape(suite), unescape(task_id), split=unescape(split), **task),
-        attempt,
-        seed,
-        unescape(version),
-        _json(_content(fetch, settings), fetch),
-        outcome,
-        None if above is None else (above, above_node),
+        run=unescape(run),
+        task=Task(unescape(suite), unescape(task_id), split=unescape(split), **task),
+        attempt=attempt,
+        seed=seed,
+        policy_version=unescape(version),
+        settings=_json(_content(fetch, settings), fetch),
+        root=outcome,
+        continues=None if above is None else (above, above_node),
     )

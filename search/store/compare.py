@@ -16,7 +16,7 @@ __all__ = ["Comparison", "compare"]
 SAMPLES = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Success of two runs on the tasks that both have finished, in shares of 1.
 
@@ -78,6 +78,14 @@ def _one(
     )
     only = (int(((x > 0.5) & (y <= 0.5)).sum()), int(((y > 0.5) & (x <= 0.5)).sum()))
     return Comparison(
-        suite, len(tasks), float(x.mean()), float(y.mean()), float(gain.mean()), float(low), float(high), *only,
-        (tokens[0], tokens[1]),
-    )  # fmt: skip
+        suite=suite,
+        tasks=len(tasks),
+        first=float(x.mean()),
+        second=float(y.mean()),
+        gain=float(gain.mean()),
+        low=float(low),
+        high=float(high),
+        only_first=only[0],
+        only_second=only[1],
+        tokens=(tokens[0], tokens[1]),
+    )

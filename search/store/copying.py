@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import DatabaseError
 
-from treewright.search.store.codec import BYTES_KEY, Row, checksum, decode_expansion, decode_header, expand
+from treewright.search.store.codec import BYTES_KEY, NODE_REST, decode_expansion, decode_header, rest_of, sum_of
 from treewright.search.store.database import Database, Shared, database_at
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import (
@@ -30,6 +30,8 @@ from treewright.search.store.models import (
     trees,
 )
 from treewright.search.store.reading import Blobs, expansion_rows, header_rows
+from treewright.search.store.sums import checksum
+from treewright.search.store.values import Row, expand
 from treewright.search.tree import Tree, TreeHeader
 
 __all__ = ["Copied", "inner_blobs", "merge", "repair"]
@@ -187,9 +189,9 @@ def _read(connection: Connection, key: int, name: str) -> _Whole:
 
 def _insert(reading: Connection, key: int, found: _Whole, into: Database, writing: Connection, facts: Shared) -> int:
     row, root = found.rows
-    values = dict(zip((*HEADER_COLUMNS, "checksum"), (*row, checksum(row, root)), strict=True)) | _ending(
-        reading, key, found
-    )
+    values = dict(
+        zip((*HEADER_COLUMNS, "checksum"), (*row, checksum(row, rest_of(root, NODE_REST))), strict=True)
+    ) | _ending(reading, key, found)
     facts.add(runs, [(values["run"], values["created"])])
     new = int(writing.execute(insert(trees).values(values).returning(trees.c.key)).scalar_one())
     writing.exec_driver_sql(into.insertion(nodes), [(new, *root, 0)])
@@ -206,7 +208,7 @@ def _ending(reading: Connection, key: int, found: _Whole) -> dict[str, Any]:
 
 
 def _grow(found: _Whole, key: int, into: Database, writing: Connection) -> None:
-    rows = [(key, *row, checksum(row, *below)) for row, below in found.popped]
+    rows = [(key, *row, sum_of(row, below)) for row, below in found.popped]
     if rows:
         writing.exec_driver_sql(into.insertion(expansions), rows)
     below = [(key, *r, len(r[NODE_AT["ids"]]) // 4) for _, drafts in found.popped for r in drafts]

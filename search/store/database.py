@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Table
 
-from treewright.search.store.codec import Row
 from treewright.search.store.errors import StoreError
 from treewright.search.store.sqlite import SQLite
+from treewright.search.store.values import Row
 
 __all__ = ["Database", "Shared", "database_at"]
 

@@ -6,7 +6,7 @@ from treewright import __version__
 from treewright.envs.errors import TreewrightError
 from treewright.search.store.models import SCHEMA_VERSION
 
-__all__ = ["Fenced", "StoreError", "newer", "older"]
+__all__ = ["Fenced", "StoreError", "StoreLost", "newer", "older"]
 
 
 class StoreError(TreewrightError):
@@ -14,6 +14,10 @@ class StoreError(TreewrightError):
 
     Whatever was acknowledged before stays in the file.
     """
+
+
+class StoreLost(StoreError):
+    """Disk or database failed under the store: nothing more can be written, whatever it is."""
 
 
 class Fenced(StoreError):

@@ -16,11 +16,12 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select
 
 from treewright.envs.types import Observation
-from treewright.search.store.codec import Encoder, decode_observation, unescape
+from treewright.search.store.codec import Encoder, decode_observation
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import journal, trees
 from treewright.search.store.reading import Blobs, key_of
 from treewright.search.store.redact import Redactor
+from treewright.search.store.values import unescape
 from treewright.search.store.writer import Batch, Writer
 
 __all__ = ["Journal", "JournalEntry", "JournalState"]

@@ -1,5 +1,7 @@
 """The tables of a store, as SQLAlchemy Core: the same on SQLite and on PostgreSQL.
 
+The columns of nodes and outcomes follow from the fields that a node has, see `treewright.search.schema`.
+
 Rows are only ever inserted, with two exceptions: the end columns of `trees` (status and everything below it) are
 updated when a search pauses, resumes or ends, and `tasks` is a queue. What executing a popped draft gave stands in the
 row of the expansion that executed it, what executing a draft at birth gave stands in the row of the node.
@@ -11,6 +13,7 @@ once each, named by their content.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -29,10 +32,14 @@ from sqlalchemy import (
     Text,
 )
 
+from treewright.search.fields import FIRST_SCHEMA
+from treewright.search.schema import DRAWN, EXECUTED, SPENT, FieldKind, NodeField, by_schema
+
 __all__ = [
     "APPLICATION_ID",
     "EXPANSION_COLUMNS",
     "HEADER_COLUMNS",
+    "INHERITED",
     "NODE_COLUMNS",
     "OUTCOME_COLUMNS",
     "SCHEMA_VERSION",
@@ -49,15 +56,7 @@ __all__ = [
 ]
 
 APPLICATION_ID: Final = 0x74777374  # "twst", in the header of every SQLite file that is a store
-SCHEMA_VERSION: Final = 2
-
-OUTCOME_COLUMNS: Final = (
-    "observation", "fingerprint", "provenance", "parts", "status", "reward",
-    "outcome_effect", "outcome_error", "outcome_fault", "keep", "delta", "steps",
-)  # fmt: skip
-SPENT_COLUMNS: Final = (
-    "expansions", "policy_tokens", "judge_tokens", "env_steps", "seconds", "money", "closing_tokens", "closing_steps",
-)  # fmt: skip
+SCHEMA_VERSION: Final = 3
 
 ARRAY_COLUMNS: Final = ("born", "mult", "share", "reward", "status", "n_tokens")
 
@@ -72,24 +71,61 @@ def _observation() -> tuple[Column[Any], ...]:
     return (_blob("observation"), Column("fingerprint", Text), Column("provenance", Text), Column("parts", Text))
 
 
-def _outcome() -> tuple[Column[Any], ...]:
-    """All NULL: not executed here. `status` is never NULL otherwise."""
-    return (
-        *_observation(),
-        Column("status", String(16)),
-        Column("reward", Double),
-        Column("outcome_effect", String(16)),
-        Column("outcome_error", Text),
-        Column("outcome_fault", Text),
-        Column("keep", Integer),
-        Column("delta", LargeBinary),
-        Column("steps", Integer),
-    )
+TYPES: Final[dict[FieldKind, Any]] = {
+    FieldKind.INT: Integer,
+    FieldKind.WIDE: BigInteger,
+    FieldKind.REAL: Double,
+    FieldKind.BOOL: Boolean,
+    FieldKind.TEXT: Text,
+    FieldKind.NAME: String(16),
+    FieldKind.IDS: LargeBinary,
+    FieldKind.REALS: LargeBinary,
+    FieldKind.ACTION: Text,
+}
+INHERITED: Final = ("policy_version",)  # NULL where it is the tree's
 
 
-def _spent() -> tuple[Column[Any], ...]:
-    reals = ("seconds", "money")
-    return tuple(Column(f"spent_{name}", Double if name in reals else BigInteger) for name in SPENT_COLUMNS)
+def _columns(given: Sequence[NodeField], nullable: bool) -> list[Column[Any]]:
+    """The columns of some fields. NaN and None are NULL; `nullable` columns may have no value at all."""
+    out: list[Column[Any]] = []
+    for f in given:
+        if f.kind is FieldKind.SEEN:
+            out += _observation()
+        else:
+            empty = nullable or f.optional or f.kind is FieldKind.REAL or f.column in INHERITED
+            out.append(Column(f.column, TYPES[f.kind], nullable=empty, server_default=_server_default(f)))
+    return out
+
+
+def _server_default(f: NodeField) -> str | None:
+    """What nodes of an older schema have in a column that came later."""
+    plain = f.since > FIRST_SCHEMA and f.default is not None and f.default == f.default
+    return str(int(f.default) if isinstance(f.default, bool) else f.default) if plain else None
+
+
+def _node_columns() -> list[Column[Any]]:
+    """Draft and completion, then the outcome at birth, whose `status` is NULL if the node was not executed then.
+
+    What a later schema brought stands behind everything older: checksums of older rows leave it out.
+    """
+    drawn = {f.column for f in DRAWN}
+    given = by_schema([*DRAWN, *EXECUTED])
+    return [c for f in given for c in _columns([f], f.column not in drawn)]
+
+
+def _expansion_columns() -> list[Column[Any]]:
+    """What the pop cost, then the outcome of the popped draft, all NULL if it was not executed."""
+    spent = {id(f) for f in SPENT}
+    return [
+        c
+        for f in by_schema([*SPENT, *EXECUTED])
+        for c in ([_spent(f)] if id(f) in spent else _columns([f], nullable=True))
+    ]
+
+
+def _spent(f: NodeField) -> Column[Any]:
+    kind = Double if f.kind is FieldKind.REAL else BigInteger
+    return Column(f"spent_{f.column}", kind, server_default=_server_default(f))
 
 
 meta = Table("meta", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
@@ -138,7 +174,7 @@ trees = Table(
     Column("outcome", Double),
     Column("success", Boolean),
     Column("count", Integer),
-    *_spent(),
+    *map(_spent, by_schema(SPENT)),
     Index("trees_by_run", "run", "suite"),
     Index("trees_by_status", "status"),
 )
@@ -154,8 +190,7 @@ expansions = Table(
     Column("first", Integer, nullable=False),
     Column("drafts", Integer, nullable=False),
     Column("fault", Text),
-    *_spent(),
-    *_outcome(),
+    *_expansion_columns(),
     Column("checksum", String(32), nullable=False),
 )
 """One row per pop. `first` is the id of its first draft, `checksum` covers this row and the rows of its drafts."""
@@ -167,23 +202,7 @@ nodes = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("parent", Integer),  # NULL at the root
     Column("born", Integer, nullable=False),  # seq of the expansion; -1 at the root
-    Column("slot", Integer, nullable=False),
-    Column("mult", Integer, nullable=False),
-    Column("share", Double),
-    Column("seed", BigInteger, nullable=False),
-    Column("text", Text, nullable=False),
-    Column("ids", LargeBinary, nullable=False),
-    Column("logprobs", LargeBinary, nullable=False),
-    Column("finish", Text, nullable=False),
-    Column("policy_version", Text),  # NULL: the tree's
-    Column("trainable", Boolean, nullable=False),
-    Column("origin", String(16), nullable=False),
-    Column("temperature", Double),
-    Column("action", Text),
-    Column("error", Text),
-    Column("effect", String(16), nullable=False),
-    Column("score", Double),
-    *_outcome(),
+    *_node_columns(),
     Column("n_tokens", Integer, nullable=False),  # length of `ids`, derived
     ForeignKeyConstraint(("tree", "parent"), ("nodes.tree", "nodes.id")),
     Index("nodes_by_parent", "tree", "parent", "id", *ARRAY_COLUMNS),
@@ -230,4 +249,6 @@ def _names(table: Table, *without: str) -> tuple[str, ...]:
 
 NODE_COLUMNS: Final = _names(nodes, "tree", "n_tokens")
 EXPANSION_COLUMNS: Final = _names(expansions, "tree", "checksum")
+OUTCOME_COLUMNS: Final = tuple(c.name for c in _columns(by_schema(EXECUTED), nullable=True))
+SPENT_COLUMNS: Final = tuple(f.column for f in by_schema(SPENT))
 HEADER_COLUMNS: Final = _names(trees)[1 : _names(trees).index("checksum")]

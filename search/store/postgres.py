@@ -21,10 +21,10 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.types import BigInteger, Boolean, Double, Integer, LargeBinary, Text
 
-from treewright.search.store.codec import Row
 from treewright.search.store.errors import StoreError, newer, older
 from treewright.search.store.migrate import make, schema_of, upgrade
 from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
+from treewright.search.store.values import Row
 
 __all__ = ["Postgres"]
 
@@ -163,7 +163,8 @@ class Postgres:
         free = [i for i, c in enumerate(columns) if c.name not in constants]
         raw: Any = connection.connection.cursor()
         try:
-            with raw.copy(f"COPY {table.name} FROM STDIN (FORMAT BINARY)") as copy:
+            names = ", ".join(f'"{c.name}"' for c in columns)
+            with raw.copy(f"COPY {table.name} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
                 copy.set_types([_type(c.type) for c in columns])
                 for row in rows:
                     for place, value in zip(free, row, strict=True):

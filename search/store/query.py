@@ -13,18 +13,20 @@ import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, and_, case, func, select
 
+from treewright.search.schema import DRAWN, EXECUTED, NUMERIC, FieldKind
 from treewright.search.store.arrays import STATUSES
-from treewright.search.store.codec import escape, unescape, unreal
+from treewright.search.store.codec import decoder_of
 from treewright.search.store.errors import StoreError
-from treewright.search.store.models import blobs, expansions, nodes, trees
+from treewright.search.store.models import INHERITED, blobs, expansions, nodes, trees
 from treewright.search.store.reading import Blobs, key_of
+from treewright.search.store.values import escape, unescape, unreal
 from treewright.search.types import NodeStatus
 
 __all__ = ["Branch", "NodeRow", "branches_of", "conditions", "find_nodes", "find_path", "parse_where"]
@@ -56,7 +58,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRow:
     """A node in a list.
 
@@ -64,6 +66,7 @@ class NodeRow:
     status        what executing it gave; 'draft' if it was not executed
     score         the evaluator's estimate, NaN without one;  reward  truth, NaN where unknown
     observation   what the world showed; None unless asked for and executed
+    more          every other number, flag, name and text that the schema has of a node, by its name in a Tree
     """
 
     tree_id: str
@@ -78,9 +81,10 @@ class NodeRow:
     reward: float
     n_tokens: int
     observation: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
     """Siblings with their values: `gap` is the greatest minus the least.
 
@@ -157,6 +161,24 @@ EXECUTED_LATER = and_(
 )
 
 
+NAMED = {"text", "action", "effect", "error", "status", "score", "fault", "_truth"}  # fields of NodeRow itself
+MORE = tuple(
+    f
+    for f in (*DRAWN, *EXECUTED)
+    if f.tree not in NAMED and (f.kind in NUMERIC or f.kind is FieldKind.TEXT) and f.tree not in INHERITED
+)
+MORE_DECODERS = tuple(decoder_of(f) for f in MORE)
+
+
+def _more() -> list[Any]:
+    """Their columns: what executing it gave is that of the pop, if it was executed then."""
+    late = LATER.c.status.is_not(None)
+    held = {f.column: nodes.c[f.column] for f in MORE} | {
+        f.column: case((late, LATER.c[f.column]), else_=nodes.c[f.column]) for f in MORE if f in EXECUTED
+    }
+    return [held[f.column].label(f"more_{f.tree}") for f in MORE]
+
+
 def _rows() -> Any:
     """Every node with what executing it gave, at birth or when it was popped."""
 
@@ -169,6 +191,7 @@ def _rows() -> Any:
         func.coalesce(then("outcome_error"), nodes.c.error).label("error"),
         func.coalesce(then("status"), NodeStatus.DRAFT.value).label("status"),
         nodes.c.score, then("reward").label("reward"), nodes.c.n_tokens, then("observation").label("observation"),
+        *_more(),
     )  # fmt: skip
     joined = trees.join(nodes, nodes.c.tree == trees.c.key).outerjoin(LATER, EXECUTED_LATER)
     return select(*columns).select_from(joined)
@@ -212,21 +235,34 @@ def find_path(connection: Connection, tree_id: str, node: int) -> list[NodeRow]:
     return [_node(row, fetch) for row in rows]
 
 
+def _values(row: Any) -> dict[str, Any]:
+    out = {}
+    for f, decode in zip(MORE, MORE_DECODERS, strict=True):
+        value = getattr(row, f"more_{f.tree}")
+        if value is None and not f.optional and f.kind is not FieldKind.REAL:
+            value = f.empty  # of an outcome, where nothing was executed
+        elif decode is not None:
+            value = decode(value)
+        out[f.tree] = value
+    return out
+
+
 def _node(row: Any, fetch: Blobs | None) -> NodeRow:
     seen = fetch(row.observation).decode("utf-8", "surrogatepass") if fetch is not None and row.observation else None
     return NodeRow(
-        row.tree_id,
-        row.node,
-        row.parent,
-        unescape(row.text),
-        None if row.action is None else unescape(row.action),
-        row.effect,
-        None if row.error is None else unescape(row.error),
-        row.status,
-        unreal(row.score),
-        unreal(row.reward),
-        row.n_tokens,
-        seen,
+        tree_id=row.tree_id,
+        node=row.node,
+        parent=row.parent,
+        text=unescape(row.text),
+        action=None if row.action is None else unescape(row.action),
+        effect=row.effect,
+        error=None if row.error is None else unescape(row.error),
+        status=row.status,
+        score=unreal(row.score),
+        reward=unreal(row.reward),
+        n_tokens=row.n_tokens,
+        observation=seen,
+        more=_values(row),
     )
 
 
@@ -261,11 +297,11 @@ def branches_of(
         mine = order[first:last]
         out.append(
             Branch(
-                tree_ids[tree[at]],
-                int(node[at]),
-                tuple(node[mine].tolist()),
-                tuple(value[mine].tolist()),
-                float(high[at] - low[at]),
+                tree_id=tree_ids[tree[at]],
+                node=int(node[at]),
+                children=tuple(node[mine].tolist()),
+                values=tuple(value[mine].tolist()),
+                gap=float(high[at] - low[at]),
             )
         )
     return out

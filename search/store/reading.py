@@ -11,26 +11,25 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
-from treewright.search.store.codec import Row, checksum, decode_spent, expand, unescape
+from treewright.search.store.codec import NODE_REST, SPENT_NAMES, decode_spent, rest_of, sum_of
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import (
     EXPANSION_COLUMNS,
     HEADER_COLUMNS,
     NODE_COLUMNS,
-    SPENT_COLUMNS,
     blobs,
     expansions,
     nodes,
     trees,
 )
+from treewright.search.store.sums import checksum
+from treewright.search.store.values import Row, expand, unescape
 from treewright.search.types import Spent
 
 __all__ = ["Blobs", "TreeRow", "collector_paused", "end_of", "expansion_rows", "header_rows", "key_of", "list_trees"]
 
-SPENT_NAMES = tuple(f"spent_{name}" for name in SPENT_COLUMNS)
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRow:
     """A tree in a list.
 
@@ -114,7 +113,7 @@ def header_rows(connection: Connection, key: int) -> tuple[Row, Row]:
     columns = [trees.c[name] for name in (*HEADER_COLUMNS, "checksum")]
     *row, told = connection.execute(select(*columns).where(trees.c.key == key)).one()
     root = connection.execute(_nodes(key).where(nodes.c.id == 0)).one_or_none()
-    if root is None or checksum(tuple(row), tuple(root)) != told:
+    if root is None or checksum(tuple(row), rest_of(tuple(root), NODE_REST)) != told:
         raise StoreError(f"tree {row[0]}: its header or root is damaged; restore the file from a copy")
     return tuple(row), tuple(root)
 
@@ -127,7 +126,7 @@ def expansion_rows(connection: Connection, key: int, tree_id: str) -> Iterator[t
     count_at = EXPANSION_COLUMNS.index("drafts")
     for expected, (*row, told) in enumerate(connection.execute(query)):
         drafts = [tuple(r) for _, r in zip(range(row[count_at]), below, strict=False)]
-        if row[0] != expected or checksum(tuple(row), *drafts) != told:
+        if row[0] != expected or sum_of(tuple(row), drafts) != told:
             raise StoreError(f"tree {tree_id}: expansion {expected} is damaged; restore the file from a copy")
         yield tuple(row), drafts
     if (extra := next(below, None)) is not None:
@@ -162,22 +161,22 @@ def _summary(row: Any, so_far: Mapping[int, Sequence[Any]]) -> TreeRow:
         count = 1 + drafts
     reasons = tuple(json.loads(unescape(row.reasons))) if row.reasons else ()
     return TreeRow(
-        row.id,
-        unescape(row.run),
-        unescape(row.suite),
-        unescape(row.task_id),
-        unescape(row.split),
-        row.attempt,
-        unescape(row.policy_version),
-        row.status,
-        count,
-        row.chosen,
-        None if row.stopped_by is None else unescape(row.stopped_by),
-        row.outcome,
-        row.success,
-        not reasons if done else None,
-        reasons,
-        decode_spent(tuple(spent)),
-        row.created,
-        row.ended,
+        tree_id=row.id,
+        run=unescape(row.run),
+        suite=unescape(row.suite),
+        task_id=unescape(row.task_id),
+        split=unescape(row.split),
+        attempt=row.attempt,
+        policy_version=unescape(row.policy_version),
+        status=row.status,
+        nodes=count,
+        chosen=row.chosen,
+        stopped_by=None if row.stopped_by is None else unescape(row.stopped_by),
+        outcome=row.outcome,
+        success=row.success,
+        exact=not reasons if done else None,
+        reasons=reasons,
+        spent=decode_spent(tuple(spent)),
+        created=row.created,
+        ended=row.ended,
     )

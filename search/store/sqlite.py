@@ -24,10 +24,10 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool
 
-from treewright.search.store.codec import Row
 from treewright.search.store.errors import StoreError, newer, older
 from treewright.search.store.migrate import make, upgrade
 from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
+from treewright.search.store.values import Row
 
 __all__ = ["SQLite"]
 
@@ -202,7 +202,10 @@ class Facts:
 
 @lru_cache(STATEMENTS)
 def _statement(table: Table, values: str, count: int) -> str:
-    return f"INSERT INTO {table.name} VALUES " + ", ".join([f"({values})"] * count)
+    names = ", ".join(
+        f'"{column.name}"' for column in table.columns
+    )  # a store that was upgraded has them in another order
+    return f"INSERT INTO {table.name} ({names}) VALUES " + ", ".join([f"({values})"] * count)
 
 
 @lru_cache
@@ -253,7 +256,7 @@ def _connect(path: Path, *, read_only: bool) -> Engine:
     """An engine whose transactions are explicit: BEGIN IMMEDIATE for the writer, a snapshot for readers."""
 
     def creator() -> sqlite3.Connection:
-        mode = "ro" if read_only else "rwc"
+        mode = ("ro&immutable=1" if _still(path) else "ro") if read_only else "rwc"
         return sqlite3.connect(
             f"{path.resolve().as_uri()}?mode={mode}",
             uri=True,
@@ -279,6 +282,28 @@ def _connect(path: Path, *, read_only: bool) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _still(path: Path) -> bool:
+    """Nobody can be writing the file: it lies in a folder where nothing can be written, and nothing waits in a log.
+
+    SQLite would need a file beside it even to read; `immutable` lets it do without. Raises StoreError for a log that
+    waits there: what it holds cannot be read in place.
+    """
+    folder = path.resolve().parent
+    if os.access(folder, os.W_OK) and not _read_only(folder):
+        return False
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size:
+        raise StoreError(
+            f"{path} has a log {log.name} that waits to be read in, and its folder cannot be written; copy both files "
+            "to a folder of your own and open the store there"
+        )
+    return True
+
+
+def _read_only(folder: Path) -> bool:
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _prepare(engine: Engine, path: Path) -> None:

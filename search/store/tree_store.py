@@ -13,7 +13,6 @@ node rows, never the middle of them, and never a row of the journal.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,16 +25,16 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.exc import DatabaseError
 
-from treewright.search.store.arrays import load_arrays, load_scores
+from treewright.search.store.arrays import StoredArrays, load_arrays, load_more, load_reasons, load_scores
 from treewright.search.store.check import check
-from treewright.search.store.codec import Encoder, decode_expansion, decode_header, escape, unescape
+from treewright.search.store.codec import Encoder, decode_expansion, decode_header
 from treewright.search.store.compare import Comparison, compare
 from treewright.search.store.database import Database, database_at
+from treewright.search.store.ending import end_values, restore_end
 from treewright.search.store.errors import StoreError
 from treewright.search.store.journal import Journal
 from treewright.search.store.models import (
     HEADER_COLUMNS,
-    SPENT_COLUMNS,
     expansions,
     nodes,
     runs,
@@ -54,17 +53,12 @@ from treewright.search.store.reading import (
     list_trees,
 )
 from treewright.search.store.redact import Redactor
+from treewright.search.store.values import escape, unescape
 from treewright.search.store.writer import Batch, Writer
 from treewright.search.tree import Tree, TreeHeader
-from treewright.search.types import Expansion, NodeKind, NodeStatus
+from treewright.search.types import Expansion
 
 __all__ = ["TreeStore"]
-
-GROWN = frozenset(
-    {NodeStatus.DRAFT, NodeStatus.OPEN, NodeStatus.EXPANDED, NodeStatus.TERMINAL, NodeStatus.TRUNCATED}
-)  # statuses that `apply` alone gives
-CHOICE = NodeKind.CHOICE
-SOLVED = 1.0 - 1e-6
 
 
 @dataclass(slots=True)
@@ -261,7 +255,7 @@ class TreeStore:
                     f"tree {tree.tree_id} has {len(tree.pops)} expansions and {len(tree)} nodes, the store has "
                     f"{cursor.next_seq} and {cursor.next_id}; append every expansion before finish"
                 )
-            values = _end(tree, Encoder(self._redact))
+            values = end_values(tree, Encoder(self._redact))
             batch.connection.execute(update(trees).where(trees.c.key == cursor.key).values(values))
             del self._cursors[tree.tree_id]
 
@@ -343,7 +337,7 @@ class TreeStore:
                 tree.apply(expansion)
             end = end_of(connection, key)
         if end.status == "done":
-            _restore_end(tree, end)
+            restore_end(tree, end)
         return tree
 
     def trees(
@@ -410,45 +404,18 @@ class TreeStore:
         """Paired success of two runs of this store; see `compare.compare`."""
         return compare(self.trees(run=first), self.trees(run=second))
 
-    def arrays(self, tree_ids: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """[N] numpy columns over the nodes of these trees, without texts; see `load_arrays` for names and dtypes."""
+    def arrays(self, tree_ids: Sequence[str]) -> StoredArrays:
+        """[N] numpy columns over the nodes of these trees by name, see `StoredArrays`; estimators take it as it is."""
+        names = tuple(tree_ids)
+
+        def more() -> dict[str, NDArray[Any]]:
+            with self.snapshot() as connection, collector_paused():
+                return load_more(connection, names)
+
         with self.snapshot() as connection, collector_paused():
-            return load_arrays(connection, tree_ids)
+            return StoredArrays(load_arrays(connection, names), load_reasons(connection, names), more)
 
     def check(self) -> list[str]:
         """One line per damage in the file; empty if it is whole."""
         with self.snapshot() as connection:
             return check(connection, self._database)
-
-
-def _end(tree: Tree, encoder: Encoder) -> dict[str, Any]:
-    """The end columns of a tree."""
-    outcome = None if tree.chosen is None else tree.outcome_of(tree.chosen)
-    late = [
-        (i, tree.kind[i].value, tree.status[i].value, tree.keep_prob[i], tree.kept[i])
-        for i in range(len(tree))
-        if tree.status[i] not in GROWN or tree.keep_prob[i] != 1.0 or not tree.kept[i] or tree.kind[i] is not CHOICE
-    ]
-    spent = zip(SPENT_COLUMNS, encoder.spent(tree.spent), strict=True)
-    return {
-        "status": "done",
-        "ended": time.time(),
-        "chosen": tree.chosen,
-        "stopped_by": encoder.maybe(tree.stopped_by),
-        "reasons": encoder.text(json.dumps(tree.reasons, ensure_ascii=False)),
-        "final": json.dumps(late),
-        "outcome": outcome,
-        "success": None if tree.lost else outcome is not None and outcome >= SOLVED,
-        "count": len(tree),
-        **{f"spent_{name}": value for name, value in spent},
-    }
-
-
-def _restore_end(tree: Tree, end: Any) -> None:
-    for node, kind, status, keep_prob, kept in json.loads(end.final):
-        tree.kind[node], tree.status[node] = NodeKind(kind), NodeStatus(status)
-        tree.keep_prob[node], tree.kept[node] = keep_prob, kept
-    tree.chosen = end.chosen
-    tree.stopped_by = None if end.stopped_by is None else unescape(end.stopped_by)
-    tree.reasons = json.loads(unescape(end.reasons))
-    tree.reveal()

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, delete, func, select
 
-from treewright.search.store.codec import expand
 from treewright.search.store.copying import inner_blobs
 from treewright.search.store.database import Database, database_at
 from treewright.search.store.errors import StoreError
 from treewright.search.store.journal import JournalState, read_entries
 from treewright.search.store.models import SCHEMA_VERSION, blobs, expansions, journal, meta, nodes, runs, tasks, trees
 from treewright.search.store.query import conditions
+from treewright.search.store.values import expand
 
 __all__ = ["Stats", "compact", "delete_trees", "stats"]
 

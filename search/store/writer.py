@@ -19,10 +19,10 @@ from typing import Any
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from treewright.search.store.codec import Row, compress
 from treewright.search.store.database import Database, Shared
-from treewright.search.store.errors import StoreError
+from treewright.search.store.errors import StoreError, StoreLost
 from treewright.search.store.models import blobs
+from treewright.search.store.values import Row, compress
 
 __all__ = ["Batch", "Writer"]
 
@@ -190,7 +190,7 @@ class Writer:
                 return self._commit(connection, facts, group, tries - 1)
             if isinstance(error, OperationalError | OSError | MemoryError) or type(error) is DatabaseError:
                 cause = getattr(error, "orig", error)
-                self._broken = StoreError(
+                self._broken = StoreLost(
                     f"cannot write {self._name}: {cause}; everything acknowledged is kept: "
                     "make room or repair the disk, then open the store again and resume"
                 )

@@ -29,7 +29,7 @@ class FakeEngine:
                 self.dead = self.dead or self.dies_after == 0
                 self.dies_after = self.dies_after - 1 if self.dies_after else None
             self.lives()
-            (done,) = await self.local.draw(Context(0, ask.ids, ask.ids), [ask.seed], ask.max_tokens)
+            (done,) = await self.local.draw(Context(keep=0, delta=ask.ids, ids=ask.ids), [ask.seed], ask.max_tokens)
         finally:
             self.now -= 1
         return Told(done.token_ids, done.logprobs, done.finish_reason, 2)

@@ -157,3 +157,11 @@ def test_a_hint_with_brackets_stays_whole(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     assert "treewright[data]" in capsys.readouterr().err
+
+
+def test_the_version_is_told_by_the_command_and_by_the_module(tmp_path):
+    import treewright
+
+    assert call("--version", cwd=tmp_path).strip() == f"treewright {treewright.__version__}"
+    done = subprocess.run([sys.executable, "-P", "-m", "treewright", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"treewright {treewright.__version__}" and done.returncode == 0

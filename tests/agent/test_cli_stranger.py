@@ -177,7 +177,9 @@ def test_the_head_of_a_tree_is_wrapped_and_a_fault_of_the_root_is_shown():
     assert all(len(line) <= 60 for line in lines)
     head = " ".join(line.strip() for line in lines[: next(i for i, x in enumerate(lines) if "start" in x)])
     assert head.count("behind the hill") == 8 and "exact yes" in head and "…" not in head
-    root = Outcome(Observation("x", "", "error"), NodeStatus.FAULT, math.nan, fault="SessionDied: no browser")
+    root = Outcome(
+        Observation("x", "", provenance="error"), NodeStatus.FAULT, reward=math.nan, fault="SessionDied: no browser"
+    )
     assert "! SessionDied: no browser" in render_text(Tree.start(replace(grown.tree.header, root=root)), 60)
 
 

@@ -70,11 +70,11 @@ async def test_a_site_is_seen_whole_nothing_is_sent_and_every_task_is_solved_by_
     suite = web_suite(f"{shop.url}/")
     (task,) = suite.tasks("test", 1)
     pool = Pool(suite.open, 2)
-    seen = await explore(task, pool, 40, explorers=2)
+    seen = await explore(task, pool, 22, explorers=2)
     paths = {re.match(r'page "\w+" (\S+)', seen.tree.observation[node].text)[1] for node in seen.states}
     assert paths == set(PAGES) and len(seen.states) >= 8  # every page, and the sorted list as a state of its own
     assert not [line for line in shop.asked if line.startswith("POST")]
-    assert seen.verified == seen.states and seen.tree.spent.env_steps <= 40
+    assert seen.verified == seen.states and seen.tree.spent.env_steps <= 22
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(made) + "\n" for made in seen.tasks))
     made = web_suite(f"{shop.url}/", {"tasks": tmp_path / "tasks.jsonl"})
     found = {one.id: one for split in ("train", "test") for one in made.tasks(split, 99)}

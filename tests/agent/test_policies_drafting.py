@@ -119,7 +119,10 @@ async def test_the_spec_of_a_policy_asks_for_it():
     from treewright.agent.policies.policy import SEEDLING
 
     policy = open_policy(f"hf:{SEEDLING}", draft=True)
-    assert isinstance(policy, DraftingPolicy) and len(await policy.draw(Context(0, (5, 6), (5, 6)), [1], 4)) == 1
+    assert (
+        isinstance(policy, DraftingPolicy)
+        and len(await policy.draw(Context(keep=0, delta=(5, 6), ids=(5, 6)), [1], 4)) == 1
+    )
     await policy.close()
     pytest.importorskip("llguidance")
     both = open_policy(f"hf:{SEEDLING}", draft=True, grammar=True)

@@ -33,7 +33,7 @@ def prompt(seed, length):
 
 
 def context(ids):
-    return Context(0, tuple(ids), tuple(ids))
+    return Context(keep=0, delta=tuple(ids), ids=tuple(ids))
 
 
 def policy(model=None, **options):

@@ -105,4 +105,4 @@ async def test_wrong_tables_and_foreign_contexts_are_refused():
             scripted_choice(table)
     policy = scripted_choice([("a", 1.0)])
     with pytest.raises(TreewrightError, match="context it did not make"):
-        await policy.draw(Context(0, (1,), (1,)), [0], 4)
+        await policy.draw(Context(keep=0, delta=(1,), ids=(1,)), [0], 4)

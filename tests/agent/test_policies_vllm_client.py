@@ -25,7 +25,7 @@ class FakeVLLM(Server):
 
     async def complete(self, body):
         ids = tuple(body["prompt"])
-        (done,) = await self.local.draw(Context(0, ids, ids), [body["seed"]], body["max_tokens"])
+        (done,) = await self.local.draw(Context(keep=0, delta=ids, ids=ids), [body["seed"]], body["max_tokens"])
         choice = {
             "text": "decoded by the server",
             "finish_reason": done.finish_reason,

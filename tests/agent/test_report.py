@@ -61,7 +61,11 @@ class Page(HTMLParser):
 def tree_of(levels=3, draws=2, said="go", shown="seen", error=None, fault=None, goal="a goal", status=None):
     """A full tree: every node of a level is expanded; the leaves are TERMINAL, every second of them solved."""
     root = Outcome(Observation(shown, "f"), NodeStatus.OPEN)
-    tree = Tree.start(TreeHeader("run", Task("suite", "task/1", goal), 0, 0, "v", {}, root))
+    tree = Tree.start(
+        TreeHeader(
+            run="run", task=Task("suite", "task/1", goal), attempt=0, seed=0, policy_version="v", settings={}, root=root
+        )
+    )
     solved = 0
     for depth in range(levels):
         for node in [i for i in range(len(tree)) if tree.depth[i] == depth]:
@@ -71,21 +75,45 @@ def tree_of(levels=3, draws=2, said="go", shown="seen", error=None, fault=None, 
                 solved += last
                 state = status or (NodeStatus.TERMINAL if last else NodeStatus.OPEN)
                 ids = (*said.encode("utf-8", "replace"), 256)
-                done = Completion(said, ids, (-0.7,) * len(ids), "stop", "v")
+                done = Completion(said, ids, (-0.7,) * len(ids), finish_reason="stop", policy_version="v")
                 outcome = Outcome(
-                    Observation(shown, f"{node} {slot}", shown),
+                    Observation(shown, f"{node} {slot}", provenance=shown),
                     state,
-                    float(solved % 2),
-                    Effect.READ,
-                    0,
-                    (),
-                    error,
-                    fault,
+                    reward=float(solved % 2),
+                    effect=Effect.READ,
+                    keep=0,
+                    delta=(),
+                    error=error,
+                    fault=fault,
                 )
                 action = None if error else Action.of(said, where=said)
                 seed = 1000 * node + slot
-                drafts.append(Draft(0, slot, 1, 1 / draws, seed, done, action, error, Effect.READ, 0.5, outcome))
-            tree.apply(Expansion(len(tree.pops), node, False, draws, None, tuple(drafts), Spent(1)))
+                drafts.append(
+                    Draft(
+                        after=0,
+                        slot=slot,
+                        mult=1,
+                        share=1 / draws,
+                        seed=seed,
+                        completion=done,
+                        action=action,
+                        error=error,
+                        effect=Effect.READ,
+                        score=0.5,
+                        outcome=outcome,
+                    )
+                )
+            tree.apply(
+                Expansion(
+                    seq=len(tree.pops),
+                    node=node,
+                    closing=False,
+                    drawn=draws,
+                    outcome=None,
+                    drafts=tuple(drafts),
+                    spent=Spent(expansions=1),
+                )
+            )
     tree.chosen = len(tree) - 1
     tree.reveal()
     return tree
@@ -173,7 +201,17 @@ def test_long_observations_are_cut_and_say_so(tmp_path):
 
 
 def test_an_unfinished_tree_and_an_empty_report_are_written_too(tmp_path):
-    tree = Tree.start(TreeHeader("run", Task("s", "t", "g"), 0, 0, "v", {}, Outcome(Observation("x"), NodeStatus.OPEN)))
+    tree = Tree.start(
+        TreeHeader(
+            run="run",
+            task=Task("s", "t", "g"),
+            attempt=0,
+            seed=0,
+            policy_version="v",
+            settings={},
+            root=Outcome(Observation("x"), NodeStatus.OPEN),
+        )
+    )
     assert "reset" not in write_report(tmp_path / "a" / "r.html", [tree], "t").read_text()
     assert "<h1>nothing</h1>" in write_report(tmp_path / "r.html", [], "nothing").read_text()
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["r.html"]

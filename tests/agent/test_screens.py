@@ -40,7 +40,7 @@ PAGES = {
 
 
 def seen(*parts, text="page"):
-    return Observation(text, "f", "page", parts)
+    return Observation(text, "f", provenance="page", parts=parts)
 
 
 def urls(body):

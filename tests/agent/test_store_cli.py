@@ -25,11 +25,31 @@ async def fill(path, run, rewards):
     with TreeStore.open(path) as store:
         for i, reward in enumerate(rewards):
             root = Outcome(Observation("root"), NodeStatus.OPEN)
-            tree = Tree.start(TreeHeader(run, Task("kg", f"t{i}", "g"), 0, 1, "v1", {}, root))
-            seen = Outcome(Observation("end", "f"), NodeStatus.TERMINAL, reward)
+            tree = Tree.start(
+                TreeHeader(
+                    run=run,
+                    task=Task("kg", f"t{i}", "g"),
+                    attempt=0,
+                    seed=1,
+                    policy_version="v1",
+                    settings={},
+                    root=root,
+                )
+            )
+            seen = Outcome(Observation("end", "f"), NodeStatus.TERMINAL, reward=reward)
             done = Completion("go", (1, 2), (-1.0, -1.0), policy_version="v1")
-            draft = Draft(0, 0, 1, 1.0, 1, done, Action.of("go"), outcome=seen)
-            expansion = Expansion(0, 0, False, 1, None, (draft,), Spent(1, 2, 0, 1))
+            draft = Draft(
+                after=0, slot=0, mult=1, share=1.0, seed=1, completion=done, action=Action.of("go"), outcome=seen
+            )
+            expansion = Expansion(
+                seq=0,
+                node=0,
+                closing=False,
+                drawn=1,
+                outcome=None,
+                drafts=(draft,),
+                spent=Spent(expansions=1, policy_tokens=2, judge_tokens=0, env_steps=1),
+            )
             await store.create(tree.header)
             await store.append(tree.tree_id, expansion, 1)
             tree.apply(expansion)

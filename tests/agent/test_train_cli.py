@@ -263,7 +263,7 @@ async def test_the_check_sees_a_model_that_learned_to_refuse():
         return counted.rate, context, policy.template.response("I cannot help with that.")
 
     before, context, answer = await rate()
-    packs = pack_rows([[TokenRow(context, tuple(answer), 1.0, mode=Mode.SFT)]])
+    packs = pack_rows([[TokenRow(context=context, response=tuple(answer), coef=1.0, mode=Mode.SFT)]])
     for _ in range(12):
         trainer.descend_surrogate(packs)
     after, _, _ = await rate()

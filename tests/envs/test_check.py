@@ -56,7 +56,7 @@ class Shelf(BaseEnvironment):
 
     async def snapshot(self):
         data = json.dumps([self.shelf, self.at, self.ended, self.shown.text, self.shown.fingerprint, self.id]).encode()
-        return Snapshot(Restore.STATE, data, self.shown.fingerprint, len(data))
+        return Snapshot(Restore.STATE, data, self.shown.fingerprint, size=len(data))
 
     async def restore(self, snapshot):
         self.shelf, self.at, self.ended, text, _, self.maker = json.loads(snapshot.data)
@@ -66,12 +66,14 @@ class Shelf(BaseEnvironment):
         self.open_sessions.discard(self.id)
 
     def show(self, text):
-        self.shown = Observation(text, digest(json.dumps([self.shelf, self.at, self.ended])), "tool")
+        self.shown = Observation(text, digest(json.dumps([self.shelf, self.at, self.ended])), provenance="tool")
         return self.shown
 
     def reword(self, result, text):
         """The result with a text that should not be there."""
-        return StepResult(self.show(text), result.reward, result.terminated, result.truncated, result.effect)
+        return StepResult(
+            self.show(text), result.reward, result.terminated, truncated=result.truncated, effect=result.effect
+        )
 
 
 class NoneAmongWays(Shelf):
@@ -92,7 +94,7 @@ class StochasticReplay(Shelf):
 
 class NoProvenance(Shelf):
     def show(self, text):
-        self.shown = Observation(text, super().show(text).fingerprint, "")
+        self.shown = Observation(text, super().show(text).fingerprint, provenance="")
         return self.shown
 
 
@@ -158,13 +160,13 @@ class ReplaysOnlyWhenAsked(NoSnapshots):
 class WrongFingerprint(Shelf):
     async def snapshot(self):
         kept = await super().snapshot()
-        return Snapshot(kept.kind, kept.data, "0" * 32, kept.size)
+        return Snapshot(kept.kind, kept.data, "0" * 32, size=kept.size)
 
 
 class TextSnapshot(Shelf):
     async def snapshot(self):
         kept = await super().snapshot()
-        return Snapshot(kept.kind, kept.data.decode(), kept.fingerprint, kept.size)
+        return Snapshot(kept.kind, kept.data.decode(), kept.fingerprint, size=kept.size)
 
 
 class ForgetsAfter(Shelf):

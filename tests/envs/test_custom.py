@@ -286,7 +286,7 @@ async def test_state_snapshots_are_json_and_carry_the_history_to_another_session
 async def test_fork_snapshots_hold_the_history(tasks_file):
     class Forking(Maze):
         async def snapshot(self):
-            return Snapshot(Restore.FORK, self.at, self._seen().fingerprint, 8)
+            return Snapshot(Restore.FORK, self.at, self._seen().fingerprint, size=8)
 
         async def restore(self, snapshot):
             self.at = snapshot.data

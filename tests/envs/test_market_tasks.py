@@ -112,5 +112,5 @@ def test_goals_and_tasks_can_be_written_as_json():
 
 def test_oracle_goes_home_when_it_sees_no_page():
     task = make_tasks("test", 1)[0]
-    lost = Turn(None, Observation("error: no such tool", "", "error"))
+    lost = Turn(None, Observation("error: no such tool", "", provenance="error"))
     assert oracle(task, [lost], ()) == Action.of("goto", path="/")

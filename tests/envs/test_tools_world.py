@@ -64,7 +64,10 @@ def at_top(end):
 
 
 EFFECTS = {"ls": "read", "cd": "reversible", "write": "reversible"}
-TASKS = [Task("shelf", "bread", "append ', bread' to todo.txt in notes"), Task("shelf", "b2", "again", 1, "test")]
+TASKS = [
+    Task("shelf", "bread", "append ', bread' to todo.txt in notes"),
+    Task("shelf", "b2", "again", seed=1, split="test"),
+]
 PLAN = [
     Action.of("cd", folder="notes"),
     Action.of("write", file="todo.txt", text=", bread", append=True),

@@ -45,7 +45,7 @@ class Choices(BaseEnvironment):
         return StepResult(self.seen(), REWARD[self.state] if done else 0.0, terminated=done)
 
     async def snapshot(self):
-        return Snapshot(Restore.STATE, self.state.encode(), self.seen().fingerprint, 8)
+        return Snapshot(Restore.STATE, self.state.encode(), self.seen().fingerprint, size=8)
 
     async def restore(self, snapshot):
         self.state = snapshot.data.decode()
@@ -57,7 +57,7 @@ class Softmax:
 
     def context(self, task, tools, first, turns, base):
         state = "".join(t.action.name for t in turns)
-        return Context(0, tuple(state.encode()), tuple(state.encode()))
+        return Context(keep=0, delta=tuple(state.encode()), ids=tuple(state.encode()))
 
     async def draw(self, context, seeds, max_tokens):
         p = p_a(bytes(context.ids).decode())

@@ -17,16 +17,30 @@ def expansions_of(tree):
         first = mine[0]
         drafts = tuple(
             Draft(
-                0 if tree.parent[i] == node else tree.parent[i] - first + 1, tree.slot[i], tree.mult[i], tree.share[i],
-                tree.seed[i], Completion(tree.text[i], tree.ids[i], tree.logprobs[i], "stop", "v1"), tree.action[i],
-                outcome=Outcome(tree.observation[i], NodeStatus.OPEN if tree.children[i] else tree.status[i],
-                                tree.reward(i), keep=tree.keep[i], delta=tree.delta[i]),
+                after=0 if tree.parent[i] == node else tree.parent[i] - first + 1,
+                slot=tree.slot[i],
+                mult=tree.mult[i],
+                share=tree.share[i],
+                seed=tree.seed[i],
+                completion=Completion(
+                    tree.text[i], tree.ids[i], tree.logprobs[i], finish_reason="stop", policy_version="v1"
+                ),
+                action=tree.action[i],
+                outcome=Outcome(
+                    tree.observation[i],
+                    NodeStatus.OPEN if tree.children[i] else tree.status[i],
+                    reward=tree.reward(i),
+                    keep=tree.keep[i],
+                    delta=tree.delta[i],
+                ),
             )
             for i in mine
-        )  # fmt: skip
+        )
         closing = tree.closing[first]
         drawn = 1 if closing else sum(tree.mult[i] for i in mine if tree.parent[i] == node)
-        out.append(Expansion(seq, node, closing, drawn, None, drafts, Spent()))
+        out.append(
+            Expansion(seq=seq, node=node, closing=closing, drawn=drawn, outcome=None, drafts=drafts, spent=Spent())
+        )
     return out
 
 
@@ -36,7 +50,9 @@ async def fill(store, seeds=range(6)):
         grown = expansions_of(random_tree(seed, window=seed % 2 == 1))
         root = Outcome(Observation("start", "f0"), NodeStatus.OPEN, delta=random_tree(seed, seed % 2 == 1).delta[0])
         task = Task("s", f"t{seed}", "g", split="test" if seed % 3 == 2 else "train")
-        tree = Tree.start(TreeHeader("run", task, seed, seed, "v1", {}, root))
+        tree = Tree.start(
+            TreeHeader(run="run", task=task, attempt=seed, seed=seed, policy_version="v1", settings={}, root=root)
+        )
         await store.create(tree.header)
         for expansion in grown:
             store.append_nowait(tree.tree_id, expansion, len(tree))

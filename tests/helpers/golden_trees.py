@@ -25,7 +25,17 @@ def stored(name):
 def order_of(rule, world, width=1, eager=True):
     """Names of the expanded nodes in order, names given up, and the tree."""
     task = Task("golden", "1", world["goal"], horizon=6)
-    tree = Tree.start(TreeHeader("golden", task, 0, 1, "v", {}, Outcome(Observation("ready"), NodeStatus.OPEN)))
+    tree = Tree.start(
+        TreeHeader(
+            run="golden",
+            task=task,
+            attempt=0,
+            seed=1,
+            policy_version="v",
+            settings={},
+            root=Outcome(Observation("ready"), NodeStatus.OPEN),
+        )
+    )
     frontier, names, order, flying = frontier_of(rule, tree), ["root"], [], deque()
     frontier.offer(0)
     while True:
@@ -43,7 +53,17 @@ def order_of(rule, world, width=1, eager=True):
             if eager or tree.status[node] is not NodeStatus.DRAFT
             else Outcome(Observation(""), ended(world, names[node]))
         )
-        new = tree.apply(Expansion(len(tree.pops), node, False, drawn, outcome, drafts, Spent(1)))
+        new = tree.apply(
+            Expansion(
+                seq=len(tree.pops),
+                node=node,
+                closing=False,
+                drawn=drawn,
+                outcome=outcome,
+                drafts=drafts,
+                spent=Spent(expansions=1),
+            )
+        )
         names += [row["name"] for row in below]
         frontier.applied(node, new)
         for child in new:
@@ -63,10 +83,21 @@ def draft(row, slot, drawn, eager):
     action = None if error else Action.of(row["say"].split()[0], **dict(p.split("=") for p in row["say"].split()[1:]))
     effect = Effect(row.get("effect", "read"))
     status = NodeStatus.TERMINAL if row.get("end") else NodeStatus.OPEN
-    outcome = Outcome(Observation(row.get("seen", "")), status, 0.0, effect, error=error) if eager else None
+    outcome = (
+        Outcome(Observation(row.get("seen", "")), status, reward=0.0, effect=effect, error=error) if eager else None
+    )
     mult = row.get("mult", 1)
     done = Completion(text, ids, (-0.5,) * len(ids))
     return Draft(
-        0, slot, mult, mult / drawn, 1000 + sum(map(ord, row["name"])), done, action, error,
-        effect if eager else Effect.UNKNOWN, row["score"], outcome,
-    )  # fmt: skip
+        after=0,
+        slot=slot,
+        mult=mult,
+        share=mult / drawn,
+        seed=1000 + sum(map(ord, row["name"])),
+        completion=done,
+        action=action,
+        error=error,
+        effect=effect if eager else Effect.UNKNOWN,
+        score=row["score"],
+        outcome=outcome,
+    )

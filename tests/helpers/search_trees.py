@@ -19,20 +19,33 @@ def random_tree(seed, window=False, expansions=8, task="t"):
     rng = random.Random(f"tree {seed}")
     tokens = lambda n: tuple(rng.randrange(VOCAB) for _ in range(n))  # noqa: E731
     root = Outcome(Observation("start", "f0"), NodeStatus.OPEN, delta=tokens(5))
-    tree = Tree.start(TreeHeader("run", Task("s", task, "g"), seed, seed, "v1", {}, root))
+    tree = Tree.start(
+        TreeHeader(
+            run="run", task=Task("s", task, "g"), attempt=seed, seed=seed, policy_version="v1", settings={}, root=root
+        )
+    )
 
     def outcome(base, last):
         if last:
-            return Outcome(Observation("end", f"f{rng.random()}"), NodeStatus.TERMINAL, float(rng.random() < 0.5))
+            return Outcome(
+                Observation("end", f"f{rng.random()}"), NodeStatus.TERMINAL, reward=float(rng.random() < 0.5)
+            )
         keep = rng.randrange(2, base) if window else base
-        return Outcome(Observation("seen", f"f{rng.random()}"), NodeStatus.OPEN, 0.0, keep=keep, delta=tokens(3))
+        return Outcome(Observation("seen", f"f{rng.random()}"), NodeStatus.OPEN, reward=0.0, keep=keep, delta=tokens(3))
 
     def draft(after, slot, mult, k, base, last):
         ids = tokens(rng.randrange(1, 4))
-        done = Completion("x", ids, tuple(-rng.random() - 0.1 for _ in ids), "stop", "v1")
+        done = Completion("x", ids, tuple(-rng.random() - 0.1 for _ in ids), finish_reason="stop", policy_version="v1")
         act = Action.of("a", n=rng.randrange(99))
         return Draft(
-            after, slot, mult, mult / k, rng.getrandbits(60), done, act, outcome=outcome(base + len(ids), last)
+            after=after,
+            slot=slot,
+            mult=mult,
+            share=mult / k,
+            seed=rng.getrandbits(60),
+            completion=done,
+            action=act,
+            outcome=outcome(base + len(ids), last),
         )
 
     for _ in range(expansions):
@@ -44,14 +57,28 @@ def random_tree(seed, window=False, expansions=8, task="t"):
         mults = rng.choice([[1, 1], [2, 1], [1, 1, 1], [1]])
         k = sum(mults)
         drafts = tuple(draft(0, s, m, k, base, rng.random() < 0.3) for s, m in enumerate(mults))
-        tree.apply(Expansion(len(tree.pops), node, False, k, None, drafts, Spent(1)))
+        tree.apply(
+            Expansion(
+                seq=len(tree.pops),
+                node=node,
+                closing=False,
+                drawn=k,
+                outcome=None,
+                drafts=drafts,
+                spent=Spent(expansions=1),
+            )
+        )
     for node in [i for i in range(len(tree)) if tree.status[i] is NodeStatus.OPEN]:
         chain, base, n = [], len(tree.context_ids(node)), rng.randrange(1, 3)
         for step in range(n):
             d = draft(step, 0, 1, 1, base, step == n - 1)
             base = d.outcome.keep + len(d.outcome.delta)
             chain.append(d)
-        tree.apply(Expansion(len(tree.pops), node, True, 1, None, tuple(chain), Spent()))
+        tree.apply(
+            Expansion(
+                seq=len(tree.pops), node=node, closing=True, drawn=1, outcome=None, drafts=tuple(chain), spent=Spent()
+            )
+        )
     tree.reveal()
     return tree
 

@@ -41,7 +41,13 @@ class Growth:
         said = self.text("observation", f"You stand at the crossroads.\n{goal}\nWays: north, east, south.")
         root = Outcome(Observation(said, "f0"), NodeStatus.OPEN, delta=tuple(said.encode("utf-8", "replace")))
         header = TreeHeader(
-            run, Task("walks", task, self.text("goal", goal), split="train"), attempt, 7, version, {}, root
+            run=run,
+            task=Task("walks", task, self.text("goal", goal), split="train"),
+            attempt=attempt,
+            seed=7,
+            policy_version=version,
+            settings={},
+            root=root,
         )
         self.tree, self.expansions = Tree.start(header), []
         self.rng = random.Random(f"{task} {run} {version} {attempt}")
@@ -54,9 +60,22 @@ class Growth:
         ]
         drawn = (1 if closing else sum(d.mult for d in drafts)) if drawn is None else drawn
         tokens = sum(len(d.completion.token_ids) * d.mult for d in drafts)
-        spent = Spent(closing_tokens=tokens) if closing else Spent(1, tokens, env_steps=len(drafts), seconds=0.1)
+        spent = (
+            Spent(closing_tokens=tokens)
+            if closing
+            else Spent(expansions=1, policy_tokens=tokens, env_steps=len(drafts), seconds=0.1)
+        )
         seq = len(self.tree.pops)
-        expansion = Expansion(seq, node, closing, drawn, outcome, tuple(drafts), spent, fault)
+        expansion = Expansion(
+            seq=seq,
+            node=node,
+            closing=closing,
+            drawn=drawn,
+            outcome=outcome,
+            drafts=tuple(drafts),
+            spent=spent,
+            fault=fault,
+        )
         self.expansions.append((expansion, len(self.tree)))
         return self.tree.apply(expansion)
 
@@ -66,10 +85,22 @@ class Growth:
         words = self.text("text", words or f'go {{"to": "{place}"}}')
         ids = (*words.encode("utf-8", "replace"), 256)
         logprobs = tuple(round(-rng.expovariate(3.0), 4) for _ in ids)
-        done = Completion(words, ids, logprobs, "stop", self.tree.header.policy_version)
+        done = Completion(words, ids, logprobs, finish_reason="stop", policy_version=self.tree.header.policy_version)
         action = None if error else Action.of(self.text("action", "go"), to=self.text("argument", place))
         seed = rng.getrandbits(60)
-        return Draft(after, 0, 1, share, seed, done, action, error, effect, score, outcome)
+        return Draft(
+            after=after,
+            slot=0,
+            mult=1,
+            share=share,
+            seed=seed,
+            completion=done,
+            action=action,
+            error=error,
+            effect=effect,
+            score=score,
+            outcome=outcome,
+        )
 
     def seen(self, depth, end=False, reward=0.0, effect=Effect.READ, error=None, fault=None, parts=()):
         place = self.rng.choice(PLACES)
@@ -79,9 +110,18 @@ class Growth:
         status = DONE if end else NodeStatus.OPEN
         if fault:
             status = NodeStatus.FAULT
-        seen = Observation(words, f"f{self.rng.random()}", self.text("provenance", "page"), parts)
+        seen = Observation(words, f"f{self.rng.random()}", provenance=self.text("provenance", "page"), parts=parts)
         delta = tuple(f"\n{words}\n".encode("utf-8", "replace"))
-        return Outcome(seen, status, math.nan if fault else reward, effect, 0, () if end else delta, error, fault)
+        return Outcome(
+            seen,
+            status,
+            reward=math.nan if fault else reward,
+            effect=effect,
+            keep=0,
+            delta=() if end else delta,
+            error=error,
+            fault=fault,
+        )
 
     def grow(self, expansions=12, draws=3, horizon=8):
         """Best-first by a noisy score; every draft is executed at birth."""

@@ -23,7 +23,7 @@ class Walker:
     def context(self, task, tools, first, turns, base):
         said = turns[-1].observation.text if turns else f"{task.goal}\n{first.text}"
         delta = tuple(f"\n{said}\n".encode())
-        return Context(len(base), delta, (*base, *delta))
+        return Context(keep=len(base), delta=delta, ids=(*base, *delta))
 
     async def draw(self, context, seeds, max_tokens):
         self.asked += 1
@@ -40,7 +40,9 @@ class Walker:
             if u < total:
                 break
         ids = tuple(text.encode())
-        return Completion(text, ids, (math.log(p),) + (0.0,) * (len(ids) - 1), "stop", self.version)
+        return Completion(
+            text, ids, (math.log(p),) + (0.0,) * (len(ids) - 1), finish_reason="stop", policy_version=self.version
+        )
 
 
 class Likelihood:

@@ -141,13 +141,27 @@ def _expansions(tree):
         ids = list(group)
         drafts = tuple(
             Draft(
-                0, tree.slot[i], 1, tree.share[i], tree.seed[i], Completion(tree.text[i], trainable=False), None,
+                after=0,
+                slot=tree.slot[i],
+                mult=1,
+                share=tree.share[i],
+                seed=tree.seed[i],
+                completion=Completion(tree.text[i], trainable=False),
+                action=None,
                 score=tree.score[i],
-                outcome=Outcome(tree.observation[i], _as_grown(tree, i), tree.reward(i)),
+                outcome=Outcome(tree.observation[i], _as_grown(tree, i), reward=tree.reward(i)),
             )
             for i in ids
-        )  # fmt: skip
-        yield Expansion(seq, tree.parent[ids[0]], False, len(ids), None, drafts, Spent(expansions=1))
+        )
+        yield Expansion(
+            seq=seq,
+            node=tree.parent[ids[0]],
+            closing=False,
+            drawn=len(ids),
+            outcome=None,
+            drafts=drafts,
+            spent=Spent(expansions=1),
+        )
 
 
 def _as_grown(tree, i):

@@ -16,7 +16,7 @@ from treewright.search.types import Budget, Exchange
 TASK = SUITE.tasks("train", 3)[2]
 TURNS = (
     Exchange("look {}", Action.of("look"), Observation("Bob is the coach\nof Ada")),
-    Exchange("fly {}", None, Observation("error: you cannot fly", "", "error")),
+    Exchange("fly {}", None, Observation("error: you cannot fly", "", provenance="error")),
 )
 
 

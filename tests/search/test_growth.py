@@ -12,10 +12,11 @@ from treewright.envs.doors import options_of
 from treewright.envs.errors import TreewrightError
 from treewright.envs.maze import SUITE as MAZE
 from treewright.envs.types import Task
-from treewright.search.engine import Settings, Stepper, search
+from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import known_rules, rule
 from treewright.search.rules.training import GROWTH, REPEATED, adaptive, entropy_gated, fork_until_n, roulette, split
+from treewright.search.stepper import Stepper
 from treewright.search.store import TreeStore
 from treewright.search.types import Budget, NodeStatus
 from treewright.training.credit.trees import tree_arrays

@@ -8,10 +8,11 @@ from walker import Likelihood, Walker
 
 from treewright.envs import InvalidAction, Restore, TreewrightError
 from treewright.envs.maze import SUITE, Faults, Maze
-from treewright.search.engine import Settings, Stepper, search
+from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.retake import diverged_at
 from treewright.search.rules import best_first, breadth_first
+from treewright.search.stepper import Stepper
 from treewright.search.store import TreeStore
 from treewright.search.store.arrays import STATUSES
 from treewright.search.types import Budget, NodeStatus

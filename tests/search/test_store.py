@@ -34,13 +34,39 @@ def header_of(name: str = "t1", **changes: object) -> TreeHeader:
 
 
 def draft(slot: int, text: str = "go", seen: str | None = "a page", reward: float = 0.0, after: int = 0) -> Draft:
-    outcome = None if seen is None else Outcome(Observation(seen, "f"), NodeStatus.OPEN, reward, steps=1)
+    outcome = None if seen is None else Outcome(Observation(seen, "f"), NodeStatus.OPEN, reward=reward, steps=1)
     done = Completion(text, (5, 6, 7), (-0.5, -0.25, -1.0), policy_version="v1")
-    return Draft(after, slot, 1, 0.5, slot + 10, done, Action.of("go", to=text), outcome=outcome)
+    return Draft(
+        after=after,
+        slot=slot,
+        mult=1,
+        share=0.5,
+        seed=slot + 10,
+        completion=done,
+        action=Action.of("go", to=text),
+        outcome=outcome,
+    )
 
 
 def pop(seq: int, node: int, *drafts: Draft, outcome: Outcome | None = None) -> Expansion:
-    return Expansion(seq, node, False, len(drafts), outcome, drafts, Spent(1, 6, 0, 2, 0.5, 0.0, 0, 0))
+    return Expansion(
+        seq=seq,
+        node=node,
+        closing=False,
+        drawn=len(drafts),
+        outcome=outcome,
+        drafts=drafts,
+        spent=Spent(
+            expansions=1,
+            policy_tokens=6,
+            judge_tokens=0,
+            env_steps=2,
+            seconds=0.5,
+            money=0.0,
+            closing_tokens=0,
+            closing_steps=0,
+        ),
+    )
 
 
 async def grow(store: TreeStore, header: TreeHeader, expansions: list[Expansion]) -> Tree:
@@ -58,7 +84,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_a_finished_tree_comes_back_unsealed_with_its_choice_and_late_statuses(store_url: str) -> None:
-    won = Outcome(Observation("done", "f9"), NodeStatus.TERMINAL, 1.0)
+    won = Outcome(Observation("done", "f9"), NodeStatus.TERMINAL, reward=1.0)
     with TreeStore.open(store_url) as store:
         tree = await grow(store, header_of(), [pop(0, 0, draft(0), draft(1, seen=None)), pop(1, 2, outcome=won)])
         tree.chosen, tree.stopped_by = 2, "solved"
@@ -243,7 +269,17 @@ async def leaks(path: Path, secret: str, redact: Redactor) -> list[bytes]:
     seen = Observation(said, provenance=said, parts=({"type": "text", "text": said, "raw": said.encode()},))
     won = Outcome(seen, NodeStatus.OPEN, error=said, fault=said)
     done = Completion(said, (1,), (-1.0,), finish_reason=said)
-    told = Draft(0, 0, 1, 1.0, 0, done, Action.of("log_in", password=said, deep=[{said: said}]), said, outcome=won)
+    told = Draft(
+        after=0,
+        slot=0,
+        mult=1,
+        share=1.0,
+        seed=0,
+        completion=done,
+        action=Action.of("log_in", password=said, deep=[{said: said}]),
+        error=said,
+        outcome=won,
+    )
     task = Task("kg", "t", said, data={"a": said}, truth={said: 1})
     header = header_of(task=task, settings={"key": said}, root=won)
     with TreeStore.open(path, redact=redact) as store:
@@ -302,7 +338,7 @@ async def test_the_journal_keeps_each_step_and_refuses_impossible_ones(store_url
         await journal.dispatched(second)
         await journal.outcome(second, JournalState.IN_DOUBT)
         assert [(e.id, e.state) for e in journal.pending(tree.tree_id)] == [(first, "dispatched"), (second, "in_doubt")]
-        seen = Observation("bought", "f", "tool")
+        seen = Observation("bought", "f", provenance="tool")
         await journal.outcome(first, JournalState.DONE, seen)
         await journal.outcome(second, JournalState.FAILED)
         assert journal.pending() == []
@@ -345,7 +381,19 @@ async def test_a_closed_store_refuses_new_work_and_keeps_queued_work(store_url: 
 
 async def test_effects_before_and_after_executing_are_both_kept(store_url: str) -> None:
     seen = Outcome(Observation("x"), NodeStatus.OPEN, effect=Effect.REVERSIBLE)
-    made = Draft(0, 0, 1, 1.0, 3, Completion("x"), None, "no call found", Effect.UNKNOWN, math.nan, seen)
+    made = Draft(
+        after=0,
+        slot=0,
+        mult=1,
+        share=1.0,
+        seed=3,
+        completion=Completion("x"),
+        action=None,
+        error="no call found",
+        effect=Effect.UNKNOWN,
+        score=math.nan,
+        outcome=seen,
+    )
     with TreeStore.open(store_url) as store:
         await grow(store, header_of(), [pop(0, 0, made)])
         (back,) = store.expansions(header_of().tree_id)

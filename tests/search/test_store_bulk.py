@@ -15,7 +15,15 @@ from treewright.search.types import NodeStatus, Outcome
 
 
 def header_of(name):
-    return TreeHeader("r", Task("kg", name, "find"), 0, 1, "v1", {}, Outcome(Observation("root"), NodeStatus.OPEN))
+    return TreeHeader(
+        run="r",
+        task=Task("kg", name, "find"),
+        attempt=0,
+        seed=1,
+        policy_version="v1",
+        settings={},
+        root=Outcome(Observation("root"), NodeStatus.OPEN),
+    )
 
 
 def columns_of(sizes=(3, 0, 2, 4), **changes):

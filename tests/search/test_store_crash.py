@@ -20,13 +20,21 @@ from treewright.search.store import StoreError, TreeStore
 from treewright.search.tree import TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
-HEADER = TreeHeader("r", Task("kg", "t", "g"), 0, 1, "v1", {}, Outcome(Observation("root"), NodeStatus.OPEN))
+HEADER = TreeHeader(
+    run="r", task=Task("kg", "t", "g"), attempt=0, seed=1, policy_version="v1", settings={},
+    root=Outcome(Observation("root"), NodeStatus.OPEN),
+)
 
 def pop(seq):
     seen = Outcome(Observation(f"page {seq} " * 50, str(seq)), NodeStatus.OPEN)
     done = Completion("go", tuple(range(seq, seq + 40)), tuple(-i / 7 for i in range(40)), policy_version="v1")
-    drafts = tuple(Draft(0, i, 1, 0.25, seq * 4 + i, done, Action.of("go", to=i), outcome=seen) for i in range(4))
-    return Expansion(seq, 0, False, 4, None, drafts, Spent(1, 160, 0, 4))
+    drafts = tuple(
+        Draft(after=0, slot=i, mult=1, share=0.25, seed=seq * 4 + i, completion=done, action=Action.of("go", to=i),
+              outcome=seen)
+        for i in range(4)
+    )
+    spent = Spent(expansions=1, policy_tokens=160, env_steps=4)
+    return Expansion(seq=seq, node=0, closing=False, drawn=4, outcome=None, drafts=drafts, spent=spent)
 
 def say(*words):
     print(*words, flush=True)

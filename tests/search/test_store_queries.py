@@ -15,17 +15,39 @@ from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Ou
 def draft(name, reward=None, effect=Effect.READ, status=NodeStatus.TERMINAL, score=math.nan, share=0.5, after=0):
     outcome = None
     if reward is not None:
-        outcome = Outcome(Observation(f"after {name}", "f"), status, reward, effect=effect, steps=1)
+        outcome = Outcome(Observation(f"after {name}", "f"), status, reward=reward, effect=effect, steps=1)
     done = Completion(name, (1, 2), (-1.0, -1.0), policy_version="v1")
-    return Draft(after, 0, 1, share, 1, done, Action.of(name, to=1), None, effect, score, outcome)
+    return Draft(
+        after=after,
+        slot=0,
+        mult=1,
+        share=share,
+        seed=1,
+        completion=done,
+        action=Action.of(name, to=1),
+        error=None,
+        effect=effect,
+        score=score,
+        outcome=outcome,
+    )
 
 
 async def keep(store, task, expansions, run="r", suite="kg", chosen=None):
     root = Outcome(Observation(f"root of {task}"), NodeStatus.OPEN)
-    tree = Tree.start(TreeHeader(run, Task(suite, task, "g"), 0, 1, "v1", {}, root))
+    tree = Tree.start(
+        TreeHeader(run=run, task=Task(suite, task, "g"), attempt=0, seed=1, policy_version="v1", settings={}, root=root)
+    )
     store.create(tree.header)
     for seq, (node, drafts, outcome) in enumerate(expansions):
-        one = Expansion(seq, node, False, len(drafts), outcome, tuple(drafts), Spent(1, 10, 0, 2))
+        one = Expansion(
+            seq=seq,
+            node=node,
+            closing=False,
+            drawn=len(drafts),
+            outcome=outcome,
+            drafts=tuple(drafts),
+            spent=Spent(expansions=1, policy_tokens=10, judge_tokens=0, env_steps=2),
+        )
         store.append(tree.tree_id, one, len(tree))
         tree.apply(one)
     if chosen is not None:
@@ -38,7 +60,7 @@ async def keep(store, task, expansions, run="r", suite="kg", chosen=None):
 async def two_trees(store):
     good = draft("buy", 1.0, Effect.IRREVERSIBLE, score=0.25)
     first = await keep(store, "a", [(0, [good, draft("look", 0.0, score=0.5)], None)], chosen=1)
-    later = Outcome(Observation("late"), NodeStatus.TERMINAL, 0.25, Effect.REVERSIBLE)
+    later = Outcome(Observation("late"), NodeStatus.TERMINAL, reward=0.25, effect=Effect.REVERSIBLE)
     pops = [
         (0, [draft("go", 0.0, status=NodeStatus.OPEN), draft("wait")], None),
         (1, [draft("win", 1.0, share=0.75), draft("lose", 0.0, share=0.25)], None),

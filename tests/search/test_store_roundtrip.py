@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from treewright.envs.types import Action, Call, Effect, Observation, Task
+from treewright.search.schema import NUMBERS, SPENT, FieldKind
 from treewright.search.store import STATUSES, Redactor, TreeStore
+from treewright.search.store.arrays import array_of, state_key
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Origin, Outcome, Spent
 
@@ -42,39 +44,68 @@ actions = st.lists(st.builds(Call, texts, arguments), min_size=1, max_size=2).ma
 parts = st.lists(st.fixed_dictionaries({"type": st.just("image"), "png": st.binary(max_size=300)}), max_size=2).map(
     tuple
 )
-observations = st.builds(Observation, texts, texts, st.sampled_from(["environment", "page", "error"]), parts)
+observations = st.builds(
+    Observation,
+    text=texts,
+    fingerprint=texts,
+    provenance=st.sampled_from(["environment", "page", "error"]),
+    parts=parts,
+)
 outcomes = st.builds(
     Outcome,
-    observations,
-    st.sampled_from([s for s in NodeStatus if s.value in ("draft", "open", "terminal", "truncated", "fault")]),
-    st.floats(0, 1, width=32) | st.just(math.nan),
-    st.sampled_from(Effect),
-    st.integers(0, 9),
-    token_ids,
-    st.none() | texts,
-    st.none() | texts,
-    st.integers(0, 99),
+    observation=observations,
+    status=st.sampled_from(
+        [s for s in NodeStatus if s.value in ("draft", "open", "terminal", "truncated", "fault", "unreachable")]
+    ),
+    reward=st.floats(0, 1, width=32) | st.just(math.nan),
+    effect=st.sampled_from(Effect),
+    keep=st.integers(0, 9),
+    delta=token_ids,
+    error=st.none() | texts,
+    fault=st.none() | texts,
+    steps=st.integers(0, 99),
 )
 completions = st.builds(
     Completion,
-    texts,
-    token_ids,
-    logprobs,
-    st.sampled_from(["stop", "length"]),
-    st.sampled_from(["v1", "v2"]),
-    st.booleans(),
-    st.sampled_from(Origin),
-    st.sampled_from([0.0, 0.7, 1.0]),
+    text=texts,
+    token_ids=token_ids,
+    logprobs=logprobs,
+    finish_reason=st.sampled_from(["stop", "length"]),
+    policy_version=st.sampled_from(["v1", "v2"]),
+    trainable=st.booleans(),
+    origin=st.sampled_from(Origin),
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    share=st.none() | st.floats(0, 1),
+    hidden=st.integers(0, 2**31 - 1),
+    money=reals,
 )
-spents = st.builds(Spent, *[st.integers(0, 2**40)] * 4, reals, reals, *[st.integers(0, 2**40)] * 2)
+spents = st.builds(Spent, **{f.name: reals if f.kind is FieldKind.REAL else st.integers(0, 2**40) for f in SPENT})
 
 
 @st.composite
 def grown(draw: st.DrawFn) -> tuple[TreeHeader, list[Expansion]]:
     """A header and expansions that fit it: eager and lazy ones, closing chains, faults."""
-    task = Task("kg", draw(names), draw(texts), 3, "train", 8, draw(arguments), draw(arguments))
+    task = Task(
+        "kg",
+        draw(names),
+        draw(texts),
+        seed=3,
+        split="train",
+        horizon=8,
+        data=draw(arguments),
+        truth=draw(arguments),
+    )
     above = draw(st.none() | st.just(("ab" * 16, 7)))
-    header = TreeHeader(draw(names), task, 2, 2**62, "v1", draw(arguments), draw(outcomes), above)
+    header = TreeHeader(
+        run=draw(names),
+        task=task,
+        attempt=2,
+        seed=2**62,
+        policy_version="v1",
+        settings=draw(arguments),
+        root=draw(outcomes),
+        continues=above,
+    )
     size, out = 1, []
     for seq in range(draw(st.integers(0, 5))):
         closing = draw(st.booleans())
@@ -83,24 +114,35 @@ def grown(draw: st.DrawFn) -> tuple[TreeHeader, list[Expansion]]:
             after = i if closing else draw(st.sampled_from([0, 0, 0, i]))
             drafts.append(
                 Draft(
-                    after,
-                    i,
-                    draw(st.integers(1, 4)),
-                    draw(st.floats(0, 1)),
-                    draw(st.integers(0, 2**63 - 1)),
-                    draw(completions),
-                    draw(st.none() | actions),
-                    draw(st.none() | texts),
-                    draw(st.sampled_from(Effect)),
-                    draw(reals),
-                    draw(st.none() | outcomes),
+                    after=after,
+                    slot=draw(st.sampled_from([i, i, 0])),  # now and then an older one's slot, which is then superseded
+                    mult=draw(st.integers(1, 4)),
+                    share=draw(st.floats(0, 1)),
+                    seed=draw(st.integers(0, 2**63 - 1)),
+                    completion=draw(completions),
+                    action=draw(st.none() | actions),
+                    error=draw(st.none() | texts),
+                    effect=draw(st.sampled_from(Effect)),
+                    score=draw(reals),
+                    outcome=draw(st.none() | outcomes),
                 )
             )
         popped = draw(st.none() | outcomes)
         fault = draw(st.none() | texts)
         drawn = draw(st.integers(0, 4))
         node = draw(st.integers(0, size - 1))
-        out.append(Expansion(seq, node, closing, drawn, popped, tuple(drafts), draw(spents), fault))
+        out.append(
+            Expansion(
+                seq=seq,
+                node=node,
+                closing=closing,
+                drawn=drawn,
+                outcome=popped,
+                drafts=tuple(drafts),
+                spent=draw(spents),
+                fault=fault,
+            )
+        )
         size += len(drafts)
     return header, out
 
@@ -136,7 +178,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         assert store.check() == []
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(grown())
 def test_headers_expansions_and_digests_come_back_equal(
     store: TreeStore, made: tuple[TreeHeader, list[Expansion]]
@@ -158,5 +200,11 @@ def test_headers_expansions_and_digests_come_back_equal(
     assert columns["parent"].tolist() == tree.parent
     assert [STATUSES[code] for code in columns["status"]] == tree.status
     assert columns["n_tokens"].tolist() == [len(ids) for ids in tree.ids]
+    for f in NUMBERS:
+        np.testing.assert_array_equal(columns[f.tree], array_of(f, getattr(tree, f.tree)), err_msg=f.tree)
+    assert columns["share"].tolist() == tree.share
+    assert columns["call_ok"].tolist() == [error is None for error in tree.error]
+    seen = [o.fingerprint if o is not None else "" for o in tree.observation]
+    assert columns["state_key"].tolist() == [state_key(text) for text in seen]
     tree.reveal()
     np.testing.assert_array_equal(columns["reward"], tree.rewards())

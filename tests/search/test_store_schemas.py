@@ -53,7 +53,7 @@ async def test_a_store_of_the_first_schema_is_upgraded_with_every_tree_in_it(old
 
 def test_an_old_store_opened_to_read_says_how_to_upgrade_it_and_stays_as_it_is(old):
     before = old.read_bytes()
-    with pytest.raises(StoreError, match="has schema 1, this version reads schema 2: open it once for writing"):
+    with pytest.raises(StoreError, match="has schema 1, this version reads schema 3: open it once for writing"):
         TreeStore.open(old, read_only=True)
     assert old.read_bytes() == before
 

@@ -16,15 +16,34 @@ from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Ou
 
 def header_of(name, run="r"):
     root = Outcome(Observation(f"root of {name} " * 20), NodeStatus.OPEN)
-    return TreeHeader(run, Task("kg", name, "g", data={"picture": b"\x89PNG" + name.encode()}), 0, 1, "v1", {}, root)
+    return TreeHeader(
+        run=run,
+        task=Task("kg", name, "g", data={"picture": b"\x89PNG" + name.encode()}),
+        attempt=0,
+        seed=1,
+        policy_version="v1",
+        settings={},
+        root=root,
+    )
 
 
 def pop(name, seq):
     parts = ({"type": "image", "png": f"{name} {seq}".encode() * 30},)
     seen = Outcome(Observation(f"page {seq} of {name} " * 30, "f", parts=parts), NodeStatus.OPEN)
     done = Completion("go", (1, 2, 3), (-1.0, -0.5, -0.1), policy_version="v1")
-    drafts = tuple(Draft(0, i, 1, 0.5, seq, done, Action.of("go", to=i), outcome=seen) for i in range(2))
-    return Expansion(seq, 0, False, 2, None, drafts, Spent(1, 6, 0, 2))
+    drafts = tuple(
+        Draft(after=0, slot=i, mult=1, share=0.5, seed=seq, completion=done, action=Action.of("go", to=i), outcome=seen)
+        for i in range(2)
+    )
+    return Expansion(
+        seq=seq,
+        node=0,
+        closing=False,
+        drawn=2,
+        outcome=None,
+        drafts=drafts,
+        spent=Spent(expansions=1, policy_tokens=6, judge_tokens=0, env_steps=2),
+    )
 
 
 async def grow(store, name, pops, run="r", done=True):
@@ -75,7 +94,7 @@ async def test_a_tree_that_went_on_elsewhere_is_extended_and_another_one_is_left
     assert (differs.how, differs.why) == ("differs", "the target has another tree of this name")
     assert digests(store_url)[longer[0]] == longer[1]
     with TreeStore.open(store_url, read_only=True) as store:
-        assert [row.status for row in store.trees()] == ["done", "running"]
+        assert [row.status for row in store.trees()] == ["done", "interrupted"]
 
 
 DAMAGES = {
@@ -147,7 +166,7 @@ async def test_stats_count_what_is_there(store_url):
     with TreeStore.open(store_url) as store:
         await grow(store, "z", 1, run="other", done=False)
     found = stats(store_url)
-    assert found.groups == {("other", "kg", "running"): (1, 0), ("r", "kg", "done"): (3, 0)}
+    assert found.groups == {("other", "kg", "interrupted"): (1, 0), ("r", "kg", "done"): (3, 0)}
     assert found.rows | {"blobs": 0} == {
         "trees": 4, "expansions": 10, "nodes": 24, "blobs": 0, "journal": 0, "tasks": 0,
     }  # fmt: skip

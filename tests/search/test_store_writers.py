@@ -25,15 +25,22 @@ from treewright.search.tree import TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
 def header_of(name):
-    return TreeHeader("r", Task("kg", name, "g"), 0, 1, "v1", {"w": 1}, Outcome(Observation("root"), NodeStatus.OPEN))
+    return TreeHeader(
+        run="r", task=Task("kg", name, "g"), attempt=0, seed=1, policy_version="v1", settings={"w": 1},
+        root=Outcome(Observation("root"), NodeStatus.OPEN),
+    )
 
 def pop(seq):
     drafts = []
     for i in range(3):  # the same pages in another order for everyone: many want to keep the same content
         seen = Outcome(Observation(f"page {hash((seq * 7 + i * 3)) % 20} " * 40, "f"), NodeStatus.OPEN)
         done = Completion("go", (1, 2, 3), (-1.0, -2.0, -3.0), policy_version="v1")
-        drafts.append(Draft(0, i, 1, 0.25, seq * 4 + i, done, Action.of("go", to=i), outcome=seen))
-    return Expansion(seq, 0, False, 3, None, tuple(drafts), Spent(1, 9, 0, 3))
+        drafts.append(Draft(
+            after=0, slot=i, mult=1, share=0.25, seed=seq * 4 + i, completion=done, action=Action.of("go", to=i),
+            outcome=seen,
+        ))
+    spent = Spent(expansions=1, policy_tokens=9, env_steps=3)
+    return Expansion(seq=seq, node=0, closing=False, drawn=3, outcome=None, drafts=tuple(drafts), spent=spent)
 """
 
 WRITE = """
@@ -78,14 +85,36 @@ def child(code, *arguments):
 
 def header_of(name):
     root = Outcome(Observation("root"), NodeStatus.OPEN)
-    return TreeHeader("r", Task("kg", name, "g"), 0, 1, "v1", {"w": 1}, root)
+    return TreeHeader(
+        run="r", task=Task("kg", name, "g"), attempt=0, seed=1, policy_version="v1", settings={"w": 1}, root=root
+    )
 
 
 def pop(seq):
     seen = Outcome(Observation("a page", "f"), NodeStatus.OPEN)
     done = Completion("go", (1, 2, 3), (-1.0, -2.0, -3.0), policy_version="v1")
-    drafts = tuple(Draft(0, i, 1, 0.25, seq * 4 + i, done, Action.of("go", to=i), outcome=seen) for i in range(3))
-    return Expansion(seq, 0, False, 3, None, drafts, Spent(1, 9, 0, 3))
+    drafts = tuple(
+        Draft(
+            after=0,
+            slot=i,
+            mult=1,
+            share=0.25,
+            seed=seq * 4 + i,
+            completion=done,
+            action=Action.of("go", to=i),
+            outcome=seen,
+        )
+        for i in range(3)
+    )
+    return Expansion(
+        seq=seq,
+        node=0,
+        closing=False,
+        drawn=3,
+        outcome=None,
+        drafts=drafts,
+        spent=Spent(expansions=1, policy_tokens=9, judge_tokens=0, env_steps=3),
+    )
 
 
 def wait_for_lease(store, seconds=30.0):

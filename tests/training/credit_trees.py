@@ -68,5 +68,7 @@ def permuted(tree: TreeArrays, seed: int) -> tuple[TreeArrays, np.ndarray]:
     new = np.empty(len(tree), int)
     new[order] = np.arange(len(tree))
     parent = np.where(tree.parent[order] < 0, -1, new[tree.parent[order]])
-    columns = {n: getattr(tree, n)[order] for n in TreeArrays.__dataclass_fields__ if n not in ("parent", "reasons")}
+    columns = {
+        n: getattr(tree, n)[order] for n in TreeArrays.__dataclass_fields__ if n not in ("parent", "reasons", "more")
+    }
     return TreeArrays.of(parent, **columns), order

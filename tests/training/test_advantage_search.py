@@ -43,7 +43,7 @@ class World(BaseEnvironment):
         return StepResult(self.seen(), reward, terminated=self.state < 0, effect=Effect.READ)
 
     async def snapshot(self):
-        return Snapshot(Restore.STATE, str(self.state).encode(), f"f{self.state}", 4)
+        return Snapshot(Restore.STATE, str(self.state).encode(), f"f{self.state}", size=4)
 
     async def restore(self, snapshot):
         self.state = int(snapshot.data)
@@ -55,14 +55,20 @@ class Tabular:
 
     def context(self, task, tools, first, turns, base):
         delta = (128 + _state(turns[-1].observation if turns else first),)
-        return Context(len(base), delta, (*base, *delta))
+        return Context(keep=len(base), delta=delta, ids=(*base, *delta))
 
     async def draw(self, context, seeds, max_tokens):
         return [self.one(WORLD.policy[context.ids[-1] - 128], random.Random(seed).random()) for seed in seeds]
 
     def one(self, pi, uniform):
         action = min(int(np.searchsorted(np.cumsum(pi), uniform)), len(pi) - 1)
-        return Completion(f'act {{"n": {action}}}', (action,), (math.log(pi[action]),), "stop", self.version)
+        return Completion(
+            f'act {{"n": {action}}}',
+            (action,),
+            (math.log(pi[action]),),
+            finish_reason="stop",
+            policy_version=self.version,
+        )
 
 
 class Judge:

@@ -25,36 +25,73 @@ names = st.text(st.characters(codec="utf-8"), max_size=6)
 reals = st.floats(allow_infinity=False, width=32)
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple)
 parts = st.sampled_from([(), ({"type": "image", "png": b"\x00\xff"},)])
-observations = st.builds(Observation, texts, names, texts, parts)
+observations = st.builds(Observation, text=texts, fingerprint=names, provenance=texts, parts=parts)
 statuses = st.sampled_from([s for s in NodeStatus if s.value in ("draft", "open", "terminal", "truncated", "fault")])
 outcomes = st.builds(
-    Outcome, observations, statuses, reals, st.sampled_from(Effect), st.integers(0, 9), ids, st.none() | texts,
-    st.none() | texts, st.integers(0, 9),
+    Outcome, observation=observations, status=statuses, reward=reals, effect=st.sampled_from(Effect),
+    keep=st.integers(0, 9), delta=ids, error=st.none() | texts, fault=st.none() | texts, steps=st.integers(0, 9),
 )  # fmt: skip
 actions = st.none() | texts.map(lambda t: Action.of("do", what=t))
 done = st.builds(
-    Completion, texts, ids, st.lists(st.floats(-50, 0)).map(tuple), texts, texts, st.booleans(),
-    st.sampled_from(Origin), reals,
+    Completion, text=texts, token_ids=ids, logprobs=st.lists(st.floats(-50, 0)).map(tuple), finish_reason=texts,
+    policy_version=texts, trainable=st.booleans(), origin=st.sampled_from(Origin), temperature=reals,
+    share=st.none() | st.floats(0, 1), hidden=st.integers(0, 99), money=reals,
 )  # fmt: skip
 
 
 @st.composite
 def trees(draw):
-    task = Task("s", draw(names), draw(texts), 3, "train", 8, {"k": draw(texts)}, {"b": b"\x01"})
-    tree = Tree.start(TreeHeader(draw(names), task, 0, 2**62, "v1", {"x": [1]}, draw(outcomes), ("ab" * 16, 7)))
+    task = Task(
+        "s",
+        draw(names),
+        draw(texts),
+        seed=3,
+        split="train",
+        horizon=8,
+        data={"k": draw(texts)},
+        truth={"b": b"\x01"},
+    )
+    tree = Tree.start(
+        TreeHeader(
+            run=draw(names),
+            task=task,
+            attempt=0,
+            seed=2**62,
+            policy_version="v1",
+            settings={"x": [1]},
+            root=draw(outcomes),
+            continues=("ab" * 16, 7),
+        )
+    )
     grown = []
     for seq in range(draw(st.integers(0, 3))):
         drafts = tuple(
             Draft(
-                draw(st.sampled_from([0, i])), i, 1, draw(st.floats(0, 1)), draw(st.integers(0, 2**63 - 1)), draw(done),
-                draw(actions), draw(st.none() | texts), draw(st.sampled_from(Effect)), draw(reals),
-                draw(st.none() | outcomes),
+                after=draw(st.sampled_from([0, i])),
+                slot=i,
+                mult=1,
+                share=draw(st.floats(0, 1)),
+                seed=draw(st.integers(0, 2**63 - 1)),
+                completion=draw(done),
+                action=draw(actions),
+                error=draw(st.none() | texts),
+                effect=draw(st.sampled_from(Effect)),
+                score=draw(reals),
+                outcome=draw(st.none() | outcomes),
             )
             for i in range(draw(st.integers(0, 3)))
-        )  # fmt: skip
+        )
         node = draw(st.integers(0, len(tree) - 1))
-        e = Expansion(seq, node, draw(st.booleans()), draw(st.integers(0, 3)), draw(st.none() | outcomes), drafts,
-                      Spent(1, seconds=draw(st.floats(0, 9))), draw(st.none() | texts))  # fmt: skip
+        e = Expansion(
+            seq=seq,
+            node=node,
+            closing=draw(st.booleans()),
+            drawn=draw(st.integers(0, 3)),
+            outcome=draw(st.none() | outcomes),
+            drafts=drafts,
+            spent=Spent(expansions=1, seconds=draw(st.floats(0, 9))),
+            fault=draw(st.none() | texts),
+        )
         tree.apply(e)
         grown.append(e)
     tree.chosen = draw(st.none() | st.integers(0, len(tree) - 1))
@@ -253,3 +290,17 @@ def test_parquet_without_pyarrow_says_what_to_install_and_json_lines_work(store,
         export_dataset(store, tmp_path / "d", ExportOptions())
     assert not (tmp_path / "d").exists()
     assert export_dataset(store, tmp_path / "d", ExportOptions(file_type="jsonl")).total("raw") == 6
+
+
+async def test_a_row_of_the_first_version_has_the_defaults_of_what_came_later(tmp_path):
+    with TreeStore.open(tmp_path / "t.db") as store:
+        await fill(store, range(1))
+        (name,) = (row.tree_id for row in store.trees())
+        tree, grown = store.load(name), store.expansions(name)
+    row = encode_tree(View(tree), grown)
+    row["schema"] = 1
+    for node in row["nodes"]:
+        for later in ("hidden", "money", "drawn_share"):
+            del node[later]
+    again = decode_tree(row)
+    assert again.tree.digest() == tree.digest() and repr(again.expansions) == repr(tuple(grown))

@@ -19,25 +19,52 @@ VERSION = "v1"
 
 def draft(slot, k, ids, text, outcome, after=0, error=None, origin=Origin.POLICY, version=VERSION, trainable=True):
     logprobs = (-0.5,) * len(ids) if origin is Origin.POLICY else ()
-    done = Completion(text, ids, logprobs, "stop", version, trainable, origin)
+    done = Completion(
+        text, ids, logprobs, finish_reason="stop", policy_version=version, trainable=trainable, origin=origin
+    )
     action = None if error else Action.of("do", text=text)
-    return Draft(after, slot, 1, 1 / k, 100 + slot + sum(ids), done, action, error, Effect.READ, outcome=outcome)
+    return Draft(
+        after=after,
+        slot=slot,
+        mult=1,
+        share=1 / k,
+        seed=100 + slot + sum(ids),
+        completion=done,
+        action=action,
+        error=error,
+        effect=Effect.READ,
+        outcome=outcome,
+    )
 
 
 def seen(text, status=NodeStatus.OPEN, reward=0.0, keep=0, delta=(), parts=(), error=None):
-    return Outcome(Observation(text, text, "environment", parts), status, reward, Effect.READ, keep, delta, error)
+    return Outcome(
+        Observation(text, text, provenance="environment", parts=parts),
+        status,
+        reward=reward,
+        effect=Effect.READ,
+        keep=keep,
+        delta=delta,
+        error=error,
+    )
 
 
 def small(version=VERSION, origin=Origin.POLICY, parts=(), error=None, pad=""):
     """root → a (opens, two endings: 1 and 0) and b (ends with 0)."""
     root = Outcome(Observation("here" + pad, "r"), NodeStatus.OPEN, delta=(1, 2))
-    tree = Tree.start(TreeHeader("run", Task("s", "t", "find it"), 0, 7, VERSION, {}, root))
+    tree = Tree.start(
+        TreeHeader(
+            run="run", task=Task("s", "t", "find it"), attempt=0, seed=7, policy_version=VERSION, settings={}, root=root
+        )
+    )
     a = draft(0, 2, (10,), "go", seen("there", keep=3, delta=(3,), parts=parts, error=error), error=error)
     b = draft(1, 2, (11, 12), "stay", seen("lost", NodeStatus.TERMINAL), origin=origin, version=version)
-    tree.apply(Expansion(0, 0, False, 2, None, (a, b), Spent(1)))
+    tree.apply(Expansion(seq=0, node=0, closing=False, drawn=2, outcome=None, drafts=(a, b), spent=Spent(expansions=1)))
     good = draft(0, 2, (20,), "take", seen("won", NodeStatus.TERMINAL, 1.0))
     bad = draft(1, 2, (21,), "drop", seen("lost", NodeStatus.TERMINAL))
-    tree.apply(Expansion(1, 1, False, 2, None, (good, bad), Spent(1)))
+    tree.apply(
+        Expansion(seq=1, node=1, closing=False, drawn=2, outcome=None, drafts=(good, bad), spent=Spent(expansions=1))
+    )
     tree.chosen = 4
     tree.reveal()
     return tree

@@ -80,7 +80,7 @@ def logp(t, context, response):
 def prefix_row(context, response):
     from treewright.training.pack import TokenRow
 
-    return TokenRow(tuple(context), tuple(response))
+    return TokenRow(context=tuple(context), response=tuple(response))
 
 
 def total(t, rows):

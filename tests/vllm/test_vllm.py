@@ -303,7 +303,7 @@ async def test_sleeping_frees_nothing_on_a_cpu_and_drawing_goes_on(three, worlds
 async def test_one_model_in_two_event_loops_is_refused_in_words(three):
     policy = three["here"]
 
-    context = Context(0, (5, 6), (5, 6))
+    context = Context(keep=0, delta=(5, 6), ids=(5, 6))
     await policy.draw(context, [1], 1)
     with pytest.raises(TreewrightError, match="another event loop"):
         await asyncio.to_thread(lambda: asyncio.run(policy.draw(context, [1], 1)))

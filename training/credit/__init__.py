@@ -14,6 +14,7 @@ from treewright.training.credit.registry import ESTIMATORS, UnknownEstimator, es
 from treewright.training.credit.rows import LeafRows, leaf_rows, weighted_rows
 from treewright.training.credit.split_loo import split_loo
 from treewright.training.credit.stats import CreditStats, credit_stats, effective_leaves
+from treewright.training.credit.trees import arrays_of, tree_arrays
 
 __all__ = [
     "ESTIMATORS",
@@ -26,6 +27,7 @@ __all__ = [
     "Origin",
     "TreeArrays",
     "UnknownEstimator",
+    "arrays_of",
     "credit_stats",
     "effective_leaves",
     "estimate",
@@ -36,5 +38,6 @@ __all__ = [
     "published",
     "split_loo",
     "split_loo_reference",
+    "tree_arrays",
     "weighted_rows",
 ]

@@ -6,8 +6,8 @@ the transition into a node, so the root's reward is not used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ _DTYPES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TreeArrays:
     """N nodes of T trees, every array of shape [N] (`reasons` has length T).
 
@@ -91,6 +91,7 @@ class TreeArrays:
     origin     i8    an `Origin`
     kind       i8    a `NodeKind`
     reasons    why each tree is inexact, as recorded while it grew; empty = no recorded reason
+    more       every other number of a node by name, such as score or money, in a dtype of its own; may be empty
     """
 
     tree: Ints
@@ -114,9 +115,17 @@ class TreeArrays:
     origin: Ints
     kind: Ints
     reasons: tuple[tuple[str, ...], ...]
+    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parent: ArrayLike, *, reasons: Sequence[Sequence[str]] | None = None, **given: ArrayLike) -> TreeArrays:
+    def of(
+        cls,
+        parent: ArrayLike,
+        *,
+        reasons: Sequence[Sequence[str]] | None = None,
+        more: Mapping[str, NDArray[Any]] | None = None,
+        **given: ArrayLike,
+    ) -> TreeArrays:
         """Arrays from the parents alone, every other array defaulted unless given, checked by `validate`.
 
         Defaults: one tree per root, one group per tree, single i.i.d. draws (k and share follow from `mult` and
@@ -159,8 +168,10 @@ class TreeArrays:
         full.setdefault("terminal", is_leaf & np.asarray(full["kept"], bool) & ~np.asarray(full["truncated"], bool))
         trees = int(np.max(full["tree"], initial=-1)) + 1
         why = tuple(tuple(r) for r in reasons) if reasons is not None else ((),) * trees
-        columns = {name: np.asarray(full[name] if name != "parent" else up, dtype=_DTYPES[name]) for name in _DTYPES}
-        result = cls(**columns, reasons=why)
+        columns: dict[str, Any] = {
+            name: np.asarray(full[name] if name != "parent" else up, dtype=_DTYPES[name]) for name in _DTYPES
+        }
+        result = cls(**columns, reasons=why, more=more or {})
         result.validate()
         return result
 
@@ -288,6 +299,9 @@ class TreeArrays:
             ("truncated", self.truncated & ~leaf, "cannot be True for a node with children"),
             ("n_tokens", self.n_tokens < 0, "must not be negative"),
         )
+        for name, column in self.more.items():
+            if column.shape != (n,):
+                raise MalformedTree(f"more[{name!r}] must have shape [{n}], it has {list(column.shape)}")
         for name, bad, rule in rules:
             if bad.any():
                 raise MalformedTree(_first(name, bad, rule, getattr(self, name)))
@@ -313,7 +327,9 @@ class TreeArrays:
         new_node, new_tree = np.cumsum(nodes) - 1, np.cumsum(chosen) - 1
         columns["parent"] = np.where(columns["parent"] >= 0, new_node[columns["parent"]], -1).astype(np.int32)
         columns["tree"] = new_tree[columns["tree"]].astype(np.int32)
-        return TreeArrays(**columns, reasons=tuple(r for r, c in zip(self.reasons, chosen, strict=True) if c))
+        more = {name: column[nodes] for name, column in self.more.items()}
+        reasons = tuple(r for r, c in zip(self.reasons, chosen, strict=True) if c)
+        return TreeArrays(**columns, reasons=reasons, more=more)
 
     @staticmethod
     def concatenate(batches: Sequence[TreeArrays]) -> TreeArrays:
@@ -326,10 +342,12 @@ class TreeArrays:
         shifted = [np.where(b.parent >= 0, b.parent + nodes[i], -1) for i, b in enumerate(batches)]
         columns["parent"] = np.concatenate(shifted).astype(np.int32)
         columns["tree"] = np.concatenate([b.tree + trees[i] for i, b in enumerate(batches)]).astype(np.int32)
-        return TreeArrays(**columns, reasons=tuple(r for b in batches for r in b.reasons))
+        shared = [name for name in batches[0].more if all(name in b.more for b in batches)]
+        more = {name: np.concatenate([b.more[name] for b in batches]) for name in shared}
+        return TreeArrays(**columns, reasons=tuple(r for b in batches for r in b.reasons), more=more)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Credit:
     """What an estimator says about each node, all float64[N].
 

@@ -50,7 +50,7 @@ class _Walk:
             if self.usable(r):
                 self.weight[r] = 1.0
                 self.down(r, self.root_d(r, roots))
-        return Credit(self.value, self.coef, self.weight, self.ess)
+        return Credit(value=self.value, coef=self.coef, weight=self.weight, ess=self.ess)
 
     def usable(self, x: int) -> bool:
         if self.lost[x] or self.a.aux[x]:

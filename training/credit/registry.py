@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from numpy.typing import NDArray
+
 from treewright.envs.doors import Door, nearest, options_of
 from treewright.envs.errors import TreewrightError
 from treewright.training.credit.arrays import Credit, TreeArrays
+from treewright.training.credit.trees import arrays_of
 
 __all__ = ["DOOR", "ESTIMATORS", "Estimator", "UnknownEstimator", "estimate", "estimator", "options_taken"]
 
@@ -37,14 +40,17 @@ DOOR = Door(kind="estimator", group="treewright.estimators", built_in=lambda: ES
 """Estimators by name: a built-in or registered one, `module:function(arrays, *, options) -> Credit`, an entry point."""
 
 
-def estimate(name: str, arrays: TreeArrays, **options: Any) -> Credit:
-    """The credit of every node by the named estimator. Raises UnknownEstimator with the nearest known name."""
+def estimate(name: str, arrays: TreeArrays | Mapping[str, NDArray[Any]], **options: Any) -> Credit:
+    """The credit of every node by the named estimator. Raises UnknownEstimator with the nearest known name.
+
+    arrays  TreeArrays, or what `store.arrays(tree_ids)` returns
+    """
     function = DOOR.find(name)
     known = _options(function)
     for option in options:
         if known is not None and option not in known:
             raise UnknownEstimator(f"estimator {name!r} has no option {option!r}; {nearest(option, known)}")
-    credit = function(arrays, **options)
+    credit = function(arrays if isinstance(arrays, TreeArrays) else arrays_of(arrays), **options)
     if not isinstance(credit, Credit):
         raise UnknownEstimator(f"estimator {name!r} gave a {type(credit).__name__}, not a treewright Credit")
     return credit

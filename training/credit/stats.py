@@ -12,7 +12,7 @@ from treewright.training.credit.arrays import Credit, TreeArrays
 __all__ = ["CreditStats", "credit_stats", "effective_leaves"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreditStats:
     """One update's credit in numbers.
 

@@ -1,30 +1,32 @@
-"""From search trees to the arrays every estimator works on."""
+"""From search trees, in memory or in a store, to the arrays every estimator works on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from treewright.search.rooted import prefix_ids
+from treewright.search.schema import LATE, NUMBERS
+from treewright.search.store.arrays import STATUSES, StoredArrays, array_of, state_key
 from treewright.search.tree import Tree
-from treewright.search.types import NodeKind as SearchKind
 from treewright.search.types import NodeStatus
-from treewright.search.types import Origin as SearchOrigin
-from treewright.training.credit.arrays import NodeKind, Origin, TreeArrays
+from treewright.training.credit.arrays import MalformedTree, TreeArrays
 
-__all__ = ["tree_arrays"]
+__all__ = ["arrays_of", "tree_arrays"]
 
-_ORIGIN = {
-    SearchOrigin.POLICY: Origin.POLICY,
-    SearchOrigin.DEMO: Origin.DEMO,
-    SearchOrigin.STORED: Origin.STORED,
-    SearchOrigin.INJECTED: Origin.INJECTED,
-    SearchOrigin.ENV: Origin.ENV,
-}
-_KIND = {SearchKind.CHOICE: NodeKind.CHOICE, SearchKind.ALL: NodeKind.ALL, SearchKind.SEGMENT: NodeKind.SEGMENT}
-_MASKED = (NodeStatus.FAULT, NodeStatus.UNREACHABLE, NodeStatus.IN_DOUBT)
-_UNEXECUTED = (NodeStatus.DRAFT, NodeStatus.PRUNED)
+
+def _codes(*statuses: NodeStatus) -> list[int]:
+    return [STATUSES.index(status) for status in statuses]
+
+
+TERMINAL: Final = _codes(NodeStatus.TERMINAL, NodeStatus.COMMITTED)
+TRUNCATED: Final = _codes(NodeStatus.TRUNCATED)
+MASKED: Final = _codes(NodeStatus.FAULT, NodeStatus.UNREACHABLE, NodeStatus.IN_DOUBT)
+UNEXECUTED: Final = _codes(NodeStatus.DRAFT, NodeStatus.PRUNED)
+OWN: Final = ("mult", "share", "origin")  # of NUMBERS: they have an array of their own
 
 
 def tree_arrays(trees: Sequence[Tree], by: str = "prefix") -> TreeArrays:
@@ -41,37 +43,61 @@ def tree_arrays(trees: Sequence[Tree], by: str = "prefix") -> TreeArrays:
     return TreeArrays.concatenate([_one(tree, g) for tree, g in zip(trees, group, strict=True)])
 
 
+def arrays_of(columns: StoredArrays | Mapping[str, NDArray[Any]]) -> TreeArrays:
+    """One batch out of what `store.arrays(tree_ids)` gives: what `tree_arrays` makes of the same trees, loaded.
+
+    Raises MalformedTree for columns that are none of a store.
+    """
+    missing = [name for name in ("tree", "parent", "status", "group", "call_ok") if name not in columns]
+    if missing:
+        raise MalformedTree(f"these columns have no {missing[0]!r}; give what store.arrays(tree_ids) returns")
+    tree = columns["tree"]
+    start = np.searchsorted(tree, np.arange(int(tree.max(initial=-1)) + 1))
+    parent = np.where(columns["parent"] >= 0, columns["parent"] + start[tree], -1) if len(tree) else columns["parent"]
+    reasons = columns.reasons if isinstance(columns, StoredArrays) else ((),) * len(start)
+    return _batch(columns, tree, parent, reasons)
+
+
 def _one(tree: Tree, group: int) -> TreeArrays:
-    n = len(tree)
-    status = tree.status
+    columns = {f.tree: array_of(f, getattr(tree, f.tree)) for f in (*LATE, *NUMBERS)}
     seen = [o.fingerprint if o is not None else "" for o in tree.observation]
+    columns |= {
+        "drawn": np.asarray(tree.drawn),
+        "reward": tree.rewards(),
+        "group": np.full(len(tree), group),
+        "call_ok": np.asarray([e is None for e in tree.error]),
+        "n_tokens": np.asarray([len(ids) for ids in tree.ids]),
+        "state_key": np.asarray([state_key(text) for text in seen]),
+    }
+    return _batch(columns, np.zeros(len(tree), np.int32), np.asarray(tree.parent), (tuple(tree.reasons),))
+
+
+def _batch(
+    columns: Mapping[str, NDArray[Any]], tree: NDArray[Any], parent: NDArray[Any], reasons: tuple[tuple[str, ...], ...]
+) -> TreeArrays:
+    status = columns["status"]
+    n = len(status)
     return TreeArrays(
-        tree=np.zeros(n, np.int32),
-        group=np.full(n, group, np.int32),
-        parent=np.asarray(tree.parent, np.int32),
-        k=np.asarray(tree.drawn, np.int32),
-        mult=np.asarray(tree.mult, np.int32),
-        share=np.asarray(tree.share, np.float32),
-        keep=np.asarray(tree.keep_prob, np.float32),
-        kept=np.asarray(tree.kept, np.bool_),
+        tree=tree.astype(np.int32),
+        group=columns["group"].astype(np.int32),
+        parent=parent.astype(np.int32),
+        k=columns["drawn"].astype(np.int32),
+        mult=columns["mult"].astype(np.int32),
+        share=columns["share"].astype(np.float32),
+        keep=columns["keep_prob"].astype(np.float32),
+        kept=columns["kept"].astype(np.bool_),
         control=np.zeros(n, np.float32),
-        reward=tree.rewards(),
-        terminal=np.asarray([s in (NodeStatus.TERMINAL, NodeStatus.COMMITTED) for s in status], np.bool_),
-        truncated=np.asarray([s is NodeStatus.TRUNCATED for s in status], np.bool_),
-        executed=np.asarray([s not in _UNEXECUTED for s in status], np.bool_),
-        fault=np.asarray([s in _MASKED for s in status], np.bool_),
+        reward=columns["reward"].astype(np.float32),
+        terminal=np.isin(status, TERMINAL),
+        truncated=np.isin(status, TRUNCATED),
+        executed=~np.isin(status, UNEXECUTED),
+        fault=np.isin(status, MASKED),
         aux=np.zeros(n, np.bool_),
-        state_key=np.asarray([int(f[:15], 16) if f else -1 for f in map(_hex, seen)], np.int64),
-        call_ok=np.asarray([e is None for e in tree.error], np.bool_),
-        n_tokens=np.asarray([len(ids) for ids in tree.ids], np.int32),
-        origin=np.asarray([_ORIGIN[o] for o in tree.origin], np.int8),
-        kind=np.asarray([_KIND[k] for k in tree.kind], np.int8),
-        reasons=(tuple(tree.reasons),),
+        state_key=columns["state_key"].astype(np.int64),
+        call_ok=columns["call_ok"].astype(np.bool_),
+        n_tokens=columns["n_tokens"].astype(np.int32),
+        origin=columns["origin"].astype(np.int8),
+        kind=columns["kind"].astype(np.int8),
+        reasons=reasons,
+        more={f.tree: columns[f.tree] for f in NUMBERS if f.tree not in OWN},
     )
-
-
-def _hex(fingerprint: str) -> str:
-    """Fingerprints are free text; state keys are numbers."""
-    from treewright.envs.types import digest
-
-    return digest(fingerprint) if fingerprint else ""

@@ -1,7 +1,8 @@
 """The columns of every table that an export writes.
 
 A shape is a pyarrow type name, `[shape]` for a list, or `{name: shape}` for a struct. Numbers that are unknown are
-null. Texts are UTF-8; in the raw table, what UTF-8 cannot hold is escaped as in the store, elsewhere replaced.
+null. What the raw table has of nodes, outcomes and costs follows from `treewright.search.schema`. Texts are UTF-8; in
+the raw table, what UTF-8 cannot hold is escaped as in the store, elsewhere replaced.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from treewright.envs.errors import TreewrightError
+from treewright.search.schema import DRAWN, EXECUTED, LATE, FieldKind
+from treewright.search.schema import SPENT as SPENT_FIELDS
 
 __all__ = ["FORMATS", "RAW_SCHEMA", "STYLES", "arrow_schema", "columns", "hf_features"]
 
@@ -16,8 +19,8 @@ Shape = Any
 
 FORMATS: Final = ("sft", "dpo", "prm", "prefix", "atif", "raw")
 STYLES: Final = ("conversational", "text", "tokens")
-RAW_SCHEMA: Final = 1
-"""Version of the raw table; a reader refuses newer ones."""
+RAW_SCHEMA: Final = 2
+"""Version of the raw table; a reader refuses newer ones. Rows of version 1 have no `hidden`, `money`, `drawn_share`."""
 
 MESSAGES: Final = [{"role": "string", "content": "string"}]
 IDS: Final = ["int32"]
@@ -77,54 +80,28 @@ PREFIX: Final[dict[str, Shape]] = {
     **COMMON,
 }
 
-OUTCOME: Final[dict[str, Shape]] = {
-    "text": "string",
-    "fingerprint": "string",
-    "provenance": "string",
-    "parts": "string",
-    "status": "string",
-    "reward": "float64",
-    "effect": "string",
-    "keep": "int32",
-    "delta": IDS,
-    "error": "string",
-    "fault": "string",
-    "steps": "int64",
+SHAPES: Final[dict[FieldKind, Shape]] = {
+    FieldKind.INT: "int32",
+    FieldKind.WIDE: "int64",
+    FieldKind.REAL: "float64",
+    FieldKind.BOOL: "bool",
+    FieldKind.TEXT: "string",
+    FieldKind.NAME: "string",
+    FieldKind.IDS: IDS,
+    FieldKind.REALS: ["float64"],
+    FieldKind.ACTION: "string",
 }
-SPENT: Final[dict[str, Shape]] = {
-    "expansions": "int64",
-    "policy_tokens": "int64",
-    "judge_tokens": "int64",
-    "env_steps": "int64",
-    "seconds": "float64",
-    "money": "float64",
-    "closing_tokens": "int64",
-    "closing_steps": "int64",
-}
+SEEN: Final = ("text", "fingerprint", "provenance", "parts")
+"""What stands for an observation."""
+
+OUTCOME: Final[dict[str, Shape]] = dict.fromkeys(SEEN, "string") | {f.name: SHAPES[f.kind] for f in EXECUTED[1:]}
+SPENT: Final[dict[str, Shape]] = {f.name: "float64" if f.kind is FieldKind.REAL else "int64" for f in SPENT_FIELDS}
 NODE: Final[dict[str, Shape]] = {
     "parent": "int32",
     "born": "int32",
-    "slot": "int32",
-    "mult": "int32",
-    "share": "float64",
-    "seed": "int64",
-    "text": "string",
-    "ids": IDS,
-    "logprobs": ["float64"],
-    "finish": "string",
-    "policy_version": "string",
-    "trainable": "bool",
-    "origin": "string",
-    "temperature": "float64",
-    "action": "string",
-    "error": "string",
-    "effect": "string",
-    "score": "float64",
+    **{f.column: SHAPES[f.kind] for f in DRAWN},
     "outcome": OUTCOME,
-    "kind": "string",
-    "status": "string",
-    "keep_prob": "float64",
-    "kept": "bool",
+    **{f.column: SHAPES[f.kind] for f in LATE},
     "reward": "float64",
     "weight": "float64",
     "value": "float64",

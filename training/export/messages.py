@@ -181,11 +181,21 @@ def conversation_tree(
         horizon=sum(m.role == "assistant" for m in talk.messages), data=data,
     )  # fmt: skip
     root = Outcome(
-        Observation("\n\n".join(m.text for m in shown), "", "user", tuple(p for m in asked for p in m.images)),
+        Observation(
+            "\n\n".join(m.text for m in shown), "", provenance="user", parts=tuple(p for m in asked for p in m.images)
+        ),
         NodeStatus.OPEN,
     )
     seed = seed_of("messages", run, task.suite, task.id, attempt)
-    header = TreeHeader(run, task, attempt, seed, talk.model or version, {"imported": "messages"}, root)
+    header = TreeHeader(
+        run=run,
+        task=task,
+        attempt=attempt,
+        seed=seed,
+        policy_version=talk.model or version,
+        settings={"imported": "messages"},
+        root=root,
+    )
     return _chain(Tree.start(header), talk, talk.messages[start:], origin)
 
 
@@ -203,7 +213,9 @@ def _chain(tree: Tree, talk: Conversation, messages: Sequence[_Message], origin:
         text, action = _spoken(said, schemas)
         outcome = _outcome(answers, status, _reward(talk) if last else 0.0)
         draft = _draft(tree, i, text, action, outcome, origin)
-        expansion = Expansion(i, len(tree) - 1, False, 1, None, (draft,), Spent(expansions=1))
+        expansion = Expansion(
+            seq=i, node=len(tree) - 1, closing=False, drawn=1, outcome=None, drafts=(draft,), spent=Spent(expansions=1)
+        )
         tree.apply(expansion)
         grown.append(expansion)
     tree.chosen, tree.stopped_by = len(tree) - 1, "imported"
@@ -222,7 +234,7 @@ def _outcome(answers: Sequence[_Message], status: NodeStatus, reward: float) -> 
     text = "\n\n".join(m.text for m in answers)
     source = "tool" if answers and all(m.role in ("tool", "function") for m in answers) else "user"
     images = tuple(p for m in answers for p in m.images)
-    return Outcome(Observation(text, "", source, images), status, reward, Effect.UNKNOWN)
+    return Outcome(Observation(text, "", provenance=source, parts=images), status, reward=reward, effect=Effect.UNKNOWN)
 
 
 def _schemas(talk: Conversation) -> dict[str, Mapping[str, Any]]:
@@ -232,7 +244,19 @@ def _schemas(talk: Conversation) -> dict[str, Mapping[str, Any]]:
 def _draft(tree: Tree, turn: int, text: str, action: Action | None, outcome: Outcome, origin: Origin) -> Draft:
     done = Completion(text, policy_version=tree.header.policy_version, trainable=False, origin=origin)
     seed = seed_of(tree.header.seed, "message", turn)
-    return Draft(0, 0, 1, 1.0, seed, done, action, None, Effect.UNKNOWN, math.nan, outcome)
+    return Draft(
+        after=0,
+        slot=0,
+        mult=1,
+        share=1.0,
+        seed=seed,
+        completion=done,
+        action=action,
+        error=None,
+        effect=Effect.UNKNOWN,
+        score=math.nan,
+        outcome=outcome,
+    )
 
 
 def _spoken(said: _Message, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[str, Action | None]:

@@ -18,7 +18,7 @@ PATHS = ("best", "chosen", "all")
 PAIRS = ("extremes", "all")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TreeFilter:
     """Which finished trees to export; None lets all through.
 
@@ -33,7 +33,7 @@ class TreeFilter:
     exact: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
     """What to write and how.
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model
 
 from treewright.envs.errors import TreewrightError
-from treewright.envs.types import Action, Effect, Observation, Task, seed_of
-from treewright.search.store.codec import escape, unescape
+from treewright.envs.types import Action, Observation, Task, seed_of
+from treewright.search.fields import FIRST_SCHEMA
+from treewright.search.schema import DRAWN, EXECUTED, LATE, SPENT, FieldKind, NodeField, get_drawn
+from treewright.search.store.values import escape, unescape
 from treewright.search.tree import Tree, TreeHeader
-from treewright.search.types import Completion, Draft, Expansion, NodeKind, NodeStatus, Origin, Outcome, Spent
-from treewright.training.export.columns import RAW_SCHEMA
+from treewright.search.types import Completion, Draft, Expansion, Outcome, Spent
+from treewright.training.export.columns import RAW_SCHEMA, SEEN
 from treewright.training.export.view import Row, View
 
 __all__ = ["Grown", "decode_tree", "encode_tree", "where"]
@@ -59,28 +61,32 @@ def _real(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+WRITE: dict[FieldKind, Callable[[Any], Any]] = {
+    FieldKind.REAL: lambda value: None if math.isnan(value) else float(value),
+    FieldKind.TEXT: escape,
+    FieldKind.NAME: lambda value: value.value,
+    FieldKind.IDS: list,
+    FieldKind.REALS: list,
+    FieldKind.ACTION: lambda action: escape(action.key),
+}
+
+
+def _cell(f: NodeField, value: Any) -> Any:
+    write = WRITE.get(f.kind)
+    return value if write is None or value is None else write(value)
+
+
 def _outcome(outcome: Outcome | None) -> Row | None:
     if outcome is None:
         return None
     seen = outcome.observation
-    return {
-        "text": escape(seen.text),
-        "fingerprint": escape(seen.fingerprint),
-        "provenance": escape(seen.provenance),
-        "parts": _json(seen.parts) if seen.parts else None,
-        "status": outcome.status.value,
-        "reward": _real(outcome.reward),
-        "effect": outcome.effect.value,
-        "keep": outcome.keep,
-        "delta": list(outcome.delta),
-        "error": _maybe(outcome.error),
-        "fault": _maybe(outcome.fault),
-        "steps": outcome.steps,
-    }
+    parts = _json(seen.parts) if seen.parts else None
+    cells = zip(SEEN, (escape(seen.text), escape(seen.fingerprint), escape(seen.provenance), parts), strict=True)
+    return dict(cells) | {f.name: _cell(f, getattr(outcome, f.name)) for f in EXECUTED[1:]}
 
 
 def _spent(spent: Spent) -> Row:
-    return {f.name: getattr(spent, f.name) for f in fields(Spent)}
+    return {f.name: getattr(spent, f.name) for f in SPENT}
 
 
 def encode_tree(view: View, expansions: Sequence[Expansion], spent: Spent | None = None) -> Row:
@@ -135,31 +141,13 @@ def encode_tree(view: View, expansions: Sequence[Expansion], spent: Spent | None
 
 def _node(view: View, node: int, draft: Draft | None) -> Row:
     tree = view.tree
-    done = draft.completion if draft is not None else Completion("", policy_version=tree.header.policy_version)
+    drawn = get_drawn(draft) if draft is not None else [getattr(tree, f.tree)[0] for f in DRAWN]
     return {
         "parent": tree.parent[node],
         "born": tree.born[node],
-        "slot": tree.slot[node],
-        "mult": tree.mult[node],
-        "share": _real(draft.share if draft is not None else tree.share[node]),
-        "seed": tree.seed[node],
-        "text": escape(done.text),
-        "ids": list(done.token_ids),
-        "logprobs": list(done.logprobs),
-        "finish": escape(done.finish_reason),
-        "policy_version": escape(done.policy_version),
-        "trainable": done.trainable,
-        "origin": done.origin.value,
-        "temperature": _real(done.temperature),
-        "action": _maybe(draft.action.key) if draft is not None and draft.action is not None else None,
-        "error": _maybe(draft.error if draft is not None else None),
-        "effect": (draft.effect if draft is not None else tree.effect[node]).value,
-        "score": _real(draft.score if draft is not None else math.nan),
+        **{f.column: _cell(f, value) for f, value in zip(DRAWN, drawn, strict=True)},
         "outcome": _outcome(draft.outcome if draft is not None else tree.header.root),
-        "kind": tree.kind[node].value,
-        "status": tree.status[node].value,
-        "keep_prob": tree.keep_prob[node],
-        "kept": tree.kept[node],
+        **{f.column: _cell(f, getattr(tree, f.tree)[node]) for f in LATE},
         "reward": _real(tree.reward(node)),
         "weight": _real(tree.mass[node]),
         "value": _real(float(view.value[node])),
@@ -196,91 +184,65 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _RawOutcome(_Model):
+READ: dict[FieldKind, Any] = {
+    FieldKind.INT: int,
+    FieldKind.WIDE: int,
+    FieldKind.REAL: Real,
+    FieldKind.BOOL: bool,
+    FieldKind.TEXT: Text,
+    FieldKind.IDS: tuple[int, ...],
+    FieldKind.REALS: tuple[float, ...],
+    FieldKind.ACTION: Annotated[str, AfterValidator(_action)],
+}
+
+
+def _read(f: NodeField) -> Any:
+    """(type, default) of a cell; the default is that of rows which were written before there was the field."""
+    kind = f.type if f.kind is FieldKind.NAME else READ[f.kind]
+    if f.optional:
+        kind = (float if f.kind is FieldKind.REAL else kind) | None
+    return (kind, f.default if f.since > FIRST_SCHEMA else ...)
+
+
+def _model(name: str, given: Sequence[NodeField], base: type[BaseModel]) -> Any:
+    cells: dict[str, Any] = {f.column: _read(f) for f in given}
+    return create_model(name, __base__=base, **cells)
+
+
+class _Outcome(_Model):
     text: Text
     fingerprint: Text
     provenance: Text
     parts: Parsed | None
-    status: NodeStatus
-    reward: Real
-    effect: Effect
-    keep: int
-    delta: tuple[int, ...]
-    error: Text | None
-    fault: Text | None
-    steps: int
 
     def build(self) -> Outcome:
         parts: Any = self.parts
-        seen = Observation(self.text, self.fingerprint, self.provenance, tuple(parts or ()))
-        return Outcome(
-            seen, self.status, _nan(self.reward), self.effect, self.keep, self.delta, self.error, self.fault, self.steps
-        )
+        seen = Observation(self.text, self.fingerprint, provenance=self.provenance, parts=tuple(parts or ()))
+        return Outcome(seen, **{f.name: getattr(self, f.name) for f in EXECUTED[1:]})
 
 
-class _RawSpent(_Model):
-    expansions: int
-    policy_tokens: int
-    judge_tokens: int
-    env_steps: int
-    seconds: float
-    money: float
-    closing_tokens: int
-    closing_steps: int
-
-    def build(self) -> Spent:
-        return Spent(**self.model_dump())
+_cells: dict[str, Any] = {f.name: _read(f) for f in EXECUTED[1:]}
+_RawOutcome: Any = create_model("_RawOutcome", __base__=_Outcome, **_cells)
+_RawSpent: Any = _model("_RawSpent", SPENT, _Model)
 
 
-class _RawNode(_Model):
+class _Node(_Model):
     parent: int
-    slot: int
-    mult: int
-    share: Real
-    seed: int
-    text: Text
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish: Text
-    policy_version: Text
-    trainable: bool
-    origin: Origin
-    temperature: Real
-    action: Annotated[str, AfterValidator(_action)] | None
-    error: Text | None
-    effect: Effect
-    score: Real
     outcome: _RawOutcome | None
-    kind: NodeKind
-    status: NodeStatus
-    keep_prob: float
-    kept: bool
 
     def build(self, node: int, first: int) -> Draft:
-        done = Completion(
-            self.text,
-            self.ids,
-            self.logprobs,
-            self.finish,
-            self.policy_version,
-            self.trainable,
-            self.origin,
-            _nan(self.temperature),
+        said, own = (
+            {f.name: getattr(self, f.column) for f in DRAWN if ("." in f.path) == nested} for nested in (True, False)
         )
-        action: Any = self.action
         return Draft(
-            0 if self.parent == node else self.parent - first + 1,
-            self.slot,
-            self.mult,
-            _nan(self.share),
-            self.seed,
-            done,
-            action,
-            self.error,
-            self.effect,
-            _nan(self.score),
-            self.outcome.build() if self.outcome else None,
+            after=0 if self.parent == node else self.parent - first + 1,
+            completion=Completion(**said),
+            outcome=self.outcome.build() if self.outcome else None,
+            **own,
         )
+
+
+_RawNode: Any = _model("_RawNode", [*DRAWN, *LATE], _Node)
 
 
 class _RawExpansion(_Model):
@@ -358,15 +320,37 @@ def _header(raw: _RawTree) -> TreeHeader:
     if not raw.nodes or raw.nodes[0].outcome is None:
         raise TreewrightError("nodes[0].outcome: the root has no outcome")
     data, truth, settings = (getattr(raw, name) for name in ("task_data", "task_truth", "settings"))
-    task = Task(raw.suite, raw.task_id, raw.goal, raw.task_seed, raw.split, raw.horizon, data, truth)
+    task = Task(
+        raw.suite,
+        raw.task_id,
+        raw.goal,
+        seed=raw.task_seed,
+        split=raw.split,
+        horizon=raw.horizon,
+        data=data,
+        truth=truth,
+    )
     above = None if raw.continues_tree is None else (raw.continues_tree, raw.continues_node or 0)
     root = raw.nodes[0].outcome.build()
-    header = TreeHeader(raw.run, task, raw.attempt, raw.seed, raw.policy_version, settings, root, above)
+    header = TreeHeader(
+        run=raw.run,
+        task=task,
+        attempt=raw.attempt,
+        seed=raw.seed,
+        policy_version=raw.policy_version,
+        settings=settings,
+        root=root,
+        continues=above,
+    )
     if header.tree_id != raw.tree_id:
         raise TreewrightError(f"tree_id: {raw.tree_id} is not the id of this run, task and attempt, {header.tree_id}")
     if raw.nodes[0].seed != seed_of(raw.seed, "root"):
         raise TreewrightError("nodes[0].seed: it does not derive from the tree's seed")
     return header
+
+
+def _paid(raw: Any) -> Spent:
+    return Spent(**raw.model_dump())
 
 
 def _grow(raw: _RawTree) -> Grown:
@@ -382,19 +366,27 @@ def _grow(raw: _RawTree) -> Grown:
             raise TreewrightError(f"expansions[{seq}].drafts: {e.drafts} nodes are announced, {len(below)} are there")
         drafts = tuple(node.build(e.node, first) for node in below)
         outcome = e.outcome.build() if e.outcome else None
-        expansion = Expansion(seq, e.node, e.closing, e.drawn, outcome, drafts, e.spent.build(), e.fault)
+        expansion = Expansion(
+            seq=seq,
+            node=e.node,
+            closing=e.closing,
+            drawn=e.drawn,
+            outcome=outcome,
+            drafts=drafts,
+            spent=_paid(e.spent),
+            fault=e.fault,
+        )
         tree.apply(expansion)
         grown.append(expansion)
     if len(tree) != len(raw.nodes):
         raise TreewrightError(f"nodes: {len(raw.nodes)} are there, the expansions make {len(tree)}")
     for i, node in enumerate(raw.nodes):
-        tree.kind[i], tree.status[i], tree.keep_prob[i], tree.kept[i] = (
-            node.kind, node.status, node.keep_prob, node.kept,
-        )  # fmt: skip
+        for f in LATE:
+            getattr(tree, f.tree)[i] = getattr(node, f.column)
     if raw.chosen is not None and not 0 <= raw.chosen < len(tree):
         raise TreewrightError(f"chosen: node {raw.chosen} does not exist")
     tree.chosen, tree.stopped_by, tree.reasons = raw.chosen, raw.stopped_by, list(raw.reasons)
-    tree.spent = raw.spent.build()
+    tree.spent = _paid(raw.spent)
     tree.reveal()
     if tree.digest() != raw.digest:
         raise TreewrightError(f"digest: the row says {raw.digest}, its nodes give {tree.digest()}; the row was changed")

@@ -38,7 +38,7 @@ def path_rows(
         for row in sft_rows(view, paths, min_outcome):
             cut = len(row["completion_mask"]) - sum(row["completion_mask"])
             ids = tuple(row["input_ids"])
-            rows.append(TokenRow(ids[:cut], ids[cut:]))
+            rows.append(TokenRow(context=ids[:cut], response=ids[cut:]))
         if not rows and encode is not None and not any(tree.ids):
             rows = [row for leaf in view.best(paths, min_outcome) for row in encode(tree, leaf)]
         if rows:

@@ -108,7 +108,9 @@ def dpo(trainer: Trainer, pairs: Sequence[Pair], *, beta: float = 0.1, epochs: i
     if beta <= 0:
         raise TreewrightError(f"beta = {beta}; it must be above 0")
     reference = trainer.reference if trainer.reference is not None else frozen(trainer.model)
-    groups = [[TokenRow(p.prompt, p.chosen), TokenRow(p.prompt, p.rejected)] for p in pairs]
+    groups = [
+        [TokenRow(context=p.prompt, response=p.chosen), TokenRow(context=p.prompt, response=p.rejected)] for p in pairs
+    ]
     packs = pack_rows(groups, trainer.settings.max_tokens)
     with torch.no_grad():
         known = {id(pack): _by_row(trainer.logprobs(pack, reference)[0], pack) for pack in packs}

@@ -190,7 +190,7 @@ def pppo(trainer: Trainer, trees: Sequence[Tree], masses: Sequence[float]) -> di
                 coef[start[i] + 1 : start[i] + ends[i] + 1] = draws * (value[i] - others) * mass[i] * len(mine) / total
     given = _given(trees)
     as_drawn = arrays.with_(origin=np.where(given, Code.POLICY, Code.STORED))
-    credit = Credit(values.value, coef, values.weight, values.ess)
+    credit = Credit(value=values.value, coef=coef, weight=values.weight, ess=values.ess)
     mode = np.where(given, Mode.PG, Mode.NONE).astype(np.int64)
     return trainer.learn(trees, as_drawn, credit, mode=mode) | {"prefixes": float(len(trees))}
 

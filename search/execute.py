@@ -1,0 +1,162 @@
+"""One action in the world: get back to where it starts, take it, and say what came of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported, shown_by
+from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, ToolSpec
+from treewright.search.places import Places, Spot, step_key
+from treewright.search.restore import Session, Waypoint, refuse_repeat
+from treewright.search.types import (
+    Draft,
+    Exchange,
+    NodeStatus,
+    Origin,
+    Outcome,
+)
+
+__all__ = ["Executor", "executed"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Executor(Places):
+    """Executes drafts; faults and divergences are outcomes, not exceptions."""
+
+    retries: int
+    sandboxed: bool
+    ways: frozenset[Restore]
+
+    async def _execute(
+        self,
+        spot: Spot,
+        draft: Draft,
+        remember: bool = True,
+        held: Session | None = None,
+        before: Effect | None = None,
+    ) -> Outcome:
+        """Steps the draft's action from `spot`. A fault is retried in a new session, then recorded.
+
+        before  the effect it had when it was executed before; None for its first time. A retry is no first time.
+        """
+        if draft.action is None:
+            return self._invalid(spot, draft, draft.error or "not an action", 0)
+        fault = ""
+        if before is None and draft.completion.origin in (Origin.STORED, Origin.DEMO):
+            before = Effect.READ  # a stored turn, taken again
+        for _ in range(self.retries + 1):
+            try:
+                async with nullcontext(held) if held else self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
+                    try:
+                        return await self._step(session, spot, draft, draft.action, remember, before)
+                    except EnvFault as error:
+                        fault = f"{type(error).__name__}: {error}"
+                        await self.pool.replace(session)
+                    except (Divergence, RestoreUnsupported) as error:
+                        session.lost()
+                        return _lost(NodeStatus.UNREACHABLE, f"{type(error).__name__}: {error}")
+            except EnvFault as error:  # not even a new session could be had
+                fault = f"{type(error).__name__}: {error}"
+        return _lost(NodeStatus.FAULT, fault)
+
+    async def _step(
+        self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, before: Effect | None
+    ) -> Outcome:
+        tree_id = self.tree.tree_id
+        replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
+        if before is not None:
+            await self.pool.timed(refuse_repeat(session.env, action, before), "effect")
+        if not self.sandboxed:
+            effect = await self.pool.timed(session.env.effect(action), "effect")
+            if effect.needs_commit:
+                return Outcome(
+                    observation=Observation(text=""),
+                    status=NodeStatus.DRAFT,
+                    reward=math.nan,
+                    effect=Effect.IRREVERSIBLE,
+                    steps=replayed,
+                )
+        session.at = None
+        try:
+            given = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
+            result = shown_by(given, StepResult, "step")
+        except InvalidAction as error:
+            session.at = spot.seed
+            return self._invalid(spot, draft, str(error), replayed)
+        session.at = draft.seed
+        if session.distance:
+            result = replace(result, observation=result.observation.arrived(session.distance))
+            session.distance = 0.0
+        status = self._status(spot, result)
+        tools: tuple[ToolSpec, ...] = ()
+        if status is NodeStatus.OPEN:
+            tools = self.tools[draft.seed] = await self.pool.tools(session)
+            if remember and self.ways & {Restore.FORK, Restore.STATE}:
+                self.snapshots.put(draft.seed, await self.pool.timed(session.env.snapshot(), "snapshot"))
+        return self._outcome(spot, draft, action, tools, result, status, 1 + replayed)
+
+    def _status(self, spot: Spot, result: StepResult) -> NodeStatus:
+        if result.terminated:
+            return NodeStatus.TERMINAL
+        over = result.truncated or spot.depth + 1 >= self.task.horizon
+        return NodeStatus.TRUNCATED if over else NodeStatus.OPEN
+
+    def _outcome(
+        self,
+        spot: Spot,
+        draft: Draft,
+        action: Action | None,
+        tools: Sequence[ToolSpec],
+        result: StepResult,
+        status: NodeStatus,
+        steps: int,
+        error: str | None = None,
+    ) -> Outcome:
+        keep, delta = 0, tuple[int, ...]()
+        if status is NodeStatus.OPEN:
+            done, seen = draft.completion, result.observation
+            turns = (*spot.turns, Exchange(done.text, action, seen))
+            base = spot.context.ids + done.token_ids
+            context = self.policy.context(self.task, tools, self._first(), turns, base)
+            point = Waypoint(draft.seed, step_key(draft.seed), action, seen.fingerprint, result.effect)
+            logprob = spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0)
+            self._hold(Spot((*spot.path, point), turns, context, logprob))
+            keep, delta = context.keep, context.delta
+        return Outcome(
+            observation=result.observation,
+            status=status,
+            reward=result.reward,
+            effect=result.effect,
+            keep=keep,
+            delta=delta,
+            error=error,
+            fault=None,
+            steps=steps,
+        )
+
+    def _invalid(self, spot: Spot, draft: Draft, error: str, steps: int) -> Outcome:
+        """Invalid output: nothing happened in the world, the policy is told, the turn counts."""
+        seen = Observation(text=f"error: {error}", fingerprint=spot.path[-1].fingerprint, provenance="error")
+        result = StepResult(observation=seen)
+        status = self._status(spot, result)
+        tools = self.tools.get(spot.seed, ())
+        if status is NodeStatus.OPEN:
+            self.tools[draft.seed] = tools
+        return self._outcome(spot, draft, None, tools, result, status, steps, error)
+
+
+def executed(draft: Draft, outcome: Outcome) -> Draft:
+    """The draft with what became of it; one that waits for commit stays unexecuted but keeps its effect."""
+    if outcome.status is NodeStatus.DRAFT:
+        return replace(draft, effect=outcome.effect)
+    error = outcome.error if outcome.error is not None else draft.error
+    return replace(draft, error=error, effect=outcome.effect, outcome=outcome)
+
+
+def _lost(status: NodeStatus, why: str) -> Outcome:
+    return Outcome(
+        observation=Observation(text=why, fingerprint="", provenance="error"), status=status, reward=math.nan, fault=why
+    )

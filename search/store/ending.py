@@ -1,0 +1,56 @@
+"""How a tree ended: what is kept of it beside its expansions."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from treewright.search.schema import LATE
+from treewright.search.store.codec import Encoder
+from treewright.search.store.models import SPENT_COLUMNS
+from treewright.search.store.values import unescape
+from treewright.search.tree import Tree
+from treewright.search.types import NodeStatus
+
+__all__ = ["end_values", "restore_end"]
+
+GROWN = frozenset(
+    {NodeStatus.DRAFT, NodeStatus.OPEN, NodeStatus.EXPANDED, NodeStatus.TERMINAL, NodeStatus.TRUNCATED}
+)  # statuses that `apply` alone gives
+SET = tuple(f for f in LATE if f.tree != "status")
+SOLVED = 1.0 - 1e-6
+
+
+def end_values(tree: Tree, encoder: Encoder) -> dict[str, Any]:
+    """The end columns of a tree."""
+    outcome = None if tree.chosen is None else tree.outcome_of(tree.chosen)
+    late = [
+        (i, *(getattr(tree, f.tree)[i] for f in LATE))
+        for i in range(len(tree))
+        if tree.status[i] not in GROWN or any(getattr(tree, f.tree)[i] != f.default for f in SET)
+    ]
+    spent = zip(SPENT_COLUMNS, encoder.spent(tree.spent), strict=True)
+    return {
+        "status": "done",
+        "ended": time.time(),
+        "chosen": tree.chosen,
+        "stopped_by": encoder.maybe(tree.stopped_by),
+        "reasons": encoder.text(json.dumps(tree.reasons, ensure_ascii=False)),
+        "final": json.dumps(late),
+        "outcome": outcome,
+        "success": None if tree.lost else outcome is not None and outcome >= SOLVED,
+        "count": len(tree),
+        **{f"spent_{name}": value for name, value in spent},
+    }
+
+
+def restore_end(tree: Tree, end: Any) -> None:
+    """Gives a tree that grew again what its end columns say, and unseals it."""
+    for node, *values in json.loads(end.final):
+        for f, value in zip(LATE, values, strict=False):  # an older store knew fewer
+            getattr(tree, f.tree)[node] = f.type(value)
+    tree.chosen = end.chosen
+    tree.stopped_by = None if end.stopped_by is None else unescape(end.stopped_by)
+    tree.reasons = json.loads(unescape(end.reasons))
+    tree.reveal()

@@ -23,18 +23,23 @@ def dense_attention(
     scale: float | None = None,
     *,
     window: int | None = None,
+    chunk: int | None = None,
+    softcap: float | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
     """Tree attention by one masked softmax over all pairs, differentiable by autograd.
 
-    q [Hq, Tq, D]; k, v [Hkv, Tk, D], Hq a multiple of Hkv; ``dtype`` is what it computes in. Returns out [Hq, Tq, D]
-    and the log-sum-exp of the scaled scores [Hq, Tq], both in ``dtype``. Memory grows with Tq · Tk.
+    q [Hq, Tq, D]; k [Hkv, Tk, D], v [Hkv, Tk, Dv], Hq a multiple of Hkv; ``dtype`` is what it computes in; window,
+    chunk and softcap as `tree_attention` has them. Returns out [Hq, Tq, Dv] and the log-sum-exp of the scaled scores [Hq, Tq], both in ``dtype``. Memory grows with Tq · Tk.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     groups = q.shape[0] // k.shape[0]
     q, k, v = q.to(dtype), k.to(dtype).repeat_interleave(groups, 0), v.to(dtype).repeat_interleave(groups, 0)
-    hidden = ~plan.to(q.device).dense_mask(window)
-    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(hidden, -math.inf)
+    hidden = ~plan.to(q.device).dense_mask(window, chunk)
+    scores = q @ k.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(hidden, -math.inf)
     lse = torch.logsumexp(scores, -1)
     return torch.exp(scores - lse[..., None]) @ v, lse
 

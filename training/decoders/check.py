@@ -1,0 +1,298 @@
+"""Trying a decoder out: on a tree of random tokens against its own plain forward on each path, before it is trained.
+
+The trial runs a small twin of the model's class with the same options (see `tiny`), in float64 throughout, over a
+forest longer than its window; it costs a second and is kept by configuration. What differs is refused, and the first
+part of the model that differs is named. A decoder that cannot be built small is tried as it is, in its own precision.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from treewright.kernels import TreePlan
+from treewright.training.decoders import attention, recurrent
+from treewright.training.decoders.plans import decoder_of, plan_in
+from treewright.training.decoders.structure import text_config
+from treewright.training.decoders.tiny import tiny_model
+
+__all__ = ["Fit", "doubled", "fit_of", "running", "trial"]
+
+log = logging.getLogger("treewright.training")
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
+HALF = 0.1
+"""Largest relative difference of a token's hidden state: float64, float32, and half precision."""
+
+PARENT, LENGTHS = [-1, 0, 1, 1, 3, 0, 0, 6, -1, 8], [22, 17, 5, 13, 6, 1, 25, 9, 14, 7]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a model runs on trees.
+
+    attention  the implementation it is switched to: "treewright", or "treewright_dense" with masks of a pack's size
+    scale      its logits are the output layer's times this, then
+    softcap    bent to c · tanh(· / c); None: not bent
+    gap        largest relative difference of a token's hidden state in the trial, `dtype` what it was computed in
+    """
+
+    attention: str
+    scale: float
+    softcap: float | None
+    gap: float
+    dtype: torch.dtype
+
+
+class doubled(TorchFunctionMode):  # noqa: N801
+    """Within it, what code asks for in float32 is float64, so that a model's own float32 parts do not blur a trial."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **kwargs) if func is not torch.Tensor.float else args[0].to(torch.float64)
+
+
+@contextmanager
+def running(model: nn.Module, implementation: str) -> Iterator[None]:
+    """The model's attention switched for the time of a `with` block."""
+    inner, _ = decoder_of(model)
+    configs = {id(c): c for c in (inner.config, text_config(model), *(getattr(m, "config", None) for m in inner.modules()))
+               if hasattr(c, "_attn_implementation")}  # fmt: skip
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation = implementation
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+_KNOWN: dict[str, Fit | str] = {}
+
+
+def fit_of(model: nn.Module) -> Fit:
+    """How the model runs on trees, by a trial, or from an earlier one of the same class and configuration.
+
+    Raises UnsupportedModel with what differs where nothing fits.
+    """
+    inner, _ = decoder_of(model)
+    key = _key(inner)
+    if key not in _KNOWN:
+        try:
+            _KNOWN[key] = _tried(inner)
+        except attention.UnsupportedModel as error:
+            _KNOWN[key] = str(error)
+    found = _KNOWN[key]
+    if isinstance(found, str):
+        raise attention.UnsupportedModel(found)
+    return found
+
+
+def _key(model: Any) -> str:
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    kind = type(model)
+    return json.dumps([kind.__module__, kind.__qualname__, config], sort_keys=True, default=str)
+
+
+def _tried(model: Any) -> Fit:
+    twin, mode = _twin(model)
+    if twin is None:
+        return trial(model, model.dtype)
+    return trial(twin, torch.float64 if mode is not None else torch.float32, mode)
+
+
+def _twin(model: Any) -> tuple[nn.Module | None, Callable[[], Any] | None]:
+    """A small copy of the model's kind that runs, and the mode to run it in; (None, None) if there is none."""
+    for dtype, mode in ((torch.float64, doubled), (torch.float32, None)):
+        try:
+            with _in(mode):
+                twin = tiny_model(type(model), model.config, dtype=dtype)
+                with torch.no_grad():
+                    twin(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
+            return twin, mode
+        except Exception as error:  # whatever a foreign class objects to
+            log.debug("no small %s in %s: %s", type(model).__name__, dtype, error)
+    return None, None
+
+
+@contextmanager
+def _in(mode: Callable[[], Any] | None) -> Iterator[None]:
+    with ExitStack() as stack:
+        if mode is not None:
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float64)
+            stack.callback(torch.set_default_dtype, before)
+            stack.enter_context(mode())
+        yield
+
+
+@torch.no_grad()
+def trial(model: nn.Module, dtype: torch.dtype, mode: Callable[[], Any] | None = None) -> Fit:
+    """Runs a forest and its paths, and says how they agree. Raises UnsupportedModel where they do not.
+
+    dtype  what it computes in;  mode  a torch function mode to run in, such as `doubled`
+    """
+    attention.register()
+    inner, _ = decoder_of(model)
+    vocabulary = inner.get_output_embeddings().weight.shape[0]
+    plan = TreePlan.from_segments(PARENT, LENGTHS)
+    ids = torch.randint(4, min(vocabulary, 1000), (plan.n_queries,), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(inner.device)
+    with _in(mode), _evaluating(inner):
+        truth = _Rows(inner, ids, plan)
+        scale, softcap = _output(inner, truth)
+        limit, failed = TOLERANCE.get(dtype, HALF), list[str]()
+        for implementation in (attention.NAME, attention.DENSE):
+            try:
+                gap, worst = _compared(inner, ids, plan, implementation, truth, limit)
+            except Exception as error:
+                # A foreign model's code may object to a plan in any way; the next way is tried, or it is refused.
+                failed.append(f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("UnsupportedModel: "))
+                continue
+            if worst is None:
+                return Fit(implementation, scale, softcap, gap, dtype)
+            failed.append(f"{worst} gives another result on a tree than on its rows (by {gap:.0e} of a token's state)")
+    raise attention.UnsupportedModel("; else ".join(dict.fromkeys(failed)))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [m for m in model.modules() if m.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Rows:
+    """The plain forward of each path: hidden states and outputs of every module, by token of the tree."""
+
+    def __init__(self, model: Any, ids: Tensor, plan: TreePlan) -> None:
+        self.hidden: dict[int, Tensor] = {}
+        self.seen: dict[str, dict[int, Tensor]] = {}
+        self.logits: dict[int, Tensor] = {}
+        parent = plan.parent.tolist()
+        for leaf in sorted(set(range(len(parent))) - set(parent)):
+            path = [leaf]
+            while parent[path[-1]] >= 0:
+                path.append(parent[path[-1]])
+            path.reverse()
+            with running(model, "eager"), _recorded(model) as outputs:
+                out = model(input_ids=ids[path][None], use_cache=False)
+            for name, value in outputs.items():
+                rows = _by_token(value, len(path))
+                if rows is not None:
+                    self.seen.setdefault(name, {}).update(zip(path, rows, strict=True))
+            last = _by_token(outputs[_decoder_name(model)], len(path))
+            if last is None or out.logits.dim() != 3:
+                raise attention.UnsupportedModel("its decoder gives no hidden state for each token")
+            self.hidden.update(zip(path, last, strict=True))
+            self.logits.update(zip(path, out.logits[0], strict=True))
+
+
+def _decoder_name(model: Any) -> str:
+    decoder = decoder_of(model)[1]
+    return next(name for name, module in model.named_modules() if module is decoder)
+
+
+@contextmanager
+def _recorded(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Outputs of every module in the order in which they end."""
+    outputs: dict[str, Any] = {}
+
+    def keep(name: str, module: nn.Module, args: Any, out: Any) -> None:
+        outputs.pop(name, None)
+        outputs[name] = out
+
+    hooks = [m.register_forward_hook(functools.partial(keep, name)) for name, m in model.named_modules()]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _by_token(out: Any, count: int) -> Tensor | None:
+    """[count, …] of a module's output, None where it has none."""
+    out = getattr(out, "last_hidden_state", out)
+    out = out[0] if isinstance(out, tuple | list) and out else out
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        return None
+    if out.dim() >= 3 and out.shape[:2] == (1, count):
+        return out[0].detach().flatten(1)
+    return out.detach().flatten(1) if out.dim() >= 2 and out.shape[0] == count else None
+
+
+def _compared(
+    model: Any, ids: Tensor, plan: TreePlan, implementation: str, truth: _Rows, limit: float
+) -> tuple[float, str | None]:
+    """Largest relative difference of a token's last hidden state, and the first part that differs, if it is too much."""
+    decoder = decoder_of(model)[1]
+    recurrent.attach(model)
+    with running(model, implementation), _recorded(model) as outputs, plan_in(model, plan):
+        out = decoder(
+            input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), position_ids=plan.depth[None].to(ids.device),
+            use_cache=False,
+        )  # fmt: skip
+    hidden = _by_token(out, len(ids))
+    if hidden is None:
+        raise attention.UnsupportedModel("its decoder gives no hidden state for each token")
+    gap = _gap(hidden, truth.hidden)
+    if gap <= limit:
+        return gap, None
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    for name, value in outputs.items():
+        rows = _by_token(value, len(ids))
+        if rows is not None and name in truth.seen and _gap(rows, truth.seen[name]) > limit:
+            return gap, f"{kinds[name]} ({name})" if name else kinds[name]
+    return gap, kinds[_decoder_name(model)]
+
+
+def _gap(found: Tensor, truth: dict[int, Tensor]) -> float:
+    true = torch.stack([truth[token] for token in range(len(found))])
+    if true.shape != found.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    size = true.double().norm(dim=-1)
+    return float(((found.double() - true.double()).norm(dim=-1) / size.clamp(min=1e-3 * float(size.max()) + 1e-30)).max())
+
+
+def _output(model: Any, truth: _Rows) -> tuple[float, float | None]:
+    """(scale, softcap) by which its logits come from its output layer; raises UnsupportedModel where they do not."""
+    head = model.get_output_embeddings()
+    tokens = sorted(truth.hidden)[:40]
+    true = torch.stack([truth.logits[t] for t in tokens]).double()
+    hidden = torch.stack([truth.hidden[t] for t in tokens]).to(head.weight.dtype)
+    if hidden.shape[-1] != head.weight.shape[1]:
+        raise attention.UnsupportedModel("its output layer does not read the decoder's last hidden states")
+    bias = getattr(head, "bias", None)
+    raw = (hidden @ head.weight.T + (0 if bias is None else bias)).double()
+    limit = TOLERANCE.get(head.weight.dtype, HALF)
+    if raw.shape == true.shape:
+        for scale, softcap in _candidates(text_config(model), raw, true):
+            guess = raw * scale
+            guess = guess if softcap is None else softcap * torch.tanh(guess / softcap)
+            if float((guess - true).norm() / true.norm()) <= limit:
+                return scale, softcap
+    raise attention.UnsupportedModel("its logits are neither its output layer's, nor those scaled or softly capped")
+
+
+def _candidates(text: Any, raw: Tensor, true: Tensor) -> Iterator[tuple[float, float | None]]:
+    yield 1.0, None
+    yield float((raw * true).sum() / (raw * raw).sum()), None
+    for name, value in text.to_dict().items():
+        if "cap" in name and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+            yield 1.0, float(value)
+            bent = torch.atanh((true / value).clamp(-1 + 1e-12, 1 - 1e-12)) * value
+            yield float((raw * bent).sum() / (raw * raw).sum()), float(value)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from treewright.kernels import BranchCache, PromptCache, TreeChunk, TreeChunkState, TreePlan, tree_logp
 from treewright.kernels.tree_logp import tree_logp_dot
 from treewright.training.decoders import recurrent
-from treewright.training.decoders.attention import DENSE, NAME, UnsupportedModel, register
+from treewright.training.decoders.attention import NAME, UnsupportedModel, register
 from treewright.training.decoders.check import Fit, fit_of, running
-from treewright.training.decoders.plans import decoder_of, plan_in
+from treewright.training.decoders.plans import inner_model, states_on
 from treewright.training.decoders.structure import refuse_tokens, seen_wrong
 
 __all__ = [
@@ -48,7 +48,7 @@ def prepare(model: nn.Module) -> None:
     """
     register()
     fit = refuse_unsupported(model)
-    inner, _ = decoder_of(model)
+    inner = inner_model(model)
     recurrent.attach(inner)
     inner.set_attn_implementation(fit.attention)
     inner.config._attn_implementation = fit.attention  # also where the class does not let it be set
@@ -64,36 +64,31 @@ def refuse_unsupported(model: nn.Module) -> Fit:
         except UnsupportedModel as error:
             wrong.append(str(error))
     raise UnsupportedModel(
-        f"{type(decoder_of(model)[0]).__name__} cannot run on packed trees: {'; '.join(wrong)}. "
+        f"{type(inner_model(model)).__name__} cannot run on packed trees: {'; '.join(wrong)}. "
         "See docs/models.md for the families that can"
     )
 
 
 def _needs_prepare(model: nn.Module) -> Any:
-    inner, decoder = decoder_of(model)
-    if inner.config._attn_implementation not in (NAME, DENSE):
+    inner = inner_model(model)
+    fit = getattr(inner, "treewright_fit", None)
+    if inner.config._attn_implementation not in (NAME, *(() if fit is None else (fit.attention,))):
         raise ValueError(f"{type(inner).__name__} does not use tree attention yet; call prepare(model) first")
-    return decoder
+    return inner
 
 
 def tree_hidden(model: nn.Module, ids: Tensor, tree: TreePlan | TreeChunk) -> Tensor:
-    """Last hidden states [Tq, H] of one pack, or of one chunk of it: ids int64 [Tq] in the plan's order.
+    """States [Tq, H] that the output layer reads, of one pack or of one chunk of it: ids int64 [Tq] in the plan's order.
 
     Raises ValueError where `prepare` was not called on the model or ids and plan differ in length, UnsupportedModel
     for tokens that stand for images and for paths longer than the model's rotary embedding is the same for.
     """
-    decoder = _needs_prepare(model)
+    inner = _needs_prepare(model)
     plan = tree.plan if isinstance(tree, TreeChunk) else tree
     if ids.shape != (plan.n_queries,):
         raise ValueError(f"ids have shape {tuple(ids.shape)}, but the plan has {plan.n_queries} tokens")
     refuse_tokens(model, ids, int(plan.depth.max()) + 1 if len(ids) else 0)
-    whole = torch.ones_like(ids[None])  # no padding; without it transformers would look for several rows in one
-    with plan_in(model, tree):
-        out = decoder(
-            input_ids=ids[None], attention_mask=whole, position_ids=plan.depth[None].to(ids.device), use_cache=False
-        )
-    hidden: Tensor = out.last_hidden_state[0]
-    return hidden
+    return states_on(inner, tree, ids[None])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +120,7 @@ class _Output:
 
 
 def _output_of(model: nn.Module) -> _Output:
-    inner, _ = decoder_of(model)
+    inner = inner_model(model)
     layer, fit = inner.get_output_embeddings(), getattr(inner, "treewright_fit", None)
     if fit is None:
         fit = inner.treewright_fit = fit_of(inner)
@@ -165,13 +160,10 @@ def branch_logits(model: nn.Module, ids: Tensor, cache: PromptCache | BranchCach
     cache  a `PromptCache`, [1, T] tokens of a prompt behind what is known of it; its `stretch` then extends the path.
            Or a `BranchCache`, one token [B, 1] of each branch; what branches share is read once.
     """
-    decoder = _needs_prepare(model)
-    whole = torch.ones_like(ids)
-    with plan_in(model, cache):
-        out = decoder(input_ids=ids, attention_mask=whole, position_ids=cache.positions, use_cache=False)
+    hidden = states_on(_needs_prepare(model), cache, ids)
     if isinstance(cache, BranchCache):
         cache.advance()
-    return _output_of(model).logits(out.last_hidden_state[:, -1])
+    return _output_of(model).logits(hidden[:, -1])
 
 
 def chunked_backward(

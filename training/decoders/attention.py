@@ -2,13 +2,13 @@
 
 "treewright" is tree attention: transformers then builds no mask, and the plan is the mask. What a model wants beyond
 causality (a sliding window, chunks) it says by the function that its mask would be made from; that function is asked
-about depths on a path instead of places in a row, and understood. "treewright_dense" is for models that compute
-attention in a way of their own but take a mask: it makes the whole mask, [1, 1, T, T], from the plan and that function.
+about depths on a path instead of places in a row, and understood. Models that compute attention in a way of their own
+but take a mask run as "eager", and get the whole mask, [1, 1, T, T], made from the plan and that function.
 """
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +21,7 @@ from treewright.training.decoders.plans import Plan, running_plan
 __all__ = ["DENSE", "NAME", "UnsupportedModel", "reach_of", "register"]
 
 NAME = "treewright"
-DENSE = "treewright_dense"
+DENSE = "eager"
 Seen = Callable[..., Tensor]
 NO_TREE = 'no tree given: call tree_hidden(), or model.set_attn_implementation("sdpa") for plain use'
 
@@ -31,14 +31,27 @@ class UnsupportedModel(ValueError):
 
 
 def register() -> None:
-    """Makes both known to transformers as attention implementations. Calling it again changes nothing."""
+    """Makes tree attention and its masks known to transformers. Calling it again changes nothing.
+
+    "eager" masks stay what they are wherever no plan runs.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
-    ALL_ATTENTION_FUNCTIONS.register(DENSE, _own_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(DENSE, _dense_mask)
+    plain = ALL_MASK_ATTENTION_FUNCTIONS[DENSE]
+    if not hasattr(plain, "treewright_original"):
+        ALL_MASK_ATTENTION_FUNCTIONS.register(DENSE, _planned(plain))
+
+
+def _planned(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def mask(*args: Any, **more: Any) -> Any:
+        return plain(*args, **more) if running_plan() is None else _dense_mask(*args, **more)
+
+    mask.treewright_original = plain  # type: ignore[attr-defined]
+    return mask
 
 
 def _mask(mask_function: Seen, local_size: int | None = None, device: Any = None, **_: Any) -> Tensor | None:
@@ -120,12 +133,6 @@ def _dense_mask(mask_function: Seen, device: Any = None, dtype: torch.dtype = to
     seen = plan.dense_mask() & torch.as_tensor(mask_function(zero, zero, query, key), device=plan.device)
     hidden = torch.zeros(seen.shape, dtype=dtype, device=plan.device).masked_fill_(~seen, torch.finfo(dtype).min)
     return hidden[None, None]
-
-
-def _own_attention(module: nn.Module, *args: Any, **more: Any) -> Any:
-    """The attention written out beside the module's class, which transformers calls "eager"."""
-    _needed()
-    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **more)
 
 
 def _attention(

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from treewright.kernels import TreePlan
 from treewright.training.decoders import attention, recurrent
-from treewright.training.decoders.plans import decoder_of, plan_in
+from treewright.training.decoders.plans import counts_positions, inner_model, states_on
 from treewright.training.decoders.structure import text_config
 from treewright.training.decoders.tiny import tiny_model
 
@@ -39,7 +39,7 @@ PARENT, LENGTHS = [-1, 0, 1, 1, 3, 0, 0, 6, -1, 8], [22, 17, 5, 13, 6, 1, 25, 9,
 class Fit:
     """How a model runs on trees.
 
-    attention  the implementation it is switched to: "treewright", or "treewright_dense" with masks of a pack's size
+    attention  the implementation it is switched to: "treewright", or "eager" with masks of a pack's size
     scale      its logits are the output layer's times this, then
     softcap    bent to c · tanh(· / c); None: not bent
     gap        largest relative difference of a token's hidden state in the trial, `dtype` what it was computed in
@@ -64,7 +64,7 @@ class doubled(TorchFunctionMode):  # noqa: N801
 @contextmanager
 def running(model: nn.Module, implementation: str) -> Iterator[None]:
     """The model's attention switched for the time of a `with` block."""
-    inner, _ = decoder_of(model)
+    inner = inner_model(model)
     configs = {id(c): c for c in (inner.config, text_config(model), *(getattr(m, "config", None) for m in inner.modules()))
                if hasattr(c, "_attn_implementation")}  # fmt: skip
     before = {key: config._attn_implementation for key, config in configs.items()}
@@ -85,7 +85,7 @@ def fit_of(model: nn.Module) -> Fit:
 
     Raises UnsupportedModel with what differs where nothing fits.
     """
-    inner, _ = decoder_of(model)
+    inner = inner_model(model)
     key = _key(inner)
     if key not in _KNOWN:
         try:
@@ -100,13 +100,21 @@ def fit_of(model: nn.Module) -> Fit:
 
 def _key(model: Any) -> str:
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    kind = type(model)
-    return json.dumps([kind.__module__, kind.__qualname__, config], sort_keys=True, default=str)
+    return json.dumps([_kind(type(model)), sorted(_kinds(model)), config], sort_keys=True, default=str)
+
+
+def _kind(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _kinds(model: nn.Module) -> set[str]:
+    """The classes that the model is made of, but for those of adapters, which treat each token alone."""
+    return {_kind(type(m)) for m in model.modules() if not type(m).__module__.startswith("peft.")}
 
 
 def _tried(model: Any) -> Fit:
     twin, mode = _twin(model)
-    if twin is None:
+    if twin is None or not _kinds(model) <= _kinds(twin):  # somebody has put other layers into it
         return trial(model, model.dtype)
     return trial(twin, torch.float64 if mode is not None else torch.float32, mode)
 
@@ -143,26 +151,42 @@ def trial(model: nn.Module, dtype: torch.dtype, mode: Callable[[], Any] | None =
     dtype  what it computes in;  mode  a torch function mode to run in, such as `doubled`
     """
     attention.register()
-    inner, _ = decoder_of(model)
+    inner = inner_model(model)
+    recurrent.attach(inner)
     vocabulary = inner.get_output_embeddings().weight.shape[0]
     plan = TreePlan.from_segments(PARENT, LENGTHS)
     ids = torch.randint(4, min(vocabulary, 1000), (plan.n_queries,), generator=torch.Generator().manual_seed(0))
     ids = ids.to(inner.device)
+    limit = TOLERANCE.get(dtype, HALF)
     with _in(mode), _evaluating(inner):
-        truth = _Rows(inner, ids, plan)
+        try:
+            truth = _Rows(inner, ids, plan, limit)
+        except attention.UnsupportedModel:
+            raise
+        except Exception as error:  # a foreign model's code may object to plain text in any way
+            raise attention.UnsupportedModel(f"it does not run on plain rows of text: {_said(error)}") from error
         scale, softcap = _output(inner, truth)
-        limit, failed = TOLERANCE.get(dtype, HALF), list[str]()
-        for implementation in (attention.NAME, attention.DENSE):
+        failed = list[str]()
+        ways = [attention.NAME, attention.DENSE]
+        if any(recurrent.is_recurrent(module) for module in inner.modules()):
+            ways.remove(attention.DENSE)  # nothing would tell its recurrent layers apart from plain use
+        for implementation in ways:
             try:
                 gap, worst = _compared(inner, ids, plan, implementation, truth, limit)
-            except Exception as error:
-                # A foreign model's code may object to a plan in any way; the next way is tried, or it is refused.
-                failed.append(f"{type(error).__name__}: {error}".partition("\n")[0].removeprefix("UnsupportedModel: "))
+            except Exception as error:  # or to a plan; the next way is tried, or the model is refused
+                failed.append(_said(error))
                 continue
             if worst is None:
                 return Fit(implementation, scale, softcap, gap, dtype)
             failed.append(f"{worst} gives another result on a tree than on its rows (by {gap:.0e} of a token's state)")
-    raise attention.UnsupportedModel("; else ".join(dict.fromkeys(failed)))
+    if not counts_positions(inner):
+        failed.append("it takes no position ids, by which branches would count along their own paths")
+    raise attention.UnsupportedModel("; ".join(dict.fromkeys(failed)))
+
+
+def _said(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0]
+    return line if isinstance(error, attention.UnsupportedModel) else f"{type(error).__name__}: {line}"
 
 
 @contextmanager
@@ -177,87 +201,92 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Rows:
-    """The plain forward of each path: hidden states and outputs of every module, by token of the tree."""
+    """The plain forward of each path, by token of the tree: what the output layer reads (`hidden`), logits, and what
+    every module read and gave."""
 
-    def __init__(self, model: Any, ids: Tensor, plan: TreePlan) -> None:
+    def __init__(self, model: Any, ids: Tensor, plan: TreePlan, limit: float) -> None:
         self.hidden: dict[int, Tensor] = {}
-        self.seen: dict[str, dict[int, Tensor]] = {}
         self.logits: dict[int, Tensor] = {}
+        self.seen: dict[str, tuple[dict[int, Tensor], dict[int, Tensor]]] = {}
+        head = _name_of(model, model.get_output_embeddings())
         parent = plan.parent.tolist()
         for leaf in sorted(set(range(len(parent))) - set(parent)):
             path = [leaf]
             while parent[path[-1]] >= 0:
                 path.append(parent[path[-1]])
             path.reverse()
-            with running(model, "eager"), _recorded(model) as outputs:
+            with running(model, "eager"), _recorded(model) as seen:
                 out = model(input_ids=ids[path][None], use_cache=False)
-            for name, value in outputs.items():
-                rows = _by_token(value, len(path))
-                if rows is not None:
-                    self.seen.setdefault(name, {}).update(zip(path, rows, strict=True))
-            last = _by_token(outputs[_decoder_name(model)], len(path))
-            if last is None or out.logits.dim() != 3:
-                raise attention.UnsupportedModel("its decoder gives no hidden state for each token")
-            self.hidden.update(zip(path, last, strict=True))
+            hidden = _by_token(seen[head][0], len(path)) if head in seen else None
+            if hidden is None or out.logits.dim() != 3:
+                raise attention.UnsupportedModel("its output layer does not run once on the states of all tokens")
+            known = {i: self.hidden[token] for i, token in enumerate(path) if token in self.hidden}
+            if known and _gap(hidden[: len(known)], known) > limit:
+                raise attention.UnsupportedModel("a token's state depends on tokens after it: it is not a causal decoder")
+            self.hidden.update(zip(path, hidden, strict=True))
             self.logits.update(zip(path, out.logits[0], strict=True))
+            for name, values in seen.items():
+                for kept, value in zip(self.seen.setdefault(name, ({}, {})), values, strict=True):
+                    rows = _by_token(value, len(path))
+                    kept.update({} if rows is None else zip(path, rows, strict=True))
 
 
-def _decoder_name(model: Any) -> str:
-    decoder = decoder_of(model)[1]
-    return next(name for name, module in model.named_modules() if module is decoder)
+def _name_of(model: Any, module: nn.Module) -> str:
+    return next(name for name, other in model.named_modules() if other is module)
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Outputs of every module in the order in which they end."""
-    outputs: dict[str, Any] = {}
+def _recorded(model: nn.Module) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """What every module read and gave, in the order in which they end."""
+    seen: dict[str, tuple[Any, Any]] = {}
 
-    def keep(name: str, module: nn.Module, args: Any, out: Any) -> None:
-        outputs.pop(name, None)
-        outputs[name] = out
+    def keep(name: str, module: nn.Module, args: Any, more: Any, out: Any) -> None:
+        seen.pop(name, None)
+        seen[name] = next((x for x in (*args, *more.values()) if _is_states(x)), None), out
 
-    hooks = [m.register_forward_hook(functools.partial(keep, name)) for name, m in model.named_modules()]
+    hooks = [m.register_forward_hook(functools.partial(keep, name), with_kwargs=True) for name, m in model.named_modules()]
     try:
-        yield outputs
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
 
 
+def _is_states(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= 2
+
+
 def _by_token(out: Any, count: int) -> Tensor | None:
-    """[count, …] of a module's output, None where it has none."""
+    """[count, …] of what a module read or gave, None where it is nothing by token."""
     out = getattr(out, "last_hidden_state", out)
     out = out[0] if isinstance(out, tuple | list) and out else out
-    if not isinstance(out, Tensor) or not out.is_floating_point():
+    if not _is_states(out):
         return None
     if out.dim() >= 3 and out.shape[:2] == (1, count):
-        return out[0].detach().flatten(1)
-    return out.detach().flatten(1) if out.dim() >= 2 and out.shape[0] == count else None
+        return out[0].detach().flatten(1)  # type: ignore[no-any-return]
+    return out.detach().flatten(1) if out.shape[0] == count else None
 
 
 def _compared(
     model: Any, ids: Tensor, plan: TreePlan, implementation: str, truth: _Rows, limit: float
 ) -> tuple[float, str | None]:
-    """Largest relative difference of a token's last hidden state, and the first part that differs, if it is too much."""
-    decoder = decoder_of(model)[1]
-    recurrent.attach(model)
-    with running(model, implementation), _recorded(model) as outputs, plan_in(model, plan):
-        out = decoder(
-            input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), position_ids=plan.depth[None].to(ids.device),
-            use_cache=False,
-        )  # fmt: skip
-    hidden = _by_token(out, len(ids))
-    if hidden is None:
-        raise attention.UnsupportedModel("its decoder gives no hidden state for each token")
+    """Largest relative difference of a token's last state, and the first part that differs, if it is too much."""
+    with running(model, implementation), _recorded(model) as seen:
+        hidden = states_on(model, plan.to(ids.device), ids[None])[0]
     gap = _gap(hidden, truth.hidden)
-    if gap <= limit:
-        return gap, None
+    return gap, None if gap <= limit else _first_wrong(model, seen, truth, len(ids), limit)
+
+
+def _first_wrong(model: Any, seen: dict[str, tuple[Any, Any]], truth: _Rows, count: int, limit: float) -> str:
+    """The first module that gives something else for what it reads the same, with its class."""
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    for name, value in outputs.items():
-        rows = _by_token(value, len(ids))
-        if rows is not None and name in truth.seen and _gap(rows, truth.seen[name]) > limit:
-            return gap, f"{kinds[name]} ({name})" if name else kinds[name]
-    return gap, kinds[_decoder_name(model)]
+    for name, values in seen.items():
+        rows = [_by_token(value, count) for value in values]
+        wrong = [x is not None and len(y) == count and _gap(x, y) > limit
+                 for x, y in zip(rows, truth.seen.get(name, ({}, {})), strict=True)]  # fmt: skip
+        if wrong == [False, True]:
+            return f"{kinds[name]} ({name})" if name else kinds[name]
+    return kinds[""]
 
 
 def _gap(found: Tensor, truth: dict[int, Tensor]) -> float:

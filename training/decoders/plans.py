@@ -8,16 +8,18 @@ what it calls sees the plan it saw first.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from treewright.kernels import BranchCache, PromptCache, TreeChunk, TreePlan
 
-__all__ = ["Plan", "decoder_of", "plan_in", "running_plan"]
+__all__ = ["Plan", "counts_positions", "inner_model", "plan_in", "running_plan", "states_on"]
 
 Plan = TreePlan | TreeChunk | PromptCache | BranchCache
 
@@ -58,7 +60,41 @@ def _with(plan: Plan, function: Callable[..., Any], *args: Any, **more: Any) -> 
         _PLAN.reset(token)
 
 
-def decoder_of(model: nn.Module) -> tuple[Any, Any]:
-    """The transformers causal language model inside `model` (an adapter's, say), and its part without output layer."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return inner, inner.base_model
+def inner_model(model: nn.Module) -> Any:
+    """The transformers causal language model inside `model`, which may be an adapter's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def counts_positions(model: Any) -> bool:
+    """Whether the model can be told at which depth a token stands."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def states_on(model: Any, plan: Plan, ids: Tensor) -> Tensor:
+    """What the output layer would read, [B, T, H], for ids int64 [B, T] of `plan`; no logits are computed.
+
+    Raises ValueError where the model does not run its output layer once on the states of all tokens.
+    """
+    kept: list[Tensor] = []
+
+    def take(module: nn.Module, args: Any) -> Any:
+        kept.append(args[0])
+        return (args[0][:, :0],)
+
+    depth = plan.positions if isinstance(plan, PromptCache | BranchCache) else _depth(plan)[None]
+    inputs: dict[str, Any] = {"position_ids": depth.to(ids.device)} if counts_positions(model) else {}
+    # No padding; without this mask transformers would look for several rows in one.
+    inputs["attention_mask"] = torch.ones_like(ids)
+    hook = model.get_output_embeddings().register_forward_pre_hook(take)
+    try:
+        with plan_in(model, plan):
+            model(input_ids=ids, use_cache=False, **inputs)
+    finally:
+        hook.remove()
+    if len(kept) != 1 or kept[0].dim() != 3 or kept[0].shape[:2] != ids.shape:
+        raise ValueError("its output layer does not run once on the states of all tokens")
+    return kept[0]
+
+
+def _depth(plan: TreePlan | TreeChunk) -> Tensor:
+    return plan.plan.depth if isinstance(plan, TreeChunk) else plan.depth

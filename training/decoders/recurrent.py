@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from treewright.kernels import TreeChunk, TreePlan
 from treewright.kernels.lightning import lightning_attention
 from treewright.kernels.tree_states import tree_convolution, tree_scan, tree_steps
-from treewright.training.decoders.attention import DENSE, NAME, NO_TREE, UnsupportedModel
+from treewright.training.decoders.attention import NAME, NO_TREE, UnsupportedModel
 from treewright.training.decoders.plans import running_plan
 
 __all__ = ["attach", "is_recurrent"]
@@ -93,7 +93,7 @@ def _placed(forward: Callable[..., Any], on_tree: Callable[..., Any] | None) -> 
         place = getattr(self, "treewright_place", None)
         plan = running_plan() or more.get("tree")
         if place is None or plan is None:
-            if place is not None and place[1]._attn_implementation in (NAME, DENSE):
+            if place is not None and place[1]._attn_implementation == NAME:
                 raise ValueError(NO_TREE)
             return forward(self, *args, **more)
         if not isinstance(plan, TreePlan | TreeChunk):

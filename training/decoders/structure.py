@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
 from treewright.training.decoders.attention import UnsupportedModel
-from treewright.training.decoders.plans import decoder_of
+from treewright.training.decoders.plans import inner_model
 
 __all__ = ["refuse_tokens", "seen_wrong", "text_config"]
 
@@ -20,21 +19,19 @@ BY_LENGTH = ("dynamic", "longrope")
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the language part."""
-    config: Any = decoder_of(model)[0].config
+    config: Any = inner_model(model).config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def seen_wrong(model: nn.Module) -> list[str]:
     """Why the model cannot run on trees, as far as its configuration and signature say so."""
-    inner, decoder = decoder_of(model)
+    inner = inner_model(model)
     config, text = inner.config, text_config(model)
     wrong = []
     if getattr(config, "is_encoder_decoder", False) or not getattr(text, "is_causal", True):
         wrong.append("it is not a causal decoder")
     if not callable(getattr(inner, "get_output_embeddings", None)) or inner.get_output_embeddings() is None:
         wrong.append("it has no output layer over a vocabulary")
-    if "position_ids" not in inspect.signature(decoder.forward).parameters:
-        wrong.append(f"{type(decoder).__name__} takes no position ids, so branches cannot count along their own paths")
     if (getattr(text, "attention_dropout", 0.0) or 0.0) > 0:
         wrong.append(f"attention dropout {text.attention_dropout} (set config.attention_dropout = 0)")
     return wrong
@@ -47,7 +44,7 @@ def _rope(text: Any) -> list[dict[str, Any]]:
 
 def refuse_tokens(model: nn.Module, ids: Tensor, longest: int) -> None:
     """Raises UnsupportedModel for what this model cannot have in a tree: images, paths longer than it is exact for."""
-    inner, _ = decoder_of(model)
+    inner = inner_model(model)
     for name in MEDIA_TOKENS:
         token = getattr(inner.config, name, None)
         if isinstance(token, int) and bool((ids == token).any()):

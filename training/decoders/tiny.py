@@ -51,7 +51,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"block_size|local_attention", 8),
     (r"sliding_window|attention_chunk_size|sliding_window_size|attention_window_size|window_size|index_block_size", 9),
     (r"index_head_dim|indexer_head_dim", 16),
-    (r"index_n_heads|indexer_n_heads|indexer_kv_heads", 2),
+    (r"index_n_heads|indexer_n_heads", 32),  # few would often score several keys alike
+    (r"indexer_kv_heads", 2),
     (r"index_topk", 6),
     (r"rotary_dim", 8),
     (r"num_channels", 3),
@@ -111,14 +112,14 @@ def _layers(values: dict[str, Any], count: int) -> int:
 
 
 def _small(config: Any, name: str, value: Any, count: int, layers: int) -> Any:
-    inner = None if name == "per_layer_config" else getattr(config, name, None)
+    inner = vars(config).get(name)
     if hasattr(inner, "to_dict"):
         return tiny_config(inner)
     if name == "per_layer_config":
         return {k: {n: _sized(n, v) for n, v in of.items()} for k, of in value.items() if int(k) < layers}
     if isinstance(value, list) and len(value) == count:
         return [_sized(name, v) for v in value[:layers]]
-    if name.endswith("_layer_ids"):
+    if name.endswith("_layer_ids") and isinstance(value, list):
         return [i for i in value if i < layers]
     if re.fullmatch(LAYERS, name) and isinstance(value, int):
         return min(value, layers)
@@ -147,6 +148,8 @@ def _keep_relations(values: dict[str, Any], small: dict[str, Any]) -> None:
         ]
     if "state_size" in values and "num_heads" in values and "head_dim" in values:
         small["head_dim"] = small["hidden_size"] * small["expand"] // small["num_heads"]
+    if "mamba_d_ssm" in values:
+        small["mamba_d_ssm"] = small["mamba_n_heads"] * small["mamba_d_head"]
     if "attention_hidden_size" in values and "kv_channels" in values:  # attention over a doubled width
         small["attention_hidden_size"] = 2 * small["hidden_size"]
         small["attention_head_dim"] = 2 * small["hidden_size"] // small["num_attention_heads"]

@@ -44,6 +44,8 @@ COMPLETED: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4},
     "ministral": {"head_dim": 16},
     "nemotron": {"num_key_value_heads": 4},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "reformer": {"is_decoder": True},
     "bert": {"is_decoder": True},

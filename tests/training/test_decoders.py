@@ -31,7 +31,7 @@ RECURRENT = {
     "NemotronH": {},
     "FalconH1": {},
     "MiniMax": {},  # Lightning attention
-    "Lfm2": {},  # short convolutions
+    "Lfm2": {"layer_types": ["conv", "full_attention"] * 16},  # short convolutions
     "Jamba": {},  # Mamba-1
 }
 ATTENTION = {

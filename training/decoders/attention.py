@@ -160,10 +160,8 @@ def _attention(
     if more.get("position_bias") is not None:
         raise UnsupportedModel("attention with a bias by position is not exact on a tree")
     if isinstance(plan, PromptCache | BranchCache):
-        if s_aux is not None or softcap is not None or chunk is not None:
-            raise UnsupportedModel("attention with sinks, a soft cap or chunks draws without shared prefixes")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return _rows(plan.attend(index, query, key, value, scale, window)), None
+        return _rows(plan.attend(index, query, key, value, scale, window, chunk, softcap, s_aux)), None
     if query.shape[0] != 1:
         raise ValueError(f"a batch of {query.shape[0]} was given; pack several trees into one plan instead")
     if key.shape[2] != query.shape[2]:

@@ -116,7 +116,7 @@ def _small(config: Any, name: str, value: Any, count: int, layers: int) -> Any:
     if hasattr(inner, "to_dict"):
         return tiny_config(inner)
     if name == "per_layer_config":
-        return {k: {n: _sized(n, v) for n, v in of.items()} for k, of in value.items() if int(k) < layers}
+        return {k: {n: _own_size(config, n, v) for n, v in of.items()} for k, of in value.items() if int(k) < layers}
     if isinstance(value, list) and len(value) == count:
         return [_sized(name, v) for v in value[:layers]]
     if name.endswith("_layer_ids") and isinstance(value, list):
@@ -124,6 +124,14 @@ def _small(config: Any, name: str, value: Any, count: int, layers: int) -> Any:
     if re.fullmatch(LAYERS, name) and isinstance(value, int):
         return min(value, layers)
     return _sized(name, copy.deepcopy(value))
+
+
+def _own_size(config: Any, name: str, value: Any) -> Any:
+    """A layer's own size stays the multiple of the common one that it is."""
+    common = config.to_dict().get(name)
+    if isinstance(value, int) and isinstance(common, int) and 0 < common < value:
+        return _sized(name, common) * (value // common)
+    return _sized(name, value)
 
 
 def _sized(name: str, value: Any) -> Any:

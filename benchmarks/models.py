@@ -33,8 +33,8 @@ from treewright.training.model import UnsupportedModel, chunked_backward, prepar
 
 __all__ = ["COMPLETED", "FEW", "examined", "main", "page", "tree_4_6"]
 
-FEW = ("gpt_oss", "qwen3_5_text", "kimi_linear", "nemotron_h", "minimax", "lfm2", "deepseek_v3", "gemma2", "llama4_text",
-       "phimoe")  # fmt: skip
+FEW = ("gpt_oss", "qwen3_5_text", "kimi_linear", "nemotron_h", "minimax", "lfm2", "deepseek_v3", "gemma2",
+       "llama4_text", "phimoe")  # fmt: skip
 """What a quick run looks at: one of each kind of layer."""
 
 COMPLETED: dict[str, dict[str, Any]] = {
@@ -58,17 +58,24 @@ LEAST = 1e-6
 
 
 def main(
-    quick: bool = False, json_path: str | None = None, plot_path: str | None = None, only: Sequence[str] | None = None
+    quick: bool = False,
+    json_path: str | None = None,
+    plot_path: str | None = None,
+    only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Prints the table, writes JSON where a path is given, and returns {"figures", "models", "hybrid_step", "quick"}.
 
     quick  ten architectures, one of each kind of layer, and the step on two small trees;  only  these architectures
     """
-    console, began = Console(), time.monotonic()
+    console, began, threads = Console(), time.monotonic(), torch.get_num_threads()
     _quiet()
-    rows = [examined(name) for name in (only or (FEW if quick else architectures()))]
-    _show(console, rows)
-    step, figures = ([], {}) if only else hybrid_step(quick)
+    torch.set_num_threads(1)  # small tensors gain nothing from more
+    try:
+        rows = [examined(name) for name in (only or (FEW if quick else architectures()))]
+        _show(console, rows)
+        step, figures = ([], {}) if only else hybrid_step(quick)
+    finally:
+        torch.set_num_threads(threads)
     for line in step:
         console.print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()))
     result = {"figures": _figures(rows) | figures, "models": rows, "hybrid_step": step, "quick": quick,
@@ -111,6 +118,8 @@ def examined(name: str) -> dict[str, Any]:
     line: dict[str, Any] = {"model": name, "class": "", "verdict": "not built", "reason": "", "difference": None,
                             "precision": "", "attention": "", "layers": ""}  # fmt: skip
     try:
+        if getattr(_class_of(name).config_class(), "is_encoder_decoder", False):
+            return line | {"verdict": "no decoder", "reason": "the decoder of an encoder-decoder"}
         model, dtype = _built(name, line)
     except Exception as error:  # a foreign class may object to anything
         return line | {"reason": _first_line(error)}
@@ -141,8 +150,7 @@ def _built(name: str, line: dict[str, Any]) -> tuple[Any, torch.dtype]:
         try:
             with _precise(dtype), torch.no_grad():
                 model = tiny_model(kind, config, dtype=dtype)
-                if not getattr(config, "is_encoder_decoder", False):
-                    model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
+                model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
         except Exception as error:
             failed = failed or error
             continue
@@ -206,7 +214,7 @@ def _difference(model: Any, plan: TreePlan) -> float:
     found = tree_logprobs(model, ids, plan, rows, targets)
     loss(*found).backward()  # type: ignore[no-untyped-call]
     gaps = [float((a - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True)] + [_apart(model, expected)]
-    if model.treewright_fit.attention == "treewright":
+    if model.treewright_fit.chunks:
         model.zero_grad()
         chunked_backward(model, ids, plan, rows, targets, loss, 13)
         gaps.append(_apart(model, expected))
@@ -286,20 +294,20 @@ def page(result: dict[str, Any]) -> str:
     """The page of the docs that committed figures make."""
     rows, figures = result["models"], result["figures"]
     value = {name: figure["value"] for name, figure in figures.items()}
+    installed = result.get("versions", {}).get("transformers", "?")
     lines = [
         "# Which models run on trees",
         "",
         "`treewright bench models` builds every causal language model of the installed transformers small, from its",
-        "default configuration and with every kind of layer that it has, and runs it on a tree of branching 4 and depth",
-        "6 and on the tree's rows. *Exact*: log-probabilities, entropies and all gradients agree, whole and in chunks;",
-        "the difference is the largest relative one, in float64 unless the table says otherwise. *Refused*: `prepare`",
-        "says why. docs/kernels.md tells how it works. The page is made from docs/models.json:",
+        "default configuration and with every kind of layer that it has, and runs it on a tree of branching 4 and",
+        "depth 6 and on the tree's rows. *Exact*: log-probabilities, entropies and all gradients agree, whole and in",
+        "chunks; the difference is the largest relative one, in float64 unless the table says otherwise. *Refused*:",
+        "`prepare` says why. [Kernels](kernels.md) tells how it works. The page is made from docs/models.json:",
         "`treewright bench models --json docs/models.json`, then",
         "`python -m treewright.benchmarks.models docs/models.json docs/models.md`.",
         "",
-        f"transformers {result.get('versions', {}).get('transformers', '?')}: of {value['models_decoders']} decoders that "
-        f"can be built, {value['models_exact']} are exact ({value['models_exact_share']:.1%}), {value['models_wrong']} "
-        f"wrong, {value['models_crash']} crash.",
+        f"transformers {installed}: of {value['models_decoders']} decoders that can be built, {value['models_exact']} "
+        f"are exact ({value['models_exact_share']:.1%}), {value['models_wrong']} wrong, {value['models_crash']} crash.",
         "",
     ]
     for title, verdicts, columns in (
@@ -313,7 +321,9 @@ def page(result: dict[str, Any]) -> str:
             continue
         lines += [f"## {title}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         for row in chosen:
-            cells = dict(zip(("model", "verdict", "difference", "attention", "layers", "reason"), _cells(row), strict=True))
+            cells = dict(
+                zip(("model", "verdict", "difference", "attention", "layers", "reason"), _cells(row), strict=True)
+            )
             if row["precision"] == "float32" and cells["difference"]:
                 cells["difference"] += " (float32)"
             lines.append(f"| {' | '.join(cells[c].replace('|', '/') for c in columns)} |")

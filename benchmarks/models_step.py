@@ -23,7 +23,7 @@ from treewright.training.model import prepare, tree_logprobs
 __all__ = ["hybrid_step"]
 
 NAMES = ("flat 2k + 16 x 1k", "binary depth 6 x 512", "random depth 6, 30-800", "comb 32 x (512 + 512)")
-TOKENS = 2048
+TOKENS = 1024
 AGREE = 1e-4
 
 
@@ -117,7 +117,9 @@ def _seconds(model: Any, optimizer: torch.optim.Optimizer, way: Callable[[], Non
 def _operations(model: Any, plan: TreePlan) -> int:
     """Multiply-adds of a forward pass: linear layers, visible pairs, recurrent states, logits of what predicts."""
     c = model.config
-    linear = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
+    linear = sum(
+        m.weight.numel() for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"
+    )
     full = sum(kind == "full_attention" for kind in c.layer_types)
     states = c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim * 4
     parent = plan.parent.numpy()

@@ -11,7 +11,7 @@ __all__ = ["lightning_attention"]
 def lightning_attention(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, state: Tensor | None = None, block: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """q, k [S, L, H, K]; v [S, L, H, V]; slope [S, L, H], what each token's step decays by → out and states [S, H, K, V].
+    """q, k [S, L, H, K]; v [S, L, H, V]; slope [S, L, H], by which each token's step decays → out, states [S, H, K, V].
 
     A token with slope, k and v zero leaves the state as it is. Differentiable; `block` tokens are one product.
     """
@@ -28,7 +28,8 @@ def lightning_attention(
         own = (q_part @ k_part.transpose(-1, -2) * weight) @ v_part
         outputs.append(own + (q_part * (-passed).exp()[..., None]) @ state)
         left = passed[..., -1:] - passed
-        state = state * (-passed[..., -1]).exp()[..., None, None] + (
-            k_part * (-left).exp()[..., None]
-        ).transpose(-1, -2) @ v_part
+        state = (
+            state * (-passed[..., -1]).exp()[..., None, None]
+            + (k_part * (-left).exp()[..., None]).transpose(-1, -2) @ v_part
+        )
     return torch.cat(outputs, 2).transpose(1, 2), state

@@ -40,7 +40,8 @@ def dense_attention(
     """Tree attention by one masked softmax over all pairs, differentiable by autograd.
 
     q [Hq, Tq, D]; k [Hkv, Tk, D], v [Hkv, Tk, Dv], Hq a multiple of Hkv; ``dtype`` is what it computes in; window,
-    chunk and softcap as `tree_attention` has them. Returns out [Hq, Tq, Dv] and the log-sum-exp of the scaled scores [Hq, Tq], both in ``dtype``. Memory grows with Tq · Tk.
+    chunk and softcap as `tree_attention` has them. Returns out [Hq, Tq, Dv] and the log-sum-exp of the scaled scores
+    [Hq, Tq], both in ``dtype``. Memory grows with Tq · Tk.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     groups = q.shape[0] // k.shape[0]
@@ -88,9 +89,7 @@ def path_states(
     return torch.stack(outputs)
 
 
-def delta_step(
-    state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor]:
+def delta_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464), and KDA (arXiv:2510.26692) where each channel decays.
 
     state [H, K, V]; q, k [H, K]; v [H, V]; beta [H]; decay, a logarithm, [H] or [H, K]. Queries are scaled by 1/√K.

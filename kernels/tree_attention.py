@@ -122,9 +122,7 @@ def _one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return (F.pad(q, (0, -more)), F.pad(k, (0, -more)), v) if more else (q, k, v)
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, reach: dict[str, int | None], sinks: Tensor | None
-) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, reach: dict[str, int | None], sinks: Tensor | None) -> None:
     if q.dim() != 3 or k.dim() != 3 or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1]:
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise ValueError(f"{shapes}: give q [Hq, Tq, D], k [Hkv, Tk, D] and v [Hkv, Tk, Dv]; a pack has no batch axis")

@@ -50,12 +50,12 @@ class TreeChunkState:
             )  # fmt: skip
             for a, b in pairwise(bounds)
         )
-        self._kept: dict[tuple[int, str], Tensor] = {}
-        self._owed: dict[tuple[int, str], Tensor] = {}
+        self._kept: dict[tuple[Any, str], Tensor] = {}
+        self._owed: dict[tuple[Any, str], Tensor] = {}
         self._rows: dict[Any, Tensor] = {}
         self._debts: dict[Any, Tensor] = {}
 
-    def keep(self, layer: int, name: str, chunk: TreeChunk, x: Tensor) -> None:
+    def keep(self, layer: Any, name: str, chunk: TreeChunk, x: Tensor) -> None:
         """Keeps a chunk's own keys ("k") or values ("v"), [Hkv, own, D]."""
         store = self._kept.get((layer, name))
         if store is None:
@@ -63,13 +63,13 @@ class TreeChunkState:
             self._kept[layer, name] = store
         store[:, chunk.start : chunk.stop] = x
 
-    def prefix(self, layer: int, name: str, chunk: TreeChunk) -> Tensor:
+    def prefix(self, layer: Any, name: str, chunk: TreeChunk) -> Tensor:
         """The live keys or values before a chunk, [Hkv, P, D]."""
         if (layer, name) not in self._kept:
             raise ValueError(f"layer {layer} has no kept keys: run every chunk in order under torch.no_grad() first")
         return self._kept[layer, name][:, chunk.live]
 
-    def settle(self, layer: int, name: str, chunk: TreeChunk, grad: Tensor) -> Tensor:
+    def settle(self, layer: Any, name: str, chunk: TreeChunk, grad: Tensor) -> Tensor:
         """Takes gradients [Hkv, P + own, D], books those of the prefix, returns own ones with what later chunks owe."""
         wide = torch.promote_types(grad.dtype, torch.float32)
         owed = self._owed.get((layer, name))
@@ -107,7 +107,7 @@ class TreeChunk:
     exports: tuple[int, ...]
 
     def attention(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, **options: Any
+        self, layer: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, **options: Any
     ) -> Tensor:
         """`tree_attention` of own q [Hq, own, D] and own k, v [Hkv, own, D] against the prefix and themselves."""
         if not torch.is_grad_enabled():
@@ -117,7 +117,6 @@ class TreeChunk:
         values = _Carry.apply(v, self, layer, "v")  # type: ignore[no-untyped-call]
         out: Tensor = tree_attention(q, keys, values, self.plan, scale, **options)
         return out
-
 
     def tails(self, count: int) -> tuple[int, ...]:
         """Its queries that are among the last `count` tokens before a token of a later chunk."""
@@ -196,7 +195,7 @@ class _Carry(torch.autograd.Function):
     """[prefix; own] forwards; backwards, settles with the state."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, chunk: TreeChunk, layer: int, name: str) -> Tensor:
+    def forward(ctx: Any, own: Tensor, chunk: TreeChunk, layer: Any, name: str) -> Tensor:
         ctx.chunk, ctx.layer, ctx.name = chunk, layer, name
         return torch.cat([chunk.state.prefix(layer, name, chunk), own], 1)
 

@@ -251,7 +251,7 @@ def _counts_up(places: Tensor) -> bool:
 
 
 def tree_steps(factor: Tensor, added: Tensor, tree: TreePlan | TreeChunk, name: Any = None) -> Tensor:
-    """State of each token, h = factor · h of the one before + added, all elementwise: [T, …], tokens of a depth at once.
+    """State of each token, h = factor · h before + added, elementwise: [T, …], tokens of one depth at a time.
 
     For recurrences that no kernel takes in chunks. A chunk keeps states as `tree_scan` does.
     """

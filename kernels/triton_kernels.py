@@ -5,8 +5,9 @@ The algorithm is FlashAttention-2's (Dao 2023, arXiv:2307.08691) with the block 
 causal triangle: full blocks run without a mask, partial ones compare positions with each key's `end`.
 
 Shapes: q [Hq, Tq, D], o [Hq, Tq, DV]; k [Hkv, Tk, D], v [Hkv, Tk, DV]; lse, delta float32 [Hq, Tq]. `at` is a query's
-key coordinate, `low` [Tq] the least depth of a key that a query sees. Scores are kept in base 2. `COMPUTE` is what products take: the tensors' own type, or float32 in the interpreter, whose bfloat16
-products are wrong. Token counts are plain arguments, so that no pack compiles anything.
+key coordinate, `low` [Tq] the least depth of a key that a query sees. Scores are kept in base 2. `COMPUTE` is what
+products take: the tensors' own type, or float32 in the interpreter, whose bfloat16 products are wrong. Token counts are
+plain arguments, so that no pack compiles anything.
 """
 
 # mypy: ignore-errors

@@ -77,8 +77,14 @@ def _needs_prepare(model: nn.Module) -> Any:
     return inner
 
 
+def _needs_chunks(model: nn.Module) -> None:
+    inner = _needs_prepare(model)
+    if not _fit(inner).chunks:
+        raise UnsupportedModel(f"{type(inner).__name__} takes a whole pack at once: unset train.chunk_tokens")
+
+
 def tree_hidden(model: nn.Module, ids: Tensor, tree: TreePlan | TreeChunk) -> Tensor:
-    """States [Tq, H] that the output layer reads, of one pack or of one chunk of it: ids int64 [Tq] in the plan's order.
+    """States [Tq, H] that the output layer reads, of a pack or of one chunk of it: ids int64 [Tq] in the plan's order.
 
     Raises ValueError where `prepare` was not called on the model or ids and plan differ in length, UnsupportedModel
     for tokens that stand for images and for paths longer than the model's rotary embedding is the same for.
@@ -119,11 +125,16 @@ class _Output:
         return self.bias if self.bias is None or self.scale == 1 else self.bias * self.scale
 
 
-def _output_of(model: nn.Module) -> _Output:
-    inner = inner_model(model)
-    layer, fit = inner.get_output_embeddings(), getattr(inner, "treewright_fit", None)
+def _fit(inner: Any) -> Fit:
+    fit: Fit | None = getattr(inner, "treewright_fit", None)
     if fit is None:
         fit = inner.treewright_fit = fit_of(inner)
+    return fit
+
+
+def _output_of(model: nn.Module) -> _Output:
+    inner = inner_model(model)
+    layer, fit = inner.get_output_embeddings(), _fit(inner)
     return _Output(layer.weight, getattr(layer, "bias", None), fit.scale, fit.softcap)
 
 
@@ -184,6 +195,7 @@ def chunked_backward(
     Adds the exact gradient to the parameters' ``grad`` and returns the loss's value, logp and entropy, detached. Two
     forward passes and one backward; K and V of the whole pack stay in memory.
     """
+    _needs_chunks(model)
     state = TreeChunkState(plan.to(ids.device), cuts)
     logp, entropy = _first_pass(model, ids, state, rows, targets, chunk)
     parts = _pairs_by_chunk(state, rows)
@@ -214,6 +226,7 @@ def chunked_logprobs(
     chunk: int = 4096,
 ) -> tuple[Tensor, Tensor]:
     """What `tree_logprobs` gives, both [M], detached, to the bit as `chunked_backward` sees them with these cuts."""
+    _needs_chunks(model)
     return _first_pass(model, ids, TreeChunkState(plan.to(ids.device), cuts), rows, targets, chunk)
 
 

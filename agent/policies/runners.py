@@ -158,9 +158,7 @@ class ModelRunner:
         ]
         if len(held) < len(layers) or len({(k.shape, v.shape) for k, v in held}) > 1:
             kind = self.model.config.model_type
-            raise TreewrightError(
-                f"{kind} models keep more than keys and values of one shape between tokens"
-            )
+            raise TreewrightError(f"{kind} models keep more than keys and values of one shape between tokens")
         keys, values = zip(*held, strict=True)
         return Stretch(before, torch.stack(keys), torch.stack(values)), out.logits[0, -1]
 

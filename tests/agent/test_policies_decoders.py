@@ -50,8 +50,10 @@ def test_draws_have_the_log_probs_of_plain_rows(name):
             stretch, logits = runner.prefill(ids[length:], path)
             cache.put(ids, stretch, logits)
             prompts.append(logits)
-        requests = [Request(ids, tuple(range(n)), length) for ids, n, length in zip(PROMPTS, (2, 3, 1, 2), (4, 7, 5, 2))]
-        drawn = generate(runner, requests, [(cache.path(ids), x) for ids, x in zip(PROMPTS, prompts)], [3])
+        sizes = zip(PROMPTS, (2, 3, 1, 2), (4, 7, 5, 2), strict=True)
+        requests = [Request(ids, tuple(range(n)), most) for ids, n, most in sizes]
+        given = [(cache.path(ids), x) for ids, x in zip(PROMPTS, prompts, strict=True)]
+        drawn = generate(runner, requests, given, [3])
     for request, draws in zip(requests, drawn, strict=True):
         for draw in draws:
             row = torch.tensor([*request.ids, *draw.ids])

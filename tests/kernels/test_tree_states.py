@@ -83,7 +83,9 @@ def test_steps_of_one_depth_at_a_time_follow_each_path(name):
     plan = PLANS[name]
     (factor, added, _), _ = tensors(plan)
     factor, added = torch.sigmoid(factor), added
-    expected = path_states(lambda h, f, a: ((h * f + a),) * 2, (factor, added), torch.zeros(HEADS, WIDTH).double(), plan)
+    expected = path_states(
+        lambda h, f, a: ((h * f + a),) * 2, (factor, added), torch.zeros(HEADS, WIDTH).double(), plan
+    )
     assert relative_error(tree_steps(factor, added, plan), expected) < 1e-13
 
 

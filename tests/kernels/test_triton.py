@@ -77,7 +77,12 @@ def test_every_head_layout_in_half_precision(backend, heads, width, dtype):
 @pytest.mark.parametrize("name", ["forest", "rectangular cut"])
 @pytest.mark.parametrize(
     "options",
-    [{"value_width": 64}, {"chunk": 20}, {"softcap": 0.8}, {"value_width": 32, "window": 30, "chunk": 50, "softcap": 3.0}],
+    [
+        {"value_width": 64},
+        {"chunk": 20},
+        {"softcap": 0.8},
+        {"value_width": 32, "window": 30, "chunk": 50, "softcap": 3.0},
+    ],
     ids=str,
 )
 def test_value_widths_chunks_and_soft_caps(backend, name, options):

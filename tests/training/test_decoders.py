@@ -1,4 +1,4 @@
-"""Families of decoders on trees against rows: outputs, gradients, chunks, checkpointing, adapters; and what is refused."""
+"""Families of decoders on trees against rows: outputs, gradients, chunks, checkpointing, adapters; what is refused."""
 
 from __future__ import annotations
 
@@ -328,6 +328,19 @@ def test_packs_too_large_for_a_whole_mask_say_what_to_unset():
     ids, rows, targets, _ = problem(model, plan)
     with pytest.raises(UnsupportedModel, match=r"unset train\.chunk_tokens"):
         chunked_backward(model, ids, plan, rows, targets, lambda p, e: p.sum(), 7)
+
+
+def test_a_layer_that_attends_twice_keeps_its_parts_apart_in_chunks():
+    kind = transformers.DiffLlamaForCausalLM
+    model, plan = tiny_model(kind, kind.config_class()), tree(depth=3)
+    ids, rows, targets, weight = problem(model, plan)
+    *_, expected = row_results(model, ids, plan, weight)
+    prepare(model)
+    assert model.treewright_fit.chunks
+    checkpointed(model, False)
+    model.zero_grad()
+    chunked_backward(model, ids, plan, rows, targets, lambda p, e: (p * weight[0] + e * weight[1]).sum(), 10)
+    agree(grads(model), expected)
 
 
 def test_states_before_the_output_layer_cost_no_logits():

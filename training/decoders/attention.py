@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from treewright.kernels import BranchCache, PromptCache, TreeChunk, TreePlan, tree_attention
-from treewright.training.decoders.plans import Plan, running_plan
+from treewright.training.decoders.plans import Plan, running_plan, turn
 
 __all__ = ["DENSE", "NAME", "UnsupportedModel", "reach_of", "register"]
 
@@ -89,7 +89,10 @@ def reach_of(seen: Seen, longest: int, size: int | None) -> tuple[int | None, in
     """
     query, key = _samples(longest, size)
     zero = torch.zeros_like(query)
-    truth = torch.as_tensor(seen(zero, zero, query, key)).expand_as(query)
+    try:
+        truth = torch.as_tensor(seen(zero, zero, query, key)).expand_as(query)
+    except IndexError:
+        raise UnsupportedModel("its attention mask depends on more than depths on a path") from None
     causal = key <= query
     candidates: list[tuple[int | None, int | None]] = [(None, None)]
     if size is not None:
@@ -169,7 +172,7 @@ def _attention(
     own = query[0], key[0], value[0]
     options: dict[str, Any] = {"window": window, "chunk": chunk, "softcap": softcap, "sinks": s_aux}
     if isinstance(plan, TreeChunk):
-        return _rows(plan.attention(index, *own, scaling, **options)[None]), None
+        return _rows(plan.attention(turn(index), *own, scaling, **options)[None]), None
     return _rows(tree_attention(*own, plan, scaling, **options)[None]), None
 
 

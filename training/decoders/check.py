@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from treewright.kernels import TreePlan
+from treewright.kernels import TreeChunkState, TreePlan
 from treewright.training.decoders import attention, recurrent
 from treewright.training.decoders.plans import counts_positions, inner_model, states_on
 from treewright.training.decoders.structure import text_config
@@ -32,6 +32,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 HALF = 0.1
 """Largest relative difference of a token's hidden state: float64, float32, and half precision."""
 
+CHUNK = 31
 PARENT, LENGTHS = [-1, 0, 1, 1, 3, 0, 0, 6, -1, 8], [22, 17, 5, 13, 6, 1, 25, 9, 14, 7]
 
 
@@ -42,17 +43,19 @@ class Fit:
     attention  the implementation it is switched to: "treewright", or "eager" with masks of a pack's size
     scale      its logits are the output layer's times this, then
     softcap    bent to c · tanh(· / c); None: not bent
+    chunks     whether packs may go through in chunks
     gap        largest relative difference of a token's hidden state in the trial, `dtype` what it was computed in
     """
 
     attention: str
     scale: float
     softcap: float | None
+    chunks: bool
     gap: float
     dtype: torch.dtype
 
 
-class doubled(TorchFunctionMode):  # noqa: N801
+class doubled(TorchFunctionMode):
     """Within it, what code asks for in float32 is float64, so that a model's own float32 parts do not blur a trial."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -65,8 +68,8 @@ class doubled(TorchFunctionMode):  # noqa: N801
 def running(model: nn.Module, implementation: str) -> Iterator[None]:
     """The model's attention switched for the time of a `with` block."""
     inner = inner_model(model)
-    configs = {id(c): c for c in (inner.config, text_config(model), *(getattr(m, "config", None) for m in inner.modules()))
-               if hasattr(c, "_attn_implementation")}  # fmt: skip
+    found = (inner.config, text_config(model), *(getattr(m, "config", None) for m in inner.modules()))
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():
@@ -177,7 +180,8 @@ def trial(model: nn.Module, dtype: torch.dtype, mode: Callable[[], Any] | None =
                 failed.append(_said(error))
                 continue
             if worst is None:
-                return Fit(implementation, scale, softcap, gap, dtype)
+                chunks = implementation == attention.NAME and _in_chunks(inner, ids, plan, truth) <= limit
+                return Fit(implementation, scale, softcap, chunks, gap, dtype)
             failed.append(f"{worst} gives another result on a tree than on its rows (by {gap:.0e} of a token's state)")
     if not counts_positions(inner):
         failed.append("it takes no position ids, by which branches would count along their own paths")
@@ -222,7 +226,9 @@ class _Rows:
                 raise attention.UnsupportedModel("its output layer does not run once on the states of all tokens")
             known = {i: self.hidden[token] for i, token in enumerate(path) if token in self.hidden}
             if known and _gap(hidden[: len(known)], known) > limit:
-                raise attention.UnsupportedModel("a token's state depends on tokens after it: it is not a causal decoder")
+                raise attention.UnsupportedModel(
+                    "a token's state depends on tokens after it: it is not a causal decoder"
+                )
             self.hidden.update(zip(path, hidden, strict=True))
             self.logits.update(zip(path, out.logits[0], strict=True))
             for name, values in seen.items():
@@ -244,7 +250,9 @@ def _recorded(model: nn.Module) -> Iterator[dict[str, tuple[Any, Any]]]:
         seen.pop(name, None)
         seen[name] = next((x for x in (*args, *more.values()) if _is_states(x)), None), out
 
-    hooks = [m.register_forward_hook(functools.partial(keep, name), with_kwargs=True) for name, m in model.named_modules()]
+    hooks = [
+        m.register_forward_hook(functools.partial(keep, name), with_kwargs=True) for name, m in model.named_modules()
+    ]
     try:
         yield seen
     finally:
@@ -277,6 +285,17 @@ def _compared(
     return gap, None if gap <= limit else _first_wrong(model, seen, truth, len(ids), limit)
 
 
+def _in_chunks(model: Any, ids: Tensor, plan: TreePlan, truth: _Rows) -> float:
+    """`_compared`'s difference where the pack goes through in chunks; infinite where it does not run so."""
+    try:
+        with running(model, attention.NAME):
+            parts = TreeChunkState(plan.to(ids.device), CHUNK).chunks
+            return _gap(torch.cat([states_on(model, c, ids[None, c.start : c.stop])[0] for c in parts]), truth.hidden)
+    except Exception as error:  # a foreign model's code may object in any way
+        log.debug("%s does not run in chunks: %s", type(model).__name__, error)
+        return float("inf")
+
+
 def _first_wrong(model: Any, seen: dict[str, tuple[Any, Any]], truth: _Rows, count: int, limit: float) -> str:
     """The first module that gives something else for what it reads the same, with its class."""
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
@@ -294,7 +313,9 @@ def _gap(found: Tensor, truth: dict[int, Tensor]) -> float:
     if true.shape != found.shape or not bool(torch.isfinite(found).all()):
         return float("inf")
     size = true.double().norm(dim=-1)
-    return float(((found.double() - true.double()).norm(dim=-1) / size.clamp(min=1e-3 * float(size.max()) + 1e-30)).max())
+    return float(
+        ((found.double() - true.double()).norm(dim=-1) / size.clamp(min=1e-3 * float(size.max()) + 1e-30)).max()
+    )
 
 
 def _output(model: Any, truth: _Rows) -> tuple[float, float | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from treewright.kernels import BranchCache, PromptCache, TreeChunk, TreePlan
 
-__all__ = ["Plan", "counts_positions", "inner_model", "plan_in", "running_plan", "states_on"]
+__all__ = ["Plan", "counts_positions", "inner_model", "plan_in", "running_plan", "states_on", "turn"]
 
 Plan = TreePlan | TreeChunk | PromptCache | BranchCache
 
 _PLAN: ContextVar[Plan | None] = ContextVar("treewright_plan", default=None)
+_TURNS: ContextVar[dict[Hashable, int]] = ContextVar("treewright_turns")
 
 
 def running_plan() -> Plan | None:
@@ -31,33 +32,48 @@ def running_plan() -> Plan | None:
     return _PLAN.get()
 
 
+def turn(layer: Hashable) -> tuple[Hashable, int]:
+    """A name for what `layer` does now in this pass: the first time (layer, 0), then (layer, 1), … A layer that attends
+    twice, or runs several times, keeps the parts of a chunk apart by it; a part that is run again has its name again."""
+    turns = _TURNS.get({})
+    count = turns.get(layer, 0)
+    turns[layer] = count + 1
+    return layer, count
+
+
 @contextmanager
 def plan_in(model: nn.Module, plan: Plan) -> Iterator[None]:
     """Runs `model` with `plan` in a `with` block, and what gradient checkpointing repeats of it later."""
-    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)
-              and "_gradient_checkpointing_func" in vars(m)]  # fmt: skip
+    layers = [
+        module for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False) and "_gradient_checkpointing_func" in vars(module)
+    ]  # fmt: skip
     own = [vars(m)["_gradient_checkpointing_func"] for m in layers]
-    token = _PLAN.set(plan)
+    tokens = _PLAN.set(plan), _TURNS.set({})
     try:
         for layer, checkpoint in zip(layers, own, strict=True):
-            layer._gradient_checkpointing_func = functools.partial(_checkpoint, checkpoint, plan)  # type: ignore[assignment]
+            layer._gradient_checkpointing_func = functools.partial(_checkpoint, checkpoint)  # type: ignore[assignment]
         yield
     finally:
         for layer, checkpoint in zip(layers, own, strict=True):
             layer._gradient_checkpointing_func = checkpoint
-        _PLAN.reset(token)
+        _PLAN.reset(tokens[0]), _TURNS.reset(tokens[1])
 
 
-def _checkpoint(checkpoint: Callable[..., Any], plan: Plan, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    return checkpoint(functools.partial(_with, plan, function), *args, **more)
+def _checkpoint(checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    plan, turns = _PLAN.get(), _TURNS.get()
+    before = dict(turns)
 
+    def repeatable(*given: Any, **named: Any) -> Any:
+        own = dict(before)
+        tokens = _PLAN.set(plan), _TURNS.set(own)
+        try:
+            return function(*given, **named)
+        finally:
+            _PLAN.reset(tokens[0]), _TURNS.reset(tokens[1])
+            turns.update(own)
 
-def _with(plan: Plan, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    token = _PLAN.set(plan)
-    try:
-        return function(*args, **more)
-    finally:
-        _PLAN.reset(token)
+    return checkpoint(repeatable, *args, **more)
 
 
 def inner_model(model: nn.Module) -> Any:

@@ -24,22 +24,20 @@ from treewright.kernels import TreeChunk, TreePlan
 from treewright.kernels.lightning import lightning_attention
 from treewright.kernels.tree_states import tree_convolution, tree_scan, tree_steps
 from treewright.training.decoders.attention import NAME, NO_TREE, UnsupportedModel
-from treewright.training.decoders.plans import running_plan
+from treewright.training.decoders.plans import running_plan, turn
 
 __all__ = ["attach", "is_recurrent"]
 
 
 @dataclass(slots=True)
 class _Spot:
-    """The layer that runs now, its plan, and how many functions it has called, by which a chunk keeps states apart."""
+    """The layer that runs now and its plan; each of its functions has a name, by which a chunk keeps states apart."""
 
     tree: TreePlan | TreeChunk
     layer: str
-    calls: int = 0
 
-    def name(self) -> tuple[str, int]:
-        self.calls += 1
-        return self.layer, self.calls
+    def name(self) -> Any:
+        return turn(self.layer)
 
 
 _SPOT: ContextVar[_Spot | None] = ContextVar("treewright_recurrent_layer", default=None)

@@ -57,5 +57,5 @@ def refuse_tokens(model: nn.Module, ids: Tensor, longest: int) -> None:
         if kind in BY_LENGTH and limit is not None and longest > limit:
             raise UnsupportedModel(
                 f"a path of {longest} tokens: beyond {limit} the {kind} rotary embedding depends on the length of the "
-                "whole row, so branches of different lengths would differ. Shorten the episodes, or set another rope_type"
+                "whole row, so branches of different lengths differ. Shorten the episodes, or set another rope_type"
             )

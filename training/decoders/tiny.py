@@ -21,7 +21,10 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"embedding_dim|emb_dim|(input_|output_)?embedding_size|lru_width", 64),
     (r"mamba_d_ssm", 128),
     (r"hidden_size_per_layer_input|ple_embed_dim", 16),
-    (r"num_attention_heads|n_head|n_heads|num_heads|attention_heads|encoder_attention_heads|decoder_attention_heads", 4),
+    (
+        r"num_attention_heads|n_head|n_heads|num_heads|attention_heads|encoder_attention_heads|decoder_attention_heads",
+        4,
+    ),
     (r"(swa_)?num_key_value_heads|num_kv_heads|num_query_groups|num_global_key_value_heads", 2),
     (r"swa_num_attention_heads", 4),
     (r"head_dim|kv_channels|swa_head_dim|global_head_dim|attention_head_dim|attention_head_size|d_head", 16),
@@ -55,6 +58,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"indexer_kv_heads", 2),
     (r"index_topk", 6),
     (r"rotary_dim", 8),
+    (r"encoder_hash_byte_group_vocab|ngram_vocab_size_base", 97),
     (r"num_channels", 3),
     (r"max_position_embeddings|n_positions|max_seq_len|context_length|n_ctx|model_max_length", 512),
 )
@@ -62,6 +66,7 @@ SIZES: tuple[tuple[str, int], ...] = (
 
 LAYERS = r"num_hidden_layers|n_layers?|num_layers|num_decoder_layers|decoder_layers|encoder_layers|num_blocks|depth"
 MOST_LAYERS = 12
+UNSAID = ("architectures", "transformers_version", "dtype", "quantization_config", "_name_or_path", "model_type")
 
 
 def tiny_config(config: Any) -> Any:
@@ -70,7 +75,7 @@ def tiny_config(config: Any) -> Any:
 
     plain = PreTrainedConfig().to_dict()
     values = {n: v for n, v in config.to_dict().items() if n not in plain or v != plain[n]}
-    for name in ("architectures", "transformers_version", "dtype", "quantization_config", "_name_or_path", "model_type"):
+    for name in UNSAID:
         values.pop(name, None)
     count = next((v for n, v in values.items() if re.fullmatch(LAYERS, n) and isinstance(v, int)), 0)
     layers = _layers(values, count)

@@ -78,7 +78,7 @@ def _measured(model: Any, family: Family, tokens: int, quick: bool) -> dict[str,
             for row in rows:
                 logits = model(input_ids=ids[row][None], use_cache=False).logits[0, :-1]
                 logp = torch.log_softmax(logits.float(), -1).gather(1, ids[row[1:], None])[:, 0]
-                (logp * (whole / through)[row[1:]]).sum().backward()
+                (logp * (whole / through)[row[1:]]).sum().backward()  # type: ignore[no-untyped-call]
 
     gap = _gap(model, on_tree, on_rows)
     if gap > AGREE:

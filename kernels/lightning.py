@@ -19,7 +19,7 @@ def lightning_attention(
     if state is None:
         state = q.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
     outputs = []
-    for parts in zip(*(x.split(block, 2) for x in (q, k, v, slope)), strict=True):
+    for parts in zip(*(torch.split(x, block, 2) for x in (q, k, v, slope)), strict=True):
         q_part, k_part, v_part, fall = parts
         passed = fall.cumsum(-1)
         between = passed[..., None] - passed[..., None, :]

@@ -193,7 +193,12 @@ def _batch(
         if found is not None:
             source.setdefault(found[0], []).append((row, found[1]))
     sources = tuple(
-        (batch, *(torch.tensor(x, device=device) for x in zip(*pairs, strict=True))) for batch, pairs in source.items()
+        (
+            batch,
+            torch.tensor([row for row, _ in pairs], device=device),
+            torch.tensor([at for _, at in pairs], device=device),
+        )
+        for batch, pairs in source.items()
     )
     where = np.flatnonzero(real.ravel())
     batch = Batch(torch.from_numpy(np.where(real, index, 0)).to(device), torch.from_numpy(real).to(device), sources)

@@ -109,9 +109,9 @@ class _Output:
     def logp(self, hidden: Tensor, row: Tensor, target: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         return tree_logp(self._scaled(hidden), self.weight, row, target, chunk, self._bias(), self.softcap)
 
-    def dot(self, hidden: Tensor, row: Tensor, target: Tensor, *grads: Tensor, chunk: int) -> Tensor:
+    def dot(self, hidden: Tensor, row: Tensor, target: Tensor, d_logp: Tensor, d_row: Tensor, chunk: int) -> Tensor:
         hidden = self._scaled(hidden)
-        return tree_logp_dot(hidden, self.weight, row, target, *grads, chunk, self._bias(), self.softcap)
+        return tree_logp_dot(hidden, self.weight, row, target, d_logp, d_row, chunk, self._bias(), self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         found = F.linear(self._scaled(hidden), self.weight, self._bias())
@@ -209,7 +209,7 @@ def chunked_backward(
             used, row = torch.unique(rows[pairs] - part.start, return_inverse=True)
             by_row = torch.zeros(used.shape, dtype=d_entropy.dtype, device=ids.device)
             by_row.index_add_(0, row, d_entropy[pairs])
-            surrogate = output.dot(hidden[used], row, targets[pairs], d_logp[pairs], by_row, chunk=chunk)
+            surrogate = output.dot(hidden[used], row, targets[pairs], d_logp[pairs], by_row, chunk)
             # A chunk without trained tokens is still owed by later ones: backward must pass through its layers.
             torch.autograd.backward((surrogate, hidden), (torch.ones_like(surrogate), torch.zeros_like(hidden)))
     return value.detach(), logp.detach(), entropy.detach()

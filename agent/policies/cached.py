@@ -131,7 +131,7 @@ class _CacheRows:
 
     def step(self, tokens: Tensor) -> Tensor:
         logits = []
-        for i, part in enumerate(tokens.split(self.counts)):
+        for i, part in enumerate(torch.split(tokens, self.counts)):
             if len(part):
                 found, self.caches[i] = self.runner.run(part[:, None], self.lengths[i], self.caches[i])
                 logits.append(found)

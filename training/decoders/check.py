@@ -238,7 +238,7 @@ class _Rows:
 
 
 def _name_of(model: Any, module: nn.Module) -> str:
-    return next(name for name, other in model.named_modules() if other is module)
+    return next(str(name) for name, other in model.named_modules() if other is module)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def running_plan() -> Plan | None:
 
 
 def turn(layer: Hashable) -> tuple[Hashable, int]:
-    """A name for what `layer` does now in this pass: the first time (layer, 0), then (layer, 1), … A layer that attends
+    """A name for what `layer` does now in this pass: first (layer, 0), then (layer, 1), … A layer that attends
     twice, or runs several times, keeps the parts of a chunk apart by it; a part that is run again has its name again."""
     turns = _TURNS.get({})
     count = turns.get(layer, 0)
@@ -57,7 +57,8 @@ def plan_in(model: nn.Module, plan: Plan) -> Iterator[None]:
     finally:
         for layer, checkpoint in zip(layers, own, strict=True):
             layer._gradient_checkpointing_func = checkpoint
-        _PLAN.reset(tokens[0]), _TURNS.reset(tokens[1])
+        _PLAN.reset(tokens[0])
+        _TURNS.reset(tokens[1])
 
 
 def _checkpoint(checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any, **more: Any) -> Any:
@@ -70,7 +71,8 @@ def _checkpoint(checkpoint: Callable[..., Any], function: Callable[..., Any], *a
         try:
             return function(*given, **named)
         finally:
-            _PLAN.reset(tokens[0]), _TURNS.reset(tokens[1])
+            _PLAN.reset(tokens[0])
+            _TURNS.reset(tokens[1])
             turns.update(own)
 
     return checkpoint(repeatable, *args, **more)

@@ -45,14 +45,15 @@ _SPOT: ContextVar[_Spot | None] = ContextVar("treewright_recurrent_layer", defau
 
 def is_recurrent(module: nn.Module) -> bool:
     """Whether the module computes with one of the functions that are known here."""
-    return bool(_functions(type(module))) or _is_lightning(type(module))
+    kind: Any = type(module)
+    return bool(_functions(kind)) or _is_lightning(kind)
 
 
 def attach(model: nn.Module) -> None:
     """Makes the model's recurrent layers follow plans. Without a plan they run as before, unless the model is switched
     to tree attention, when they refuse. Calling it again changes nothing."""
     for name, module in model.named_modules():
-        kind = type(module)
+        kind: Any = type(module)
         if not is_recurrent(module):
             continue
         beside = vars(sys.modules[kind.__module__])
@@ -61,11 +62,11 @@ def attach(model: nn.Module) -> None:
                 beside[function] = _aware(beside[function], FUNCTIONS[function])
         if not hasattr(kind.forward, "treewright_original"):
             kind.forward = _placed(kind.forward, _lightning if _is_lightning(kind) else None)
-        module.treewright_place = (name, model.config)  # type: ignore[assignment]
+        module.treewright_place = (name, model.config)
 
 
 @functools.cache
-def _functions(kind: type[nn.Module]) -> tuple[str, ...]:
+def _functions(kind: Any) -> tuple[str, ...]:
     """Names of the known functions that the methods of a module's class call."""
     names: set[str] = set()
     for base in kind.__mro__:
@@ -78,7 +79,7 @@ def _functions(kind: type[nn.Module]) -> tuple[str, ...]:
 
 
 @functools.cache
-def _is_lightning(kind: type[nn.Module]) -> bool:
+def _is_lightning(kind: Any) -> bool:
     code = getattr(inspect.unwrap(kind.forward), "__code__", None)
     return code is not None and {"get_linear_cache", "slope_rate", "qkv_proj", "output_gate"} <= {*code.co_names}
 

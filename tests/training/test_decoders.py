@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from treewright.kernels import TreePlan  # noqa: E402
 from treewright.training.decoders.check import doubled, fit_of, running  # noqa: E402
+from treewright.training.decoders.experts import expert_load, has_experts, routes, routing_flips  # noqa: E402
 from treewright.training.decoders.plans import states_on  # noqa: E402
 from treewright.training.decoders.tiny import tiny_model  # noqa: E402
 from treewright.training.model import (  # noqa: E402
@@ -350,3 +351,22 @@ def test_states_before_the_output_layer_cost_no_logits():
     model.lm_head.register_forward_hook(lambda m, args, out: seen.append(out.numel()))
     states = states_on(model, plan, problem(model, plan)[0][None])
     assert states.shape == (1, plan.n_queries, 64) and seen == [0]
+
+
+def test_experts_are_the_same_on_a_tree_and_load_counts_trajectories():
+    model, plan = model_of("GptOss"), TreePlan.from_segments([-1, 0, 0, 0], [8, 2, 3, 1])
+    ids = problem(model, plan)[0]
+    prepare(model)
+    found = routes(model, ids, plan)
+    assert has_experts(model) and len(found) == 2 and all(x.shape == (14, 2) for x in found.values())
+    rows = [list(range(8)) + tail for tail in ([8, 9], [10, 11, 12], [13])]
+    counts = {name: torch.zeros(4) for name in found}
+    for row in rows:
+        chain = TreePlan.from_segments([-1], [len(row)])
+        for name, chosen in routes(model, ids[row], chain).items():
+            assert torch.equal(chosen.sort(-1).values, found[name][row].sort(-1).values)
+            counts[name] += torch.bincount(chosen.flatten(), minlength=4)
+    for name, (once, each) in expert_load(model, ids, plan).items():
+        assert torch.allclose(each, counts[name][: len(each)] / counts[name].sum())
+        assert torch.allclose(once, torch.bincount(found[name].flatten()) / 28)
+    assert routing_flips(model, ids, plan, torch.float64) == 0 and not has_experts(model_of("Phi"))

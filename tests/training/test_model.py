@@ -9,6 +9,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from treewright.kernels import BranchCache, PromptCache, TreePlan  # noqa: E402
+from treewright.training.decoders.experts import routing_flips  # noqa: E402
 from treewright.training.decoders.plans import plan_in  # noqa: E402
 from treewright.training.model import (  # noqa: E402
     UnsupportedModel,
@@ -271,3 +272,13 @@ def test_the_decoding_example_of_the_kernels_page_runs():
     exec(block, names)
     whole = torch.cat([names["ids"].expand(8, -1), torch.arange(8)[:, None]], 1)
     assert torch.allclose(names["logits"], model(whole, use_cache=False).logits[:, -1], atol=1e-5)
+
+
+def test_a_sampler_in_half_precision_routes_some_tokens_otherwise():
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(**SHAPE, num_local_experts=8, num_experts_per_tok=2)
+    model = transformers.GptOssForCausalLM(config).eval()
+    plan = TreePlan.from_segments([-1, 0, 0], [200, 40, 60])
+    ids = torch.randint(0, 97, (300,))
+    assert routing_flips(model, ids, plan, torch.float32) == 0
+    assert 0 < routing_flips(model, ids, plan) < 0.5

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from treewright.benchmarks.models_step import hybrid_step
@@ -49,6 +48,7 @@ COMPLETED: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "reformer": {"is_decoder": True},
     "bert": {"is_decoder": True},
+    "bamba": {"attn_layer_indices": [1]},
 }
 """Options without which a default configuration cannot be built, or is no decoder."""
 
@@ -279,10 +279,10 @@ def _is_hybrid(row: dict[str, Any]) -> bool:
 
 
 def _show(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("model", "verdict", "difference", "attention", "layers", "reason")
     for row in rows:
-        table.add_row(*_cells(row))
-    console.print(table)
+        model, verdict, difference, attention, layers, reason = _cells(row)
+        line = f"{model:24} {verdict:10} {difference:6} {attention:10} {layers or reason} {reason if layers else ''}"
+        console.print(line.rstrip(), soft_wrap=True, markup=False, highlight=False)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from treewright.agent.policies.slim import SlimRunner, is_slim
 from treewright.envs.errors import TreewrightError
 from treewright.kernels.decode import BranchCache, Path, PromptCache, Stretch, assembled, path_length
 from treewright.training.decoders.attention import NAME
+from treewright.training.decoders.structure import length_limit
 from treewright.training.model import UnsupportedModel, branch_logits, refuse_unsupported, tree_attention_in
 
 __all__ = ["BranchRunner", "CacheRunner", "ModelRunner", "runner_for"]
@@ -36,10 +37,12 @@ def runner_for(model: Any) -> Runner:
     """The slim runner where it is exact, else tree attention in the model's own layers, else the model as it is."""
     if is_slim(model):
         return SlimRunner(model)
-    ways = (BranchRunner, ModelRunner, CacheRunner, functools.partial(CacheRunner, continues=False))
+    ways: list[Callable[[Any], Tried]] = [CacheRunner, functools.partial(CacheRunner, continues=False)]
     with torch.inference_mode():
         why = _no_tree(model)
-        for way in ways[1 if why else 0 :]:
+        if length_limit(model) is None:  # else rows of different lengths must not run together
+            ways = [ModelRunner, *ways] if why else [BranchRunner, ModelRunner, *ways]
+        for way in ways:
             runner = way(model)
             found = _unlike(runner, model)
             if found is None:
@@ -57,6 +60,8 @@ def _no_tree(model: Any) -> str | None:
         fit = refuse_unsupported(model)
     except (UnsupportedModel, AttributeError) as error:
         return str(error).partition("\n")[0]
+    if length_limit(model) is not None:
+        return "its rotary embedding depends on the length of a row"
     return None if fit.attention == NAME else "its attention is its own, and takes whole masks"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from treewright.agent.cli import main as command
+from treewright.agent.cli.main import main as command
 from treewright.benchmarks import models
 
 DOCS = Path(__file__).parents[2] / "docs"

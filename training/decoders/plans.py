@@ -33,8 +33,11 @@ def running_plan() -> Plan | None:
 
 
 def turn(layer: Hashable) -> tuple[Hashable, int]:
-    """A name for what `layer` does now in this pass: first (layer, 0), then (layer, 1), and on. One that attends
-    twice, or runs several times, keeps the parts of a chunk apart by it; a part that is run again has its name again."""
+    """A name for what `layer` does now in this pass: first (layer, 0), then (layer, 1), and on.
+
+    A layer that attends twice, or runs several times, keeps the parts of a chunk apart by it; a part that gradient
+    checkpointing runs again has its name again.
+    """
     turns = _TURNS.get({})
     count = turns.get(layer, 0)
     turns[layer] = count + 1

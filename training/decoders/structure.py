@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from treewright.training.decoders.attention import UnsupportedModel
 from treewright.training.decoders.plans import inner_model
 
-__all__ = ["refuse_tokens", "seen_wrong", "text_config"]
+__all__ = ["length_limit", "refuse_tokens", "seen_wrong", "text_config"]
 
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "image_token_index", "video_token_index",
                 "audio_token_index", "audio_token")  # fmt: skip
@@ -42,6 +42,18 @@ def _rope(text: Any) -> list[dict[str, Any]]:
     return [part for part in (rope, *rope.values()) if isinstance(part, dict)]
 
 
+def length_limit(model: nn.Module) -> tuple[str, int] | None:
+    """The kind of rotary embedding that changes with a row's length, and up to how many tokens it does not; or None."""
+    text = text_config(model)
+    for part in _rope(text):
+        kind = part.get("rope_type")
+        known = part.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        limit = known or getattr(text, "max_position_embeddings", None)
+        if kind in BY_LENGTH and limit is not None:
+            return str(kind), int(limit)
+    return None
+
+
 def refuse_tokens(model: nn.Module, ids: Tensor, longest: int) -> None:
     """Raises UnsupportedModel for what this model cannot have in a tree: images, paths longer than it is exact for."""
     inner = inner_model(model)
@@ -49,13 +61,9 @@ def refuse_tokens(model: nn.Module, ids: Tensor, longest: int) -> None:
         token = getattr(inner.config, name, None)
         if isinstance(token, int) and bool((ids == token).any()):
             raise UnsupportedModel(f"token {token} ({name}) stands for an image, video or sound; trees hold text only")
-    text = text_config(model)
-    for part in _rope(text):
-        kind = part.get("rope_type")
-        known = part.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
-        limit = known or getattr(text, "max_position_embeddings", None)
-        if kind in BY_LENGTH and limit is not None and longest > limit:
-            raise UnsupportedModel(
-                f"a path of {longest} tokens: beyond {limit} the {kind} rotary embedding depends on the length of the "
-                "whole row, so branches of different lengths differ. Shorten the episodes, or set another rope_type"
-            )
+    limited = length_limit(model)
+    if limited is not None and longest > limited[1]:
+        raise UnsupportedModel(
+            f"a path of {longest} tokens: beyond {limited[1]} the {limited[0]} rotary embedding depends on the length "
+            "of the whole row, so branches of different lengths differ. Shorten the episodes, or set another rope_type"
+        )

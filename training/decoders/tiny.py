@@ -78,7 +78,8 @@ def tiny_config(config: Any) -> Any:
     for name in UNSAID:
         values.pop(name, None)
     count = next((v for n, v in values.items() if re.fullmatch(LAYERS, n) and isinstance(v, int)), 0)
-    layers = _layers(values, count)
+    said = {name: getattr(config, name, None) for name in ("layer_types", "layers_block_type")}
+    layers = _layers(values | said, count)
     shared = int(values.get("num_kv_shared_layers") or 0)
     if shared:  # those layers read what earlier ones keep, so the others come first
         values["num_kv_shared_layers"], layers = layers, 2 * layers

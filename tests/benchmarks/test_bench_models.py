@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from treewright.agent.cli.main import main as command
+from typer.testing import CliRunner
+
+from treewright.agent.cli.main import app
 from treewright.benchmarks import models
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -35,11 +37,12 @@ def test_what_is_refused_wrong_or_no_decoder_is_told_apart(monkeypatch):
     assert row["verdict"] == "wrong" and row["difference"] >= 1e-3
 
 
-def test_the_command_writes_the_table_of_what_was_asked_for(tmp_path, capsys):
-    assert command(["bench", "models", "--only", "qwen3", "--json", str(tmp_path / "models.json")]) == 0
+def test_the_command_prints_and_writes_the_table_of_what_was_asked_for(tmp_path):
+    said = CliRunner().invoke(app, ["bench", "models", "--only", "qwen3", "--json", str(tmp_path / "models.json")])
+    assert said.exit_code == 0 and "qwen3" in said.output and "exact" in said.output
     result = json.loads((tmp_path / "models.json").read_text())
     assert [row["verdict"] for row in result["models"]] == ["exact"]
-    assert result["figures"]["models_wrong"]["value"] == 0 and "transformers" in result["versions"]
+    assert result["figures"]["models_wrong"]["value"] == 0 == result["figures"]["models_crash"]["value"]
 
 
 def test_the_page_of_the_docs_is_made_from_the_committed_figures():

@@ -32,6 +32,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 HALF = 0.1
 """Largest relative difference of a token's hidden state: float64, float32, and half precision."""
 
+BY_TOKEN = {nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.Dropout, nn.Identity, nn.Linear, nn.Embedding}
 CHUNK = 31
 PARENT, LENGTHS = [-1, 0, 1, 1, 3, 0, 0, 6, -1, 8], [22, 17, 5, 13, 6, 1, 25, 9, 14, 7]
 
@@ -112,7 +113,8 @@ def _kind(kind: type) -> str:
 
 def _kinds(model: nn.Module) -> set[str]:
     """The classes that the model is made of, but for those of adapters, which treat each token alone."""
-    return {_kind(type(m)) for m in model.modules() if not type(m).__module__.startswith("peft.")}
+    kinds = {type(module) for module in model.modules()}
+    return {_kind(kind) for kind in kinds if kind not in BY_TOKEN and not kind.__module__.startswith("peft.")}
 
 
 def _tried(model: Any) -> Fit:

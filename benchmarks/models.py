@@ -335,7 +335,7 @@ def _step_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         "## A hybrid's training step",
         "",
-        "Forward, loss, backward and optimizer of a small Qwen3.5-shaped decoder (8 layers, six of them Gated DeltaNet), in",
+        "Forward, loss, backward and optimizer of a small Qwen3.5-shaped decoder (8 layers, six of Gated DeltaNet), in",
         "CPU seconds of one thread, on a tree and on its rows through the model's own code; the ideal is the ratio of",
         "floating-point operations.",
         "",

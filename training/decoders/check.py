@@ -184,7 +184,10 @@ def trial(model: nn.Module, dtype: torch.dtype, mode: Callable[[], Any] | None =
             if worst is None:
                 chunks = implementation == attention.NAME and _in_chunks(inner, ids, plan, truth) <= limit
                 return Fit(implementation, scale, softcap, chunks, gap, dtype)
-            failed.append(f"{worst} gives another result on a tree than on its rows (by {gap:.0e} of a token's state)")
+            if not any(said.startswith(f"{worst} ") for said in failed):
+                failed.append(
+                    f"{worst} gives another result on a tree than on its rows (by {gap:.0e} of a token's state)"
+                )
     if not counts_positions(inner):
         failed.append("it takes no position ids, by which branches would count along their own paths")
     raise attention.UnsupportedModel("; ".join(dict.fromkeys(failed)))
@@ -262,6 +265,28 @@ def _recorded(model: nn.Module) -> Iterator[dict[str, tuple[Any, Any]]]:
             hook.remove()
 
 
+@contextmanager
+def _naming(model: nn.Module) -> Iterator[None]:
+    """Puts before an error which module it comes from."""
+    inside: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        place = f"{type(module).__name__} ({name})" if name else type(module).__name__
+        hooks += [
+            module.register_forward_pre_hook(lambda m, args, place=place: inside.append(place)),
+            module.register_forward_hook(lambda m, args, out: inside.pop() and None),
+        ]
+    try:
+        yield
+    except Exception as error:
+        if not inside:
+            raise
+        raise attention.UnsupportedModel(f"{inside[-1]}: {_said(error)}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _is_states(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= 2
 
@@ -281,7 +306,7 @@ def _compared(
     model: Any, ids: Tensor, plan: TreePlan, implementation: str, truth: _Rows, limit: float
 ) -> tuple[float, str | None]:
     """Largest relative difference of a token's last state, and the first part that differs, if it is too much."""
-    with running(model, implementation), _recorded(model) as seen:
+    with running(model, implementation), _recorded(model) as seen, _naming(model):
         hidden = states_on(model, plan.to(ids.device), ids[None])[0]
     gap = _gap(hidden, truth.hidden)
     return gap, None if gap <= limit else _first_wrong(model, seen, truth, len(ids), limit)

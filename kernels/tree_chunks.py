@@ -45,9 +45,14 @@ class TreeChunkState:
         self.plan = plan
         self.chunks = tuple(
             TreeChunk(
-                state=self, start=a, stop=b, plan=plan.cut(a, b), live=plan.live(a), due=_due(plan, a, b),
+                state=self,
+                start=a,
+                stop=b,
+                plan=plan.cut(a, b),
+                live=plan.live(a),
+                due=_due(plan, a, b),
                 exports=_exports(plan, a, b),
-            )  # fmt: skip
+            )
             for a, b in pairwise(bounds)
         )
         self._kept: dict[tuple[Any, str], Tensor] = {}

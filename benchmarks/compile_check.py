@@ -65,8 +65,8 @@ def _source(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], Any]
     tile = tile_for(name, tma, torch.bfloat16, width)
     kernel = getattr(triton_kernels, f"{'columns' if name == 'fused' else name}_kernel")
     constants: dict[str, Any] = {
-        "GROUPS": 4, "D": width, "BLOCK_Q": tile.block_q, "BLOCK_K": tile.block_k, "COMPUTE": tl.bfloat16,
-        "PRECISION": "ieee", "WINDOW": False, "TMA": tma, "ADD": False,
+        "GROUPS": 4, "D": width, "DV": width, "BLOCK_Q": tile.block_q, "BLOCK_K": tile.block_k, "COMPUTE": tl.bfloat16,
+        "PRECISION": "ieee", "WINDOW": False, "CAP": False, "TMA": tma, "ADD": False,
         "FUSED": name == "fused",
     }  # fmt: skip
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
@@ -89,11 +89,11 @@ def _plain_type(argument: str, fused: bool) -> str:
         return "*bf16"
     if argument in ("lse", "delta"):
         return "*fp32"
-    if argument == "scale":
+    if argument in ("scale", "softcap"):
         return "fp32"
-    if argument == "depth":
+    if argument in ("depth", "low"):
         return "*i64"
-    if argument.startswith("n_") or argument in ("q_offset", "window"):
+    if argument.startswith("n_") or argument == "q_offset":
         return "i32"
     return "i32" if argument.endswith(("_sh", "_st")) else "*i32"
 

@@ -72,12 +72,17 @@ class PromptCache:
         self._new: dict[int, tuple[Tensor, Tensor]] = {}
         self.positions = torch.arange(self._start, stop, device=device)[None]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
-        """What the new tokens see, [1, Hq, T, D], for q [1, Hq, T, D] and k, v [1, Hkv, T, D]."""
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None,
+        chunk: int | None = None, softcap: float | None = None, sinks: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """What the new tokens see, [1, Hq, T, Dv], for q [1, Hq, T, D], k [1, Hkv, T, D] and v [1, Hkv, T, Dv]; the
+        rest as `tree_attention` has it."""
         self._new[layer] = k[0], v[0]
         keys = torch.cat([*(s.keys[layer] for s in self._path), k[0]], 1)
         values = torch.cat([*(s.values[layer] for s in self._path), v[0]], 1)
-        out = tree_attention(q[0], keys, values, self._plan, scale, window=window)
+        options = {"window": window, "chunk": chunk, "softcap": softcap, "sinks": sinks}
+        out: Tensor = tree_attention(q[0], keys, values, self._plan, scale, **options)  # type: ignore[call-overload]
         return out[None]
 
     def stretch(self) -> Stretch:
@@ -119,7 +124,7 @@ class BranchCache:
         depth[:, self._at :] = self.positions + torch.arange(room, device=keys.device)
         self._depth = depth
         self._padding = self._bias(depth >= 0, keys.dtype)
-        self._masks: dict[tuple[int, int], Tensor] = {}
+        self._masks: dict[tuple[int, int | None, int | None], Tensor] = {}
 
     @property
     def n_branches(self) -> int:
@@ -135,22 +140,31 @@ class BranchCache:
         """Of the branches' own parts."""
         return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values))
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
-        """Takes one token of each branch, k, v [B, Hkv, 1, D]; returns what q [B, Hq, 1, D] sees, [B, Hq, 1, D]."""
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None,
+        chunk: int | None = None, softcap: float | None = None, sinks: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Takes one token of each branch, k [B, Hkv, 1, D], v [B, Hkv, 1, Dv]; returns what q [B, Hq, 1, D] sees,
+        [B, Hq, 1, Dv]; the rest as `tree_attention` has it."""
         keys, values, at = self._keys[layer], self._values[layer], self._at
         keys[:, :, at], values[:, :, at] = k[:, :, 0], v[:, :, 0]
         grouped = q.reshape(len(q), keys.shape[1], -1, q.shape[3])  # query heads that share a key stand as rows
-        mask = self._padding if window is None else self._own_mask(window, keys.dtype)
+        whole = window is None and chunk is None
+        mask = self._padding if whole else self._own_mask(window, chunk, keys.dtype)
         stop = at + 1
-        out, lse = _attention(grouped, keys[:, :, :stop], values[:, :, :stop], mask[..., :stop], scale)
+        out, lse = _attention(grouped, keys[:, :, :stop], values[:, :, :stop], mask[..., :stop], scale, softcap)
         if self._shared:
             out = out.to(lse.dtype)
         for i, part in enumerate(self._shared):
             rows = slice(part.first, part.stop)
-            more, more_lse = _over(grouped[rows], part.stretch, layer, self._mask(i, window, grouped), scale)
+            hidden = None if whole else self._mask(i, window, chunk, grouped)
+            more, more_lse = _over(grouped[rows], part.stretch, layer, hidden, scale, softcap)
             total = torch.logaddexp(lse[rows], more_lse)
             out[rows] = torch.lerp(out[rows], more.to(out.dtype), (more_lse - total).exp_()[..., None])
             lse[rows] = total
+        if sinks is not None:
+            kept = torch.sigmoid(lse - sinks.to(lse.dtype).view(lse.shape[1:]))
+            out = out * kept[..., None].to(out.dtype)
         return out.to(q.dtype).reshape(q.shape[0], q.shape[1], 1, -1)
 
     def advance(self) -> None:
@@ -177,23 +191,29 @@ class BranchCache:
         a log-sum-exp that vanishes in the sum, and no NaN."""
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, self._lowest)[:, None, None]
 
-    def _own_mask(self, window: int, dtype: torch.dtype) -> Tensor:
-        key = (-1, window)
+    def _own_mask(self, window: int | None, chunk: int | None, dtype: torch.dtype) -> Tensor:
+        key = (-1, window, chunk)
         if key not in self._masks:
-            seen = (self._depth >= 0) & (self._depth > self.positions - window)
+            seen = (self._depth >= 0) & _near(self._depth, self.positions, window, chunk)
             self._masks[key] = self._bias(seen, dtype)
         return self._masks[key]
 
-    def _mask(self, index: int, window: int | None, grouped: Tensor) -> Tensor | None:
-        """[1, 1, rows · groups, L] for shared stretch `index` where a window ends inside or behind it."""
-        if window is None:
-            return None
-        key, part = (index, window), self._shared[index]
+    def _mask(self, index: int, window: int | None, chunk: int | None, grouped: Tensor) -> Tensor:
+        """[1, 1, rows · groups, L] for shared stretch `index` where a window or chunk ends inside or behind it."""
+        key, part = (index, window, chunk), self._shared[index]
         if key not in self._masks:
             depth = part.stretch.start + torch.arange(part.stretch.length, device=grouped.device)
-            seen = depth > self.positions[part.first : part.stop] - window
+            seen = _near(depth, self.positions[part.first : part.stop], window, chunk)
             self._masks[key] = self._bias(seen, grouped.dtype)[:, 0].expand(-1, grouped.shape[2], -1).flatten(0, 1)
         return self._masks[key][None, None]
+
+
+def _near(depth: Tensor, at: Tensor, window: int | None, chunk: int | None) -> Tensor:
+    """Whether keys at `depth` lie within the window and the chunk of queries at `at` [B, 1]."""
+    seen = depth <= at
+    if window is not None:
+        seen = seen & (depth > at - window)
+    return seen if chunk is None else seen & (depth // chunk == at // chunk)
 
 
 def _divided(paths: Sequence[Path], bounds: Sequence[int], least: float) -> tuple[list[_Shared], list[list[Stretch]]]:
@@ -267,22 +287,28 @@ def assembled(
     return keys, values, depth
 
 
-def _over(q: Tensor, stretch: Stretch, layer: int, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _over(
+    q: Tensor, stretch: Stretch, layer: int, mask: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
     """Branches' queries [n, Hkv, groups, D] over one stretch: out like q and lse [n, Hkv, groups]."""
     rows = q.transpose(0, 1).flatten(1, 2)[None]  # branches and query heads of a group are rows of one product
-    out, lse = _attention(rows, stretch.keys[layer][None], stretch.values[layer][None], mask, scale)
+    out, lse = _attention(rows, stretch.keys[layer][None], stretch.values[layer][None], mask, scale, softcap)
     shape = (q.shape[1], q.shape[0], q.shape[2])
     return out[0].reshape(*shape, -1).transpose(0, 1), lse[0].reshape(shape).transpose(0, 1)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """q [N, H, R, D] over k, v [N, H, L, D] without causality: out [N, H, R, D] and lse [N, H, R]."""
-    if q.device.type == "cpu":
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """q [N, H, R, D] over k [N, H, L, D], v [N, H, L, Dv] without causality: out [N, H, R, Dv] and lse [N, H, R]."""
+    if q.device.type == "cpu" and softcap is None and v.shape[-1] == q.shape[-1]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, False, attn_mask=bias, scale=scale
         )
         return out, lse
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias
     lse = torch.logsumexp(scores, -1)

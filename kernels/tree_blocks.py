@@ -92,15 +92,15 @@ def _block_ranges(plan: Spans, block_q: int, block_k: int) -> tuple[IntArray, In
     return low, np.maximum(high, low), np.minimum(full_low, high), np.minimum(full_high, high)
 
 
-def block_rows(plan: Spans, block_q: int, block_k: int, window: int | None) -> BlockRows:
+def block_rows(plan: Spans, block_q: int, block_k: int, low_depth: Tensor | None) -> BlockRows:
     """The lists of the passes over queries; see `TreePlan.rows`."""
     low, high, full_low, full_high = _block_ranges(plan, block_q, block_k)
     count = high - low
     key = np.repeat(np.arange(len(low)), count)
     query = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count) + low[key]
     full = (query >= full_low[key]) & (query < full_high[key])
-    if window is not None:
-        near, inside = _window_blocks(plan, block_q, block_k, window, query, key)
+    if low_depth is not None:
+        near, inside = _near_blocks(plan, block_q, block_k, low_depth, query, key)
         key, query, full = key[near], query[near], (full & inside)[near]
     n_rows = -(-plan.n_queries // block_q)
     lists = []
@@ -111,15 +111,15 @@ def block_rows(plan: Spans, block_q: int, block_k: int, window: int | None) -> B
     return BlockRows(block_q, block_k, *lists)
 
 
-def _window_blocks(
-    plan: Spans, block_q: int, block_k: int, window: int, query: IntArray, key: IntArray
+def _near_blocks(
+    plan: Spans, block_q: int, block_k: int, low_depth: Tensor, query: IntArray, key: IntArray
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Per block pair: some pair may lie within the window; every pair does."""
-    at, above = plan.depth.cpu().numpy(), plan.key_depth.cpu().numpy()
+    """Per block pair: some key may be deep enough for some query; every key is for every query."""
+    at, above = low_depth.cpu().numpy(), plan.key_depth.cpu().numpy()
     q_start, k_start = np.arange(0, len(at), block_q), np.arange(0, len(above), block_k)
     q_min, q_max = np.minimum.reduceat(at, q_start)[query], np.maximum.reduceat(at, q_start)[query]
     k_min, k_max = np.minimum.reduceat(above, k_start)[key], np.maximum.reduceat(above, k_start)[key]
-    return q_min - k_max < window, q_max - k_min < window
+    return k_max >= q_min, k_min >= q_max
 
 
 def block_columns(plan: Spans, block_q: int, block_k: int, split: int | None) -> BlockColumns:

@@ -5,6 +5,9 @@ and values are kept per layer. Any loss of all log-probabilities then gives thei
 last to first with gradients and backpropagates g; what a chunk owes to keys before it is added up, in float32 or wider,
 until the chunk that made them comes.
 
+Recurrent layers keep states, and short convolutions their last inputs, the same way: of the tokens that a later chunk
+goes on from (`TreeChunk.read` and `write`).
+
 Only live keys are owed anything, and the live keys of a cut are one root path, so the debts of a layer take as much
 memory as the longest path: they are indexed by depth. The result is exact for any loss of the log-probabilities.
 """
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,13 +44,23 @@ class TreeChunkState:
             raise ValueError(f"cuts {starts[:8]} must rise from 0 and stay below the plan's {plan.n_queries} tokens")
         self.plan = plan
         self.chunks = tuple(
-            TreeChunk(state=self, start=a, stop=b, plan=plan.cut(a, b), live=plan.live(a), due=_due(plan, a, b))
+            TreeChunk(
+                state=self,
+                start=a,
+                stop=b,
+                plan=plan.cut(a, b),
+                live=plan.live(a),
+                due=_due(plan, a, b),
+                exports=_exports(plan, a, b),
+            )
             for a, b in pairwise(bounds)
         )
-        self._kept: dict[tuple[int, str], Tensor] = {}
-        self._owed: dict[tuple[int, str], Tensor] = {}
+        self._kept: dict[tuple[Any, str], Tensor] = {}
+        self._owed: dict[tuple[Any, str], Tensor] = {}
+        self._rows: dict[Any, Tensor] = {}
+        self._debts: dict[Any, Tensor] = {}
 
-    def keep(self, layer: int, name: str, chunk: TreeChunk, x: Tensor) -> None:
+    def keep(self, layer: Any, name: str, chunk: TreeChunk, x: Tensor) -> None:
         """Keeps a chunk's own keys ("k") or values ("v"), [Hkv, own, D]."""
         store = self._kept.get((layer, name))
         if store is None:
@@ -54,13 +68,13 @@ class TreeChunkState:
             self._kept[layer, name] = store
         store[:, chunk.start : chunk.stop] = x
 
-    def prefix(self, layer: int, name: str, chunk: TreeChunk) -> Tensor:
+    def prefix(self, layer: Any, name: str, chunk: TreeChunk) -> Tensor:
         """The live keys or values before a chunk, [Hkv, P, D]."""
         if (layer, name) not in self._kept:
             raise ValueError(f"layer {layer} has no kept keys: run every chunk in order under torch.no_grad() first")
         return self._kept[layer, name][:, chunk.live]
 
-    def settle(self, layer: int, name: str, chunk: TreeChunk, grad: Tensor) -> Tensor:
+    def settle(self, layer: Any, name: str, chunk: TreeChunk, grad: Tensor) -> Tensor:
         """Takes gradients [Hkv, P + own, D], books those of the prefix, returns own ones with what later chunks owe."""
         wide = torch.promote_types(grad.dtype, torch.float32)
         owed = self._owed.get((layer, name))
@@ -86,6 +100,7 @@ class TreeChunk:
     plan  the rectangular cut
     live  int64 [P], tokens before it that it may see
     due   int64, its own tokens that later chunks see
+    exports  its queries that tokens of later chunks come right after
     """
 
     state: TreeChunkState
@@ -94,9 +109,10 @@ class TreeChunk:
     plan: TreePlan
     live: Tensor
     due: Tensor
+    exports: tuple[int, ...]
 
     def attention(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, **options: Any
+        self, layer: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, **options: Any
     ) -> Tensor:
         """`tree_attention` of own q [Hq, own, D] and own k, v [Hkv, own, D] against the prefix and themselves."""
         if not torch.is_grad_enabled():
@@ -106,6 +122,73 @@ class TreeChunk:
         values = _Carry.apply(v, self, layer, "v")  # type: ignore[no-untyped-call]
         out: Tensor = tree_attention(q, keys, values, self.plan, scale, **options)
         return out
+
+    def tails(self, count: int) -> tuple[int, ...]:
+        """Its queries that are among the last `count` tokens before a token of a later chunk."""
+        key = ("tails", self.start, self.stop, count)
+        cache = self.state.plan.cache
+        if key not in cache:
+            up, found = self.state.plan.parent.cpu().numpy().astype(np.int64), np.arange(0)
+            at = np.arange(self.stop, len(up))
+            for _ in range(count):
+                at = np.unique(up[at])
+                at = at[at >= 0]
+                found = np.union1d(found, at)
+            mine = found[(found >= self.start) & (found < self.stop)] - self.start
+            cache[key] = tuple(int(i) for i in mine)
+        tails: tuple[int, ...] = cache[key]
+        return tails
+
+    def read(self, name: Any, tokens: Tensor) -> Tensor:
+        """What earlier chunks wrote under `name` for these tokens of the pack, [n, …]; its gradient is theirs."""
+        held = [self.state._rows.get((name, token)) for token in tokens.tolist()]
+        if any(x is None for x in held):
+            raise ValueError(f"{name} has no kept rows: run every chunk in order under torch.no_grad() first")
+        rows = torch.stack([x for x in held if x is not None])
+        if torch.is_grad_enabled():
+            rows.requires_grad_()
+            rows.register_hook(lambda grad: self._owe(name, tokens.tolist(), grad))  # type: ignore[no-untyped-call]
+        return rows
+
+    def _owe(self, name: Any, tokens: list[int], grad: Tensor) -> None:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        for token, row in zip(tokens, grad.to(wide), strict=True):
+            debt = self.state._debts.get((name, token))
+            self.state._debts[name, token] = row if debt is None else debt + row
+
+    def write(self, name: Any, queries: Sequence[int], rows: Tensor, out: Tensor) -> Tensor:
+        """Keeps rows [n, …] of own queries for later chunks; `out` as it is, through which their gradient comes."""
+        tokens = [self.start + query for query in queries]
+        if not torch.is_grad_enabled():
+            self.state._rows.update({(name, t): row for t, row in zip(tokens, rows.detach().clone(), strict=True)})
+            return out
+        through: Tensor = _Due.apply(out, rows, self, name, tokens)  # type: ignore[no-untyped-call]
+        return through
+
+
+class _Due(torch.autograd.Function):
+    """`out` forwards; backwards, what later chunks owe to `rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, rows: Tensor, chunk: TreeChunk, name: Any, tokens: list[int]) -> Tensor:
+        ctx.chunk, ctx.name, ctx.tokens, ctx.shape, ctx.dtype = chunk, name, tokens, rows.shape, rows.dtype
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        debts = ctx.chunk.state._debts
+        due = torch.zeros(ctx.shape, dtype=ctx.dtype, device=grads[0].device)
+        for i, token in enumerate(ctx.tokens):
+            debt = debts.pop((ctx.name, token), None)
+            if debt is not None:
+                due[i] = debt.to(ctx.dtype)
+        return grads[0], due, None, None, None
+
+
+def _exports(plan: TreePlan, start: int, stop: int) -> tuple[int, ...]:
+    after = plan.parent[stop:]
+    mine = torch.unique(after[(after >= start) & (after < stop)]) - start
+    return tuple(mine.tolist())
 
 
 def _due(plan: TreePlan, start: int, stop: int) -> Tensor:
@@ -117,7 +200,7 @@ class _Carry(torch.autograd.Function):
     """[prefix; own] forwards; backwards, settles with the state."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, chunk: TreeChunk, layer: int, name: str) -> Tensor:
+    def forward(ctx: Any, own: Tensor, chunk: TreeChunk, layer: Any, name: str) -> Tensor:
         ctx.chunk, ctx.layer, ctx.name = chunk, layer, name
         return torch.cat([chunk.state.prefix(layer, name, chunk), own], 1)
 

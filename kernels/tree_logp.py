@@ -10,13 +10,17 @@ from torch import Tensor
 __all__ = ["tree_logp", "tree_logp_dot", "tree_logp_grad"]
 
 
-def tree_logp(h: Tensor, weight: Tensor, row: Tensor, target: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+def tree_logp(
+    h: Tensor, weight: Tensor, row: Tensor, target: Tensor, chunk: int = 4096,
+    bias: Tensor | None = None, softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probability of each (row, target) pair and entropy of each row's next-token distribution, in nats.
 
     h       [N, H] hidden states, only of the tokens that predict something (a branch point predicts several)
     weight  [V, H] of the output layer
     row     int64 [M], index into h of the token that predicts; target int64 [M], index into the vocabulary
     chunk   rows whose logits exist at once: chunk · V numbers
+    bias    [V] added to the logits;  softcap  c bends each logit s to c · tanh(s / c), after the bias
 
     Returns logp [M] and entropy [N], float32 (float64 for float64), both differentiable. The backward pass computes
     the logits again. Raises ValueError where shapes do not fit or an index is out of range.
@@ -28,7 +32,7 @@ def tree_logp(h: Tensor, weight: Tensor, row: Tensor, target: Tensor, chunk: int
     for name, index, size in (("row", row, h.shape[0]), ("target", target, weight.shape[0])):
         if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < size):
             raise ValueError(f"{name} runs from {int(index.min())} to {int(index.max())}, outside 0..{size - 1}")
-    logp, entropy = _TreeLogp.apply(h, weight, row, target, chunk)  # type: ignore[no-untyped-call]
+    logp, entropy = _TreeLogp.apply(h, weight, bias, row, target, chunk, softcap)  # type: ignore[no-untyped-call]
     return logp, entropy
 
 
@@ -40,16 +44,19 @@ def tree_logp_grad(
     d_logp: Tensor | None,
     d_entropy: Tensor | None = None,
     chunk: int = 4096,
-) -> tuple[Tensor, Tensor]:
-    """Gradients [N, H] of h and [V, H] of weight where those of logp [M] and entropy [N] are known beforehand.
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients [N, H] of h, [V, H] of weight and [V] of bias where those of logp [M] and entropy [N] are known.
 
     One pass, three matrix products per chunk; weight's gradient is summed in float32 or wider.
     """
     wide = torch.promote_types(h.dtype, torch.float32)
     d_h = torch.empty_like(h)
     d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+    d_bias = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
     for start, stop, pairs in _chunks(h.shape[0], row, chunk):
-        logits = (h[start:stop] @ weight.T).to(wide)
+        logits = _logits(h[start:stop], weight, bias, softcap)
         log_probs = torch.log_softmax(logits, -1)
         probs = log_probs.exp()
         factor = torch.zeros(stop - start, 1, dtype=wide, device=h.device)
@@ -62,10 +69,21 @@ def tree_logp_grad(
         d_logits = probs.mul_(factor)
         if g is not None:
             d_logits.index_put_((row[pairs] - start, target[pairs]), g, accumulate=True)
+        if softcap is not None:
+            d_logits = d_logits * (1 - (logits / softcap) ** 2)
+        if d_bias is not None:
+            d_bias += d_logits.sum(0)
         d_logits = d_logits.to(h.dtype)
         d_h[start:stop] = d_logits @ weight
         d_weight += d_logits.T @ h[start:stop]
-    return d_h, d_weight.to(weight.dtype)
+    return d_h, d_weight.to(weight.dtype), None if d_bias is None or bias is None else d_bias.to(bias.dtype)
+
+
+def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    logits = (h @ weight.T).to(torch.promote_types(h.dtype, torch.float32))
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def tree_logp_dot(
@@ -76,6 +94,8 @@ def tree_logp_dot(
     d_logp: Tensor,
     d_entropy: Tensor | None = None,
     chunk: int = 4096,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """A scalar whose gradient is that of Σ d_logp · logp + Σ d_entropy · entropy; its value is 0.
 
@@ -83,45 +103,46 @@ def tree_logp_dot(
     matrix product, since h's and weight's gradients were computed with the logits at hand. Shapes as `tree_logp_grad`.
     """
     zero: Tensor = _KnownGradient.apply(  # type: ignore[no-untyped-call]
-        h, weight, row, target, d_logp, d_entropy, chunk
+        h, weight, bias, row, target, d_logp, d_entropy, chunk, softcap
     )
     return zero
 
 
 class _KnownGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        row, target, d_logp, d_entropy, chunk = rest
-        ctx.save_for_backward(*tree_logp_grad(h, weight, row, target, d_logp, d_entropy, chunk))
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        row, target, d_logp, d_entropy, chunk, softcap = rest
+        ctx.save_for_backward(*tree_logp_grad(h, weight, row, target, d_logp, d_entropy, chunk, bias, softcap))
         return torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_h, d_weight = ctx.saved_tensors
-        return d_h * grads[0].to(d_h.dtype), d_weight * grads[0].to(d_weight.dtype), None, None, None, None, None
+        known = [None if d is None else d * grads[0].to(d.dtype) for d in ctx.saved_tensors]
+        return *known, None, None, None, None, None, None
 
 
 class _TreeLogp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, row: Tensor, target: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        row, target, chunk, softcap = rest
         wide = torch.promote_types(h.dtype, torch.float32)
         logp = torch.empty(row.shape, dtype=wide, device=h.device)
         entropy = torch.empty(h.shape[0], dtype=wide, device=h.device)
         for start, stop, pairs in _chunks(h.shape[0], row, chunk):
-            log_probs = torch.log_softmax((h[start:stop] @ weight.T).to(wide), -1)
+            log_probs = torch.log_softmax(_logits(h[start:stop], weight, bias, softcap), -1)
             logp[pairs] = log_probs[row[pairs] - start, target[pairs]]
             entropy[start:stop] = -(log_probs.exp() * log_probs).sum(-1)
-        ctx.save_for_backward(h, weight, row, target)
-        ctx.chunk = chunk
+        ctx.save_for_backward(h, weight, bias, row, target)
+        ctx.chunk, ctx.softcap = chunk, softcap
         ctx.set_materialize_grads(False)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        h, weight, row, target = ctx.saved_tensors
+        h, weight, bias, row, target = ctx.saved_tensors
         d_logp, d_entropy = grads
-        d_h, d_weight = tree_logp_grad(h, weight, row, target, d_logp, d_entropy, ctx.chunk)
-        return d_h, d_weight, None, None, None
+        known = tree_logp_grad(h, weight, row, target, d_logp, d_entropy, ctx.chunk, bias, ctx.softcap)
+        return *known, None, None, None, None
 
 
 def _chunks(n_rows: int, row: Tensor, chunk: int) -> list[tuple[int, int, Tensor]]:

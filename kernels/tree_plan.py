@@ -179,11 +179,25 @@ class TreePlan:
             end=end.int(), depth=depth, parent=linked.int(), q_offset=prefix, n_pairs=int(depth.sum()) + stop - start
         )
 
-    def rows(self, block_q: int, block_k: int, window: int | None = None) -> BlockRows:
-        """Key blocks per query block for the given tile sizes; `window` leaves out what is too far up the path."""
-        key = ("rows", block_q, block_k, window)
+    def low(self, window: int | None = None, chunk: int | None = None) -> Tensor | None:
+        """int64 [Tq]; the least depth of a key that each query sees, None where it sees its whole path.
+
+        window  keys with ``depth[query] − depth[key] < window``;  chunk  keys with the same ``depth // chunk``
+        """
+        if window is None and chunk is None:
+            return None
+        key = ("low", window, chunk)
         if key not in self.cache:
-            self.cache[key] = block_rows(self, block_q, block_k, window)
+            low = torch.zeros_like(self.depth) if window is None else (self.depth - window + 1).clamp(min=0)
+            self.cache[key] = low if chunk is None else torch.maximum(low, self.depth // chunk * chunk)
+        found: Tensor = self.cache[key]
+        return found
+
+    def rows(self, block_q: int, block_k: int, window: int | None = None, chunk: int | None = None) -> BlockRows:
+        """Key blocks per query block for the given tile sizes; `window` and `chunk` leave out what `low` hides."""
+        key = ("rows", block_q, block_k, window, chunk)
+        if key not in self.cache:
+            self.cache[key] = block_rows(self, block_q, block_k, self.low(window, chunk))
         found: BlockRows = self.cache[key]
         return found
 
@@ -195,14 +209,13 @@ class TreePlan:
         found: BlockColumns = self.cache[key]
         return found
 
-    def dense_mask(self, window: int | None = None) -> Tensor:
+    def dense_mask(self, window: int | None = None, chunk: int | None = None) -> Tensor:
         """bool [Tq, Tk]; True where the query sees the key. For tests and small packs."""
         query = torch.arange(self.q_offset, self.n_keys, device=self.device)[:, None]
         key = torch.arange(self.n_keys, device=self.device)[None]
         seen = (key <= query) & (query < self.end[None])
-        if window is not None:
-            seen &= self.depth[:, None] - self.key_depth[None] < window
-        return seen
+        low = self.low(window, chunk)
+        return seen if low is None else seen & (self.key_depth[None] >= low[:, None])
 
     def check_integrity(self) -> None:
         """Raises ValueError, naming the first token, where end, depth, parent, q_offset and n_pairs disagree."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -73,77 +74,95 @@ def triton_attention(
     tma: bool,
     deterministic: bool,
     fused: bool = False,
+    chunk: int | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """out [Hq, Tq, D] and lse float32 [Hq, Tq], differentiable. `tma`: tiles through tensor descriptors.
+    """out [Hq, Tq, Dv] and lse float32 [Hq, Tq], differentiable. `tma`: tiles through tensor descriptors.
 
     fused  dQ by atomic additions in the pass over keys, instead of a pass of its own that computes two products again;
            not together with `deterministic`, nor for head sizes above 128, where it would spill
 
     Raises ValueError for dtypes and head sizes that have no kernel.
     """
-    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or q.shape[-1] not in HEAD_SIZES:
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or not {q.shape[-1], v.shape[-1]} <= {*HEAD_SIZES}:
         sizes = ", ".join(map(str, HEAD_SIZES))
         raise ValueError(
-            f"no Triton kernel for {q.dtype} with head size {q.shape[-1]}: head sizes are {sizes}, "
+            f"no Triton kernel for {q.dtype} with head sizes {q.shape[-1]} and {v.shape[-1]}: head sizes are {sizes}, "
             'in float32, float16 or bfloat16; use backend="sdpa" or "flex"'
         )
-    out, lse = _Triton.apply(  # type: ignore[no-untyped-call]
-        q, k, v, plan, scale, window, tma, deterministic, fused and not deterministic and q.shape[-1] <= 128
-    )
+    fused = fused and not deterministic and max(q.shape[-1], v.shape[-1]) <= 128
+    call = _Call(plan, scale, window, chunk, softcap, tma, deterministic, fused)
+    out, lse = _Triton.apply(q, k, v, call)  # type: ignore[no-untyped-call]
     return out, lse
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one call of `triton_attention` was asked for, beside its tensors."""
+
+    plan: TreePlan
+    scale: float
+    window: int | None
+    chunk: int | None
+    softcap: float | None
+    tma: bool
+    deterministic: bool
+    fused: bool
+
+    def tile(self, name: str, q: Tensor, v: Tensor) -> Tile:
+        return tile_for(name, self.tma, q.dtype, max(q.shape[-1], v.shape[-1]))
 
 
 class _Triton(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        plan, scale, window, tma, *_ = rest
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
         q, k, v = (_aligned(x) for x in (q, k, v))
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-        tile = tile_for("forward", tma, q.dtype, q.shape[-1])
-        _launch("forward_kernel", -(-q.shape[1] // tile.block_q), q.shape[0], tile, tma, plan, window, scale,
-                (q, k, v), (out, lse), _rows(plan, tile, window))  # fmt: skip
+        tile = call.tile("forward", q, v)
+        _launch("forward_kernel", -(-q.shape[1] // tile.block_q), q.shape[0], tile, call, (q, k, v), (out, lse),
+                _rows(call, tile))  # fmt: skip
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.rest = rest
+        ctx.call = call
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        plan, scale, window, tma, _, fused = ctx.rest
+        call: _Call = ctx.call
         d_out, d_lse = grads
         g = torch.zeros_like(out) if d_out is None else _aligned(d_out)
         delta = _delta(out, g, d_lse)
-        if fused:
+        if call.fused:
             d_q = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-            d_k, d_v = _columns(q, k, v, g, lse, delta, d_q, ctx.rest)
+            d_k, d_v = _columns(q, k, v, g, lse, delta, d_q, call)
             d_q = d_q.to(q.dtype)
         else:
             d_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-            tile = tile_for("queries", tma, q.dtype, q.shape[-1])
-            _launch("queries_kernel", -(-q.shape[1] // tile.block_q), q.shape[0], tile, tma, plan, window, scale,
-                    (q, k, v, g), (lse, delta, d_q), _rows(plan, tile, window))  # fmt: skip
-            d_k, d_v = _columns(q, k, v, g, lse, delta, None, ctx.rest)
-        return d_q, d_k, d_v, None, None, None, None, None, None
+            tile = call.tile("queries", q, v)
+            _launch("queries_kernel", -(-q.shape[1] // tile.block_q), q.shape[0], tile, call, (q, k, v, g),
+                    (lse, delta, d_q), _rows(call, tile))  # fmt: skip
+            d_k, d_v = _columns(q, k, v, g, lse, delta, None, call)
+        return d_q, d_k, d_v, None
 
 
 def _columns(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, lse: Tensor, delta: Tensor, d_q: Tensor | None, rest: Any
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, lse: Tensor, delta: Tensor, d_q: Tensor | None, call: _Call
 ) -> tuple[Tensor, Tensor]:
-    plan, scale, window, tma, deterministic, fused = rest
-    tile = tile_for("fused" if fused else "columns", tma, q.dtype, q.shape[-1])
-    split = None if deterministic else _split(plan, tile, k.shape[0], q.device)
-    columns = plan.columns(tile.block_q, tile.block_k, split)
+    tile = call.tile("fused" if call.fused else "columns", q, v)
+    split = None if call.deterministic else _split(call.plan, tile, k.shape[0], q.device)
+    columns = call.plan.columns(tile.block_q, tile.block_k, split)
     # Items of one key block add up, in float32; where each key block is one item, it stores its result.
     create = torch.zeros if columns.split else torch.empty
     dtype = torch.float32 if columns.split else k.dtype
-    d_k, d_v = (create(k.shape, dtype=dtype, device=k.device) for _ in range(2))
-    full = (columns.full_first, columns.full_stop) if window is None else (columns.stop, columns.stop)
+    d_k, d_v = (create(x.shape, dtype=dtype, device=x.device) for x in (k, v))
+    limited = call.window is not None or call.chunk is not None
+    full = (columns.stop, columns.stop) if limited else (columns.full_first, columns.full_stop)
     lists = (columns.key_block, columns.first, columns.stop, *full)
-    _launch("columns_kernel", len(columns.first), k.shape[0], tile, tma, plan, window, scale,
-            (q, k, v, g), (lse, delta, d_k, d_v, delta if d_q is None else d_q), lists, ADD=columns.split,
-            FUSED=fused)  # fmt: skip
+    _launch("columns_kernel", len(columns.first), k.shape[0], tile, call, (q, k, v, g),
+            (lse, delta, d_k, d_v, delta if d_q is None else d_q), lists, ADD=columns.split,
+            FUSED=call.fused)  # fmt: skip
     return d_k.to(k.dtype), d_v.to(v.dtype)
 
 
@@ -158,8 +177,8 @@ def _split(plan: TreePlan, tile: Tile, heads: int, device: torch.device) -> int:
     return found
 
 
-def _rows(plan: TreePlan, tile: Tile, window: int | None) -> tuple[Tensor, ...]:
-    rows = plan.rows(tile.block_q, tile.block_k, window)
+def _rows(call: _Call, tile: Tile) -> tuple[Tensor, ...]:
+    rows = call.plan.rows(tile.block_q, tile.block_k, call.window, call.chunk)
     return rows.partial_ptr, rows.partial, rows.full_ptr, rows.full
 
 
@@ -191,26 +210,25 @@ def _launch(
     blocks: int,
     heads: int,
     tile: Tile,
-    tma: bool,
-    plan: TreePlan,
-    window: int | None,
-    scale: float,
+    call: _Call,
     tiled: tuple[Tensor, ...],
     plain: tuple[Tensor, ...],
     lists: tuple[Tensor, ...],
     **more: Any,
 ) -> None:
     """Starts one kernel. tiled: q, k, v(, dO), read tile by tile; plain: what it reads or writes by address."""
-    q, k = tiled[0], tiled[1]
+    q, k, v = tiled[:3]
+    plan, low = call.plan, call.plan.low(call.window, call.chunk)
     sizes = (tile.block_q, tile.block_k, tile.block_k, tile.block_q)
-    sources = [_descriptor(x, size) if tma else x for x, size in zip(tiled, sizes, strict=False)]
+    sources = [_descriptor(x, size) if call.tma else x for x, size in zip(tiled, sizes, strict=False)]
     strides = [s for x in tiled for s in (x.stride(0), x.stride(1))]
     with _on(q.device):
         getattr(_kernels(), name)[blocks, heads](
-            *sources, *plain, plan.end, plan.key_depth, *lists, plan.n_queries, plan.n_keys, plan.q_offset,
-            window or 0, scale, *strides, GROUPS=q.shape[0] // k.shape[0], D=q.shape[2], BLOCK_Q=tile.block_q,
-            BLOCK_K=tile.block_k, COMPUTE=_compute(q.dtype), PRECISION="ieee", WINDOW=window is not None, TMA=tma,
-            num_warps=tile.warps, num_stages=tile.stages, **more,
+            *sources, *plain, plan.end, plan.key_depth, plan.key_depth if low is None else low, *lists,
+            plan.n_queries, plan.n_keys, plan.q_offset, call.scale, (call.softcap or 1.0) / math.log(2), *strides,
+            GROUPS=q.shape[0] // k.shape[0], D=q.shape[2], DV=v.shape[2], BLOCK_Q=tile.block_q, BLOCK_K=tile.block_k,
+            COMPUTE=_compute(q.dtype), PRECISION="ieee", WINDOW=low is not None, CAP=call.softcap is not None,
+            TMA=call.tma, num_warps=tile.warps, num_stages=tile.stages, **more,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from treewright.search.tree import Tree
 from treewright.training.credit import Credit, TreeArrays, credit_stats, estimate, options_taken
 from treewright.training.credit.rows import LeafRows, leaf_rows
 from treewright.training.credit.trees import tree_arrays
+from treewright.training.decoders.experts import has_experts, routing_flips
 from treewright.training.loss import LossInputs, LossOptions, LossStats, by_sequence, policy_loss
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
 from treewright.training.pack import PackedBatch, pack_trees
@@ -122,7 +123,8 @@ class Trainer:
             trees, arrays, credit, s.max_tokens, terms="row" if rows is not None else "draw" if by_draw else "token",
             rows=rows, mode=mode, every=bool(s.kl_coef or s.entropy_coef),
         )  # fmt: skip
-        stats = self.descend_surrogate(packs, s.loss_settings(stale), on_pack) if packs else {}
+        routing = self._routing(packs[0]) if packs and not self.steps else {}
+        stats = routing | self.descend_surrogate(packs, s.loss_settings(stale), on_pack) if packs else {}
         self.consumed |= {(t.tree_id, t.header.policy_version) for t in trees}
         used = credit.coef != 0
         seen = credit_stats(arrays, credit)
@@ -136,6 +138,13 @@ class Trainer:
             "tokens": float(sum(len(p) for p in packs)),
             "trained_tokens": float(sum(len(p.target) for p in packs)),
         }
+
+    def _routing(self, pack: PackedBatch) -> dict[str, float]:
+        """How many of a pack's tokens half precision would send to other experts; {} for a model without experts."""
+        if not has_experts(self.model) or self._cuts(pack) is not None:
+            return {}
+        ids, plan, *_ = self._inputs(pack)
+        return {"routing_flips": routing_flips(self.model, ids, plan)}
 
     def _ages(self, trees: Sequence[Tree]) -> list[int]:
         assert self.versions is not None

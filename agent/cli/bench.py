@@ -22,6 +22,7 @@ HOMES = {
     "kernels": "kernels",
     "learning": "learning.bench",
     "learning-suites": "suites",
+    "models": "models",
     "policy": "policy",
     "recipes": "recipes",
     "search": "search",
@@ -52,7 +53,9 @@ def bench(
     peer_python: Annotated[
         Path | None, typer.Option(help="An interpreter that has the peer to compare with, where a benchmark has one.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="search: only sections with this in their names.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="search: only sections with this in their names; models: only these.")
+    ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="control, learning-suites: these suites instead.")] = None,
 ) -> None:
     """Measure: a table, and JSON with hardware, versions and commit. Refuses to report timings if the check fails.

@@ -1,27 +1,33 @@
 """How a transformers causal language model is run for drawing: one way for each kind of model.
 
 `SlimRunner` takes small float32 Llama-shaped models, `BranchRunner` every other decoder that tree attention is exact
-for, through the model's own layers; both read what branches share once. `ModelRunner` takes the rest, with
-transformers' own cache and a copy of the prompt for every draw.
+for, through the model's own layers; both read what branches share once. `ModelRunner` takes what keeps keys and values
+of one shape, with transformers' own cache and a copy of the prompt for every draw; `CacheRunner` takes the rest, such
+as decoders with recurrent layers. A model is tried on a few tokens, and the first way that gives what its plain forward
+gives is taken.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from treewright.agent.policies.cached import CacheRunner
 from treewright.agent.policies.sampling import Runner
 from treewright.agent.policies.slim import SlimRunner, is_slim
 from treewright.envs.errors import TreewrightError
 from treewright.kernels.decode import BranchCache, Path, PromptCache, Stretch, assembled, path_length
+from treewright.training.decoders.attention import NAME
+from treewright.training.decoders.structure import length_limit
 from treewright.training.model import UnsupportedModel, branch_logits, refuse_unsupported, tree_attention_in
 
-__all__ = ["BranchRunner", "ModelRunner", "runner_for"]
+__all__ = ["BranchRunner", "CacheRunner", "ModelRunner", "runner_for"]
 
 log = logging.getLogger("treewright.agent")
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; half precision: 0.05
@@ -31,32 +37,58 @@ def runner_for(model: Any) -> Runner:
     """The slim runner where it is exact, else tree attention in the model's own layers, else the model as it is."""
     if is_slim(model):
         return SlimRunner(model)
-    why = _unlike(model)
-    if why is None:
-        return BranchRunner(model)
-    log.info("%s draws without sharing prefixes: %s", type(model).__name__, why)
+    ways: list[Callable[[Any], Tried]] = [CacheRunner, functools.partial(CacheRunner, continues=False)]
+    with torch.inference_mode():
+        why = _no_tree(model)
+        if length_limit(model) is None:  # else rows of different lengths must not run together
+            ways = [ModelRunner, *ways] if why else [BranchRunner, ModelRunner, *ways]
+        for way in ways:
+            runner = way(model)
+            found = _unlike(runner, model)
+            if found is None:
+                if not isinstance(runner, BranchRunner):
+                    log.info("%s draws without sharing prefixes: %s", type(model).__name__, why)
+                return runner
+            why = why or found
+    log.warning("%s: no way of drawing gives what its plain forward gives: %s", type(model).__name__, why)
     return ModelRunner(model)
 
 
-@torch.inference_mode()
-def _unlike(model: Any) -> str | None:
-    """Why branches of this model cannot share prefixes, tried on a few tokens; None where they can."""
+def _no_tree(model: Any) -> str | None:
+    """Why tree attention would not be exact for the model, None where it would."""
     try:
-        refuse_unsupported(model)
-        ids = [i % model.config.get_text_config().vocab_size for i in range(3, 20)]
-        found, expected = (_tried(runner, ids) for runner in (BranchRunner(model), ModelRunner(model)))
-    except (UnsupportedModel, TreewrightError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        fit = refuse_unsupported(model)
+    except (UnsupportedModel, AttributeError) as error:
         return str(error).partition("\n")[0]
-    gap = float((found - expected).abs().max() / expected.abs().max())
+    if length_limit(model) is not None:
+        return "its rotary embedding depends on the length of a row"
+    return None if fit.attention == NAME else "its attention is its own, and takes whole masks"
+
+
+def _unlike(runner: Tried, model: Any) -> str | None:
+    """How the runner's logits differ from the model's plain forward, tried on a few tokens; None where they do not."""
+    size = model.config.get_text_config().vocab_size
+    ids = [i % size for i in range(3, 20)]
+    try:
+        found = _tried(runner, ids)
+        rows = ([*ids[:16], ids[-2]], [*ids[:8], ids[-1]])
+        true = torch.stack([_plain(model, row, runner.device) for row in rows]).float()
+    except Exception as error:  # a foreign model's code may object to a cache in any way; another way may do
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+    gap = float((found - true).abs().max() / true.abs().max())
     return None if gap <= CLOSE.get(model.dtype, 0.05) else f"its logits would be off by {gap:.1e} of the largest"
 
 
-def _tried(runner: BranchRunner | ModelRunner, ids: Sequence[int]) -> Tensor:
+def _plain(model: Any, ids: Sequence[int], device: torch.device) -> Tensor:
+    logits: Tensor = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, -1]
+    return logits
+
+
+def _tried(runner: Tried, ids: Sequence[int]) -> Tensor:
     first, _ = runner.prefill(ids[:8], ())
     second, _ = runner.prefill(ids[8:16], (first,))
-    return (
-        runner.rows([(first, second), (first,)], [1, 1], 1).step(torch.tensor(ids[-2:], device=runner.device)).float()
-    )
+    rows = runner.rows([(first, second), (first,)], [1, 1], 1)
+    return rows.step(torch.tensor(ids[-2:], device=runner.device)).float()
 
 
 class BranchRunner:
@@ -131,9 +163,7 @@ class ModelRunner:
         ]
         if len(held) < len(layers) or len({(k.shape, v.shape) for k, v in held}) > 1:
             kind = self.model.config.model_type
-            raise TreewrightError(
-                f"{kind} models keep more than keys and values of one shape between tokens; serve them with vLLM"
-            )
+            raise TreewrightError(f"{kind} models keep more than keys and values of one shape between tokens")
         keys, values = zip(*held, strict=True)
         return Stretch(before, torch.stack(keys), torch.stack(values)), out.logits[0, -1]
 
@@ -177,3 +207,6 @@ def _cache(paths: Sequence[Path], repeats: Sequence[int]) -> Any:
         for i, pair in enumerate(zip(keys, values, strict=True)):
             cache.update(*pair, i)
     return cache
+
+
+Tried = BranchRunner | ModelRunner | CacheRunner

@@ -12,7 +12,7 @@ from treewright.agent.policies.hf import HFPolicy, weights_version
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import Policy
 from treewright.agent.policies.prefixes import PrefixCache
-from treewright.agent.policies.runners import BranchRunner, ModelRunner, runner_for
+from treewright.agent.policies.runners import BranchRunner, CacheRunner, ModelRunner, runner_for
 from treewright.agent.policies.sampling import Request, generate, pick, uniforms
 from treewright.agent.policies.slim import SlimRunner
 from treewright.envs.errors import TreewrightError
@@ -191,7 +191,7 @@ def test_every_kind_of_model_has_one_way_to_run():
         assert isinstance(runner_for(model), BranchRunner)
         assert model.config._attn_implementation != "treewright"
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    assert isinstance(runner_for(llama(rope_parameters=dynamic)), ModelRunner)
+    assert isinstance(runner_for(llama(rope_parameters=dynamic)), CacheRunner)
     assert isinstance(runner_for(llama(attention_dropout=0.1).to(torch.bfloat16)), ModelRunner)
 
 

@@ -10,12 +10,12 @@ from treewright.kernels.flex import flex_block_mask
 from treewright.kernels.reference import dense_attention, relative_error
 
 
-@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("window", "chunk"), [(None, None), (40, None), (None, 60), (40, 60)])
 @pytest.mark.parametrize("cut", [0, 133])
-def test_block_mask_says_what_the_plan_says(window, cut):
+def test_block_mask_says_what_the_plan_says(window, chunk, cut):
     plan = TreePlan.from_parents(random_parents(500, np.random.default_rng(1), 0.03, 0.004)).cut(cut, 500)
-    mask = flex_block_mask(plan, window)
-    true = plan.dense_mask(window)
+    mask = flex_block_mask(plan, window, chunk)
+    true = plan.dense_mask(window, chunk)
     query, key = torch.meshgrid(torch.arange(plan.n_queries), torch.arange(plan.n_keys), indexing="ij")
     zero = torch.zeros_like(query)
     assert torch.equal(mask.mask_mod(zero, zero, query, key), true)
@@ -26,12 +26,14 @@ def test_block_mask_says_what_the_plan_says(window, cut):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("window", [None, 40])
-def test_eager_forward_agrees_with_float64(window):
+@pytest.mark.parametrize(
+    ("options", "values"), [({}, 16), ({"window": 40}, 16), ({"chunk": 30, "softcap": 0.9}, 8), ({}, 24)]
+)
+def test_eager_forward_agrees_with_float64(options, values):
     plan = TreePlan.from_parents(random_parents(300, np.random.default_rng(2), 0.03, 0.01)).cut(40, 300)
-    q, k, v, *_ = inputs(plan, (4, 2), 16, torch.float32)
-    found = tree_attention(q, k, v, plan, window=window, return_lse=True, backend="flex")
-    expected = dense_attention(q, k, v, plan, window=window)
+    q, k, v, *_ = inputs(plan, (4, 2), 16, torch.float32, value_width=values)
+    found = tree_attention(q, k, v, plan, return_lse=True, backend="flex", **options)
+    expected = dense_attention(q, k, v, plan, **options)
     assert all(relative_error(a, b) < 1e-6 for a, b in zip(found, expected, strict=True))
 
 

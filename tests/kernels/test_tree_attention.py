@@ -50,6 +50,47 @@ def test_outputs_and_gradients_agree_with_float64(backend, dtype):
             assert torch.isfinite(a).all()
 
 
+VARIANTS = [
+    {"value_width": 16},
+    {"value_width": 48},
+    {"chunk": 11},
+    {"softcap": 0.7},
+    {"chunk": 40, "window": 9, "softcap": 2.0, "value_width": 8},
+]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "dense"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_other_value_widths_chunks_and_soft_caps_agree_with_float64(backend, variant, dtype):
+    options = {name: value for name, value in variant.items() if name != "value_width"}
+    for i, plan in enumerate(plans()):
+        tensors = inputs(plan, [(4, 4), (4, 2), (4, 1)][i % 3], 32, dtype, i, variant.get("value_width"))
+        found = outputs_and_gradients(
+            lambda *x, plan=plan: tree_attention(*x, plan, return_lse=True, backend=backend, **options), *tensors
+        )
+        exact = [x.double() for x in tensors]
+        expected = outputs_and_gradients(lambda *x, plan=plan: dense_attention(*x, plan, **options), *exact)
+        for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), found, expected, strict=True):
+            if b.norm() > 1e-6:
+                assert relative_error(a, b) <= GATE[dtype], (name, i, plan.n_queries)
+
+
+def test_the_reference_hides_other_chunks_and_bends_scores_as_written_out():
+    plan = TreePlan.from_segments([-1, 0, 0], [5, 3, 2])
+    q, k, v, *_ = inputs(plan, (2, 2), 8, torch.float64, value_width=4)
+    out, _ = dense_attention(q, k, v, plan, 0.5, chunk=4, softcap=1.5)
+    parent, depth = plan.parent.tolist(), plan.depth.tolist()
+    for i in range(plan.n_queries):
+        path, at = [], i
+        while at >= 0 and depth[at] // 4 == depth[i] // 4:
+            path.append(at)
+            at = parent[at]
+        scores = 1.5 * torch.tanh((k[:, path] @ q[:, i, :, None])[..., 0] * 0.5 / 1.5)
+        expected = (scores.softmax(-1)[..., None] * v[:, path]).sum(1)
+        assert relative_error(out[:, i], expected) < 1e-13
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "dense"])
 def test_sinks_take_their_share_and_get_their_gradient(backend):
     plan = TreePlan.from_segments([-1, 0, 0], [5, 3, 2])

@@ -32,11 +32,30 @@ def test_values_and_gradients_agree_with_float64(dtype, gate, chunk):
         assert relative_error(a.detach(), b.detach()) <= gate
 
 
+@pytest.mark.parametrize("softcap", [None, 1.3])
+@pytest.mark.parametrize("second_pass", [False, True])
+def test_a_bias_and_a_soft_cap_of_the_output_layer_agree_with_float64(softcap, second_pass):
+    h, weight, row, target, g_logp, g_entropy = problem(torch.float64)
+    bias = torch.linspace(-1, 1, 33, dtype=torch.float64).requires_grad_()
+    if second_pass:
+        tree_logp_dot(h, weight, row, target, g_logp, g_entropy, 9, bias, softcap).backward()
+    else:
+        logp, entropy = tree_logp(h, weight, row, target, 7, bias, softcap)
+        ((logp * g_logp).sum() + (entropy * g_entropy).sum()).backward()
+    found = [x.grad for x in (h, weight, bias)]
+    true = [x.detach().clone().requires_grad_() for x in (h, weight, bias)]
+    logits = true[0] @ true[1].T + true[2]
+    log_probs = torch.log_softmax(logits if softcap is None else softcap * torch.tanh(logits / softcap), -1)
+    ((log_probs[row, target] * g_logp).sum() - ((log_probs.exp() * log_probs).sum(-1) * g_entropy).sum()).backward()
+    for a, b in zip(found, [x.grad for x in true], strict=True):
+        assert relative_error(a, b) <= 1e-12
+
+
 def test_known_gradient_needs_no_first_pass():
     h, weight, row, target, g_logp, _ = problem(torch.float64)
     logp, _ = tree_logp(h, weight, row, target)
     (logp * g_logp).sum().backward()
-    d_h, d_weight = tree_logp_grad(h.detach(), weight.detach(), row, target, g_logp, chunk=9)
+    d_h, d_weight, _ = tree_logp_grad(h.detach(), weight.detach(), row, target, g_logp, chunk=9)
     assert relative_error(d_h, h.grad) < 1e-13 and relative_error(d_weight, weight.grad) < 1e-13
 
 

@@ -42,17 +42,19 @@ PLANS = {
 }
 
 
-def check(plan, backend, dtype, heads, width, *, window=None, with_lse=True, deterministic=False, seed=0):
-    tensors = inputs(plan, heads, width, dtype, seed)
+def check(
+    plan, backend, dtype, heads, width, *, with_lse=True, deterministic=False, seed=0, value_width=None, **options
+):
+    tensors = inputs(plan, heads, width, dtype, seed, value_width)
     q, k, v, d_out, d_lse = (x.to(DEVICE) for x in tensors)
     d_lse = d_lse if with_lse else None
 
     def attention(*x):
-        return tree_attention(*x, plan, window=window, return_lse=True, backend=backend, deterministic=deterministic)
+        return tree_attention(*x, plan, return_lse=True, backend=backend, deterministic=deterministic, **options)
 
     found = outputs_and_gradients(attention, q, k, v, d_out, d_lse)
     exact = [None if x is None else x.double() for x in (q, k, v, d_out, d_lse)]
-    expected = outputs_and_gradients(lambda *x: dense_attention(*x, plan, window=window), *exact)
+    expected = outputs_and_gradients(lambda *x: dense_attention(*x, plan, **options), *exact)
     for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), found, expected, strict=True):
         assert relative_error(a, b) <= GATE[dtype], name
         assert torch.isfinite(a).all(), name
@@ -69,6 +71,22 @@ def test_every_kind_of_plan(backend, name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_head_layout_in_half_precision(backend, heads, width, dtype):
     check(PLANS["forest"], backend, dtype, heads, width)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["forest", "rectangular cut"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"value_width": 64},
+        {"chunk": 20},
+        {"softcap": 0.8},
+        {"value_width": 32, "window": 30, "chunk": 50, "softcap": 3.0},
+    ],
+    ids=str,
+)
+def test_value_widths_chunks_and_soft_caps(backend, name, options):
+    check(PLANS[name], backend, torch.float32, (2, 1), 64 if options.get("value_width") == 32 else 32, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

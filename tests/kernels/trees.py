@@ -32,7 +32,7 @@ def ancestors(parent: list[int]) -> np.ndarray:
     return seen
 
 
-def inputs(plan, heads: tuple[int, int], width: int, dtype: torch.dtype, seed: int = 0):
+def inputs(plan, heads: tuple[int, int], width: int, dtype: torch.dtype, seed: int = 0, value_width: int | None = None):
     """q, k, v and the gradients of out and lse."""
     generator = torch.Generator().manual_seed(seed)
     hq, hkv = heads
@@ -40,8 +40,9 @@ def inputs(plan, heads: tuple[int, int], width: int, dtype: torch.dtype, seed: i
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    q, d_out = normal(hq, plan.n_queries, width), normal(hq, plan.n_queries, width)
-    k, v = normal(hkv, plan.n_keys, width), normal(hkv, plan.n_keys, width)
+    values = width if value_width is None else value_width
+    q, d_out = normal(hq, plan.n_queries, width), normal(hq, plan.n_queries, values)
+    k, v = normal(hkv, plan.n_keys, width), normal(hkv, plan.n_keys, values)
     return q, k, v, d_out, normal(hq, plan.n_queries).double()
 
 

@@ -9,6 +9,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from treewright.kernels import BranchCache, PromptCache, TreePlan  # noqa: E402
+from treewright.training.decoders.experts import routing_flips  # noqa: E402
+from treewright.training.decoders.plans import plan_in  # noqa: E402
 from treewright.training.model import (  # noqa: E402
     UnsupportedModel,
     branch_logits,
@@ -217,34 +219,22 @@ def test_float32_needs_no_patch_to_stay_close():
     assert (tree_hidden(model, ids, plan) - hidden).norm() <= 1e-5 * hidden.norm()
 
 
-@pytest.mark.parametrize(
-    ("more", "word"),
-    [
-        ({"attention_dropout": 0.1}, "attention dropout 0.1"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic rotary"),
-    ],
-)
-def test_configurations_that_are_not_exact_are_refused_by_name(more, word):
-    with pytest.raises(UnsupportedModel, match=word):
-        refuse_unsupported(llama(**more))
+def test_attention_dropout_is_refused_with_what_to_set():
+    with pytest.raises(UnsupportedModel, match=r"attention dropout 0\.1 \(set config\.attention_dropout = 0\)"):
+        refuse_unsupported(llama(attention_dropout=0.1))
 
 
-def test_state_space_convolution_and_linear_attention_are_refused_by_name():
-    mamba = transformers.MambaForCausalLM(
-        transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4)
-    )
-    with pytest.raises(UnsupportedModel, match=r"MambaMixer.*Conv1d"):
-        refuse_unsupported(mamba)
-    linear = qwen3()
-    linear.config.layer_types = ["linear_attention", "full_attention", "full_attention"]
-    with pytest.raises(UnsupportedModel, match="layers of type linear_attention"):
-        refuse_unsupported(linear)
-
-
-def test_gemma_softcapping_is_refused_by_name():
-    config = transformers.Gemma2Config(**SHAPE)
-    with pytest.raises(UnsupportedModel, match="final_logit_softcapping"):
-        refuse_unsupported(transformers.Gemma2ForCausalLM(config))
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_embeddings_that_change_with_length_run_up_to_where_they_change(kind):
+    rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 1e4}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
+    model = llama(rope_parameters=rope)
+    prepare(model)
+    fits, beyond = (TreePlan.from_segments([-1, 0], [n, 4]) for n in (60, 61))
+    assert tree_hidden(model, torch.arange(64), fits).shape == (64, 32)
+    with pytest.raises(UnsupportedModel, match=f"65 tokens: beyond 64 the {kind} rotary embedding"):
+        tree_hidden(model, torch.arange(65), beyond)
 
 
 def test_misuse_says_what_to_do_next():
@@ -258,12 +248,17 @@ def test_misuse_says_what_to_do_next():
         tree_hidden(model, ids[:3], plan)
     with pytest.raises(ValueError, match="set_attn_implementation"):
         model(ids[None])
-    with pytest.raises(ValueError, match="plan is the mask"):
-        model.model(ids[None], tree=plan, attention_mask=torch.ones(1, 1, 4, 4))
-    with pytest.raises(ValueError, match="KV cache"):
-        cache = transformers.DynamicCache(config=model.config)
-        model.model(ids[None, :4], tree=plan, past_key_values=cache, use_cache=True)
-        model.model(ids[None, :4], tree=plan, past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match="call tree_hidden"):
+        model.model(ids[None], tree=plan)
+    with plan_in(model, plan):
+        with pytest.raises(ValueError, match="plan is the mask"):
+            model.model(ids[None], attention_mask=torch.ones(1, 1, 4, 4))
+        with pytest.raises(ValueError, match="KV cache"):
+            cache = transformers.DynamicCache(config=model.config)
+            model.model(ids[None, :4], past_key_values=cache, use_cache=True)
+            model.model(ids[None, :4], past_key_values=cache, use_cache=True)
+        with pytest.raises(ValueError, match="a batch of 2"):
+            model.model(ids[None].expand(2, -1))
     with pytest.raises(ValueError, match="predicted by nothing"):
         tree_logprobs(model, ids, plan, torch.tensor([-1, 0]), torch.tensor([0, 0]))
 
@@ -277,3 +272,13 @@ def test_the_decoding_example_of_the_kernels_page_runs():
     exec(block, names)
     whole = torch.cat([names["ids"].expand(8, -1), torch.arange(8)[:, None]], 1)
     assert torch.allclose(names["logits"], model(whole, use_cache=False).logits[:, -1], atol=1e-5)
+
+
+def test_a_sampler_in_half_precision_routes_some_tokens_otherwise():
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(**SHAPE, num_local_experts=8, num_experts_per_tok=2)
+    model = transformers.GptOssForCausalLM(config).eval()
+    plan = TreePlan.from_segments([-1, 0, 0], [200, 40, 60])
+    ids = torch.randint(0, 97, (300,))
+    assert routing_flips(model, ids, plan, torch.float32) == 0
+    assert 0 < routing_flips(model, ids, plan) < 0.5

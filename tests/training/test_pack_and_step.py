@@ -153,7 +153,9 @@ def test_packs_in_chunks_give_the_gradient_of_whole_packs(chunk, monkeypatch):
     for size in (None, chunk):
         settings = TrainSettings(lr=0.1, minibatches=2, max_tokens=130, chunk_tokens=size, clip=0.01, grad_clip=1e9)
         trainer, sizes = Trainer(tiny_model(3), settings), []
-        trainer.model.model.register_forward_pre_hook(lambda _, args, n=sizes: n.append(args[0].numel()))
+        trainer.model.model.register_forward_pre_hook(
+            lambda _, args, more, n=sizes: n.append(more["input_ids"].numel()), with_kwargs=True
+        )
         stats = trainer.update(trees)
         runs[size] = gradients[-2:], stats, sizes
     assert len(gradients) == 4

@@ -62,7 +62,8 @@ def train(
         stats = run.trainer.update(usable)
         if not stats["trees_with_gradient"]:
             show_stats(stats)
-            raise TreewrightError(nothing_learnt(run, usable))
+            say(nothing_learnt(run, usable))
+            return
         run.saved(stats, {})
 
 

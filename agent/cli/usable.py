@@ -72,7 +72,5 @@ def nothing_learnt(run: Run, trees: Sequence[Tree]) -> str:
     told = f"nothing was learnt, so no checkpoint was made: in {none} of {len(trees)} trees no draw solves the task"
     told += f", in {every} all do, and no tree has draws of different reward to learn from"
     if none >= every:
-        hint = f"more draws: {again(run.config, 'collect')} --batch 1 --set search.root_draws=8"
-    else:
-        hint = f"harder tasks: {again(run.config, 'collect')} --batch 1"
-    return f"{told}. Try {hint}"
+        return f"{told}. More draws may help; next: {again(run.config, 'collect')} --batch 1 --set search.root_draws=8"
+    return f"{told}. Harder tasks may help; next: {again(run.config, 'collect')} --batch 1"

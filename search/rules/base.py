@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from treewright.envs.errors import TreewrightError
 from treewright.search.frontier import ByPriority, Frontier
@@ -14,7 +14,7 @@ from treewright.search.tree import Node, Tree
 __all__ = ["Rule", "estimate", "fan_out", "frontier_of", "pooled", "same_action", "spell"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Rule:
     """name      with all options, so that a resume with others is noticed
     priority  higher is popped first, None gives the node up; a pure function of a node and its tree
@@ -32,6 +32,7 @@ class Rule:
     name: str
     priority: Callable[[Node], float | None]
     draws: Callable[[Node], int]
+    _: KW_ONLY
     eager: bool | None = None
     frontier: Callable[[Tree], Frontier] | None = None
     prunes: str | None = None

@@ -62,7 +62,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asyncio.run(fill("runs/one/trees.sqlite", "one", [0.0, 0.0, 1.0, 0.0]))
     asyncio.run(fill("runs/two/trees.sqlite", "two", [1.0, 1.0, 1.0, 0.0]))
-    monkeypatch.setattr(store_cli, "console", store_cli.Console(width=160))
+    monkeypatch.setattr(store_cli.console, "width", 160)
     return tmp_path
 
 

@@ -9,6 +9,7 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,8 @@ def make_charts(
 
     Raises TreewrightError if no finished tree matches.
     """
-    facts, left_out = _gather(Reader(store), filters or Filters(), most_nodes)
+    with closing(Reader(store)) as reader:
+        facts, left_out = _gather(reader, filters or Filters(), most_nodes)
     if not facts:
         raise TreewrightError(f"no finished tree of {store.name} matches; plots are made of finished trees")
     nodes = sum(len(f.depth) for f in facts)

@@ -13,3 +13,11 @@ def new_database():
         pytest.skip(why)
     with cluster() as new:
         yield new
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Indexes that the viewer makes go to a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TREEWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -90,7 +90,7 @@ def make_app(store: TreeStore, token: str, decode: Decode | None = None) -> Star
         Route("/api/advantage/{id}", answer(lambda r: advantage_json(reader, r.path_params["id"]))),
         Route("/api/path/{id}/{node:int}", answer(lambda r: _path(reader, r, decode))),
         Route("/api/plots", answer(plots)),
-        Route("/api/store", answer(lambda r: {"store": store.name})),
+        Route("/api/store", answer(lambda r: {"store": _place(store.name)})),
     ]
 
     @asynccontextmanager
@@ -127,6 +127,11 @@ class _Guard:
             await send(message)
 
         await self.app(scope, receive, guarded)
+
+
+def _place(name: str) -> str:
+    """The store as code that runs elsewhere finds it; a URL comes without its password."""
+    return name if "://" in name else str(Path(name).resolve())
 
 
 def _list(reader: Reader, request: Request) -> dict[str, Any]:

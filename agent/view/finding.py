@@ -186,7 +186,7 @@ class Finder:
         for at in range(0, len(wanted), 500):
             fetch.read(select(blobs).where(blobs.c.digest.in_(wanted[at : at + 500])))
         for name in wanted:
-            found[name] = self._text(f"b{name}", lambda name=name: fetch(name).decode("utf-8", "replace"))
+            found[name] = self._text(f"b{name}", lambda name=name: fetch(name).decode("utf-8", "surrogatepass"))
         return found
 
     def _text(self, name: str, read: Any) -> int:

@@ -18,7 +18,7 @@ from treewright.search.store.values import escape
 __all__ = ["SORTS", "Filters", "Listing", "list_page", "where_of"]
 
 NAMES = (trees.c.run, trees.c.suite, trees.c.task_id, trees.c.policy_version, trees.c.id)
-NAMED = 60  # weights of runs a word may mean
+NAMED = 500  # weights of runs that a word may mean, and that are sorted by their steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,13 @@ SORTS: Mapping[str, tuple[Any, ...]] = {
 
 
 def list_page(
-    connection: Connection, where: Sequence[Any], limit: int, offset: int, sort: str, goals: dict[str, str]
+    connection: Connection,
+    where: Sequence[Any],
+    limit: int,
+    offset: int,
+    sort: str,
+    goals: dict[str, str],
+    weights: Weights,
 ) -> tuple[list[tuple[TreeRow, str]], dict[int, str], tuple[int, int, int]]:
     """A page: rows with goals, the keys of their trees, and how many trees there are, are done, are solved.
 
@@ -123,7 +129,8 @@ def list_page(
     """
     count = select(func.count(), func.count(trees.c.success), func.count().filter(trees.c.success.is_(True)))
     total, done, solved = connection.execute(count.where(*where)).one()
-    found = _page(connection, where, limit, offset, sort, goals)
+    query = select(trees.c.key, trees.c.id, trees.c.task).where(*where)
+    found = _page(connection, query, limit, offset, sort, goals, weights)
     rows = {r.tree_id: r for r in list_trees(connection, [trees.c.key.in_([key for key, _, _ in found])])}
     read = _goals(connection, {task for _, _, task in found}, goals)
     keys = {key: name for key, name, _ in found}
@@ -131,15 +138,16 @@ def list_page(
 
 
 def _page(
-    connection: Connection, where: Sequence[Any], limit: int, offset: int, sort: str, goals: dict[str, str]
+    connection: Connection, query: Any, limit: int, offset: int, sort: str, goals: dict[str, str], weights: Weights
 ) -> list[Any]:
     name, down = sort.removeprefix("-"), sort.startswith("-")
     if name and name not in SORTS:
         raise TreewrightError(f"the list does not sort by {name!r}; it sorts by {', '.join(SORTS)}")
-    query = select(trees.c.key, trees.c.id, trees.c.task).where(*where)
     if name == "goal":
         return _by_goal(connection, query, down, goals)[offset : offset + limit]
-    columns = [(c.desc() if down else c.asc()).nulls_last() for c in SORTS.get(name, ())]
+    known = weights.order()[:NAMED] if name == "version" else []
+    ranks = [case({escape(v): i for i, v in enumerate(known)}, value=trees.c.policy_version)] if known else []
+    columns = [(c.desc() if down else c.asc()).nulls_last() for c in (*ranks, *SORTS.get(name, ()))]
     page = query.order_by(*columns, trees.c.key.desc()).limit(limit).offset(offset)
     return list(connection.execute(page).all())
 

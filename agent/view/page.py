@@ -37,8 +37,8 @@ from treewright.search.store import TreeStore
 __all__ = ["policy_of", "render_page", "render_report", "write_page"]
 
 SCRIPTS = (
-    "base.js", "source.js", "model.js", "draw.js", "pane.js", "text.js", "details.js", "list.js", "compare.js", "keys.js",
-    "app.js",
+    "base.js", "source.js", "model.js", "draw.js", "pane.js", "text.js", "details.js", "list.js", "compare.js",
+    "keys.js", "app.js",
 )  # fmt: skip
 TEXT = 20_000  # characters of one text in a file
 NODES = 100_000  # nodes of all trees together in a file

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,11 +93,14 @@ def _gather(reader: Reader, filters: Filters, most: int) -> tuple[list[_Facts], 
     found: list[_Facts] = []
     nodes = 0
     matching = 0
+    weights = reader.weights()
     for row in _done(reader, filters):
         matching += 1
         if (not found or nodes + row.nodes <= most) and len(found) == matching - 1:
             nodes += row.nodes
-            found.append(_facts(reader.columns(row.tree_id, labels=False)))
+            columns = reader.columns(row.tree_id, labels=False)
+            called = replace(columns.row, policy_version=weights.name(row.policy_version))
+            found.append(_facts(replace(columns, row=called)))
     return found, matching - len(found)
 
 

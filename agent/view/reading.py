@@ -127,9 +127,10 @@ class Reader:
         """
         terms = terms_of(filters.text)
         indexed = self.finder.update(seconds) if terms else 1.0
-        where = where_of(filters, self.finder if terms else None, self.weights())
+        weights = self.weights()
+        where = where_of(filters, self.finder if terms else None, weights)
         with self.store.snapshot() as connection:
-            rows, keys, counts = list_page(connection, where, limit, offset, sort, self._goals)
+            rows, keys, counts = list_page(connection, where, limit, offset, sort, self._goals, weights)
         found = self.finder.hits(list(keys), terms) if terms else {}
         return Listing(rows, *counts, {keys[key]: hit for key, hit in found.items()}, indexed)
 

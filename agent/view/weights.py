@@ -45,12 +45,21 @@ class Weights:
     def _full(self, run: str, step: str) -> str:
         return step if sum(1 for steps in self._of.values() if steps) < 2 else f"{step} of {run}"
 
+    def order(self) -> list[str]:
+        """Known versions by run and step, for sorting."""
+        steps = [(run, _count(step), version) for run, known in self._of.items() for version, step in known.items()]
+        return list(dict.fromkeys(version for _, _, version in sorted(steps)))
+
     def versions(self, word: str, whole: bool = False) -> list[str]:
         """The versions whose name holds a word, or is it."""
         found = {version for steps in self._of.values() for version in steps}
         names = {v: {self.name(v), *(self.name(v, run) for run in self._of)} for v in found}
         fits = (lambda name: word == name) if whole else (lambda name: word.casefold() in name.casefold())
         return sorted(v for v, called in names.items() if any(map(fits, called)))
+
+
+def _count(step: str) -> int:
+    return int(step.rpartition(" ")[2])
 
 
 def _plain(run: str) -> bool:

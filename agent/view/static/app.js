@@ -175,7 +175,7 @@ class App {
     clear(this.facts, this.summary(row, `${row.suite}/${row.task_id}`));
     for (const pane of this.shown) {
       pane.caption.hidden = !second.model;
-      clear(pane.caption, this.summary(pane.model.row, `${pane.model.row.run} · ${pane.model.row.weights}`));
+      clear(pane.caption, this.summary(pane.model.row, `${pane.model.row.run} · ${pane.model.row.weights}`, 2));
       pane.element.classList.toggle("active", pane === this.active && Boolean(second.model));
     }
     // Nothing that stands already is taken away and put back: it would lose the focus.
@@ -188,10 +188,10 @@ class App {
     if (held.matches("canvas") && document.activeElement !== held) this.active.canvas.focus();
   }
 
-  summary(row, name) {
+  summary(row, name, most = 4) {
     const word = row.success ? "solved" : row.outcome === null ? "no episode ended" : "not solved";
     const sign = row.success === null ? null : el("b", { class: row.success ? "good" : "bad", text: word });
-    const facts = [["nodes", row.nodes], ["expansions", row.expansions], ["tokens", row.tokens], ["steps", row.steps]];
+    const facts = [["nodes", row.nodes], ["tokens", row.tokens], ["expansions", row.expansions], ["steps", row.steps]].slice(0, most);
     return [el("span", { text: name }), row.status === "done" ? sign : el("b", { text: row.status }),
       ...facts.map(([word, value]) => el("span", {}, `${word} `, el("b", { text: figure(value) }))),
       row.reasons.length ? el("span", { class: "bad", title: row.reasons.join("; "), text: "not exact" }) : null];

@@ -65,7 +65,8 @@ class Compare {
         const part = found.slice(at, end);
         const side = (wanted) => part.filter(([one]) => one === wanted).map(([, line]) => line);
         const [left, right] = [side("-"), side("+")];
-        for (let i = 0; i < Math.max(left.length, right.length); i++) out.push(this.row(left[i], right[i]));
+        const pairs = Array.from({ length: Math.max(left.length, right.length) }, (_, i) => this.row(left[i], right[i]));
+        out.push(el("div", { class: "block", role: "rowgroup" }, pairs));
       }
       at = end;
     }

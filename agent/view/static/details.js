@@ -115,9 +115,10 @@ class Details {
     const { model } = pane;
     const copy = (format) => el("button", { type: "button", text: format, "aria-label": `copy as ${format}`,
       click: () => this.app.copy(written(format, model.row, turns, model), format) });
-    return el("div", { class: "acts" }, el("span", { class: "soft", text: "copy" }), FORMATS.map(copy), el("span", { class: "spring" }),
+    return el("div", { class: "acts" }, el("span", { class: "soft", text: "copy" }), FORMATS.map(copy), 
+      el("span", { class: "pair" },
       el("button", { type: "button", text: "mark", title: "mark this branch to compare it with another (m)", click: () => this.app.setMark() }),
-      el("button", { type: "button", text: "compare", title: "this branch with the marked one, the one beside, or the chosen one (c)", click: () => this.app.compareNow() }));
+      el("button", { type: "button", text: "compare", title: "this branch with the marked one, the one beside, or the chosen one (c)", click: () => this.app.compareNow() })));
   }
 
   prompt(turns, goal) {

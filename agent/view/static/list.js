@@ -163,7 +163,7 @@ class List {
   // Where the words were found; a link to that node.
   hit(row) {
     const { node, kind, nodes, before, found, after } = row.hit;
-    const place = kind === "goal" ? "goal" : `${kind} of node ${node}${nodes > 1 ? `, ${figure(nodes)} nodes in all` : ""}`;
+    const place = kind === "goal" ? "goal" : `${kind}, node ${node}${nodes > 1 ? ` and ${figure(nodes - 1)} more` : ""}`;
     return el("a", { class: "hit", href: `#tree=${encodeURIComponent(row.id)}&node=${node}`, title: place },
       el("span", { class: "soft", text: `${place}: ` }), before.replaceAll("\n", " "), el("mark", { text: found }), after.replaceAll("\n", " "));
   }

@@ -65,7 +65,7 @@ const matches = (row, filters, terms) => {
 const SORTED = {
   sign: (row) => row.success, task: (row) => `${row.suite}/${row.task_id}`, goal: (row) => row.goal.toLowerCase(), status: (row) => row.status,
   outcome: (row) => row.outcome, nodes: (row) => row.nodes, expansions: (row) => row.expansions, tokens: (row) => row.tokens, steps: (row) => row.steps,
-  exact: (row) => (row.status === "done" ? !row.reasons.length : null), version: (row) => row.policy_version, run: (row) => row.run, begun: (row) => row.created,
+  exact: (row) => (row.status === "done" ? !row.reasons.length : null), version: (row) => row.weights.replace(/\d+/g, (digits) => digits.padStart(9, "0")), run: (row) => row.run, begun: (row) => row.created,
 };
 
 // What is not known comes last, both ways; equal ones stay newest first.

@@ -179,13 +179,20 @@ def test_each_column_sorts_both_ways_and_what_is_not_known_comes_last(where, nam
     write_store(where, grown)
     write_store(where, [Growth("begun", "walk-8", "first", "walker-1", attempt=3).grow(3)], finish=False)
     of = {
-        "sign": lambda r, g: r.success, "task": lambda r, g: (r.suite, r.task_id, r.attempt),
-        "goal": lambda r, g: g.casefold(), "status": lambda r, g: r.status, "outcome": lambda r, g: r.outcome, "nodes": lambda r, g: r.nodes,
-        "expansions": lambda r, g: r.spent.expansions, "exact": lambda r, g: r.exact,
+        "sign": lambda r, g: r.success,
+        "task": lambda r, g: (r.suite, r.task_id, r.attempt),
+        "goal": lambda r, g: g.casefold(),
+        "status": lambda r, g: r.status,
+        "outcome": lambda r, g: r.outcome,
+        "nodes": lambda r, g: r.nodes,
+        "expansions": lambda r, g: r.spent.expansions,
+        "exact": lambda r, g: r.exact,
         "tokens": lambda r, g: r.spent.policy_tokens + r.spent.closing_tokens,
         "steps": lambda r, g: r.spent.env_steps + r.spent.closing_steps,
-        "version": lambda r, g: r.policy_version, "run": lambda r, g: r.run, "begun": lambda r, g: r.created,
-    }[name]  # fmt: skip
+        "version": lambda r, g: r.policy_version,
+        "run": lambda r, g: r.run,
+        "begun": lambda r, g: r.created,
+    }[name]
     with TreeStore.open(where, read_only=True) as store:
         reader = Reader(store)
         for sort, back in ((name, False), (f"-{name}", True)):

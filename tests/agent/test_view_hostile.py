@@ -96,6 +96,13 @@ async def check_hostile(page, texts):
     for other in await page.evaluate("treewright.list.rows.slice(0, 6).map((r) => r.id)"):
         await page.evaluate(f"treewright.go({{tree: '{other}'}})")
         await until(page, f"treewright.panes[0].model?.row.id === '{other}'")
+    for kind in ("path", "tree"):
+        await page.evaluate(
+            f"treewright.go({{compare: 1, tree: '{name}', node: 1, with: '{name}', other: 2, as: '{kind}'}})"
+        )
+        await page.wait_for_selector(".diff .line")
+    await page.evaluate("treewright.go({text: 'script'})")
+    await page.wait_for_selector(".hit mark")
     await page.evaluate("treewright.go({report: 1})")
     await page.wait_for_selector("figure img")
     foreign = "script, iframe, object, embed, link, meta, base, svg, math, video, form, input, style"

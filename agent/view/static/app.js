@@ -88,7 +88,9 @@ class App {
   }
 
   go(words) {
-    location.hash = new URLSearchParams(words).toString();
+    const hash = new URLSearchParams(words).toString();
+    if (location.hash.slice(1) === hash) this.route();
+    else location.hash = hash;
   }
 
   remember(words) {
@@ -100,6 +102,7 @@ class App {
     const words = this.words();
     const trip = (this.trip = {});
     this.stop();
+    this.list.settle();
     this.tip.hidden = this.toast.hidden = true;
     await this.guard(async () => {
       if (words.get("compare")) return this.openCompare(words);
@@ -240,7 +243,10 @@ class App {
     const choices = [this.mark, other && { tree: other.model.row.id, node: other.selected }, chosen !== null && { tree: here.tree, node: chosen }];
     const found = choices.find((one) => one && !same(one));
     if (!found) return this.tell("nothing to compare with: mark a node (m), then select another one");
-    this.go({ compare: 1, tree: found.tree, node: found.node, with: here.tree, other: here.node, as: "path" });
+    const swap = !this.mark && other && active === this.panes[0];
+    const [left, right] = swap ? [here, found] : [found, here];
+    this.came = Object.fromEntries(this.words());
+    this.go({ compare: 1, tree: left.tree, node: left.node, with: right.tree, other: right.node, as: "path" });
   }
 
   // -- how it is drawn -------------------------------------------------------------------------------------------
@@ -409,14 +415,14 @@ class App {
   // One step up: from a comparison to its tree, from everything else to the list.
   leave() {
     const words = this.compared;
-    if (this.place === "compare") return this.go({ tree: words.get("with") || words.get("tree"), node: words.get("other") || 0 });
+    if (this.place === "compare") return this.go(this.came || { tree: words.get("with") || words.get("tree"), node: words.get("other") || 0 });
     return this.go(this.list.words);
   }
 
   async find() {
     if (this.place !== "list") {
       this.go(this.list.words);
-      await new Promise((done) => addEventListener("hashchange", done, { once: true }));
+      if (this.place !== "list") await new Promise((done) => addEventListener("hashchange", done, { once: true }));
     }
     this.list.text.focus();
     this.list.text.select();

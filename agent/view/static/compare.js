@@ -43,6 +43,10 @@ class Compare {
       el("div", { class: "diff", role: "table", "aria-label": "left and right" }, this.rows(found)));
   }
 
+  differences(left, right) {
+    return diffLines(left, right);
+  }
+
   head({ row, node }, i, whole) {
     const where = whole ? "" : ` · node ${node}`;
     return el("p", { class: i ? "side plus" : "side minus" },

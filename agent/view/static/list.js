@@ -95,10 +95,22 @@ class List {
     this.timer = setTimeout(() => this.changed(), 120);
   }
 
-  changed() {
+  // Words typed just before something was opened count when the list comes back.
+  settle() {
+    if (!this.timer) return;
+    this.read();
+  }
+
+  read() {
+    clearTimeout(this.timer);
+    this.timer = 0;
     this.filters = { text: this.text.value.trim() };
     for (const [name, select] of Object.entries(this.selects)) this.filters[name] = select.value;
     for (const name of Object.keys(this.filters)) if (!this.filters[name]) delete this.filters[name];
+  }
+
+  changed() {
+    this.read();
     this.app.remember(this.words);
     return this.load();
   }

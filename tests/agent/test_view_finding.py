@@ -10,8 +10,10 @@ from contextlib import closing
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 from view_trees import Growth, keep, walks, write_store
 
+from treewright.agent.cli.main import app
 from treewright.agent.view import Filters, Reader, make_app, write_page
 from treewright.agent.view.finding import Finder, terms_of
 from treewright.agent.view.listing import SORTS
@@ -277,3 +279,20 @@ def test_a_run_whose_name_leads_elsewhere_is_not_followed(tmp_path):
         tmp_path / "home" / "trees.sqlite", [Growth(run="../secret", version=weights(1)).grow(1), Growth()]
     )
     assert called(path, run="../secret") == [weights(1)[:8]]
+
+
+def test_the_commands_take_words_of_texts_and_steps(tmp_path):
+    known = [weights(n) for n in (9, 5)]
+    (tmp_path / "first").mkdir()
+    grown = [one(f"t{i}", seen=seen, version=version) for i, (seen, version) in
+             enumerate([("A heron.", known[0]), ("A heron.", known[1]), ("A stork.", known[1])])]  # fmt: skip
+    path = str(write_store(tmp_path / "first" / "trees.sqlite", grown))
+    checkpoints(tmp_path / "first", known, 1)
+    page, narrow = tmp_path / "v.html", ["--find", "heron", "--policy-version", "step 1"]
+    done = CliRunner().invoke(app, ["view", path, "--html", str(page), *narrow])
+    assert done.exit_code == 0, done.output
+    assert '"task_id":"t1"' in page.read_text() and '"task_id":"t0"' not in page.read_text()
+    assert "A stork." not in page.read_text()
+    done = CliRunner().invoke(app, ["report", path, "--out", str(tmp_path / "r"), *narrow])
+    report = (tmp_path / "r" / "report.html").read_text()
+    assert done.exit_code == 0 and "1 finished trees" in report and "step 1" in report and known[1] not in report

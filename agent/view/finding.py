@@ -40,6 +40,7 @@ KINDS = ("goal", "said", "action", "observation", "error")
 GOAL, SAID, ACTION, SEEN, ERROR = range(len(KINDS))
 FORMAT = "1"
 SHORT = 3  # characters below which a term is looked for in every text
+KEPT = 50  # trees that are taken in at once
 AROUND = 60  # characters on either side of a hit
 LONGEST = 2_000_000  # characters of a text that are indexed
 SCHEMA = """
@@ -122,7 +123,7 @@ class Finder:
         mine = {row[0]: row[1:] for row in self._own.execute("SELECT key, id, created, seqs, done FROM trees")}
         for key in mine.keys() - {row.key for row in there}:
             self._drop(key)
-        left = 0
+        left = taken = 0
         for key, name, created, status in there:
             before = mine.get(key)
             if before is not None and before[:2] != (name, created):
@@ -136,6 +137,10 @@ class Finder:
             seqs = self._tree(connection, key, 0 if before is None else before[2], before is None)
             row = (key, name, created, seqs, status == "done")
             self._own.execute("INSERT OR REPLACE INTO trees VALUES (?, ?, ?, ?, ?)", row)
+            taken += 1
+            if taken % KEPT == 0:  # what was read stays, also if the rest is broken off
+                self._own.commit()
+                self._own.execute("BEGIN IMMEDIATE")
         return 1.0 if not there else 1.0 - left / len(there)
 
     def _drop(self, key: int) -> None:

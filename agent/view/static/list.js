@@ -17,7 +17,8 @@ class List {
     this.app = app;
     this.filters = {};
     this.sort = "";
-    this.text = el("input", { type: "search", placeholder: 'words or "a phrase": goals, actions, observations, names', "aria-label": "find trees" });
+    this.text = el("input", { type: "search", placeholder: 'find words or "a phrase"', "aria-label": "find trees",
+      title: "in goals, answers, actions, observations, errors and names" });
     this.text.addEventListener("input", () => this.later());
     this.selects = Object.fromEntries([...FILTERS, "success"].map((name) => [name, this.choice(name)]));
     this.summary = el("p", { class: "summary", "aria-live": "polite" });

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 
@@ -39,12 +38,10 @@ def test_the_list_of_trees_and_the_path_of_a_file_are_shown_as_they_are(here, od
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_the_words_of_a_progress_bar_are_shown_as_they_are(odd, monkeypatch):
-    shown = io.StringIO()
-    monkeypatch.setattr(options.console, "file", shown)
+def test_the_words_of_a_progress_bar_are_shown_as_they_are(odd, capsys):
     with options.bar(odd, 2) as advance:
         advance(None)
-    assert odd in shown.getvalue()
+    assert odd in capsys.readouterr().out
 
 
 def test_an_error_shows_a_name_as_it_is(here):

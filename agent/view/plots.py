@@ -174,7 +174,7 @@ def _success(facts: Sequence[_Facts]) -> Chart:
         "trees with a solved leaf",
         series,
         "Share of trees in which a solved leaf had been executed after so many tokens (an oracle pick), "
-        "by policy version.",
+        "by weights.",
         share=True,
     )
 

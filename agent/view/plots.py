@@ -173,8 +173,7 @@ def _success(facts: Sequence[_Facts]) -> Chart:
         "tokens sampled for the tree",
         "trees with a solved leaf",
         series,
-        "Share of trees in which a solved leaf had been executed after so many tokens (an oracle pick), "
-        "by weights.",
+        "Share of trees in which a solved leaf had been executed after so many tokens (an oracle pick), by weights.",
         share=True,
     )
 

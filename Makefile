@@ -98,7 +98,7 @@ bench-store: setup $(VENV)/.tested
 	$(BIN)/python tests/helpers/databases.py $(BIN)/treewright bench store --json docs/store.json
 
 payload-sweep: setup $(VENV)/.tested
-	TREEWRIGHT_PAYLOADS=1000 $(BIN)/python -m pytest tests/agent/test_view_browser.py -k "hostile or payload"
+	TREEWRIGHT_PAYLOADS=1000 $(BIN)/python -m pytest tests/agent/test_view_hostile.py
 
 test-ray: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'

@@ -100,7 +100,7 @@ def main(
 
     quick  a few tasks and rounds: shows that it runs, measures nothing. There is no plot.
     """
-    console = Console()
+    console = Console(emoji=False)
     plan = replace(QUICK.plan if quick else PLAN, searched={})
     with tempfile.TemporaryDirectory() as folder:
         config = demo_config(Path(folder), QUICK.settings if quick else ())

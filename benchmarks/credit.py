@@ -49,7 +49,7 @@ def main(
     plot_path  a picture of all cells; needs matplotlib, without it a message says so
     trees, schedules, nodes  override the sizes
     """
-    console = Console()
+    console = Console(emoji=False)
     trees = trees or (8_000 if quick else 64_000)
     reports = _measure_all(schedules or list(SCHEDULES), trees, seed, console)
     timed = ["split_loo"] if quick else list(ESTIMATORS)

@@ -67,7 +67,7 @@ def main(
 
     quick  ten architectures, one of each kind of layer, and the step on two small trees;  only  these architectures
     """
-    console, began, threads = Console(), time.monotonic(), torch.get_num_threads()
+    console, began, threads = Console(emoji=False), time.monotonic(), torch.get_num_threads()
     _quiet()
     torch.set_num_threads(1)  # small tensors gain nothing from more
     try:

@@ -237,7 +237,7 @@ def main(quick: bool = False, json_path: str | None = None, plot_path: str | Non
 
     Raises TreewrightError where vLLM is not installed, or differs from transformers.
     """
-    console = Console()
+    console = Console(emoji=False)
     figures = drafting(quick)
     try:
         import vllm

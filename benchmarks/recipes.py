@@ -159,7 +159,7 @@ async def _measured(plan: _Plan, folder: Path, console: Console) -> dict[str, tu
 
 def main(quick: bool = False, json_path: str | None = None, plot_path: str | None = None) -> dict[str, Any]:
     """Prints the table and returns {"figures": {name: {"value", "unit"}}, "quick"}. There is no plot."""
-    console = Console()
+    console = Console(emoji=False)
     plan = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(_measured(plan, Path(folder), console))

@@ -93,7 +93,7 @@ def main(
     only  sections by a part of their names, such as "astar" or "bench_repair"; a result at `json_path` keeps the
           figures of the others, with the commits they are of. Raises TreewrightError for one that names none.
     """
-    console = Console()
+    console = Console(emoji=False)
     if only:
         if wrong := [part for part in only if not any(part in name for name in sections)]:
             raise TreewrightError(f"no section is called {wrong[0]!r}; there are {', '.join(sections)}")

@@ -29,7 +29,7 @@ def main(quick: bool = False, json_path: str | None = None, plot_path: str | Non
                     Chromium, without them a message says so
     viewer_tree_s   from opening a tree of 10,000 nodes there to its drawing
     """
-    console = Console()
+    console = Console(emoji=False)
     figures = measure(quick, json_path, plot_path, more=lambda path: _viewer(path, console))
     table = Table("figure", "value", "unit")
     for name, (value, unit) in figures.items():

@@ -182,7 +182,7 @@ def main(
     """
     import torch
 
-    console, plan = Console(), plan or (QUICK if quick else PLAN)
+    console, plan = Console(emoji=False), plan or (QUICK if quick else PLAN)
     names = open_suites(console, suites or (("stdlib",) if quick else SUITES))
     torch.set_num_threads(1)
     records = asyncio.run(_sweep(names, plan, None if quick else Path(runs), console))

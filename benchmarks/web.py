@@ -43,7 +43,7 @@ def main(
     peer_python  an interpreter that has browsergym-core and browsergym-miniwob; None: $TREEWRIGHT_PEER_PYTHON, and
                  without that BrowserGym is not measured
     """
-    console, peer = Console(), peer_python or os.environ.get(PEER_VARIABLE)
+    console, peer = Console(emoji=False), peer_python or os.environ.get(PEER_VARIABLE)
     result = asyncio.run(_measured(console, quick, Path(peer) if peer else None))
     if json_path:
         Path(json_path).write_text(json.dumps(result, indent=1) + "\n")

@@ -33,7 +33,7 @@ def main(quick: bool = False, json_path: str | None = None, plot_path: str | Non
     table = Table("figure", "value", "unit", title="worlds" + (" (quick)" if quick else ""))
     for name, (value, unit) in found.items():
         table.add_row(name, f"{value:.4g}", unit)
-    Console().print(table)
+    Console(emoji=False).print(table)
     result = {
         "figures": {name: {"value": value, "unit": unit} for name, (value, unit) in found.items()},
         "quick": quick,

@@ -13,6 +13,7 @@ BY_POSITION = {  # what worlds and policies of one's own write first
     "Observation": ("text", "fingerprint"),
     "Outcome": ("observation", "status"),
     "Pool": ("open", "size", "deadline"),
+    "Rule": ("name", "priority", "draws"),
     "Snapshot": ("kind", "data", "fingerprint"),
     "StepResult": ("observation", "reward", "terminated"),
     "Suite": ("name", "tasks", "open"),

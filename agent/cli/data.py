@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from treewright.agent.cli.options import console
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["data_app", "export_command", "import_command"]
 
-console = Console()
 SHOWN = 10
 data_app = typer.Typer(help="Datasets out of trees, and trees out of datasets.", no_args_is_help=True)
 
@@ -153,7 +152,7 @@ def import_command(
         there = f", {report.present} were there already" if report.present else ""
         console.print(f"{len(report.added)} trees with {report.nodes} nodes added to {opened.name}{there}")
     if report.left_out:
-        console.print(f"[yellow]{len(report.left_out)} rows left out[/]:")
+        console.print(f"[yellow]{len(report.left_out)} rows left out[/]:", markup=True)
         for line in report.left_out[:SHOWN]:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
         if len(report.left_out) > SHOWN:

@@ -100,5 +100,5 @@ def _fail(why: str) -> NoReturn:
 
     # As text, not as markup: a hint such as 'treewright[data]' must stay whole.
     told = Text.assemble(("error: ", "red"), why)
-    Console(stderr=True).print(told, highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False, markup=False).print(told, highlight=False, soft_wrap=True)
     raise SystemExit(2) from None

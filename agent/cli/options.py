@@ -38,7 +38,8 @@ __all__ = [
     "say",
 ]
 
-console = Console()
+console = Console(emoji=False, markup=False)
+"""Every command prints through it: `:fire:` and `[red]` in a name, a task or a path are data and stay what they are."""
 
 Name = Annotated[
     str | None, typer.Option("--name", "-n", help="Name of the run; its files go to runs/NAME. Without it: run.")
@@ -136,7 +137,7 @@ def go(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 def bar(what: str, total: int) -> Iterator[Callable[[object], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         job = progress.add_task(what, total=total)
         yield lambda _: progress.update(job, advance=1)

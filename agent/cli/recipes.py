@@ -67,7 +67,7 @@ def sft(
             after = _refusing(run, requests, head)
             say(f"  refusals             before {before:.3g}, after {after:.3g}")
             if after < before:
-                console.print("[yellow]the model refuses less than before[/]; see docs/recipes.md, PING")
+                console.print("[yellow]the model refuses less than before[/]; see docs/recipes.md, PING", markup=True)
             return
         run.saved(stats, extra)
 

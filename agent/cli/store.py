@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from treewright.agent.cli.options import console
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["StoreName", "compare_command", "find_store", "store_app"]
 
 store_app = typer.Typer(help="Check, repair, compact, merge, empty and measure stores of trees.", no_args_is_help=True)
-console = Console()
 
 StoreName = Annotated[str, typer.Argument(help="A file, a run's name or folder, or postgresql://USER@HOST/DATABASE.")]
 
@@ -171,7 +170,7 @@ def stats(store: StoreName) -> None:
         highlight=False,
     )
     if found.pending:
-        console.print(f"[red]{found.pending} irreversible actions have no known answer[/]")
+        console.print(f"[red]{found.pending} irreversible actions have no known answer[/]", markup=True)
 
 
 def compare_command(

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from treewright.agent.cli.options import console
 from treewright.agent.cli.store import StoreName, find_store
 
 if TYPE_CHECKING:
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["report_command", "view_command"]
 
-console = Console()
 
-Text = Annotated[str, typer.Option("--find", help="Part of a task, run, version or tree id.")]
+Text = Annotated[str, typer.Option("--find", help='Words, or a "phrase": goals, actions, observations, names.')]
 Suite = Annotated[str | None, typer.Option(help="Only trees of this suite.")]
 Run = Annotated[str | None, typer.Option(help="Only trees of this run.")]
-Version = Annotated[str | None, typer.Option("--policy-version", help="Only trees of these weights.")]
+Version = Annotated[
+    str | None, typer.Option("--policy-version", help="Only trees of these weights: a version, or 'step 12'.")
+]
 
 
 def view_command(

@@ -74,7 +74,7 @@ class Stage:
 @contextmanager
 def progress_bar(console: Console, what: str, total: int) -> Any:
     columns = (
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -133,7 +133,7 @@ async def run_demo(config: Config, plan: DemoPlan = PLAN, console: Console | Non
     from treewright.agent.view.report import write_report
     from treewright.search.store import TreeStore
 
-    console = console or Console()
+    console = console or Console(emoji=False, markup=False)
     began = time.monotonic()
     names = open_suites(console, config.worlds.suites)
     source = model_folder(config.policy.spec)

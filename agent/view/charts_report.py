@@ -41,7 +41,7 @@ def write_report(
     return target
 
 
-HEADER = ("suite", "policy version", "trees", "success", "± 95 %", "tokens a tree", "steps a tree", "exact")
+HEADER = ("suite", "weights", "trees", "success", "± 95 %", "tokens a tree", "steps a tree", "exact")
 
 
 def _table(rows: Sequence[TreeRow]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:

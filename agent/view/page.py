@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ from treewright.search.store import TreeStore
 
 __all__ = ["policy_of", "render_page", "render_report", "write_page"]
 
-SCRIPTS = ("base.js", "source.js", "model.js", "draw.js", "pane.js", "details.js", "list.js", "app.js")
+SCRIPTS = (
+    "base.js", "source.js", "model.js", "draw.js", "pane.js", "text.js", "details.js", "list.js", "compare.js",
+    "keys.js", "app.js",
+)  # fmt: skip
 TEXT = 20_000  # characters of one text in a file
 NODES = 100_000  # nodes of all trees together in a file
 
@@ -125,20 +129,8 @@ def write_page(
     Long texts are cut. The file is replaced as a whole or not at all. Raises TreewrightError if nothing matches or
     if the trees have more nodes together than a page can hold, and OSError where it cannot be written.
     """
-    reader = Reader(store)
-    listing = reader.listing(filters or Filters(), most)
-    if not listing.rows:
-        raise TreewrightError(f"no tree of {store.name} matches; type: treewright view {store.name}")
-    nodes = sum(row.nodes for row, _ in listing.rows)
-    if nodes > NODES:
-        raise TreewrightError(f"{nodes} nodes are too many for one file ({NODES}); narrow it with --most or filters")
-    trees = {row.tree_id: _whole(reader, row.tree_id, decode) for row, _ in listing.rows}
-    data = {
-        "list": list_json(listing),
-        "facets": facets_json(reader.facets()),
-        "trees": trees,
-        "plots": _plots(reader, filters),
-    }
+    with closing(Reader(store)) as reader:
+        data = _data(reader, filters, most, decode)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
@@ -147,16 +139,30 @@ def write_page(
     return target
 
 
+def _data(reader: Reader, filters: Filters | None, most: int, decode: Decode | None) -> dict[str, Any]:
+    store = reader.store
+    listing = reader.listing(filters or Filters(), most)
+    if not listing.rows:
+        raise TreewrightError(f"no tree of {store.name} matches; type: treewright view {store.name}")
+    nodes = sum(row.nodes for row, _ in listing.rows)
+    if nodes > NODES:
+        raise TreewrightError(f"{nodes} nodes are too many for one file ({NODES}); narrow it with --most or filters")
+    weights = reader.weights()
+    return {
+        "list": list_json(listing, weights),
+        "facets": facets_json(reader.facets(), weights),
+        "trees": {row.tree_id: _whole(reader, row.tree_id, decode) for row, _ in listing.rows},
+        "plots": plots_json(store, filters),
+        "store": store.title,
+    }
+
+
 def _whole(reader: Reader, tree_id: str, decode: Decode | None) -> dict[str, Any]:
     turns = reader.turns(tree_id)
     own = find_decoder(turns, decode)
-    found = {"tree": columns_json(reader.columns(tree_id)), "turns": turns_json(turns, own, TEXT)}
+    found = {"tree": columns_json(reader.columns(tree_id), reader.weights()), "turns": turns_json(turns, own, TEXT)}
     try:
         found["advantage"] = advantage_json(reader, tree_id)
     except TreewrightError as error:
         found["advantage"] = {"error": str(error)}
     return found
-
-
-def _plots(reader: Reader, filters: Filters | None) -> dict[str, Any]:
-    return plots_json(reader.store, filters)

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.view.finding import Hit
 from treewright.agent.view.reading import Columns, Listing, Reader, Turn
 from treewright.agent.view.report import clean
+from treewright.agent.view.weights import Weights
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation
 from treewright.search.store import TreeRow
@@ -74,9 +76,10 @@ def _text(value: str, limit: int = TEXT) -> str:
     return text if len(text) <= limit else f"{text[:limit]}\n… {len(text) - limit:,} more characters"
 
 
-def row_json(row: TreeRow, goal: str) -> dict[str, Any]:
+def row_json(row: TreeRow, goal: str, weights: Weights) -> dict[str, Any]:
     return {
         "id": row.tree_id,
+        "weights": _text(weights.name(row.policy_version, row.run), 300),
         **{name: _text(getattr(row, name), 300) for name in ("run", "suite", "task_id", "split", "policy_version")},
         "goal": _text(goal, 2000),
         "attempt": row.attempt,
@@ -95,9 +98,18 @@ def row_json(row: TreeRow, goal: str) -> dict[str, Any]:
     }
 
 
-def list_json(listing: Listing) -> dict[str, Any]:
-    rows = [row_json(row, goal) for row, goal in listing.rows]
-    return {"rows": rows, "total": listing.total, "done": listing.done, "solved": listing.solved}
+def list_json(listing: Listing, weights: Weights) -> dict[str, Any]:
+    rows = [row_json(row, goal, weights) for row, goal in listing.rows]
+    for row in rows:
+        if (hit := listing.hits.get(row["id"])) is not None:
+            row["hit"] = _hit(hit)
+    counts = {"total": listing.total, "done": listing.done, "solved": listing.solved}
+    return {"rows": rows, **counts, "indexed": listing.indexed}
+
+
+def _hit(hit: Hit) -> dict[str, Any]:
+    words = {name: _text(getattr(hit, name), 300) for name in ("before", "found", "after")}
+    return {"node": hit.node, "kind": hit.kind, "nodes": hit.nodes, **words}
 
 
 def pack(values: NDArray[Any], dtype: str) -> str:
@@ -105,9 +117,9 @@ def pack(values: NDArray[Any], dtype: str) -> str:
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
 
 
-def columns_json(columns: Columns) -> dict[str, Any]:
+def columns_json(columns: Columns, weights: Weights) -> dict[str, Any]:
     return {
-        **row_json(columns.row, columns.goal),
+        **row_json(columns.row, columns.goal, weights),
         "columns": {name: pack(columns.arrays[name], dtype) for name, dtype in SENT.items()},
         "labels": None if columns.labels is None else [clean(text) for text in columns.labels],
         "pops": pack(columns.pops, "<i4"),
@@ -148,6 +160,7 @@ def turn_json(turn: Turn, decode: Decode | None, limit: int = TEXT) -> dict[str,
         "node": turn.node,
         "text": _text(done.text, limit),
         "action": None if turn.action is None else _text(str(turn.action), limit),
+        "calls": None if turn.action is None else _calls(turn.action, limit),
         "error": None if turn.error is None else _text(turn.error, limit),
         "fault": None if turn.fault is None else _text(turn.fault, limit),
         "observation": None if seen is None else _text(seen.text, limit),
@@ -250,5 +263,21 @@ def refs(action: Action | None) -> list[str]:
     return [ref for ref in named if isinstance(ref, str) and ref]
 
 
-def facets_json(facets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    return {name: [_text(value, 300) for value in values] for name, values in facets.items()}
+def _calls(action: Action, limit: int) -> list[dict[str, Any]] | None:
+    """The calls, for copying; None where they are longer than what is shown."""
+    key = action.key
+    return None if len(key) > limit else _cleaned(json.loads(key))
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_cleaned(one) for one in value]
+    return {clean(name): _cleaned(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def facets_json(facets: Mapping[str, Sequence[str]], weights: Weights) -> dict[str, Any]:
+    """The values of each filter, and under `weights` what the policy versions are called."""
+    found: dict[str, Any] = {name: [_text(value, 300) for value in values] for name, values in facets.items()}
+    return {**found, "weights": {v: _text(weights.name(v), 300) for v in found.get("policy_version", ())}}

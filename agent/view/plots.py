@@ -9,7 +9,8 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ def make_charts(
 
     Raises TreewrightError if no finished tree matches.
     """
-    facts, left_out = _gather(Reader(store), filters or Filters(), most_nodes)
+    with closing(Reader(store)) as reader:
+        facts, left_out = _gather(reader, filters or Filters(), most_nodes)
     if not facts:
         raise TreewrightError(f"no finished tree of {store.name} matches; plots are made of finished trees")
     nodes = sum(len(f.depth) for f in facts)
@@ -91,11 +93,14 @@ def _gather(reader: Reader, filters: Filters, most: int) -> tuple[list[_Facts], 
     found: list[_Facts] = []
     nodes = 0
     matching = 0
+    weights = reader.weights()
     for row in _done(reader, filters):
         matching += 1
         if (not found or nodes + row.nodes <= most) and len(found) == matching - 1:
             nodes += row.nodes
-            found.append(_facts(reader.columns(row.tree_id, labels=False)))
+            columns = reader.columns(row.tree_id, labels=False)
+            called = replace(columns.row, policy_version=weights.name(row.policy_version))
+            found.append(_facts(replace(columns, row=called)))
     return found, matching - len(found)
 
 
@@ -168,8 +173,7 @@ def _success(facts: Sequence[_Facts]) -> Chart:
         "tokens sampled for the tree",
         "trees with a solved leaf",
         series,
-        "Share of trees in which a solved leaf had been executed after so many tokens (an oracle pick), "
-        "by policy version.",
+        "Share of trees in which a solved leaf had been executed after so many tokens (an oracle pick), by weights.",
         share=True,
     )
 

@@ -7,14 +7,19 @@ still growing can be watched. Turns are verified against the checksums of their 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, and_, func, or_, select
 
+from treewright.agent.view.finding import Finder, goal_of, terms_of
+from treewright.agent.view.listing import Filters, Listing, list_page, where_of
+from treewright.agent.view.weights import Weights
 from treewright.envs.types import Action, Effect, Observation
 from treewright.search.store.arrays import load_arrays
 from treewright.search.store.codec import decode_expansion, decode_header, sum_of
@@ -22,7 +27,7 @@ from treewright.search.store.errors import StoreError
 from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, expansions, nodes, trees
 from treewright.search.store.reading import Blobs, TreeRow, header_rows, key_of, list_trees
 from treewright.search.store.tree_store import TreeStore
-from treewright.search.store.values import escape, unescape
+from treewright.search.store.values import unescape
 from treewright.search.tree import TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome
 
@@ -32,44 +37,8 @@ EFFECTS = tuple(Effect)
 LABELLED = 50_000  # nodes of a tree up to which every node gets its label at once
 WORDS = 100  # characters of a label
 DRAFT = NodeStatus.DRAFT.value
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """What a list is narrowed by; None and '' let everything pass.
-
-    text     part of a run, suite, task, policy version or tree id
-    success  True solved, False done and not solved
-    """
-
-    text: str = ""
-    suite: str | None = None
-    split: str | None = None
-    run: str | None = None
-    policy_version: str | None = None
-    status: str | None = None
-    task_id: str | None = None
-    success: bool | None = None
-
-    def where(self) -> list[Any]:
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("text", "success")}
-        found: list[Any] = [trees.c[name] == escape(value) for name, value in named.items() if value]
-        if self.success is not None:
-            found.append(trees.c.success.is_(self.success))
-        if self.text:
-            columns = (trees.c.run, trees.c.suite, trees.c.task_id, trees.c.policy_version, trees.c.id)
-            found += [or_(*(c.icontains(word, autoescape=True) for c in columns)) for word in self.text.split()]
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A page of the list, newest first: rows with the goals of their tasks, and counts over everything that matches."""
-
-    rows: Sequence[tuple[TreeRow, str]]
-    total: int
-    done: int
-    solved: int
+FRESH = 5.0  # seconds for which names of weights are kept
+RUNS = 1000  # runs whose checkpoints are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +76,38 @@ class Turn:
 
 
 class Reader:
-    """Reads a store that was opened; safe in any thread."""
+    """Reads a store that was opened; safe in any thread. Close it where texts were looked for."""
 
     def __init__(self, store: TreeStore) -> None:
         self.store = store
+        self._goals: dict[str, str] = {}
+        self._named: tuple[float, Weights] | None = None
+        self._finder: Finder | None = None
+        self._lock = Lock()
+
+    def close(self) -> None:
+        """Lets the index of texts go."""
+        with self._lock:
+            if self._finder is not None:
+                self._finder.close()
+                self._finder = None
+
+    @property
+    def finder(self) -> Finder:
+        """The index of texts, opened when it is first asked for."""
+        with self._lock:
+            if self._finder is None:
+                self._finder = Finder(self.store)
+            return self._finder
+
+    def weights(self) -> Weights:
+        """What the runs' checkpoints call their weights; looked up again after a few seconds."""
+        now = time.monotonic()
+        if self._named is None or now - self._named[0] > FRESH:
+            with self.store.snapshot() as connection:
+                found = connection.execute(select(trees.c.run).distinct().limit(RUNS)).scalars().all()
+            self._named = now, Weights(self.store.name, [unescape(run) for run in found])
+        return self._named[1]
 
     def facets(self) -> dict[str, list[str]]:
         """The values that occur in each column a list can be narrowed by."""
@@ -121,17 +118,21 @@ class Reader:
                 found[name] = [unescape(value) for (value,) in values]
             return found
 
-    def listing(self, filters: Filters, limit: int = 100, offset: int = 0) -> Listing:
-        """At most `limit` trees, newest first, from the `offset`-th on."""
-        where = filters.where()
+    def listing(
+        self, filters: Filters, limit: int = 100, offset: int = 0, sort: str = "", seconds: float | None = None
+    ) -> Listing:
+        """At most `limit` trees from the `offset`-th on, newest first or as `list_page` sorts them.
+
+        seconds  how long texts that were never looked through may be read before the answer; None: until all are
+        """
+        terms = terms_of(filters.text)
+        indexed = self.finder.update(seconds) if terms else 1.0
+        weights = self.weights()
+        where = where_of(filters, self.finder if terms else None, weights)
         with self.store.snapshot() as connection:
-            count = select(func.count(), func.count(trees.c.success), func.count().filter(trees.c.success.is_(True)))
-            total, done, solved = connection.execute(count.where(*where)).one()
-            page = select(trees.c.key, trees.c.id, trees.c.task).where(*where).order_by(trees.c.key.desc())
-            found = connection.execute(page.limit(limit).offset(offset)).all()
-            rows = {r.tree_id: r for r in list_trees(connection, [trees.c.key.in_([key for key, _, _ in found])])}
-            blobs = Blobs(connection)
-            return Listing([(rows[name], _goal(blobs, task)) for _, name, task in found], total, done, solved)
+            rows, keys, counts = list_page(connection, where, limit, offset, sort, self._goals, weights)
+        found = self.finder.hits(list(keys), terms) if terms else {}
+        return Listing(rows, *counts, {keys[key]: hit for key, hit in found.items()}, indexed)
 
     def pulse(self, tree_ids: Sequence[str] = ()) -> dict[str, Any]:
         """How far everything is: number of trees, and (status, pops) of some. Cheap enough to ask every second."""
@@ -160,7 +161,7 @@ class Reader:
             c = expansions.c
             spent = select(c.node, c.spent_policy_tokens + c.spent_closing_tokens)
             pops = connection.execute(spent.where(c.tree == key).order_by(c.seq)).all()
-            goal = _goal(Blobs(connection), task)
+            goal = goal_of(Blobs(connection)(task))
         return Columns(
             row,
             goal,
@@ -184,10 +185,6 @@ class Reader:
         with self.store.snapshot() as connection:
             key = key_of(connection, tree_id)
             return _turns(connection, key, tree_id, expansions.c.tree == key, None)
-
-
-def _goal(blobs: Blobs, task: str) -> str:
-    return str(json.loads(blobs(task).decode("utf-8", "surrogatepass"))["goal"])
 
 
 def _marks(connection: Connection, key: int, arrays: dict[str, NDArray[Any]], labels: bool) -> Sequence[str] | None:

@@ -35,7 +35,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
 LONG, SHORT = 12_000, 2_000  # characters of an observation shown on the chosen path, and elsewhere
 WORDS = 160  # characters of a label
-PLAIN = Console(file=io.StringIO(), width=80, color_system=None)  # rich asks for one to wrap by display width
+PLAIN = Console(file=io.StringIO(), width=80, color_system=None, emoji=False)  # rich wraps by display width with one
 SOLVED = 1.0 - 1e-6
 CALM = (0.9, 0.5, 0.2, 0.05)  # token probabilities that bound the five tints
 

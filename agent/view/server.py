@@ -9,7 +9,8 @@ import asyncio
 import secrets
 import socket
 import webbrowser
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["make_app", "serve"]
 
 HOST = "127.0.0.1"
+PATIENCE = 1.5  # seconds for which texts are read before a search answers with what it knows; the page asks again
 NAMES = ("text", "suite", "split", "run", "policy_version", "status", "task_id")
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -81,15 +83,22 @@ def make_app(store: TreeStore, token: str, decode: Decode | None = None) -> Star
 
     routes = [
         Route("/", index),
-        Route("/api/list", answer(lambda r: list_json(reader.listing(_filters(r), _limit(r), _whole(r, "offset", 0))))),
-        Route("/api/facets", answer(lambda r: facets_json(reader.facets()))),
+        Route("/api/list", answer(lambda r: _list(reader, r))),
+        Route("/api/facets", answer(lambda r: facets_json(reader.facets(), reader.weights()))),
         Route("/api/pulse", answer(lambda r: reader.pulse(r.query_params.getlist("tree")))),
-        Route("/api/tree/{id}", answer(lambda r: columns_json(reader.columns(r.path_params["id"])))),
+        Route("/api/tree/{id}", answer(lambda r: columns_json(reader.columns(r.path_params["id"]), reader.weights()))),
         Route("/api/advantage/{id}", answer(lambda r: advantage_json(reader, r.path_params["id"]))),
         Route("/api/path/{id}/{node:int}", answer(lambda r: _path(reader, r, decode))),
         Route("/api/plots", answer(plots)),
+        Route("/api/store", answer(lambda r: {"store": _place(store.name)})),
     ]
-    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[Middleware(_Guard)])
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        reader.close()
+
+    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[Middleware(_Guard)], lifespan=lifespan)
 
 
 class _Guard:
@@ -118,6 +127,16 @@ class _Guard:
             await send(message)
 
         await self.app(scope, receive, guarded)
+
+
+def _place(name: str) -> str:
+    """The store as code that runs elsewhere finds it; a URL comes without its password."""
+    return name if "://" in name else str(Path(name).resolve())
+
+
+def _list(reader: Reader, request: Request) -> dict[str, Any]:
+    sort, offset = request.query_params.get("sort", ""), _whole(request, "offset", 0)
+    return list_json(reader.listing(_filters(request), _limit(request), offset, sort, PATIENCE), reader.weights())
 
 
 def _filters(request: Request) -> Filters:

@@ -229,7 +229,7 @@ def main(
     quick      tiny runs of two seeds in one setting, nothing kept: shows that it runs, measures nothing
     plot_path  curves of success against tokens; needs matplotlib, without it a message says so
     """
-    console, plan = Console(), plan or (QUICK if quick else FULL)
+    console, plan = Console(emoji=False), plan or (QUICK if quick else FULL)
     path = None if quick else Path(runs)
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the runs are sums of small products; more threads only wait for each other
@@ -272,7 +272,7 @@ def _one_rate(plan: Experiment) -> dict[tuple[str, str], float]:
 def _run(cells: Sequence[Cell], path: Path | None, console: Console, what: str) -> list[Record]:
     if not cells:
         return []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=len(cells))
         return run_cells(cells, path, lambda record: bar.advance(task))

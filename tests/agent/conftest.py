@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import pytest_asyncio
 from databases import cluster, missing
+from view_trees import walks, write_store
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +15,42 @@ def new_database():
         pytest.skip(why)
     with cluster() as new:
         yield new
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Indexes that the viewer makes go to a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TREEWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser():
+    from view_pages import drawing_browser
+
+    async with drawing_browser() as launched:
+        yield launched
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def view(browser, tmp_path):
+    """A page over a small store, served."""
+    from view_pages import looking, serving
+
+    from treewright.search.store import TreeStore
+
+    with TreeStore.open(write_store(tmp_path / "t.sqlite", walks(4)), read_only=True) as store:
+        async with serving(store) as address, looking(browser, address) as (page, watched):
+            yield page
+            assert not watched.errors and not watched.outside(address)
+
+
+@pytest.fixture
+def page_file(tmp_path):
+    """The address of a page in a file over the same store."""
+    from treewright.agent.view import write_page
+    from treewright.search.store import TreeStore
+
+    with TreeStore.open(write_store(tmp_path / "t.sqlite", walks(4)), read_only=True) as store:
+        return write_page(tmp_path / "t.html", store).as_uri()

@@ -11,7 +11,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from treewright.agent.cli import store as store_cli
 from treewright.agent.cli.bench import bench
 from treewright.agent.cli.store import compare_command, find_store, store_app
 from treewright.envs.errors import TreewrightError
@@ -62,7 +61,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asyncio.run(fill("runs/one/trees.sqlite", "one", [0.0, 0.0, 1.0, 0.0]))
     asyncio.run(fill("runs/two/trees.sqlite", "two", [1.0, 1.0, 1.0, 0.0]))
-    monkeypatch.setattr(store_cli, "console", store_cli.Console(width=160))
+    monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
 
 

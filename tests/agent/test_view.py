@@ -20,6 +20,7 @@ from treewright.agent.cli.view import report_command, view_command
 from treewright.agent.view import Filters, Reader, make_app, write_page
 from treewright.agent.view.payload import advantage_json, columns_json, decoder, dump, find_decoder, pieces, turns_json
 from treewright.agent.view.reading import EFFECTS
+from treewright.agent.view.weights import Weights
 from treewright.envs.errors import TreewrightError
 from treewright.envs.maze import SUITE, Maze
 from treewright.envs.types import Effect, Observation
@@ -187,7 +188,7 @@ def test_large_trees_come_without_labels(tmp_path, monkeypatch):
     monkeypatch.setattr("treewright.agent.view.reading.LABELLED", 10)
     grown = Growth().grow(6)
     with TreeStore.open(write_store(tmp_path / "t.sqlite", [grown]), read_only=True) as store:
-        sent = columns_json(Reader(store).columns(grown.tree.tree_id))
+        sent = columns_json(Reader(store).columns(grown.tree.tree_id), Weights("", []))
     assert sent["labels"] is None and len(base64.b64decode(sent["columns"]["parent"])) == 4 * len(grown.tree)
 
 

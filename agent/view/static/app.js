@@ -1,13 +1,6 @@
 // What is on the screen: the list, the report, or one or two trees; keys, replay, and what is live.
 
 const MODES = [["score", "score"], ["value", "value"], ["advantage", "advantage"], ["weight", "weight"]];
-const HELP = [
-  ["/", "find trees"], ["↑ ↓ or k j", "walk the list"], ["Enter", "open a tree"], ["r", "report"], ["Esc", "back to the list"],
-  ["← →", "parent, child"], ["↑ ↓", "neighbours in the column"], ["Home, End", "root, chosen node"],
-  ["+ − or wheel", "zoom"], ["Shift + arrows or drag", "pan"], ["f", "fit the tree"], ["z or double click", "zoom to the subtree"],
-  ["v", "icicle or node-link"], ["1 2 3 4", "colour by score, value, advantage, weight"], ["b", "another tree of the task beside"],
-  ["Tab", "other pane"], ["Space", "replay the growth, or stop"], [", and .", "one pop back, one on"], ["t", "light or dark"], ["?", "this help"],
-];
 
 class App {
   constructor() {
@@ -16,6 +9,7 @@ class App {
     this.time = Infinity;
     this.list = new List(this);
     this.report = new Report();
+    this.compare = new Compare(this);
     this.details = new Details(this);
     this.panes = [new Pane(this), new Pane(this)];
     this.active = this.panes[0];
@@ -24,13 +18,15 @@ class App {
     this.live = el("span", { class: "live", hidden: true, title: "a search is writing this store" }, "live");
     this.help = this.makeHelp();
     this.stage = el("div", { class: "stage" });
-    document.body.append(this.bar(), this.stage, this.help, this.tip, this.said);
+    this.toast = el("p", { class: "toast", role: "status", hidden: true });
+    document.body.append(this.bar(), this.stage, this.help, this.tip, this.said, this.toast);
     this.toolbar = this.makeToolbar();
     this.columns = el("div", { class: "panes" });
     this.workspace = el("div", { class: "workspace" }, this.columns, this.details.element);
     theme.listeners.push(() => this.panes.forEach((pane) => pane.recolour()));
     addEventListener("hashchange", () => this.route());
-    addEventListener("keydown", (event) => this.key(event));
+    this.keys = new Keys(this);
+    addEventListener("keydown", (event) => this.keys.pressed(event));
     this.start();
   }
 
@@ -92,7 +88,9 @@ class App {
   }
 
   go(words) {
-    location.hash = new URLSearchParams(words).toString();
+    const hash = new URLSearchParams(words).toString();
+    if (location.hash.slice(1) === hash) this.route();
+    else location.hash = hash;
   }
 
   remember(words) {
@@ -104,14 +102,24 @@ class App {
     const words = this.words();
     const trip = (this.trip = {});
     this.stop();
-    this.tip.hidden = true;
+    this.list.settle();
+    this.tip.hidden = this.toast.hidden = true;
     await this.guard(async () => {
+      if (words.get("compare")) return this.openCompare(words);
       if (words.get("tree")) return this.openTree(words, trip);
       this.place = words.get("report") ? "report" : "list";
       clear(this.stage, this[this.place].element);
       document.title = "treewright";
       await (this.place === "report" ? this.report.show(this.list.filters) : this.list.set(words));
     });
+  }
+
+  async openCompare(words) {
+    this.place = "compare";
+    this.compared = words;
+    clear(this.stage, this.compare.element);
+    document.title = "two branches";
+    await this.compare.show(words);
   }
 
   async openTree(words, trip) {
@@ -131,7 +139,7 @@ class App {
     const node = Number(words.get("node") ?? NaN);
     if (Number.isInteger(node) && node >= 0 && node < model.size) this.panes[0].selected = node;
     clear(this.beside, el("option", { value: "", text: besides.length ? "beside: nothing" : "no other tree of this task" }),
-      besides.map((row) => el("option", { value: row.id, text: `beside: ${row.run} · ${row.policy_version} · attempt ${row.attempt} ${row.success ? "✓" : ""}` })));
+      besides.map((row) => el("option", { value: row.id, text: `beside: ${row.run} · ${row.weights} · attempt ${row.attempt} ${row.success ? "✓" : ""}` })));
     this.beside.disabled = !besides.length;
     this.time = Infinity;
     document.title = `${task.suite}/${task.task_id}`;
@@ -170,7 +178,7 @@ class App {
     clear(this.facts, this.summary(row, `${row.suite}/${row.task_id}`));
     for (const pane of this.shown) {
       pane.caption.hidden = !second.model;
-      clear(pane.caption, this.summary(pane.model.row, `${pane.model.row.run} · ${pane.model.row.policy_version}`));
+      clear(pane.caption, this.summary(pane.model.row, `${pane.model.row.run} · ${pane.model.row.weights}`, 2));
       pane.element.classList.toggle("active", pane === this.active && Boolean(second.model));
     }
     // Nothing that stands already is taken away and put back: it would lose the focus.
@@ -183,10 +191,10 @@ class App {
     if (held.matches("canvas") && document.activeElement !== held) this.active.canvas.focus();
   }
 
-  summary(row, name) {
+  summary(row, name, most = 4) {
     const word = row.success ? "solved" : row.outcome === null ? "no episode ended" : "not solved";
     const sign = row.success === null ? null : el("b", { class: row.success ? "good" : "bad", text: word });
-    const facts = [["nodes", row.nodes], ["expansions", row.expansions], ["tokens", row.tokens], ["steps", row.steps]];
+    const facts = [["nodes", row.nodes], ["tokens", row.tokens], ["expansions", row.expansions], ["steps", row.steps]].slice(0, most);
     return [el("span", { text: name }), row.status === "done" ? sign : el("b", { text: row.status }),
       ...facts.map(([word, value]) => el("span", {}, `${word} `, el("b", { text: figure(value) }))),
       row.reasons.length ? el("span", { class: "bad", title: row.reasons.join("; "), text: "not exact" }) : null];
@@ -197,6 +205,48 @@ class App {
     const words = { tree: this.panes[0].model.row.id, node: this.panes[0].selected, view: this.shape, colour: this.mode };
     if (this.panes[1].model) words.beside = this.panes[1].model.row.id;
     this.remember(words);
+  }
+
+  // -- copying and comparing -------------------------------------------------------------------------------------
+
+  // Says something for a moment.
+  tell(text, trouble = false) {
+    this.toast.textContent = text;
+    this.toast.classList.toggle("trouble", trouble);
+    this.toast.hidden = false;
+    clearTimeout(this.telling);
+    this.telling = setTimeout(() => { this.toast.hidden = true; }, 4000);
+  }
+
+  async copy(text, what) {
+    try {
+      await copyText(await text);
+      this.tell(`copied: ${what}`);
+    } catch (error) {
+      this.tell(error.message, true);
+    }
+  }
+
+  setMark() {
+    const { model, selected } = this.active;
+    this.mark = { tree: model.row.id, node: selected };
+    this.tell(`node ${selected} is marked; select another, here or in another tree, and press c`);
+  }
+
+  // The selected branch against the marked one, else against the other pane's, else against the chosen one.
+  compareNow() {
+    const { active } = this;
+    const here = { tree: active.model.row.id, node: active.selected };
+    const other = this.shown.find((pane) => pane !== active);
+    const chosen = active.model.row.chosen;
+    const same = (one) => one.tree === here.tree && one.node === here.node;
+    const choices = [this.mark, other && { tree: other.model.row.id, node: other.selected }, chosen !== null && { tree: here.tree, node: chosen }];
+    const found = choices.find((one) => one && !same(one));
+    if (!found) return this.tell("nothing to compare with: mark a node (m), then select another one");
+    const swap = !this.mark && other && active === this.panes[0];
+    const [left, right] = swap ? [here, found] : [found, here];
+    this.came = Object.fromEntries(this.words());
+    this.go({ compare: 1, tree: left.tree, node: left.node, with: right.tree, other: right.node, as: "path" });
   }
 
   // -- how it is drawn -------------------------------------------------------------------------------------------
@@ -356,77 +406,26 @@ class App {
     const numbers = [["score", model.score[node]], ["value", model.value[node]], ["weight", model.mass[node]]]
       .filter(([, value]) => !Number.isNaN(value)).map(([name, value]) => `${name} ${figure(value)}`).join(" · ");
     clear(this.tip, el("b", { text: model.label(node) }), el("span", { text: `node ${node} · ${STATUSES[model.status[node]]} · ${numbers}` }));
-    this.tip.style.left = `${Math.min(event.clientX + 14, innerWidth - 340)}px`;
+    this.tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - 340))}px`;
     this.tip.style.top = `${Math.min(event.clientY + 16, innerHeight - 70)}px`;
   }
 
-  // -- keys ------------------------------------------------------------------------------------------------------
+  // -- the other tree --------------------------------------------------------------------------------------------
 
-  key(event) {
-    const { key, target } = event;
-    if (event.ctrlKey || event.metaKey || event.altKey || this.help.open) return;
-    const typing = target.matches("input[type=search], select, textarea");
-    if (typing) {
-      if (key === "Escape") target.blur();
-      if (target === this.list.text && (key === "ArrowDown" || key === "Enter")) {
-        event.preventDefault();
-        this.list.step(0);
-      }
-      return;
-    }
-    const work = this.common(key) || (this.place === "list" ? this.listKey(key) : this.place === "tree" ? this.treeKey(event) : null);
-    if (!work) return;
-    event.preventDefault();
-    work();
-  }
-
-  common(key) {
-    return {
-      "?": () => this.help.showModal(),
-      t: () => theme.toggle(),
-      r: () => this.go({ report: 1 }),
-      "/": () => this.find(),
-      Escape: this.place === "list" ? null : () => this.go(this.list.filters),
-    }[key];
+  // One step up: from a comparison to its tree, from everything else to the list.
+  leave() {
+    const words = this.compared;
+    if (this.place === "compare") return this.go(this.came || { tree: words.get("with") || words.get("tree"), node: words.get("other") || 0 });
+    return this.go(this.list.words);
   }
 
   async find() {
     if (this.place !== "list") {
-      this.go(this.list.filters);
-      await new Promise((done) => addEventListener("hashchange", done, { once: true }));
+      this.go(this.list.words);
+      if (this.place !== "list") await new Promise((done) => addEventListener("hashchange", done, { once: true }));
     }
     this.list.text.focus();
     this.list.text.select();
-  }
-
-  listKey(key) {
-    const by = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 }[key];
-    return by ? () => this.list.step(by) : null;
-  }
-
-  treeKey(event) {
-    const pane = this.active;
-    const { key } = event;
-    if (event.target === this.slider && key.startsWith("Arrow")) return null;
-    if (event.target.matches("button") && (key === " " || key === "Enter")) return null;
-    const far = 60;
-    if (event.shiftKey && key.startsWith("Arrow")) {
-      const [dx, dy] = { ArrowLeft: [far, 0], ArrowRight: [-far, 0], ArrowUp: [0, far], ArrowDown: [0, -far] }[key];
-      return () => pane.pan(dx, dy);
-    }
-    if (key.startsWith("Arrow") || key === "Home" || key === "End") return () => pane.walk(key);
-    const now = Math.min(this.time, this.lastPop);
-    const own = {
-      "+": () => pane.zoom(1.4), "=": () => pane.zoom(1.4), "-": () => pane.zoom(1 / 1.4), f: () => pane.fit(), z: () => pane.zoomTo(pane.selected),
-      v: () => this.setShape(this.shape === "icicle" ? "link" : "icicle"), b: () => this.nextBeside(),
-      " ": () => this.toggle(), ",": () => (this.stop(), this.seek(now - 1)), ".": () => (this.stop(), this.seek(now + 1)),
-    };
-    if (key === "Tab" && this.shown.length > 1 && event.target.matches("canvas") && !event.shiftKey) {
-      const other = this.shown.find((shown) => shown !== pane);
-      return () => other.canvas.focus();
-    }
-    const mode = MODES[Number(key) - 1];
-    return own[key] || (mode ? () => this.setMode(mode[0]) : null);
   }
 
   nextBeside() {

@@ -60,6 +60,7 @@ class Details {
       this.element,
       this.crumbs(pane, turns),
       this.head(model, selected, turn),
+      this.acts(pane, turns),
       turns.length > 1 ? this.prompt(turns, model.row.goal) : null,
       turn.ids.length ? this.tokens(turn) : turn.text ? this.block("said", turn.text) : null,
       turn.action && turn.action !== turn.text ? this.block("action", turn.action) : null,
@@ -69,7 +70,7 @@ class Details {
         ? el("p", { class: "hint", text: "not executed: there is no observation" })
         : this.block(`observation${turn.provenance ? `, written by ${turn.provenance}` : ""}`, turn.observation),
       this.pictures(turn, turns),
-      this.small(turn),
+      this.small(turn, model.row),
     );
     this.element.scrollTop = scroll;
   }
@@ -107,6 +108,17 @@ class Details {
       el("h2", {}, `node ${node}`, ...badges),
       el("dl", { class: "facts" }, facts.map(([name, value]) =>
         el("div", {}, el("dt", { text: name }), el("dd", { text: figure(value) })))));
+  }
+
+  // What can be done with the path to this node.
+  acts(pane, turns) {
+    const { model } = pane;
+    const copy = (format) => el("button", { type: "button", text: format, "aria-label": `copy as ${format}`,
+      click: () => this.app.copy(written(format, model.row, turns, model), format) });
+    return el("div", { class: "acts" }, el("span", { class: "soft", text: "copy" }), FORMATS.map(copy), 
+      el("span", { class: "pair" },
+      el("button", { type: "button", text: "mark", title: "mark this branch to compare it with another (m)", click: () => this.app.setMark() }),
+      el("button", { type: "button", text: "compare", title: "this branch with the marked one, the one beside, or the chosen one (c)", click: () => this.app.compareNow() })));
   }
 
   prompt(turns, goal) {
@@ -156,9 +168,9 @@ class Details {
     return el("div", { class: "marked" }, this.picture(address, "the page with what was acted on"), frames);
   }
 
-  small(turn) {
+  small(turn, row) {
     const words = [];
-    if (turn.version) words.push(`policy ${turn.version}`);
+    if (turn.version) words.push(`policy ${turn.version === row.policy_version ? row.weights : turn.version}`);
     if (turn.finish) words.push(`finish ${turn.finish}`);
     if (turn.ids.length) words.push(turn.trainable ? "trainable" : "not trainable");
     if (turn.temperature !== null && turn.temperature !== 1) words.push(`temperature ${figure(turn.temperature)}`);

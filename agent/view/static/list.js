@@ -1,32 +1,79 @@
-// The list of trees with its filters, and the report.
+// The list of trees with its filters, its order and its files, and the report.
 
 const FILTERS = ["suite", "split", "run", "policy_version", "status"];
 const PAGE = 100;
+const MOST = 500; // trees of one answer
+const COLUMNS = [
+  ["sign", "", "solved first"], ["task", "task"], ["goal", "goal"], ["status", "status"], ["outcome", "outcome", "high first"],
+  ["nodes", "nodes", "many first"], ["expansions", "expansions", "many first"], ["tokens", "tokens", "many first"], ["steps", "steps", "many first"],
+  ["exact", "exact", "exact first"], ["version", "weights"], ["run", "run"], ["begun", "begun", "late first"],
+];
+const NUMBERS = new Set(["outcome", "nodes", "expansions", "tokens", "steps"]);
+const NAMED = Object.fromEntries(COLUMNS.map(([name, word]) => [name, word]));
+const FILES = [["", "export …"], ["csv", "the list as CSV"], ["messages", "answers as messages (JSONL)"], ["json", "answers as JSON lines"]];
 
 class List {
   constructor(app) {
     this.app = app;
     this.filters = {};
-    this.text = el("input", { type: "search", placeholder: "task, run, version or tree id", "aria-label": "find trees" });
+    this.sort = "";
+    this.text = el("input", { type: "search", placeholder: 'find words or "a phrase"', "aria-label": "find trees",
+      title: "in goals, answers, actions, observations, errors and names" });
     this.text.addEventListener("input", () => this.later());
     this.selects = Object.fromEntries([...FILTERS, "success"].map((name) => [name, this.choice(name)]));
     this.summary = el("p", { class: "summary", "aria-live": "polite" });
     this.body = el("tbody", {});
     this.more = el("button", { type: "button", class: "more", click: () => this.load(true) });
-    const columns = ["", "task", "goal", "status", "outcome", "nodes", "expansions", "tokens", "steps", "exact", "version", "run", "begun"];
+    this.heads = Object.fromEntries(COLUMNS.map((column) => [column[0], this.columnHead(...column)]));
+    this.files = el("select", { "aria-label": "export what is listed", change: () => this.export(this.files.value) },
+      FILES.map(([value, text]) => el("option", { value, text })));
+    this.order = el("select", { "aria-label": "sort", class: "narrow-only", change: () => this.sortBy(this.order.value) },
+      el("option", { value: "", text: "newest first" }),
+      COLUMNS.flatMap(([name, word, first]) => (name === "begun" ? [["begun", "oldest first"]] : first ? [[`-${name}`, `${word || "outcome"}: ${first}`]] : [[name, `by ${word}`]])
+        .map(([value, text]) => el("option", { value, text }))));
     this.element = el("main", { class: "list" },
       el("form", { class: "filters", submit: (event) => event.preventDefault() },
-        this.text, Object.values(this.selects), el("button", { type: "reset", class: "quiet", text: "clear" })),
-      this.summary,
+        this.text, Object.values(this.selects), this.order, el("button", { type: "reset", class: "quiet", text: "clear" })),
+      el("div", { class: "under" }, this.summary, this.files),
       el("div", { class: "scroll" }, el("table", {},
-        el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col", text: name })))), this.body)),
+        el("thead", {}, el("tr", {}, Object.values(this.heads))), this.body)),
       this.more);
     this.element.querySelector("form").addEventListener("reset", () => setTimeout(() => this.changed()));
   }
 
+  columnHead(name, word, first) {
+    const arrow = el("span", { class: "arrow", "aria-hidden": "true" });
+    const button = el("button", { type: "button", "aria-label": `sort by ${word || "outcome"}`, title: `sort by ${word || "outcome"}`, click: () => {
+      const [one, other] = first ? [`-${name}`, name] : [name, `-${name}`];
+      this.sortBy(this.sort === one ? other : this.sort === other ? "" : one);
+    } }, word || "✓", arrow);
+    return el("th", { scope: "col", class: `c-${name}${NUMBERS.has(name) ? " number" : ""}` }, button);
+  }
+
+  sortBy(sort) {
+    this.sort = sort;
+    this.app.remember(this.words);
+    return this.load();
+  }
+
+  // What the address keeps of the list.
+  get words() {
+    return this.sort ? { ...this.filters, sort: this.sort } : this.filters;
+  }
+
+  showOrder() {
+    for (const [name, head] of Object.entries(this.heads)) {
+      const way = this.sort === name ? "ascending" : this.sort === `-${name}` ? "descending" : null;
+      head.querySelector(".arrow").textContent = { ascending: " ▲", descending: " ▼" }[way] || "";
+      if (way) head.setAttribute("aria-sort", way);
+      else head.removeAttribute("aria-sort");
+    }
+    this.order.value = [...this.order.options].some((option) => option.value === this.sort) ? this.sort : "";
+  }
+
   choice(name) {
     const options = name === "success" ? [["yes", "solved"], ["no", "not solved"]] : [];
-    const word = { policy_version: "version", success: "outcome" }[name] || name;
+    const word = { policy_version: "weights", success: "outcome" }[name] || name;
     const select = el("select", { "aria-label": word, change: () => this.changed() }, el("option", { value: "", text: `any ${word}` }));
     for (const [value, text] of options) select.append(el("option", { value, text }));
     return select;
@@ -37,7 +84,9 @@ class List {
     for (const name of FILTERS) {
       const select = this.selects[name];
       const before = this.filters[name] || select.value;
-      clear(select, select.options[0], facets[name].map((value) => el("option", { value, text: value })));
+      const called = (value) => (name === "policy_version" && facets.weights[value]) || value;
+      const values = [...facets[name]].sort((a, b) => called(a).localeCompare(called(b), undefined, { numeric: true }));
+      clear(select, select.options[0], values.map((value) => el("option", { value, text: called(value), title: value })));
       select.value = facets[name].includes(before) ? before : "";
     }
   }
@@ -47,11 +96,23 @@ class List {
     this.timer = setTimeout(() => this.changed(), 120);
   }
 
-  changed() {
+  // Words typed just before something was opened count when the list comes back.
+  settle() {
+    if (!this.timer) return;
+    this.read();
+  }
+
+  read() {
+    clearTimeout(this.timer);
+    this.timer = 0;
     this.filters = { text: this.text.value.trim() };
     for (const [name, select] of Object.entries(this.selects)) this.filters[name] = select.value;
     for (const name of Object.keys(this.filters)) if (!this.filters[name]) delete this.filters[name];
-    this.app.remember(this.filters);
+  }
+
+  changed() {
+    this.read();
+    this.app.remember(this.words);
     return this.load();
   }
 
@@ -63,6 +124,7 @@ class List {
       if (value && ![...select.options].some((option) => option.value === value)) select.append(el("option", { value, text: value }));
       select.value = value;
     }
+    this.sort = Object.hasOwn(SORTED, (words.get("sort") || "").replace(/^-/, "")) ? words.get("sort") : "";
     this.filters = Object.fromEntries([...words].filter(([name]) => name === "text" || name in this.selects));
     return this.load();
   }
@@ -71,8 +133,9 @@ class List {
     const asked = (this.asked = {});
     const offset = more ? this.rows.length : 0;
     const limit = more ? PAGE : Math.max(PAGE, this.keep || 0);
-    const found = await source.list(this.filters, offset, limit);
+    const found = await source.list(this.filters, offset, limit, this.sort);
     if (this.asked !== asked) return;
+    this.showOrder();
     this.rows = more ? [...this.rows, ...found.rows] : found.rows;
     const focused = document.activeElement?.dataset?.tree;
     const shown = found.rows.map((row) => this.line(row));
@@ -80,9 +143,11 @@ class List {
     else clear(this.body, shown);
     if (focused) this.links.find((link) => link.dataset.tree === focused)?.focus();
     const solved = found.done ? ` · ${figure(found.solved)} of ${figure(found.done)} finished ones solved (${percent(found.solved / found.done)})` : "";
-    this.summary.textContent = `${figure(found.total)} ${found.total === 1 ? "tree" : "trees"}${solved}`;
+    const reading = found.indexed < 1 ? ` · reading texts, ${percent(found.indexed)} so far` : "";
+    this.summary.textContent = `${figure(found.total)} ${found.total === 1 ? "tree" : "trees"}${solved}${reading}`;
     this.more.textContent = `show more (${figure(found.total - this.rows.length)} left)`;
     this.more.hidden = this.rows.length >= found.total;
+    if (found.indexed < 1 && !more) setTimeout(() => this.asked === asked && this.app.place === "list" && this.load(), 50);
   }
 
   // After something new came in: the same rows again, as many as there are now.
@@ -96,20 +161,66 @@ class List {
       : row.outcome === null ? ["–", "soft", "no episode ended"]
       : row.success ? ["✓", "good", "solved"] : ["✗", "bad", "not solved"];
     const exact = row.status !== "done" ? "–" : row.reasons.length ? "no" : "yes";
-    const cell = (text, kind = "", title = null) => el("td", { class: kind, text, title });
+    const cell = (name, text, kind = "", title = null) => el("td", { class: `c-${name} ${kind}`, title, text, "data-name": NAMED[name] });
     return el("tr", { click: (event) => event.target.closest("a") || this.app.go({ tree: row.id }) },
-      el("td", { class: `sign ${sign[1]}`, title: sign[2], text: sign[0] }),
-      el("td", {}, el("a", { href: `#tree=${encodeURIComponent(row.id)}`, "data-tree": row.id, text: `${row.suite}/${row.task_id}` }),
+      el("td", { class: `c-sign sign ${sign[1]}`, title: sign[2], text: sign[0] }),
+      el("td", { class: "c-task" }, el("a", { href: `#tree=${encodeURIComponent(row.id)}`, "data-tree": row.id, text: `${row.suite}/${row.task_id}` }),
         row.attempt ? el("span", { class: "soft", text: ` attempt ${row.attempt}` }) : null),
-      cell(row.goal.replaceAll("\n", " "), "goal", row.goal),
-      cell(row.status), cell(figure(row.outcome), "number"), cell(figure(row.nodes), "number"),
-      cell(figure(row.expansions), "number"), cell(figure(row.tokens), "number"), cell(figure(row.steps), "number"),
-      cell(exact, exact === "no" ? "bad" : "", row.reasons.join("; ") || null),
-      cell(row.policy_version, "name", row.policy_version), cell(row.run, "name", row.run), cell(when(row.created), "soft"));
+      el("td", { class: "c-goal goal", title: row.goal }, row.goal.replaceAll("\n", " "), row.hit ? this.hit(row) : null),
+      cell("status", row.status), cell("outcome", figure(row.outcome), "number"), cell("nodes", figure(row.nodes), "number"),
+      cell("expansions", figure(row.expansions), "number"), cell("tokens", figure(row.tokens), "number"), cell("steps", figure(row.steps), "number"),
+      cell("exact", exact, exact === "no" ? "bad" : "", row.reasons.join("; ") || null),
+      cell("version", row.weights, "name", row.policy_version), cell("run", row.run, "name", row.run), cell("begun", when(row.created), "soft"));
+  }
+
+  // Where the words were found; a link to that node.
+  hit(row) {
+    const { node, kind, nodes, before, found, after } = row.hit;
+    const place = kind === "goal" ? "goal" : `${kind}, node ${node}${nodes > 1 ? ` and ${figure(nodes - 1)} more` : ""}`;
+    return el("a", { class: "hit", href: `#tree=${encodeURIComponent(row.id)}&node=${node}`, title: place },
+      el("span", { class: "soft", text: `${place}: ` }), before.replaceAll("\n", " "), el("mark", { text: found }), after.replaceAll("\n", " "));
+  }
+
+  // Everything that matches, in the order of the list.
+  async everything() {
+    const rows = [];
+    for (let total = 1; rows.length < total; ) {
+      const found = await source.list(this.filters, rows.length, MOST, this.sort);
+      if (!found.rows.length) break;
+      rows.push(...found.rows);
+      total = found.total;
+    }
+    return rows;
+  }
+
+  async export(kind) {
+    this.files.value = "";
+    if (!kind) return;
+    try {
+      const rows = await this.everything();
+      if (kind === "csv") saveFile("trees.csv", asTable(rows), "text/csv;charset=utf-8");
+      else await this.answers(kind, rows.filter((row) => row.chosen !== null));
+      if (kind === "csv") this.app.tell(`${figure(rows.length)} trees in trees.csv`);
+    } catch (error) {
+      this.app.tell(error.message, true);
+    }
+  }
+
+  async answers(kind, rows) {
+    if (!rows.length) return this.app.tell("no tree of the list has an answer yet", true);
+    const lines = [];
+    for (const row of rows) {
+      const turns = await source.path(row.id, row.chosen);
+      lines.push(JSON.stringify(kind === "json" ? asJson(row, turns) : asMessages(row, turns)));
+      if (lines.length % 50 === 0) this.app.tell(`${figure(lines.length)} of ${figure(rows.length)} answers`);
+    }
+    const name = kind === "json" ? "answers.jsonl" : "messages.jsonl";
+    saveFile(name, `${lines.join("\n")}\n`, "application/x-ndjson");
+    this.app.tell(`${figure(lines.length)} answers in ${name}`);
   }
 
   get links() {
-    return [...this.body.querySelectorAll("a")];
+    return [...this.body.querySelectorAll("a[data-tree]")];
   }
 
   step(by) {

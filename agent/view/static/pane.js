@@ -191,28 +191,45 @@ class Pane {
     return this.select(column[column.indexOf(selected) + (key === "ArrowDown" ? 1 : -1)]);
   }
 
+  // Two fingers zoom around the point between them.
+  pinch(fingers, id, to) {
+    const [other] = [...fingers].filter(([one]) => one !== id).map(([, at]) => at);
+    const far = (at) => Math.max(8, Math.hypot(at[0] - other[0], at[1] - other[1]));
+    this.zoom(far(to) / far(fingers.get(id)), (to[0] + other[0]) / 2, (to[1] + other[1]) / 2);
+    fingers.set(id, to);
+  }
+
   listen() {
     const { canvas } = this;
     let grip = null;
+    const fingers = new Map();
     const place = (event) => {
       const box = canvas.getBoundingClientRect();
       return [event.clientX - box.left, event.clientY - box.top];
     };
     canvas.addEventListener("pointerdown", (event) => {
-      grip = { at: place(event), moved: false };
+      fingers.set(event.pointerId, place(event));
+      grip = { at: place(event), moved: fingers.size > 1 };
       canvas.setPointerCapture(event.pointerId);
       this.app.activate(this);
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!this.model || !this.view) return;
       const [x, y] = place(event);
+      if (fingers.size > 1 && fingers.has(event.pointerId)) return this.pinch(fingers, event.pointerId, [x, y]);
       if (!grip) return this.app.hint(this, this.hit(x, y), event);
       const [dx, dy] = [x - grip.at[0], y - grip.at[1]];
       if (!grip.moved && Math.hypot(dx, dy) < 4) return;
       this.pan(dx, dy);
       grip = { at: [x, y], moved: true };
     });
+    const lift = (event) => fingers.delete(event.pointerId);
+    canvas.addEventListener("pointercancel", (event) => {
+      lift(event);
+      grip = null;
+    });
     canvas.addEventListener("pointerup", (event) => {
+      lift(event);
       if (grip && !grip.moved) {
         const node = this.hit(...place(event));
         if (node >= 0) this.select(node, false);

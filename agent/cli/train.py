@@ -63,7 +63,7 @@ def train(
         if not stats["trees_with_gradient"]:
             show_stats(stats)
             raise TreewrightError(nothing_learnt(run, usable))
-        run.saved(stats, {})
+        run.saved(stats, {}, usable)
 
 
 for recipe in RECIPES:

@@ -23,7 +23,7 @@ __all__ = ["loading_model", "open_policy", "serve_weights"]
 
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 OPTIONS = (  # of policies, for hints; each kind takes some of them
-    "name", "version", "temperature", "window", "template_options", "grammar", "draft", "repair", "deadline",
+    "name", "version", "temperature", "window", "template", "template_options", "grammar", "draft", "repair", "deadline",
     "attempt_timeout", "backoff", "concurrency", "order", "tools_as", "together", "logprobs", "api_key_env",
     "key_header", "max_tokens_field", "price_in", "price_out", "longest_prompt", "extra", "tokenizer", "masked_exact",
     "colocated", "extended", "engine", "restarts", "stop_before", "run_inside", "device", "dtype", "batch_requests",

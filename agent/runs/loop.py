@@ -31,6 +31,7 @@ from treewright.search.evidence import Evidence
 from treewright.search.rules import Rule, rule_with
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, layers
+from treewright.training.track import Update
 
 __all__ = [
     "Ahead",
@@ -156,6 +157,13 @@ class Round:
     success: dict[str, float]
     stats: dict[str, float]
     seconds: float
+
+    def update(self, step: int) -> Update:
+        """What metrics keep of it; `step` counts the optimizer's steps."""
+        return Update(
+            step=step, iteration=self.index + 1, version=self.trained, drawn_by=self.drawn_by, stats=self.stats,
+            seconds=self.seconds, success=self.success,
+        )  # fmt: skip
 
 
 class Ahead(TypedDict):

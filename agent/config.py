@@ -152,8 +152,8 @@ class TrackSection(_Section):
 
     trackers: tuple[str, ...] = Field(
         default=(),
-        description="beside runs/NAME/metrics.jsonl: tensorboard | wandb | trackio | mlflow, module:object, or an entry "
-        "point of treewright.trackers; see docs/training.md",
+        description="beside runs/NAME/metrics.jsonl: tensorboard | wandb | trackio | mlflow, module:object, or an "
+        "entry point of treewright.trackers; see docs/training.md",
     )
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description='of trackers by name, e.g. {wandb = {project = "mine", mode = "offline"}}'

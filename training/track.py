@@ -3,8 +3,8 @@
 with open_metrics("runs/first", run="first", trackers=["tensorboard"]) as metrics:
     metrics.log(Update(step=12, iteration=3, version="…", stats=stats, success={"kg": 0.4}, seconds=8.1))
 
-A tracker has `log(step, values)` and `close()`. One that raises is told of once and left out from then on: it never ends
-training.
+A tracker has `log(step, values)` and `close()`. One that raises is told of once and left out from then on: it never
+ends training.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class TensorBoard:
     def __init__(self, folder: Path, log_dir: str | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(log_dir or str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(log_dir or str(folder / "tensorboard"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -54,7 +54,8 @@ def loop(
       treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
       treewright loop --name other --policy vllm:seedling --set loop.behind=1
     """
-    from treewright.agent.policies.opening import loading_model, open_policy
+    from treewright.agent.policies.opening import loading_model
+    from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import Failure, open_worlds, suites_of
     from treewright.agent.runs.loop import Learner, Round, make_trainer, model_folder, resume_loop, rule_of, run_loop
     from treewright.search.store import TreeStore
@@ -73,7 +74,7 @@ def loop(
         keep(cfg)
         with loading_model(source):
             learner = Learner(make_trainer(cfg, source), folder, cfg.loop.checkpoints, cfg.policy.spec)
-        actor = open_policy(cfg.policy.spec, **cfg.policy.options)
+        actor = open_proposer(cfg.policy)
         first = await resume_loop(cfg, learner, actor)
         if first:
             console.print(f"going on from {learner.saved} with iteration {first + 1}")

@@ -148,13 +148,16 @@ def metrics_of(cfg: Config) -> Metrics:
 @asynccontextmanager
 async def growing(run: Run, found: Sequence[Any]) -> AsyncIterator[tuple[Any, Any, Any]]:
     """The run's newest weights as a policy, its store and its worlds, all closed at the end."""
-    from treewright.agent.policies.opening import open_policy
     from treewright.agent.policies.prompts import prompt_options
+    from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import open_worlds
     from treewright.search.store import TreeStore
 
     cfg = run.config
-    actor, store = open_policy(f"hf:{run.weights}", **prompt_options(cfg.policy.options)), TreeStore.open(cfg.store_at)
+    here = cfg.policy.spec.partition(":")[0] in ("seedling", "hf")
+    options = cfg.policy.options if here else prompt_options(cfg.policy.options)  # those of a server are not for it
+    section = cfg.policy.model_copy(update={"spec": f"hf:{run.weights}", "options": options})
+    actor, store = open_proposer(section), TreeStore.open(cfg.store_at)
     try:
         async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
             yield actor, store, worlds

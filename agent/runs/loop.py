@@ -250,13 +250,13 @@ def make_trainer(config: Config, source: str | Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from treewright.training.credit import options_taken
+    from treewright.training.credit.registry import require_options
     from treewright.training.step import Trainer, frozen
     from treewright.training.versions import weights_version
 
     settings = replace(config.train, max_staleness=max(config.train.max_staleness, config.loop.behind))
     settings.loss_settings(False)  # a misspelt loss or estimator is told before the model is loaded
-    options_taken(settings.estimator, {})
+    require_options(settings.estimator, settings.estimator_options)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     reference = None
     if config.train.reference is not None:

@@ -96,11 +96,17 @@ def _front(report: ExportReport, options: ExportOptions) -> list[str]:
 
 
 def _formats(report: ExportReport, options: ExportOptions) -> list[str]:
-    lines, own = [], options.own()
+    lines, own = list[str](), options.own()
     for name in options.formats:
         counts = sorted((split, n) for (table, split), n in report.rows.items() if table == name)
         styled = f" Style: {options.style}." if name in ("sft", "dpo", "prefix") else ""
-        lines += [f"## {name}", "", (own[name].about if name in own else ABOUT[name]) + styled, "", *_table(("split", "rows"), counts)]
+        lines += [
+            f"## {name}",
+            "",
+            (own[name].about if name in own else ABOUT[name]) + styled,
+            "",
+            *_table(("split", "rows"), counts),
+        ]
         if name in ("sft", "dpo") and report.longest[name]:
             lines += [CUT.format(report.longest[name]), ""]
         if not report.total(name):

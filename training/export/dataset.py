@@ -35,7 +35,8 @@ def export_dataset(
 ) -> ExportReport:
     """Writes the finished trees of the store that pass the filter; the card is written last.
 
-    Tables are `FORMAT/SPLIT.parquet` (or .jsonl; of `mymod:rows` the folder is mymod_rows), ATIF documents `atif/SPLIT/TREE-LEAF.json`. Trees are read one at a
+    Tables are `FORMAT/SPLIT.parquet` (or .jsonl), in the folder mymod_rows for `mymod:rows`; ATIF documents are
+    `atif/SPLIT/TREE-LEAF.json`. Trees are read one at a
     time. Raises TreewrightError if the folder holds anything, if no tree passes, if none of them gives a row (then
     nothing is written), or without pyarrow for parquet.
     """

@@ -1,6 +1,6 @@
 """Formats of one's own: a function that gives rows for a tree, written as a table beside the built-in ones.
 
-    def turns(view: View, least: int = 1):                   # treewright export data --formats mymod:turns --set least=2
+    def turns(view: View, least: int = 1):     # treewright export data --formats mymod:turns --set least=2
         '''One row a tree.'''
         if len(view.tree) >= least:
             yield {"tree": view.tree.tree_id, "goal": view.tree.task.goal, "nodes": len(view.tree)}

@@ -237,7 +237,7 @@ def ping(
     from treewright.agent.policies.prompts import prompt_options
     from treewright.agent.runs.collect import open_worlds, suites_of
     from treewright.agent.runs.evaluate import evaluate
-    from treewright.agent.runs.loop import tasks_for
+    from treewright.agent.runs.loop import budget_of, settings_of, tasks_for
     from treewright.agent.runs.ping import (
         CANDIDATES,
         Measured,
@@ -262,7 +262,10 @@ def ping(
 
                     async def measure(text: str) -> Measured:
                         headed = HeadedPolicy(actor, text)
-                        results, _ = await evaluate(todo, worlds, headed, seed=cfg.seed)
+                        results, _ = await evaluate(
+                            todo, worlds, headed, budget=budget_of(cfg.search, 0), concurrency=cfg.search.trees,
+                            settings=settings_of(cfg.search, run="ping", seed=cfg.seed, acting=True),
+                        )  # fmt: skip
                         solved = sum(sum(r.success) for r in results.values()) / len(todo)
                         refused = await refusals(headed, harmful, seed=cfg.seed)
                         return Measured(text, refused.rate, float(solved))

@@ -80,8 +80,12 @@ async def grow_from(
 ) -> list[Tree]:
     """One tree from each start as the search section says, in the order of the starts; the seed changes with `index`.
 
-    Raises TreewrightError if a start's suite has no world.
+    Raises TreewrightError if a start's suite has no world, and for search.evidence.
     """
+    if config.search.evidence is not None:
+        raise TreewrightError(
+            "search.evidence cannot be asked for below stored turns, which may quote nothing; leave it out here"
+        )
     for start in starts:
         if start.task.suite not in worlds:
             raise TreewrightError(f"a stored path is of suite {start.task.suite!r}; opened: {', '.join(worlds)}")

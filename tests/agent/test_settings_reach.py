@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 from typer.testing import CliRunner
 
@@ -74,9 +71,11 @@ CASES = {
     "env_steps": budget("env_steps", 5, "env_steps"),
     "money": budget("money", 4.0, "money"),
     "judge_tokens": ("search.judge_tokens=45", JUDGED, 0, lambda t, _: t.stopped_by == "judge_tokens"),
-    "seconds": ("search.seconds=1e-9", (), 0, lambda t, b: t.stopped_by == "seconds" != b.stopped_by and len(t) < len(b)),
+    "seconds": ("search.seconds=1e-9", (), 0,
+                lambda t, b: t.stopped_by == "seconds" != b.stopped_by and len(t) < len(b)),
     "answers": ("search.answers=1", (), 0, lambda t, b: t.stopped_by == "answers" and len(t) < len(b)),
-    "in_flight": ("search.in_flight=3", (), 0, lambda t, b: t.header.settings["width"] == 3 != b.header.settings["width"]),
+    "in_flight": ("search.in_flight=3", (), 0,
+                  lambda t, b: t.header.settings["width"] == 3 != b.header.settings["width"]),
     "close": ("search.close=true", (), 0, lambda t, b: NodeStatus.OPEN in statuses(b) and t.spent.closing_steps > 0),
     "retries": ("search.retries=0", (), FAILS,
                 lambda t, b: NodeStatus.FAULT in statuses(t) and NodeStatus.FAULT not in statuses(b)),

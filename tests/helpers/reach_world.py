@@ -17,7 +17,9 @@ class Steps(BaseEnvironment):
     sandboxed = True
     restore_ways = frozenset({Restore.STATE})
     tools = [
-        ToolSpec("go", "", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}, Effect.READ)
+        ToolSpec(
+            "go", "", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}, Effect.READ
+        )
     ]
     failed = set()
 

@@ -8,7 +8,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from closeness import assert_near
+from closeness import assert_near  # noqa: E402
 
 from treewright.kernels import BranchCache, PromptCache, TreePlan  # noqa: E402
 from treewright.training.decoders.experts import routing_flips  # noqa: E402

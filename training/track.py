@@ -186,17 +186,10 @@ def _opened(name: str, options: Mapping[str, Any], **given: Any) -> Tracker:
             raise TreewrightError(f"tracker {name!r} is a {type(found).__name__}; name one, or what makes one")
         try:
             found = call(found, options, f"tracker {name!r}", **given)
-        except TreewrightError:
-            raise
         except ImportError as error:
             raise TreewrightError(
                 f"tracker {name!r} needs a package that is missing ({error.name}); type: pip install "
                 f"{PACKAGES.get(name, error.name)}"
-            ) from error
-        except Exception as error:
-            raise TreewrightError(
-                f"tracker {name!r} cannot be opened: {type(error).__name__}: {error}; mend that, or leave it out of "
-                "track.trackers"
             ) from error
     elif options:
         raise TreewrightError(f"tracker {name!r} is an object and takes no options; name the class that makes it")

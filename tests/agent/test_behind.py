@@ -168,7 +168,7 @@ def test_a_killed_loop_goes_on_by_the_same_line(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on from" in done.stdout and "iteration 3" in done.stdout
     manifest = json.loads((checkpoint.latest(tmp_path / "checkpoints").path / "manifest.json").read_text())
-    assert manifest["extra"] == {"iteration": 3} and len(manifest["versions"]) == 4
+    assert manifest["extra"] == {"policy": "seedling", "iteration": 3} and len(manifest["versions"]) == 4
     with TreeStore.open(tmp_path / "trees.sqlite", read_only=True) as store:
         trees = [store.load(row.tree_id) for row in store.trees(status="done")]
     drawn_by = {(t.header.run, t.header.policy_version) for t in trees}

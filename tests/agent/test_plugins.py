@@ -200,3 +200,14 @@ def test_a_misspelt_name_offers_what_an_installed_package_has(used, key, said):
     suites = [] if key.startswith("worlds") else ["--suites", "kg"]
     with pytest.raises(TreewrightError, match=said):
         call("collect" if key.startswith("policy.spec") else "loop", "-n", "m", *suites, "--set", key)
+
+
+@pytest.mark.parametrize("key", ["search.rule", "search.evaluator", "policy.proposer", "policy.spec"])
+def test_a_part_that_raises_while_it_is_made_is_told_with_its_place(used, key):
+    Path("raising.py").write_text("class Part:\n    def __init__(self):\n        raise KeyError('no such table')\n")
+    Path("raising_around.py").write_text("def part(policy):\n    return policy.nothing_like_it\n")
+    part, said = ("raising_around:part", "line 2") if key == "policy.proposer" else ("raising:Part", "line 3")
+    with pytest.raises(TreewrightError, match=said):
+        call("collect", "-n", "r", "--suites", "kg", "--tasks", "1", "--set", f"{key}={part}")
+    for module in ("raising", "raising_around"):
+        sys.modules.pop(module, None)

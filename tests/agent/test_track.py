@@ -104,7 +104,7 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path):
         (["tensorboard"], {"tensorboard": {"logdir": "x"}}, "did you mean 'log_dir'"),
         (["tensorboard"], {"tensorbord": {}}, "did you mean 'tensorboard'"),
         (["my_trackers:ready"], {"my_trackers:ready": {"prefix": 1}}, "takes no options"),
-        (["my_trackers:Never"], {}, "not logged in; mend that"),
+        (["my_trackers:Never"], {}, r"ConnectionError: not logged in \(my_trackers\.py"),
         (["my_trackers:NoTracker"], {}, r"without log\(step, values\)"),
         (["my_trackers:seen"], {}, "is a list"),
     ],

@@ -65,7 +65,10 @@ async def opened():
 
 def _tasks(split, count):
     kinds = ({}, {"fails": True}, {}, {"slow": True})
-    return [Task("steps", f"{split}-{i}", "walk the hall", i, horizon=4, data=d) for i, d in enumerate(kinds)][:count]
+    made = [
+        Task("steps", f"{split}-{i}", "walk the hall", seed=i, horizon=4, data=data) for i, data in enumerate(kinds)
+    ]
+    return made[:count]
 
 
 SUITE = Suite("steps", _tasks, opened, sessions=4, max_tokens=80)

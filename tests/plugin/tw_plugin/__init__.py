@@ -88,7 +88,9 @@ class Renamed(CompactTemplate):
 def deepest(draws=2, root_draws=4, tilt=1.0):
     USED["rule"] = tilt
     return Rule(
-        f"deepest(tilt={tilt})", lambda node: tilt * node.depth, lambda node: draws if node.depth else root_draws
+        name=f"deepest(tilt={tilt})",
+        priority=lambda node: tilt * node.depth,
+        draws=lambda node: draws if node.depth else root_draws,
     )
 
 

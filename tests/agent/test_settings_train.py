@@ -65,6 +65,7 @@ ELSEWHERE = {
     "worlds.questions": "agent/test_cli.py::--questions",
     "worlds.retriever": "agent/test_cli.py::worlds.retriever",
     "worlds.encoder": "agent/test_settings_train.py::test_an_encoder_and_the_grading",
+    "worlds.stemming": "envs/test_retrieval_words.py::stemming",
     "worlds.grading": "agent/test_settings_train.py::test_an_encoder_and_the_grading",
     "search.trees": "agent/test_settings_reach.py::search.trees",
     "train.loss_options": "agent/test_plugins.py::train__loss_options__scale",

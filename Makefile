@@ -1,5 +1,5 @@
 # make demo   set everything up and run the main job     make test   set up and run the tests
-# make test-triton, make demo-control, make lint: see below
+# make test-numeric, make test-triton, make demo-control, make lint: see below
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo demo-control test test-vllm test-verifiers test-triton test-ray lint clean \
+.PHONY: setup demo demo-control test test-numeric test-vllm test-verifiers test-triton test-ray lint clean \
 	bench-learning bench-store payload-sweep kill-sweep bypass-sweep soak-web
 setup: $(STAMP)
 
@@ -34,10 +34,16 @@ test: setup $(VENV)/.tested $(VENV)-servers/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 $(VENV)/.tested: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,plot,ilp,dense,gym,lora,grammar,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,plot,ilp,dense,gym,lora,grammar,track,test]'
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/foreign.txt
 	bash scripts/postgres.sh
 	touch $(VENV)/.tested
+
+# The numeric tests on one thread, and with the plainest kernels that torch has: other roundings than `make test` sees.
+NUMERIC := tests/kernels tests/training/test_model.py tests/training/test_pack_and_step.py tests/agent/test_policies_hf.py
+test-numeric: setup $(VENV)/.tested
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(NUMERIC)
 
 # Third-party MCP servers that tests explore over stdio, with the mcp version that they need.
 $(VENV)-servers/.ready: tests/foreign-servers.txt tests/foreign-servers-npm.txt

@@ -155,6 +155,24 @@ class SearchSection(_Section):
     trees: int = Field(default=64, ge=1, description="trees grown at once")
 
 
+class TrackSection(_Section):
+    """Where the numbers of training go."""
+
+    trackers: tuple[str, ...] = Field(
+        default=(),
+        description="beside runs/NAME/metrics.jsonl: tensorboard | wandb | trackio | mlflow, module:object, or an "
+        "entry point of treewright.trackers; see docs/training.md",
+    )
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description='of trackers by name, e.g. {wandb = {project = "mine", mode = "offline"}}'
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _listed(cls, trackers: Any) -> Any:
+        return tuple(t.strip() for t in trackers.split(",") if t.strip()) if isinstance(trackers, str) else trackers
+
+
 class LoopSection(_Section):
     """Collect, train, again."""
 
@@ -192,6 +210,7 @@ class Config(_Section):
     worlds: WorldsSection = WorldsSection()
     search: SearchSection = SearchSection()
     train: TrainSettings = TrainSettings()
+    track: TrackSection = TrackSection()
     loop: LoopSection = LoopSection()
     eval: EvalSection = EvalSection()
 

@@ -26,7 +26,7 @@ from typing import Any, cast
 from treewright.envs.errors import EnvFault, RestoreUnsupported, TreewrightError, shown_by
 from treewright.envs.lines import BadLine, json_lines, whole_text
 from treewright.envs.naming import import_named, load_named, place_of
-from treewright.envs.own import opener_of, own_world
+from treewright.envs.own import NoTasks, opener_of, own_world
 from treewright.envs.registry import SCHEMES, refuse_misspelt, suite
 from treewright.envs.tools.aside import Aside
 from treewright.envs.tools.world import ToolWorld
@@ -167,7 +167,7 @@ def custom_suite(
         inner = await base.open()
         if judge is None:
             return _judging(inner, label)
-        return JudgedEnvironment(inner, judge, name, tell_truth=named)
+        return JudgedEnvironment(inner, judge, name, tell_truth=named and not isinstance(base.tasks, NoTasks))
 
     def of(split: str, count: int) -> Sequence[Task]:
         found = [task for task in tasks if task.split == split]

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from treewright.envs.errors import TreewrightError
-from treewright.envs.naming import load_named
+from treewright.envs.naming import load_named, place_of
 
 __all__ = ["Door", "call", "nearest", "options_of"]
 
@@ -81,7 +81,8 @@ def call(
 ) -> Any:
     """Calls a part with the user's options, and with those of `given` that it asks for by name.
 
-    Raises `error` for an option that it does not take, with the nearest that it does; nothing is ignored.
+    Raises `error` for an option that it does not take, with the nearest that it does; nothing is ignored. What the part
+    itself raises is told with its place.
     """
     known = options_of(function)
     for option in options:
@@ -89,7 +90,12 @@ def call(
             mine = [name for name in known if name not in given]
             raise error(f"{what} has no option {option!r}; {nearest(option, mine)}")
     told = {name: value for name, value in given.items() if known is None or name in known}
-    return function(**{**told, **options})
+    try:
+        return function(**{**told, **options})
+    except (TreewrightError, ImportError):  # a missing package is told by whoever knows what to install
+        raise
+    except Exception as mistake:
+        raise error(f"{what} raised {type(mistake).__name__}: {mistake}{place_of(mistake)}") from mistake
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

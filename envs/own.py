@@ -15,6 +15,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,7 @@ from treewright.envs.tools.state import copy_state
 from treewright.envs.tools.world import ToolWorld
 from treewright.envs.types import Environment, Suite, Task
 
-__all__ = ["Open", "bare_suite", "opener_of", "own_world"]
+__all__ = ["NoTasks", "Open", "bare_suite", "opener_of", "own_world", "suite_of"]
 
 Open = Callable[[], Awaitable[Environment]]
 log = logging.getLogger("treewright")
@@ -67,20 +68,30 @@ def bare_suite(spec: str) -> Suite:
 
     Its `tasks` then raise TreewrightError saying how tasks are given.
     """
-    made = load_named(spec, "suite")
+    return suite_of(load_named(spec, "suite"), spec)
+
+
+def suite_of(made: Any, spec: str) -> Suite:
+    """`bare_suite` of something that was loaded already; `spec` names it."""
     if inspect.isfunction(made) and not inspect.iscoroutinefunction(made) and not _required(made, spec):
         made = given if isinstance(given := _called(made, spec), Suite) else made
     found = opener_of(made, spec)
     if isinstance(found, Suite):
         return found
+    return Suite(spec, NoTasks(spec), found)
 
-    def none(split: str, count: int) -> Sequence[Task]:
+
+@dataclass(frozen=True, slots=True)
+class NoTasks:
+    """The tasks of a world of one's own that brings none."""
+
+    spec: str
+
+    def __call__(self, split: str, count: int) -> Sequence[Task]:
         raise TreewrightError(
-            f"{spec} has no tasks of its own; give a file of them, one a line such as "
+            f"{self.spec} has no tasks of its own; give a file of them, one a line such as "
             '{"id": "first", "goal": "what to do"}, and a reward: --tasks-file FILE.jsonl --reward MODULE:FUNCTION'
         )
-
-    return Suite(spec, none, found)
 
 
 def is_environment(made: Any) -> bool:

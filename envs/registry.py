@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 
 from treewright.envs.errors import TreewrightError
@@ -55,15 +55,26 @@ def suite(name: str) -> Suite:
             found = getattr(import_module(module), function)(rest)
         else:
             entry = next((e for e in entry_points(group="treewright.envs") if e.name == name), None)
-            found = entry.load() if entry is not None else _own(name, scheme, bool(colon and rest))
+            found = _declared(entry) if entry is not None else _own(name, scheme, bool(colon and rest))
     except ImportError as error:
         extra = "web" if ".web." in BUILT_IN.get(name, SCHEMES.get(name.partition(":")[0], "")) else "train"
         raise TreewrightError(
             f"suite {name!r} needs a package that is missing ({error.name}); type: pip install 'treewright[{extra}]'"
         ) from error
     if not isinstance(found, Suite):
-        raise TreewrightError(f"entry point {name!r} holds a {type(found).__name__}, not a treewright.envs.Suite")
+        raise TreewrightError(f"suite {name!r} is a {type(found).__name__}, not a treewright.envs.Suite")
     return found
+
+
+def _declared(entry: EntryPoint) -> Suite:
+    """What an installed package declares: a suite, or anything else that can be named module:thing, see own.py."""
+    from treewright.envs.own import suite_of
+
+    try:
+        made = entry.load()
+    except AttributeError as error:
+        raise TreewrightError(f"suite {entry.name!r} is declared by {entry.value}: {error}") from error
+    return suite_of(made, entry.name)
 
 
 def _own(name: str, scheme: str, colon: bool) -> Suite:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +40,10 @@ def export_command(
     name: Name = "run",
     store: StoreFile = None,
     formats: Annotated[
-        str, typer.Option("--formats", "-f", help="Comma separated: sft, dpo, prm, prefix, atif, raw.")
+        str,
+        typer.Option(
+            "--formats", "-f", help="Comma separated: sft, dpo, prm, prefix, atif, raw, or MODULE:FUNCTION of your own."
+        ),
     ] = "sft,dpo,prm,prefix,atif,raw",
     style: Annotated[str, typer.Option(help="Of sft, dpo and prefix: conversational, text or tokens.")] = (
         "conversational"
@@ -65,11 +69,15 @@ def export_command(
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system message for every conversation.")] = None,
     license_: Annotated[str, typer.Option("--license", help="Licence identifier for the card.")] = "unknown",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="An option of your own format, e.g. --set least=2.")
+    ] = None,
 ) -> None:
     """Write a dataset of finished trees with a card; `datasets` loads it, TRL's trainers read it.
 
     treewright export data/first --name first --formats sft,dpo --suite kg --min-gap 0.25
     treewright export data/raw --name first --formats raw --file-type jsonl
+    treewright export data/mine --name first --formats sft,mymod:rows --set least=2
     """
     from treewright.search.store import TreeStore
     from treewright.training.export import ExportOptions, TreeFilter, export_dataset
@@ -78,7 +86,7 @@ def export_command(
         formats=tuple(dict.fromkeys(f.strip() for f in formats.split(",") if f.strip())),
         style=style, file_type=file_type, paths=paths, min_outcome=min_outcome, min_gap=min_gap, pairs=pairs,
         min_ess=min_ess, on_policy=on_policy, label_threshold=label_threshold, system=system,
-        decode=_decoder(tokenizer, style), license=license_,
+        decode=_decoder(tokenizer, style), license=license_, options=_options(set_ or ()),
     )  # fmt: skip
     where = TreeFilter(run=run, suite=suite, split=split, success=success, policy_version=policy_version, exact=exact)
     where_from = _store_of(name, store)
@@ -100,6 +108,20 @@ def export_command(
             f"completion lies beyond: set max_length={long} or None",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _options(settings: Sequence[str]) -> dict[str, Any]:
+    """key=value pairs; values are read as JSON where they are JSON, else as texts."""
+    out: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise TreewrightError(f"--set {setting!r} has no key or no '='; write --set least=2")
+        try:
+            out[key] = json.loads(text)
+        except json.JSONDecodeError:
+            out[key] = text
+    return out
 
 
 def _decoder(tokenizer: str | None, style: str) -> Callable[[Sequence[int]], str] | None:

@@ -25,6 +25,7 @@ from treewright.agent.cli.options import (
     say,
 )
 from treewright.agent.cli.telling import Notes
+from treewright.agent.cli.training import metrics_of
 from treewright.agent.config import keep
 from treewright.envs.errors import TreewrightError
 
@@ -53,12 +54,14 @@ def loop(
       treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
       treewright loop --name other --policy vllm:seedling --set loop.behind=1
     """
-    from treewright.agent.policies.opening import loading_model, open_policy
+    from treewright.agent.policies.opening import loading_model
+    from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import Failure, open_worlds, suites_of
     from treewright.agent.runs.loop import Learner, Round, make_trainer, model_folder, resume_loop, rule_of, run_loop
     from treewright.search.store import TreeStore
     from treewright.search.tree import Tree
     from treewright.training.manifest import only_trainer
+    from treewright.training.track import Metrics
 
     notes = Notes()
     cfg = read_config(name, config, set_, suites, policy, corpus, questions, tasks_file, reward)
@@ -66,12 +69,12 @@ def loop(
     rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
     folder = cfg.home / "checkpoints"
 
-    async def work() -> None:
+    async def work(metrics: Metrics) -> None:
         source = model_folder(cfg.policy.spec)
         keep(cfg)
         with loading_model(source):
             learner = Learner(make_trainer(cfg, source), folder, cfg.loop.checkpoints, cfg.policy.spec)
-        actor = open_policy(cfg.policy.spec, **cfg.policy.options)
+        actor = open_proposer(cfg.policy)
         first = await resume_loop(cfg, learner, actor)
         if first:
             console.print(f"going on from {learner.saved} with iteration {first + 1}")
@@ -85,6 +88,7 @@ def loop(
                     def note(done: Round) -> None:
                         rates = "  ".join(f"{k} {100 * v:.0f}%" for k, v in done.success.items())
                         console.print(f"iteration {done.index + 1}: {rates}  ({done.seconds:.1f} s)")
+                        metrics.log(done.update(learner.trainer.steps))
 
                     def grown(done: Tree | Failure) -> None:
                         advance(done)
@@ -104,8 +108,8 @@ def loop(
         if learner.saved is not None:
             say(f"saved {learner.saved}; next: {again(cfg, 'eval')}")
 
-    with only_trainer(folder, cfg.name):
-        go(work)
+    with only_trainer(folder, cfg.name), metrics_of(cfg) as metrics:
+        go(lambda: work(metrics))
 
 
 def eval_(

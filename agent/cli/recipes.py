@@ -10,7 +10,7 @@ import typer
 
 from treewright.agent.cli.after import collect_anew
 from treewright.agent.cli.options import ConfigFile, Name, PolicySpec, Sets, Suites, again, console, go, say
-from treewright.agent.cli.training import Run, growing, open_run, show_stats, tell_round
+from treewright.agent.cli.training import Run, growing, open_run, show_stats
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["RECIPES"]
@@ -63,13 +63,13 @@ def sft(
             on_epoch=lambda n: run.learner.save({**known, "epochs_done": n}),
         )  # fmt: skip
         if requests is not None:
-            run.saved(stats, extra)
+            run.saved(stats, extra, trees)
             after = _refusing(run, requests, head)
             say(f"  refusals             before {before:.3g}, after {after:.3g}")
             if after < before:
                 console.print("[yellow]the model refuses less than before[/]; see docs/recipes.md, PING", markup=True)
             return
-        run.saved(stats, extra)
+        run.saved(stats, extra, trees)
 
 
 def dpo(
@@ -100,7 +100,7 @@ def dpo(
         trees = run.trees(suite, split)
         require_exact(trees, run.config.train.allow_biased, "dpo")
         stats = prefer(run.trainer, branch_pairs(trees, min_gap, pairs), beta=beta, epochs=epochs)
-        run.saved(stats, {"recipe": "dpo"})
+        run.saved(stats, {"recipe": "dpo"}, trees)
 
 
 def prm(
@@ -163,7 +163,8 @@ def spar(
         async def work() -> None:
             async with growing(run, found) as (actor, store, worlds):
                 await spar_rounds(
-                    cfg, worlds, actor, run.learner, rounds=rounds, beta=beta, store=store, on_round=tell_round
+                    cfg, worlds, actor, run.learner, rounds=rounds, beta=beta, store=store,
+                    on_round=run.tell_round("spar"),
                 )  # fmt: skip
 
         go(work)
@@ -204,7 +205,7 @@ def prefix(
             async with growing(run, found) as (actor, store, worlds):
                 await prefix_rounds(
                     cfg, recipe, worlds, actor, run.learner, good, updates=updates, starts=starts, store=store,
-                    on_round=tell_round, min_outcome=min_outcome,
+                    on_round=run.tell_round(recipe), min_outcome=min_outcome,
                 )  # fmt: skip
 
         go(work)
@@ -233,9 +234,10 @@ def ping(
     """
     from treewright.agent.policies.headed import HeadedPolicy
     from treewright.agent.policies.opening import open_policy
+    from treewright.agent.policies.prompts import prompt_options
     from treewright.agent.runs.collect import open_worlds, suites_of
     from treewright.agent.runs.evaluate import evaluate
-    from treewright.agent.runs.loop import tasks_for
+    from treewright.agent.runs.loop import budget_of, settings_of, tasks_for
     from treewright.agent.runs.ping import (
         CANDIDATES,
         Measured,
@@ -253,14 +255,17 @@ def ping(
         target = cfg.home / "ping.json"
 
         async def work() -> list[Measured]:
-            actor = open_policy(f"hf:{run.weights}")
+            actor = open_policy(f"hf:{run.weights}", **prompt_options(cfg.policy.options))
             try:
                 async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                     todo = tasks_for(worlds, "train", 0, tasks)
 
                     async def measure(text: str) -> Measured:
                         headed = HeadedPolicy(actor, text)
-                        results, _ = await evaluate(todo, worlds, headed, seed=cfg.seed)
+                        results, _ = await evaluate(
+                            todo, worlds, headed, budget=budget_of(cfg.search, 0), concurrency=cfg.search.trees,
+                            settings=settings_of(cfg.search, run="ping", seed=cfg.seed, acting=True),
+                        )  # fmt: skip
                         solved = sum(sum(r.success) for r in results.values()) / len(todo)
                         refused = await refusals(headed, harmful, seed=cfg.seed)
                         return Measured(text, refused.rate, float(solved))
@@ -285,10 +290,11 @@ def _template_of(run: Run) -> Any:
     """The trainer's tokenizer as far as `head_ids` reads a policy."""
     from types import SimpleNamespace
 
-    from treewright.agent.policies.prompts import template_for
+    from treewright.agent.policies.prompts import prompt_options, template_for
 
-    options = run.config.policy.options
-    template = template_for(run.trainer.tokenizer, options.get("window"), **(options.get("template_options") or {}))
+    options = prompt_options(run.config.policy.options)
+    more = options.pop("template_options", None) or {}
+    template = template_for(run.trainer.tokenizer, **options, **more)
     return SimpleNamespace(template=template)
 
 
@@ -298,6 +304,7 @@ def _refusing(run: Run, requests: Path | None, head: str) -> float:
         return 0.0
     from treewright.agent.policies.headed import HeadedPolicy
     from treewright.agent.policies.hf import HFPolicy
+    from treewright.agent.policies.prompts import prompt_options
     from treewright.agent.runs.ping import read_lines, refusals
     from treewright.training.step import frozen
 
@@ -306,7 +313,7 @@ def _refusing(run: Run, requests: Path | None, head: str) -> float:
     async def work() -> float:
         twin = frozen(run.trainer.model)
         twin.set_attn_implementation("sdpa")
-        actor = HFPolicy(twin, run.trainer.tokenizer)
+        actor = HFPolicy(twin, run.trainer.tokenizer, **prompt_options(run.config.policy.options))
         try:
             return (await refusals(HeadedPolicy(actor, head), harmful, seed=run.config.seed)).rate
         finally:

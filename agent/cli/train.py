@@ -64,7 +64,7 @@ def train(
             show_stats(stats)
             say(nothing_learnt(run, usable))
             return
-        run.saved(stats, {})
+        run.saved(stats, {}, usable)
 
 
 for recipe in RECIPES:

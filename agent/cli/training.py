@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +16,14 @@ from treewright.agent.config import keep
 from treewright.envs.errors import TreewrightError
 from treewright.envs.registry import names
 from treewright.training.manifest import read_manifest
+from treewright.training.track import Metrics, Update, open_metrics
 
 if TYPE_CHECKING:
     from treewright.agent.config import Config
     from treewright.agent.runs.loop import Learner
     from treewright.search.tree import Tree
 
-__all__ = ["Run", "growing", "open_run", "show_stats", "tell_round"]
+__all__ = ["Run", "growing", "metrics_of", "open_run", "show_stats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class Run:
     learner: Learner
     weights: Path | str
     extra: dict[str, Any]  # what the newest checkpoint was saved with
+    metrics: Metrics
+    began: list[float] = field(default_factory=lambda: [time.monotonic()])  # the last entry: of what is under way
     seen: list[str] = field(default_factory=list)  # suites of its trees that can be opened
 
     @property
@@ -54,12 +59,41 @@ class Run:
             )
         return found
 
-    def saved(self, stats: Mapping[str, float], extra: dict[str, Any]) -> None:
-        """Prints what was measured, writes a checkpoint and says what to type next."""
+    def saved(self, stats: Mapping[str, float], extra: dict[str, Any], trees: Sequence[Tree] = ()) -> None:
+        """Prints what was measured, writes a checkpoint and says what to type next. `trees` were trained on."""
         saved = self.learner.save(extra)
         show_stats(stats)
+        self.track(stats, extra.get("recipe", "credit"), trees)
         line = shlex.join([*shlex.split(again(self.config, "eval")), *self.suites_option()])
         say(f"saved {saved.path}; next: {line}")
+
+    def track(self, stats: Mapping[str, float], recipe: str, trees: Sequence[Tree] = ()) -> None:
+        """A line of metrics.jsonl, and the trackers, for what was done since the last one."""
+        from treewright.agent.runs.loop import success_by_suite
+
+        now = time.monotonic()
+        try:
+            success = success_by_suite(trees)
+        except TreewrightError:  # trees that give their nodes no values; imitation takes them nevertheless
+            success = {}
+        self.metrics.log(
+            Update(
+                step=self.trainer.steps, iteration=self.learner.iteration, version=self.trainer.versions[-1],
+                stats=stats, seconds=now - self.began[-1], recipe=recipe, success=success,
+            )
+        )  # fmt: skip
+        self.began.append(now)
+
+    def tell_round(self, recipe: str) -> Callable[[int, Mapping[str, float], Sequence[Tree]], None]:
+        """What is told and kept of each round of a recipe that grows trees as it trains."""
+
+        def tell(index: int, stats: Mapping[str, float], trees: Sequence[Tree]) -> None:
+            shown = ("share", "starts", "pairs", "trees", "inexact", "loss", "value", "grad_norm")
+            told = "  ".join(f"{k} {stats[k]:.3g}" for k in shown if k in stats)
+            console.print(f"round {index + 1}: {told}")
+            self.track(stats, recipe, trees)
+
+        return tell
 
     def suites_option(self) -> list[str]:
         """Where to measure: what the run was set to, else the worlds of its trees, as far as they can be opened."""
@@ -90,28 +124,40 @@ def open_run(
     folder = cfg.home / "checkpoints"
     source = model_folder(cfg.policy.spec)
     with resumable(f"the checkpoints in {folder} are whole"), only_trainer(folder, cfg.name):
+        metrics = metrics_of(cfg)
         before = latest(folder)  # a damaged one is told before a model is loaded
-        with loading_model(source):
-            trainer = make_trainer(cfg, source)
-        learner = Learner(trainer, folder, cfg.loop.checkpoints, cfg.policy.spec)
-        extra: dict[str, Any] = {}
-        if before is not None:
-            learner.iteration = learner.restore(before)
-            extra, source = read_manifest(before.path)["extra"], before.path
-            say(f"going on from {before.path}")
-        keep(cfg)
-        yield Run(cfg, learner, source, extra)
+        with metrics:
+            with loading_model(source):
+                trainer = make_trainer(cfg, source)
+            learner = Learner(trainer, folder, cfg.loop.checkpoints, cfg.policy.spec)
+            extra: dict[str, Any] = {}
+            if before is not None:
+                learner.iteration = learner.restore(before)
+                extra, source = read_manifest(before.path)["extra"], before.path
+                say(f"going on from {before.path}")
+            keep(cfg)
+            yield Run(cfg, learner, source, extra, metrics)
+
+
+def metrics_of(cfg: Config) -> Metrics:
+    """The run's metrics and trackers, open. Raises TreewrightError for a tracker that cannot be opened."""
+    settings = json.loads(cfg.model_dump_json())
+    return open_metrics(cfg.home, cfg.name, cfg.track.trackers, cfg.track.options, settings)
 
 
 @asynccontextmanager
 async def growing(run: Run, found: Sequence[Any]) -> AsyncIterator[tuple[Any, Any, Any]]:
     """The run's newest weights as a policy, its store and its worlds, all closed at the end."""
-    from treewright.agent.policies.opening import open_policy
+    from treewright.agent.policies.prompts import prompt_options
+    from treewright.agent.policies.propose import open_proposer
     from treewright.agent.runs.collect import open_worlds
     from treewright.search.store import TreeStore
 
     cfg = run.config
-    actor, store = open_policy(f"hf:{run.weights}"), TreeStore.open(cfg.store_at)
+    here = cfg.policy.spec.partition(":")[0] in ("seedling", "hf")
+    options = cfg.policy.options if here else prompt_options(cfg.policy.options)  # those of a server are not for it
+    section = cfg.policy.model_copy(update={"spec": f"hf:{run.weights}", "options": options})
+    actor, store = open_proposer(section), TreeStore.open(cfg.store_at)
     try:
         async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
             yield actor, store, worlds
@@ -123,9 +169,3 @@ async def growing(run: Run, found: Sequence[Any]) -> AsyncIterator[tuple[Any, An
 def show_stats(stats: Mapping[str, float]) -> None:
     for key, value in stats.items():
         console.print(f"  {key:<20} {value:.4g}")
-
-
-def tell_round(index: int, stats: Mapping[str, float]) -> None:
-    shown = ("share", "starts", "pairs", "trees", "inexact", "loss", "value", "grad_norm")
-    told = "  ".join(f"{k} {stats[k]:.3g}" for k in shown if k in stats)
-    console.print(f"round {index + 1}: {told}")

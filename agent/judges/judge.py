@@ -92,7 +92,8 @@ def _own(spec: str, policy: Any, options: Mapping[str, Any]) -> Evaluator:
     except TreewrightError as error:
         kind = spec.partition(":")[0]
         raise TreewrightError(
-            f"no evaluator named {spec!r}; {nearest(kind, KINDS)}" + (f" As your own: {error}" if ":" in spec else "")
+            f"no evaluator named {spec!r}; {nearest(kind, DOOR.names())}"
+            + (f" As your own: {error}" if ":" in spec else "")
         ) from error
     if isinstance(found, type) or not hasattr(found, "evaluate"):
         if not callable(found):

@@ -66,7 +66,7 @@ class HFPolicy:
         *,
         name: str = "hf",
         version: str | None = None,
-        template: Template | None = None,
+        template: Template | str | None = None,
         window: Window = None,
         temperature: float = 1.0,
         batch_requests: bool = True,
@@ -78,7 +78,7 @@ class HFPolicy:
         if temperature < 0:
             raise TreewrightError(f"temperature = {temperature} is negative; give 0 for greedy, 1 to sample")
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
-        self.template = template or template_for(tokenizer, window, **(template_options or {}))
+        self.template = template_for(tokenizer, window, template, **(template_options or {}))
         self.runner = runner_for(model)
         self.temperature, self.batch_requests = float(temperature), batch_requests
         self.max_batch_tokens = max_batch_tokens

@@ -23,8 +23,8 @@ __all__ = ["loading_model", "open_policy", "serve_weights"]
 
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 OPTIONS = (  # of policies, for hints; each kind takes some of them
-    "name", "version", "temperature", "window", "template_options", "grammar", "draft", "repair", "deadline",
-    "attempt_timeout", "backoff", "concurrency", "order", "tools_as", "together", "logprobs", "api_key_env",
+    "name", "version", "temperature", "window", "template", "template_options", "grammar", "draft", "repair",
+    "deadline", "attempt_timeout", "backoff", "concurrency", "order", "tools_as", "together", "logprobs", "api_key_env",
     "key_header", "max_tokens_field", "price_in", "price_out", "longest_prompt", "extra", "tokenizer", "masked_exact",
     "colocated", "extended", "engine", "restarts", "stop_before", "run_inside", "device", "dtype", "batch_requests",
     "max_batch_tokens", "cache_bytes", "threads", "trainable", "newest_only",
@@ -117,7 +117,7 @@ def _own(spec: str, options: dict[str, Any]) -> Policy:
     except TreewrightError as error:
         kind = spec.partition(":")[0]
         raise TreewrightError(
-            f"no kind of policy named {kind!r} in {spec!r}; {nearest(kind, _KINDS)}"
+            f"no kind of policy named {kind!r} in {spec!r}; {nearest(kind, DOOR.names())}"
             + (f" As one of your own: {error}" if ":" in spec else "")
         ) from error
     if isinstance(found, type) or not isinstance(found, Policy):

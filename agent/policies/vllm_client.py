@@ -48,7 +48,7 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
         base_url: str,
         *,
         tokenizer: Any = None,
-        template: Template | None = None,
+        template: Template | str | None = None,
         template_options: dict[str, Any] | None = None,
         masked_exact: bool = False,
         colocated: bool = False,
@@ -60,7 +60,7 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
         given = {"name": f"vllm:{model}", "version": folder_version(model), "together": False}
         super().__init__(model, base_url, **{**given, **options})
         self.masked_exact, self.colocated, self.extended = masked_exact, colocated, extended
-        self.template = template or template_for(tokenizer, self.window, **(template_options or {}))
+        self.template = template_for(tokenizer, self.window, template, **(template_options or {}))
 
     # -- weights and memory: needs a server started with VLLM_SERVER_DEV_MODE=1 ---------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from treewright.agent.policies.engine import Ask, EngineDead, EnginePolicy, Told
-from treewright.agent.policies.prompts import Window, template_for
+from treewright.agent.policies.prompts import Template, Window, template_for
 from treewright.agent.policies.weights import folder_version, served_folder
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import PolicyFault
@@ -269,6 +269,7 @@ def open_vllm(
     name: str | None = None,
     tokenizer: Any = None,
     window: Window = None,
+    template: Template | str | None = None,
     template_options: dict[str, Any] | None = None,
     engine: Mapping[str, Any] | None = None,
     **options: Any,
@@ -289,11 +290,11 @@ def open_vllm(
         ends = GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:
         ends = None
-    template = template_for(tokenizer, window, **(template_options or {}))
+    shown = template_for(tokenizer, window, template, **(template_options or {}))
     started = VLLMEngine.start(served_folder(model), **(engine or {}))
     return EnginePolicy(
         started,
-        template,
+        shown,
         name=name or f"vllm:{model}",
         version=folder_version(model),
         stop_ids=[ends] if isinstance(ends, int) else list(ends or ()),

@@ -31,6 +31,7 @@ from treewright.search.evidence import Evidence
 from treewright.search.rules import Rule, rule_with
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, layers
+from treewright.training.track import Update
 
 __all__ = [
     "Ahead",
@@ -157,6 +158,13 @@ class Round:
     stats: dict[str, float]
     seconds: float
 
+    def update(self, step: int) -> Update:
+        """What metrics keep of it; `step` counts the optimizer's steps."""
+        return Update(
+            step=step, iteration=self.index + 1, version=self.trained, drawn_by=self.drawn_by, stats=self.stats,
+            seconds=self.seconds, success=self.success,
+        )  # fmt: skip
+
 
 class Ahead(TypedDict):
     """What a checkpoint says of the round that was being collected when it was made, one step behind: the version of
@@ -242,13 +250,13 @@ def make_trainer(config: Config, source: str | Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from treewright.training.credit import options_taken
+    from treewright.training.credit.registry import require_options
     from treewright.training.step import Trainer, frozen
     from treewright.training.versions import weights_version
 
     settings = replace(config.train, max_staleness=max(config.train.max_staleness, config.loop.behind))
     settings.loss_settings(False)  # a misspelt loss or estimator is told before the model is loaded
-    options_taken(settings.estimator, {})
+    require_options(settings.estimator, settings.estimator_options)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     reference = None
     if config.train.reference is not None:

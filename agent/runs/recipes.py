@@ -30,7 +30,7 @@ from treewright.search.types import Exchange, layers
 __all__ = ["encoder_of", "grow_from", "listed_tools", "prefix_rounds", "spar_rounds"]
 
 SOLVED = 1.0 - 1e-6
-OnRound = Callable[[int, Mapping[str, float]], None]
+OnRound = Callable[[int, Mapping[str, float], Sequence[Tree]], None]
 
 
 def encoder_of(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Callable[[Tree, int], list[Any]]:
@@ -38,13 +38,14 @@ def encoder_of(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Call
 
     Prompts show the tools that a conversation lists, and actions are written in the form that they ask for.
 
-    options  of the policy (`policy.options`), for its window and template_options
+    options  of the policy (`policy.options`), for its template, window and template_options
     """
-    from treewright.agent.policies.prompts import template_for
+    from treewright.agent.policies.prompts import prompt_options, template_for
     from treewright.training.pack import TokenRow
 
-    given = options or {}
-    template = template_for(tokenizer, given.get("window"), **(given.get("template_options") or {}))
+    given = prompt_options(options or {})
+    more = given.pop("template_options", None) or {}
+    template = template_for(tokenizer, **given, **more)
 
     def encode(tree: Tree, leaf: int) -> list[Any]:
         rows, turns, base = [], list[Exchange](), tuple[int, ...]()
@@ -79,8 +80,12 @@ async def grow_from(
 ) -> list[Tree]:
     """One tree from each start as the search section says, in the order of the starts; the seed changes with `index`.
 
-    Raises TreewrightError if a start's suite has no world.
+    Raises TreewrightError if a start's suite has no world, and for search.evidence.
     """
+    if config.search.evidence is not None:
+        raise TreewrightError(
+            "search.evidence cannot be asked for below stored turns, which may quote nothing; leave it out here"
+        )
     for start in starts:
         if start.task.suite not in worlds:
             raise TreewrightError(f"a stored path is of suite {start.task.suite!r}; opened: {', '.join(worlds)}")
@@ -151,7 +156,7 @@ async def prefix_rounds(
         stats |= {"share": share, "starts": float(len(chosen)), "inexact": float(len(trees) - len(usable))}
         out.append(stats)
         if on_round is not None:
-            on_round(index, stats)
+            on_round(index, stats, [t for t, _ in usable])
     return out
 
 
@@ -187,5 +192,5 @@ async def spar_rounds(
         stats |= {"trees": float(len(usable)), "inexact": float(len(trees) - len(usable))}
         out.append(stats)
         if on_round is not None:
-            on_round(index, stats)
+            on_round(index, stats, usable)
     return out

@@ -11,6 +11,7 @@ import threading
 
 import pytest
 import torch
+from closeness import assert_near
 
 from treewright.agent.config import ConfigError, load_config
 from treewright.agent.policies.opening import open_policy
@@ -124,7 +125,7 @@ async def test_a_loop_that_stopped_goes_on_with_the_weights_that_its_round_was_b
     assert [(r.index, r.drawn_by) for r in learner.rounds] == [(2, whole.rounds[2].drawn_by)]
     assert [t.digest() for t in rest[0]] == [t.digest() for t in kept[2]] and all(t.exact for t in rest[0])
     for a, b in zip(whole.trainer.model.parameters(), learner.trainer.model.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+        assert_near(a, b)
 
 
 CHILD = """
@@ -167,7 +168,7 @@ def test_a_killed_loop_goes_on_by_the_same_line(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on from" in done.stdout and "iteration 3" in done.stdout
     manifest = json.loads((checkpoint.latest(tmp_path / "checkpoints").path / "manifest.json").read_text())
-    assert manifest["extra"] == {"iteration": 3} and len(manifest["versions"]) == 4
+    assert manifest["extra"] == {"policy": "seedling", "iteration": 3} and len(manifest["versions"]) == 4
     with TreeStore.open(tmp_path / "trees.sqlite", read_only=True) as store:
         trees = [store.load(row.tree_id) for row in store.trees(status="done")]
     drawn_by = {(t.header.run, t.header.policy_version) for t in trees}

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from speed import patient
 
 HELPERS = str(Path(__file__).parents[1] / "helpers")
 COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
@@ -72,7 +73,7 @@ def test_ctrl_c_closes_saves_and_prints_the_line_that_resumes(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     store = tmp_path / "runs" / "b" / "trees.sqlite"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patient(60)
     while time.monotonic() < deadline and not (store.exists() and store.stat().st_size > 0):
         time.sleep(0.05)
     time.sleep(0.6)

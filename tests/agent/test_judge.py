@@ -105,7 +105,7 @@ async def test_it_judges_with_a_transformers_model():
         ids = torch.tensor([policy._asked("is it done?")])
         with torch.inference_mode():
             plain = policy.model(ids).logits[0, -1].log_softmax(-1)
-        assert max(tokens.values()) == pytest.approx(float(plain.max()), abs=1e-4)
+        assert max(tokens.values()) == pytest.approx(float(plain.max()), rel=1e-4)
         scores = await Checklist(policy, max_tokens=8).evaluate(TASK, [candidate("a {}"), candidate("b {}")])
         assert all(0 <= score.value <= 1 for score in scores)
     finally:

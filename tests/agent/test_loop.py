@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from walker import Walker
 
 from treewright.agent.config import load_config
@@ -69,7 +70,7 @@ async def test_the_loop_trains_serves_new_weights_and_goes_on_from_its_checkpoin
     rest, later = await looped(half, first=1)
     assert [r.index for r in later] == [1]
     for a, b in zip(whole.trainer.model.parameters(), rest.trainer.model.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+        assert_near(a, b)
 
 
 async def test_a_checkpoint_is_a_policy_and_a_folder_without_tokenizer_is_refused_by_name(tmp_path):

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from speed import patient
 from typer.testing import CliRunner
 
 from treewright.agent.cli.main import app
@@ -253,7 +254,7 @@ def test_interrupted_imitation_goes_on_with_the_epoch_it_was_in(tmp_path, grown)
     subprocess.run(["cp", "-r", str(grown), str(tmp_path / "runs")], check=True)
     line = ["train", "sft", "--name", "first", "--epochs", "400"]
     child = subprocess.Popen([*TREEWRIGHT, *line], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-    folder, end = tmp_path / "runs/first/checkpoints", time.monotonic() + 120
+    folder, end = tmp_path / "runs/first/checkpoints", time.monotonic() + patient(120)
     while not list(folder.glob("step-*/manifest.json")) and time.monotonic() < end:
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)

@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from closeness import assert_near
+from speed import patient
 
 from treewright.agent.policies.engine import SETTLED, EnginePolicy, Told
 from treewright.agent.policies.hf import HFPolicy
@@ -146,7 +148,7 @@ async def test_an_engine_s_draws_are_those_of_its_model(local, made):
     got, want = await made.draw(context, [4, 9, 2, 5], 12), await local.draw(context, [4, 9, 2, 5], 12)
     for a, b in zip(got, want, strict=True):
         assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        assert_near(a.logprobs, b.logprobs)
     assert all(c.trainable and c.policy_version == "v1" for c in got)
     assert made.stats.cached_tokens == 8 and made.stats.prompt_tokens == 4 * (len(context.ids) - 2)
     assert made.engine.most == 3 and made.stats.seconds > 0
@@ -206,7 +208,7 @@ async def test_late_too_long_and_garbled_draws_are_faults_and_leave_nothing_behi
     assert (made.engine.now, made.line.now, made.line.waiting, made.stats.faults) == (0, 0, 0, 1)
     with pytest.raises(PolicyFault, match="do not fit the 300 positions"):
         await made.draw(context, [1], 300)
-    made.engine.gate, made.deadline = None, 20
+    made.engine.gate, made.deadline = None, patient(20)
 
     async def garbled(ask):
         return Told((1, 2), (0.0,), "stop")
@@ -270,7 +272,7 @@ async def test_a_restart_that_fails_is_a_fault_and_a_late_one_serves_those_who_s
     made.engine.trouble, made.deadline, made._deaths = None, 0.001, 0
     with pytest.raises(PolicyFault, match="no answer within"):
         await made.draw(context, [1], 2)
-    made.deadline = 20
+    made.deadline = patient(20)
     assert len(await made.draw(context, [1], 2)) == 1 and made.stats.restarts == 1
     made.engine.dead = True
     dying = asyncio.create_task(made.draw(context, [1], 2))

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from closeness import assert_near
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from treewright.agent.policies.hf import HFPolicy, weights_version
@@ -85,11 +86,11 @@ def test_draws_follow_the_softmax_and_never_take_an_impossible_token():
     tokens, logprobs = pick(logits, torch.from_numpy(uniforms(range(20_000), 1)[:, 0]), 1.0)
     share = torch.bincount(tokens, minlength=5) / 20_000
     assert torch.allclose(share, logits[0].softmax(-1), atol=0.01) and share[1] == share[4] == 0
-    assert torch.allclose(logprobs, logits[0].log_softmax(-1)[tokens])
+    assert_near(logprobs, logits[0].log_softmax(-1)[tokens])
     edge, _ = pick(logits[:2], torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64), 1.0)
     assert edge.tolist() == [0, 3]
     warm, lp = pick(logits, torch.from_numpy(uniforms(range(20_000), 1)[:, 0]), 2.0)
-    assert torch.allclose(lp, (logits[0] / 2).log_softmax(-1)[warm])
+    assert_near(lp, (logits[0] / 2).log_softmax(-1)[warm])
 
 
 # -- runners --------------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def test_the_slim_forward_equals_the_models_own(make):
     with torch.inference_mode():
         first = [(slim.prefill(ids, ()), own.prefill(ids, ())) for ids in prompts]
         for (_, a), (_, b) in first:
-            assert (a - b).abs().max() < 1e-5
+            assert_near(a, b)
         rows = [r.rows([[pair[i][0]] for pair in first], [1, 2, 3], 8) for i, r in enumerate((slim, own))]
         for t, tokens in enumerate(steps):
             if t == 3:
@@ -122,11 +123,11 @@ def test_the_slim_forward_equals_the_models_own(make):
                 for r in rows:
                     r.select(keep)
             a, b = (r.step(tokens[:3] if t >= 3 else tokens) for r in rows)
-            assert (a - b).abs().max() < 1e-5
+            assert_near(a, b)
         for runner in (slim, own):
             part, _ = runner.prefill(prompts[2][:40], ())
             _, logits = runner.prefill(prompts[2][40:], [part])
-            assert (logits - first[2][1][1]).abs().max() < 1e-5
+            assert_near(logits, first[2][1][1])
 
 
 def sliding(**changes):
@@ -171,8 +172,8 @@ def test_draws_over_shared_prefixes_are_those_of_rows_with_a_copy_each(make, mon
     for ids, draws, wanted in zip(prompts, found, expected, strict=True):
         for draw, want in zip(draws, wanted, strict=True):
             assert draw.ids == want.ids
-            assert torch.allclose(torch.tensor(draw.logprobs), torch.tensor(want.logprobs), atol=1e-5)
-            assert torch.allclose(torch.tensor(draw.logprobs), reference(model, ids, draw.ids), atol=1e-5)
+            assert_near(draw.logprobs, want.logprobs)
+            assert_near(draw.logprobs, reference(model, ids, draw.ids))
 
 
 def test_a_shared_prefix_is_kept_once_however_many_draw_from_it(monkeypatch):
@@ -218,7 +219,7 @@ async def test_draws_carry_the_log_probs_of_a_plain_forward(make):
     for c, done in zip(contexts, drawn, strict=True):
         assert len({d.token_ids for d in done}) > 1
         for d in done:
-            assert torch.allclose(torch.tensor(d.logprobs), reference(model, c.ids, d.token_ids), atol=1e-5)
+            assert_near(d.logprobs, reference(model, c.ids, d.token_ids))
             assert d.trainable and d.policy_version == one.version
             assert (d.finish_reason == "stop") == (d.token_ids[-1] in one.stop_ids) and len(d.token_ids) <= 12
     assert one.stats.requests == 3 and one.stats.draws == 12
@@ -330,7 +331,7 @@ async def test_greedy_and_warm_draws_act_but_are_not_trained_on():
     greedy, warm = policy(temperature=0), policy(temperature=1.7)
     a, b = await greedy.draw(context(prompt(1, 9)), [1, 2], 8)
     assert a.token_ids == b.token_ids and not a.trainable and a.temperature == 0
-    assert torch.allclose(torch.tensor(a.logprobs), reference(greedy.model, prompt(1, 9), a.token_ids), atol=1e-5)
+    assert_near(a.logprobs, reference(greedy.model, prompt(1, 9), a.token_ids))
     (c,) = await warm.draw(context(prompt(1, 9)), [1], 8)
     assert not c.trainable and c.temperature == 1.7
     with pytest.raises(TreewrightError, match="negative"):

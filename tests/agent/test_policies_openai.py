@@ -6,6 +6,7 @@ import json
 import logging
 
 import pytest
+from speed import patient
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from treewright.agent.policies.openai import OpenAIPolicy
@@ -173,7 +174,7 @@ async def test_half_a_stream_is_tried_again_then_a_fault(half):
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        policy = OpenAIPolicy("m", f"http://127.0.0.1:{port}/v1/", backoff=0.01, deadline=20)
+        policy = OpenAIPolicy("m", f"http://127.0.0.1:{port}/v1/", backoff=0.01, deadline=patient(20))
         assert (await policy.draw(root(policy), [1], 9))[0].text == "look {}" and calls == 3
         broken, policy.backoff, policy.deadline = 10**9, 60, 9
         with pytest.raises(PolicyFault):

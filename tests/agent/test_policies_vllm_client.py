@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from closeness import assert_near
 from starlette.responses import Response
 
 from treewright.agent.policies.hf import HFPolicy
@@ -52,7 +53,7 @@ async def test_vllm_takes_and_returns_token_ids_like_a_local_model(local):
         await policy.close()
     for a, b in zip(got, want, strict=True):
         assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        assert_near(a.logprobs, b.logprobs)
     assert all(c.trainable and c.policy_version == "v1" for c in got)
     path, body = server.seen[0]
     assert path == "/v1/completions" and tuple(body["prompt"]) == context.ids and "n" not in body

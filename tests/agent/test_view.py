@@ -12,6 +12,8 @@ import httpx
 import numpy as np
 import pytest
 import typer
+from closeness import assert_near
+from speed import patient
 from typer.testing import CliRunner
 from view_trees import Growth, big, keep, walks, write_store
 from walker import Likelihood, Walker
@@ -47,7 +49,7 @@ async def searched(path, eager):
 
     with TreeStore.open(path) as store:
         return await search(
-            SUITE.tasks("train", 3)[2], Pool(opened, 1, deadline=5), Walker(), rule=best_first(eager=eager),
+            SUITE.tasks("train", 3)[2], Pool(opened, 1, deadline=patient(5)), Walker(), rule=best_first(eager=eager),
             settings=Settings(in_flight=2, close=True), budget=Budget(expansions=10), evaluator=Likelihood(),
             store=store,
         )  # fmt: skip
@@ -180,7 +182,7 @@ def test_advantages_are_split_loo_over_the_weight(store):
     tree, sent = store.load(name), advantage_json(reader, name)
     credit = estimate("split_loo", tree_arrays([tree]), allow_biased=True)
     values = np.frombuffer(base64.b64decode(sent["values"]), "<f4")
-    assert np.allclose(values * credit.weight, credit.coef, atol=1e-6)
+    assert_near(values * credit.weight, credit.coef, 1e-6)
     assert sent["biased"] == list(tree_arrays([tree]).why_inexact()[0])
 
 

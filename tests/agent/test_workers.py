@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 from databases import execute
+from speed import patient
 
 from treewright.agent.config import load_config
 from treewright.agent.runs import workers
@@ -60,7 +61,7 @@ async def expected(config):
 
 
 def when(condition, seconds=60.0):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patient(seconds)
     while not condition():
         assert time.monotonic() < end, "what was waited for did not happen"
         time.sleep(0.05)

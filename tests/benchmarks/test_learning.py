@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 
 from treewright.benchmarks.learning import bench as bench_learning
 from treewright.benchmarks.learning import sweep
@@ -65,9 +66,9 @@ def test_the_cache_gives_the_logits_of_the_whole_row(start):
     full = policy(rows)
     cache = policy.empty_cache(5)
     at = torch.zeros(5, dtype=torch.long)
-    assert torch.allclose(policy.extend(rows[:, :6], at, cache), full[:, 5], atol=1e-5)
+    assert_near(policy.extend(rows[:, :6], at, cache), full[:, 5])
     for i in range(6, 20):
-        assert torch.allclose(policy.extend(rows[:, i : i + 1], at + i, cache), full[:, i], atol=1e-5)
+        assert_near(policy.extend(rows[:, i : i + 1], at + i, cache), full[:, i])
 
 
 def test_rows_at_different_places_extend_as_they_would_alone(start):
@@ -79,7 +80,7 @@ def test_rows_at_different_places_extend_as_they_would_alone(start):
         cache[i] = one[0]
     both = torch.stack([rows[i, end : end + 2] for i, end in enumerate(at.tolist())])
     alone = torch.stack([policy(rows[i : i + 1, : end + 2])[0, -1] for i, end in enumerate(at.tolist())])
-    assert torch.allclose(policy.extend(both, at, cache), alone, atol=1e-5)
+    assert_near(policy.extend(both, at, cache), alone)
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -140,7 +141,7 @@ def test_recorded_log_probs_are_those_of_the_whole_row(start):
     for n in range(12, len(grown.arrays)):
         at, count = turn_tokens(grown, n)[1], grown.arrays.n_tokens[n]
         alone = log_probs(policy, torch.from_numpy(grown.rows[n : n + 1]))[0, at - 1 : at - 1 + count].sum()
-        assert float(alone.detach()) == pytest.approx(grown.logp[n], abs=1e-4)
+        assert float(alone.detach()) == pytest.approx(grown.logp[n], abs=1e-4 * float(np.abs(grown.logp).max()))
 
 
 def slow_episode(policy, world, tasks, i, rng):
@@ -197,7 +198,8 @@ def test_rows_hold_each_nodes_tokens_once_and_give_the_gradient_of_the_tree(star
         own = log_probs(policy, torch.from_numpy(grown.rows[n : n + 1, : at + count]))[0, at - 1 :].sum()
         total = total + float(credit.coef[n]) * own
     slow = torch.autograd.grad(total, params)
-    assert all(torch.allclose(f, s, atol=1e-4) for f, s in zip(fast, slow, strict=True))
+    for f, s in zip(fast, slow, strict=True):
+        assert_near(f, s, 1e-3)
     assert max(float(s.abs().max()) for s in slow) > 1e-3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from speed import patiently
 
 from treewright.envs import TreewrightError, suite
 from treewright.envs.check import check_env
@@ -26,7 +27,7 @@ async def test_the_conformance_kit_passes(name):
     found = opened(name)
     try:
         tasks = found.tasks("train", 1) or found.tasks("test", 1)
-        report = await check_env(found.open, tasks, oracle=found.oracle)
+        report = await check_env(patiently(found.open), tasks, oracle=found.oracle)
     finally:
         if found.close is not None:
             await found.close()

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from mcp.client.stdio import StdioServerParameters
 from raw_server import RAW
+from speed import patient
 
 from treewright.envs import Action, Effect, Task, TreewrightError, suite
 from treewright.envs.tools.asked import Answers
@@ -45,7 +46,9 @@ def session(tmp_path):
 
     async def start(*words, **options):
         arguments = [str(tmp_path / "odd.py"), str(tmp_path / "calls"), *words]
-        env = MCPEnvironment(StdioServerParameters(command=sys.executable, args=arguments), deadline=20, **options)
+        env = MCPEnvironment(
+            StdioServerParameters(command=sys.executable, args=arguments), deadline=patient(20), **options
+        )
         await env.reset(Task("odd", "t", "go"), 0)
         opened.append(env)
         return env
@@ -203,7 +206,7 @@ async def test_a_server_that_asks_back_is_answered_as_declared_and_refused_other
 ):
     (tmp_path / "asking.py").write_text(ASKING)
     server = StdioServerParameters(command=sys.executable, args=[str(tmp_path / "asking.py")])
-    env = MCPEnvironment(server, answers=answers, effects={"form": Effect.READ}, deadline=20)
+    env = MCPEnvironment(server, answers=answers, effects={"form": Effect.READ}, deadline=patient(20))
     await env.reset(Task("asking", "t", "go"), 0)
     shown = (await env.step(Action.of(tool), 1)).observation.text
     await env.close()
@@ -277,7 +280,7 @@ NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 async def test_the_same_holds_behind_a_url(result, provenance, shown):
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Now", (Over,), {"line": ENVELOPE % result}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = MCPEnvironment(f"http://127.0.0.1:{server.server_port}/mcp", deadline=20)
+    env = MCPEnvironment(f"http://127.0.0.1:{server.server_port}/mcp", deadline=patient(20))
     try:
         await env.reset(Task("over", "t", "go"), 0)
         for key in (1, 2):

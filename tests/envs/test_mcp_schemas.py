@@ -8,6 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from mcp.client.stdio import StdioServerParameters
 from raw_server import RAW
+from speed import patient
 
 from treewright.envs import Action, Effect, InvalidAction, Task
 from treewright.envs.tools.mcp import MCPEnvironment
@@ -39,7 +40,9 @@ def session(tmp_path):
 
     async def start(*pages, **options):
         arguments = [str(tmp_path / "raw.py"), json.dumps(pages)]
-        env = MCPEnvironment(StdioServerParameters(command=sys.executable, args=arguments), deadline=20, **options)
+        env = MCPEnvironment(
+            StdioServerParameters(command=sys.executable, args=arguments), deadline=patient(20), **options
+        )
         await env.reset(Task("raw", "t", "go"), 0)
         return env
 

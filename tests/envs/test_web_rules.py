@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
+from speed import patient
+
 from treewright.envs import Effect
 from treewright.envs.web.effects import DEFAULT_RULES, Target, after_traffic, judge
 from treewright.envs.web.guard import AllowList, Gate
@@ -177,7 +179,7 @@ async def test_gate_passes_listed_hosts_and_denies_the_rest():
     async def ask(head):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(gate.url.rsplit(":", 1)[1]))
         writer.write(head.encode() + b"\r\n\r\n")
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(), patient(5))
         writer.close()
         return answer
 
@@ -207,7 +209,7 @@ async def test_gate_answers_502_when_nobody_listens():
     await gate.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gate.url.rsplit(":", 1)[1]))
     writer.write(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n\r\n".encode())
-    assert b"502" in await asyncio.wait_for(reader.read(), 5)
+    assert b"502" in await asyncio.wait_for(reader.read(), patient(5))
     writer.close()
     await gate.close()
 

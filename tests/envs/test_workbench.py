@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from speed import patient
 
 from treewright.envs import Action, InvalidAction, Restore, SessionDied, Task, Turn
 from treewright.envs.tools.workbench import EFFECTS, KINDS, SUITE, open_workbench, oracle, tasks, wanted
@@ -249,7 +250,7 @@ def test_a_killed_parent_leaves_neither_server_nor_folder():
     assert servers_of(folder)
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patient(30)
     while (servers_of(folder) or folder.exists()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not servers_of(folder) and not folder.exists()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from speed import patient
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.agent.runs.collect import collect, open_worlds
@@ -67,7 +68,7 @@ async def grow(found, count, killing=None, sessions=1):
     from treewright.search.engine import search
 
     trees = []
-    async with open_worlds([found], sessions=sessions, deadline=20) as worlds:
+    async with open_worlds([found], sessions=sessions, deadline=patient(20)) as worlds:
         for task in found.tasks("train", count):
             trees.append(
                 await search(

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 from commit_parts import TASK, FileJournal, Kill, Live, a_move, chain, pressed
+from speed import patient
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import Action, Divergence, EnvFault, Restore, TreewrightError
@@ -41,7 +42,7 @@ def live(ledger, size=1, **options):
     async def opened():
         return Live(ledger, **options)
 
-    return Pool(opened, size, deadline=1.0)
+    return Pool(opened, size, deadline=patient(1.0))
 
 
 async def grown(ledger, *texts):

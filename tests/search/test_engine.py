@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from speed import patient
 from walker import Likelihood, Walker
 
 from treewright.agent.policies.scripted import ScriptedPolicy, scripted_choice
@@ -27,7 +28,7 @@ def pool(size=1, **options):
     async def opened():
         return Maze(**options)
 
-    return Pool(opened, size, deadline=0.2)
+    return Pool(opened, size, deadline=patient(0.2))
 
 
 async def grow(env=None, policy=None, **options):
@@ -192,7 +193,7 @@ async def test_the_time_budget_holds_even_if_a_draw_hangs():
     began = time.monotonic()
     tree = await grow(policy=Sleepy(), budget=Budget(seconds=0.3), settings=Settings(in_flight=2))
     assert tree.stopped_by == "seconds" and len(tree) > 1
-    assert time.monotonic() - began < 0.3 + 2.0
+    assert time.monotonic() - began < 0.3 + patient(2.0)
 
 
 async def test_draws_kept_apart_take_a_step_and_a_subtree_each():
@@ -233,7 +234,7 @@ async def test_a_search_that_never_waits_gives_others_their_turn_and_can_be_canc
     assert not growing.done()
     growing.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(growing, 10)
+        await asyncio.wait_for(growing, patient(10))
 
 
 async def test_a_session_that_cannot_be_opened_is_no_crash():

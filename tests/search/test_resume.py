@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from speed import patient
 from walker import Likelihood, Walker
 
 from treewright.envs import TreewrightError
@@ -142,7 +143,7 @@ async def test_what_was_grown_is_stored_while_the_search_waits_for_its_policy(tm
 
     with TreeStore.open(tmp_path / "t.sqlite") as store:
         running = asyncio.create_task(search(TASK, SUITE, Stuck(), budget=Budget(expansions=9), store=store))
-        stored, deadline = [], time.monotonic() + 20
+        stored, deadline = [], time.monotonic() + patient(20)
         while len(stored) < 3 and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
             stored = [e.seq for row in store.trees() for e in store.expansions(row.tree_id)]

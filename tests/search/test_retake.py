@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from speed import patient
 from walker import Likelihood, Walker
 
 from treewright.envs import InvalidAction, Restore, TreewrightError
@@ -40,7 +41,7 @@ def pool(size=1, make=Maze, **options):
     async def opened():
         return make(ways=REPLAY, **options)
 
-    return Pool(opened, size, deadline=0.5)
+    return Pool(opened, size, deadline=patient(0.5))
 
 
 async def grow(where, policy=None, repairs=2, expansions=14, width=1, run="run", eager=True, rule=None, **options):

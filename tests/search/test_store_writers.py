@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from speed import patient
 
 from treewright.envs.types import Action, Observation, Task
 from treewright.search.store import Fenced, JournalState, StoreError, TreeStore
@@ -119,7 +120,7 @@ def pop(seq):
 
 def wait_for_lease(store, seconds=30.0):
     """Leases the one task as soon as its first owner's lease has ended."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patient(seconds)
     while (lease := store.queue.lease("r", "second", 30)) is None:
         assert time.monotonic() < end, "the lease of a process that is gone never ended"
         time.sleep(0.05)

@@ -10,6 +10,7 @@ import pytest_asyncio
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
 from bypasses import CASES, SPELLINGS, WAYS, over_udp, run
+from speed import patient
 
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.guard import AllowList, Gate
@@ -60,7 +61,7 @@ async def raw(gate, *lines, body=b""):
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gate.url.rsplit(":", 1)[1]))
     writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), patient(5))
     finally:
         writer.close()
 
@@ -185,13 +186,13 @@ async def test_messages_of_a_web_socket_are_stopped_at_the_gate_while_pings_pass
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(gate.url.rsplit(":", 1)[1]))
         writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
-        assert b"200" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert b"200" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), patient(5))
         extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
         writer.write(f"GET /s HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n{extension}\r\n".encode())
         for part in (frame(9, b"ping"), frame(1, b"a" * 300), frame(0, b"more"), frame(9, b"pong")):
             writer.write(part)
         writer.write_eof()
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), patient(5))
         writer.close()
     finally:
         await gate.close()
@@ -237,7 +238,7 @@ async def test_a_name_is_resolved_once_for_each_connection_and_never_to_a_privat
     try:
         for reader, writer in reader_writers:
             writer.write(f"GET http://rebinding.example:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            await asyncio.wait_for(reader.read(), 5)
+            await asyncio.wait_for(reader.read(), patient(5))
             writer.close()
     finally:
         await gate.close()

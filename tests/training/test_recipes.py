@@ -155,7 +155,7 @@ def test_a_prm_learns_the_values_of_steps_and_comes_back_from_its_folder(grown, 
     good, bad = ([s for s in steps if keep(s.value)] for keep in (lambda v: v > 0.9, lambda v: v < 0.1))
     assert np.mean(model.scores(good)) > np.mean(model.scores(bad)) + 0.03
     again = Prm.load(model.save(tmp_path / "prm", {"trees": len(trees)}))
-    assert again.scores(steps[:5]) == pytest.approx(model.scores(steps[:5]), abs=1e-5)
+    assert again.scores(steps[:5]) == pytest.approx(model.scores(steps[:5]), rel=1e-4)
     with pytest.raises(TreewrightError, match="vocabulary"):
         again.scores([Step((10**6,), (1,))])
     with pytest.raises(TreewrightError, match="no PRM"):
@@ -173,7 +173,7 @@ async def test_a_prm_guides_a_search_as_its_evaluator(grown, tmp_path):
     await policy.close()
     node = tree.children[0][0]
     expected = model.scores([Step(tree.context_ids(0), tree.ids[node])])[0]
-    assert tree.score[node] == pytest.approx(expected, abs=1e-5) and tree.spent.judge_tokens > 0
+    assert tree.score[node] == pytest.approx(expected, rel=1e-4) and tree.spent.judge_tokens > 0
     candidate = Candidate((), Completion("x"), None, None, None, NodeStatus.DRAFT, 0.0, 1)
     with pytest.raises(TreewrightError, match="token ids"):
         await PrmEvaluator(model).evaluate(tree.task, [candidate])

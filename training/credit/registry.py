@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,7 +12,16 @@ from treewright.envs.errors import TreewrightError
 from treewright.training.credit.arrays import Credit, TreeArrays
 from treewright.training.credit.trees import arrays_of
 
-__all__ = ["DOOR", "ESTIMATORS", "Estimator", "UnknownEstimator", "estimate", "estimator", "options_taken"]
+__all__ = [
+    "DOOR",
+    "ESTIMATORS",
+    "Estimator",
+    "UnknownEstimator",
+    "estimate",
+    "estimator",
+    "options_taken",
+    "require_options",
+]
 
 Estimator = Callable[..., Credit]
 """A pure function from TreeArrays and keyword options to Credit."""
@@ -45,15 +54,19 @@ def estimate(name: str, arrays: TreeArrays | Mapping[str, NDArray[Any]], **optio
 
     arrays  TreeArrays, or what `store.arrays(tree_ids)` returns
     """
-    function = DOOR.find(name)
-    known = _options(function)
-    for option in options:
-        if known is not None and option not in known:
-            raise UnknownEstimator(f"estimator {name!r} has no option {option!r}; {nearest(option, known)}")
-    credit = function(arrays if isinstance(arrays, TreeArrays) else arrays_of(arrays), **options)
+    require_options(name, options)
+    credit = DOOR.find(name)(arrays if isinstance(arrays, TreeArrays) else arrays_of(arrays), **options)
     if not isinstance(credit, Credit):
         raise UnknownEstimator(f"estimator {name!r} gave a {type(credit).__name__}, not a treewright Credit")
     return credit
+
+
+def require_options(name: str, options: Iterable[str]) -> None:
+    """Raises UnknownEstimator for an unknown estimator, or an option that it does not take, with the nearest known."""
+    known = _options(DOOR.find(name))
+    for option in options:
+        if known is not None and option not in known:
+            raise UnknownEstimator(f"estimator {name!r} has no option {option!r}; {nearest(option, known)}")
 
 
 def options_taken(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,15 +78,17 @@ def _front(report: ExportReport, options: ExportOptions) -> list[str]:
     """YAML, written as JSON values so that nothing needs quoting by hand."""
     tables = {name: sorted(s for t, s in report.rows if t == name and report.rows[t, s]) for name in options.formats}
     written = {name: splits for name, splits in tables.items() if splits}
+    own = options.own()
     configs = []
     for name, splits in written.items():
         if name != "atif":  # `datasets` reads a folder by one module; the documents are JSON beside any table
-            files = [{"split": split, "path": f"{name}/{split}.{options.file_type}"} for split in splits]
-            configs.append({"config_name": name, "data_files": files})
+            table = own[name].table if name in own else name
+            files = [{"split": split, "path": f"{table}/{split}.{options.file_type}"} for split in splits]
+            configs.append({"config_name": table, "data_files": files})
     lines = [f"license: {json.dumps(options.license)}", 'tags: ["treewright", "agents", "tree-search", "trl"]']
     lines.append(f"task_categories: {json.dumps(sorted({TASKS[name] for name in written if name in TASKS}))}")
     lines += ["configs:", *(f"- {json.dumps(config)}" for config in configs)] if configs else []
-    typed = [name for name in written if name != "atif"] if options.file_type == "jsonl" else []
+    typed = [name for name in written if name != "atif" and name not in own] if options.file_type == "jsonl" else []
     if typed:
         infos = [{"config_name": name, "features": hf_features(columns(name, options.style))} for name in typed]
         lines += ["dataset_info:", *(f"- {json.dumps(info)}" for info in infos)]
@@ -94,16 +96,23 @@ def _front(report: ExportReport, options: ExportOptions) -> list[str]:
 
 
 def _formats(report: ExportReport, options: ExportOptions) -> list[str]:
-    lines = []
+    lines, own = list[str](), options.own()
     for name in options.formats:
         counts = sorted((split, n) for (table, split), n in report.rows.items() if table == name)
         styled = f" Style: {options.style}." if name in ("sft", "dpo", "prefix") else ""
-        lines += [f"## {name}", "", ABOUT[name] + styled, "", *_table(("split", "rows"), counts)]
+        lines += [
+            f"## {name}",
+            "",
+            (own[name].about if name in own else ABOUT[name]) + styled,
+            "",
+            *_table(("split", "rows"), counts),
+        ]
         if name in ("sft", "dpo") and report.longest[name]:
             lines += [CUT.format(report.longest[name]), ""]
         if not report.total(name):
             lines += ["Nothing: see what was left out.", ""]
-    calls = [f'load_dataset("FOLDER", "{n}")' for n in options.formats if n != "atif" and report.total(n)][:1]
+    tables = {name: own[name].table if name in own else name for name in options.formats}
+    calls = [f'load_dataset("FOLDER", "{tables[n]}")' for n in options.formats if n != "atif" and report.total(n)][:1]
     if report.total("atif"):
         calls.append('load_dataset("json", data_files={"train": "FOLDER/atif/*/*.json"})')
     if calls:

@@ -21,6 +21,7 @@ from treewright.training.export.atif import atif_documents
 from treewright.training.export.card import write_card
 from treewright.training.export.columns import columns
 from treewright.training.export.options import ExportOptions, ExportReport, TreeFilter
+from treewright.training.export.own import OwnFormat
 from treewright.training.export.raw import encode_tree
 from treewright.training.export.rows import dpo_rows, prefix_rows, prm_rows, sft_rows, tokens_of
 from treewright.training.export.tables import Table, need_pyarrow, open_table
@@ -34,7 +35,8 @@ def export_dataset(
 ) -> ExportReport:
     """Writes the finished trees of the store that pass the filter; the card is written last.
 
-    Tables are `FORMAT/SPLIT.parquet` (or .jsonl), ATIF documents `atif/SPLIT/TREE-LEAF.json`. Trees are read one at a
+    Tables are `FORMAT/SPLIT.parquet` (or .jsonl), in the folder mymod_rows for `mymod:rows`; ATIF documents are
+    `atif/SPLIT/TREE-LEAF.json`. Trees are read one at a
     time. Raises TreewrightError if the folder holds anything, if no tree passes, if none of them gives a row (then
     nothing is written), or without pyarrow for parquet.
     """
@@ -89,14 +91,17 @@ class _Tables(ExitStack):
         super().__init__()
         self.folder, self.options, self.report = folder, options, report
         self.open: dict[tuple[str, str], Table] = {}
+        self.own: dict[str, OwnFormat] = options.own()
         for name in options.formats:
             report.skipped[name] = Counter()
 
     def _table(self, name: str, split: str) -> Table:
         key = (name, split)
         if key not in self.open:
-            path = self.folder / name / f"{split}.{self.options.file_type}"
-            table = open_table(path, columns(name, self.options.style), self.options.file_type)
+            own = self.own.get(name)
+            path = self.folder / (own.table if own else name) / f"{split}.{self.options.file_type}"
+            shape = own.columns if own else columns(name, self.options.style)
+            table = open_table(path, shape, self.options.file_type)
             self.open[key] = self.enter_context(table)
         return self.open[key]
 
@@ -119,7 +124,8 @@ class _Tables(ExitStack):
             for line in self._rows(name, view, expansions, row):
                 self._table(name, split).write(line)
                 report.rows[name, split] += 1
-                report.longest[name] = max(report.longest[name], tokens_of(line))
+                if name not in self.own:
+                    report.longest[name] = max(report.longest[name], tokens_of(line))
         report.trees[row.suite, split] += 1
         report.versions[row.policy_version] += 1
         report.runs[row.run] += 1
@@ -130,6 +136,8 @@ class _Tables(ExitStack):
 
     def _rows(self, name: str, view: View, expansions: list[Expansion], row: TreeRow) -> Iterator[Row]:
         o = self.options
+        if name in self.own:
+            return self.own[name].rows(view)
         if name == "sft":
             return sft_rows(view, o.paths, o.min_outcome)
         if name == "dpo":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from treewright.envs.errors import TreewrightError
 from treewright.training.export.columns import FORMATS, STYLES
+from treewright.training.export.own import OwnFormat, own_formats
 from treewright.training.export.rows import SOLVED
 from treewright.training.export.tables import FILE_TYPES
 from treewright.training.export.view import Decode
@@ -37,7 +40,9 @@ class TreeFilter:
 class ExportOptions:
     """What to write and how.
 
-    formats          of sft, dpo, prm, prefix, atif, raw
+    formats          of sft, dpo, prm, prefix, atif, raw, or one's own: module:function, an entry point of
+                     treewright.exporters
+    options          of one's own formats, each gets those that it takes
     style            of sft, dpo and prefix: conversational (messages), text, or tokens (ids alone)
     file_type        parquet (needs pyarrow) or jsonl
     paths            what sft and prefix take: the best path of a tree, the chosen one, or all that are good
@@ -63,21 +68,28 @@ class ExportOptions:
     system: str | None = None
     decode: Decode | None = None
     license: str = "unknown"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = {"style": STYLES, "file_type": FILE_TYPES, "paths": PATHS, "pairs": PAIRS}
         for name, allowed in known.items():
             if getattr(self, name) not in allowed:
                 raise TreewrightError(f"{name} = {getattr(self, name)!r}; known: {', '.join(allowed)}")
-        wrong = [f for f in self.formats if f not in FORMATS]
-        if wrong or not self.formats:
-            raise TreewrightError(f"no format named {wrong[0] if wrong else ''!r}; known: {', '.join(FORMATS)}")
+        if not self.formats:
+            raise TreewrightError(f"no format named ''; known: {', '.join(FORMATS)}")
+        self.own()  # a misspelt name or option is told before anything is read
         if self.min_gap < 0:
             raise TreewrightError(f"min_gap = {self.min_gap} is negative; 0 takes every pair whose values differ")
+
+    def own(self) -> dict[str, OwnFormat]:
+        """The formats of one's own, by name. Raises TreewrightError for an unknown one, or an option none takes."""
+        return own_formats(self.formats, self.options)
 
     def described(self) -> dict[str, object]:
         """The options for the card, the decoder as yes or no."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("decode", "formats", "license")}
+        if not self.options:
+            del named["options"]
         return {**named, "decoded_by_tokenizer": self.decode is not None}
 
 

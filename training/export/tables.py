@@ -86,18 +86,23 @@ class JsonlTable(Table):
 
 
 class ParquetTable(Table):
-    """Parquet with zstd; rows are written in groups, so that memory stays small."""
+    """Parquet with zstd; rows are written in groups, so that memory stays small.
 
-    def __init__(self, path: Path, shape: Mapping[str, Any]) -> None:
+    shape  types by column; None: they are read off the first group
+    """
+
+    def __init__(self, path: Path, shape: Mapping[str, Any] | None) -> None:
         need_pyarrow("writing parquet")
-        import pyarrow.parquet as pq
-
-        self.schema = arrow_schema(dict(shape))
-        self._writer: Any = pq.ParquetWriter(path, self.schema, compression="zstd")
+        self.path = path
+        self.schema: Any = None if shape is None else arrow_schema(dict(shape))
+        self._writer: Any = None
         self._waiting: list[Row] = []
         self._bytes = 0
+        self._known: set[str] | None = None  # the columns, where they were read off rows
 
     def write(self, row: Row) -> None:
+        if self._known is not None and (extra := row.keys() - self._known):
+            raise self._misfit(f"row {self.rows + 1} has a column {min(extra)!r} that the first rows lack")
         self._waiting.append(row)
         self._bytes += _size(row)
         self.rows += 1
@@ -106,14 +111,43 @@ class ParquetTable(Table):
 
     def _flush(self) -> None:
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
+        if self._waiting and self.schema is None:
+            self.schema = self._read_off(self._waiting)
+        if self._writer is None and self.schema is not None:
+            self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd")
         if self._waiting:
-            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self.schema))
+            try:
+                self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self.schema))
+            except pa.ArrowException as error:
+                raise self._misfit(str(error)) from error
         self._waiting, self._bytes = [], 0
+
+    def _read_off(self, rows: list[Row]) -> Any:
+        """The columns of rows whose types nobody told, every row's keys among them."""
+        import pyarrow as pa
+
+        names = dict.fromkeys(name for row in rows for name in row)
+        fields = []
+        for name in names:
+            try:
+                fields.append(pa.field(name, pa.array([row.get(name) for row in rows]).type))
+            except pa.ArrowException as error:
+                raise self._misfit(f"column {name!r}: {error}") from error
+        self._known = set(names)
+        return pa.schema(fields)
+
+    def _misfit(self, why: str) -> TreewrightError:
+        return TreewrightError(
+            f"{self.path.parent.name}: the rows do not fit one table: {why}; give the function an attribute `columns` "
+            "with a type for each, or write JSON lines: --file-type jsonl"
+        )
 
     def close(self) -> None:
         self._flush()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _size(row: Row) -> int:
@@ -122,7 +156,7 @@ def _size(row: Row) -> int:
     return sum(len(value) * (512 if isinstance(value[0], dict) else 8) for value in lists)
 
 
-def open_table(path: Path, shape: Mapping[str, Any], file_type: str) -> Table:
+def open_table(path: Path, shape: Mapping[str, Any] | None, file_type: str) -> Table:
     """A new table at `path`, its folder made. Raises TreewrightError for an unknown type or without pyarrow."""
     if file_type not in FILE_TYPES:
         raise TreewrightError(f"no file type named {file_type!r}; known: {', '.join(FILE_TYPES)}")

@@ -1,0 +1,145 @@
+"""Metrics: a line for every update, trackers by name, and training that no tracker can end."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from treewright.agent.cli.main import app
+from treewright.envs import TreewrightError
+from treewright.training.track import Update, open_metrics, open_trackers
+
+NUMBERS = {"loss", "kl", "entropy", "sampler_gap", "grad_norm", "tokens"}
+SMALL = ("--suites", "kg", "--set", "search.expansions=2", "--set", "train.minibatches=1")
+
+
+def call(folder, *args):
+    result = CliRunner().invoke(app, [*args, "--set", f"folder={folder}"])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def update(step=1, **stats):
+    return Update(step=step, iteration=1, version="w1", stats={"loss": 0.5, **stats}, seconds=1.0, success={"kg": 0.25})
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of one's own in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_trackers.py").write_text(
+        "seen = []\n"
+        "class Keeps:\n"
+        "    def __init__(self, run, prefix=''): self.run, self.prefix = run, prefix\n"
+        "    def log(self, step, values):\n"
+        "        seen.append((self.run, step, {self.prefix + k: v for k, v in values.items()}))\n"
+        "    def close(self): seen.append('closed')\n"
+        "class Breaks(Keeps):\n"
+        "    def log(self, step, values): raise ConnectionError('no route')\n"
+        "class Never:\n"
+        "    def __init__(self): raise ConnectionError('not logged in')\n"
+        "class NoTracker: pass\n"
+        "ready = Keeps('ready')\n"
+    )
+    yield
+    sys.modules.pop("my_trackers", None)
+
+
+def test_the_loop_and_every_way_to_train_write_one_line_for_each_update(tmp_path, mine):
+    loop = ("loop", *SMALL, "--set", "loop.tasks=4", "--set", "loop.iterations=2")
+    call(tmp_path / "run", *loop, "--set", "track.trackers=tensorboard,my_trackers:Breaks")
+    first, second = lines(tmp_path / "run")
+    assert first.keys() >= NUMBERS | {"step", "iteration", "seconds", "policy_version", "success"}
+    assert (first["iteration"], second["iteration"]) == (1, 2) and second["step"] > first["step"]
+    assert second["drawn_by"] == first["policy_version"] != second["policy_version"]
+    assert first["success"].keys() == {"kg"} and first["seconds"] > 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    told = {(e.step, round(e.value, 5)) for e in events.Scalars("loss")}
+    assert told == {(row["step"], round(row["loss"], 5)) for row in (first, second)}
+    assert {e.step for e in events.Scalars("success/kg")} == {first["step"], second["step"]}
+    call(tmp_path / "run", "train", "sft", "--set", "track.trackers=[]", "--set", "train.minibatches=1")
+    third = lines(tmp_path / "run")[2]
+    assert third["recipe"] == "sft" and third["step"] == second["step"] + 1 and third["success"].keys() == {"kg"}
+    assert third["policy_version"] not in (first["policy_version"], second["policy_version"])
+
+
+def test_a_tracker_that_raises_is_told_once_and_the_file_goes_on(tmp_path, mine, caplog):
+    names = ["my_trackers:Breaks", "my_trackers:Keeps"]
+    with open_metrics(tmp_path, "r", names, {"my_trackers:Keeps": {"prefix": "t/"}}) as metrics:
+        for step in (1, 2, 3):
+            metrics.log(update(step, kl=math.nan))
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3] and lines(tmp_path)[0]["kl"] is None
+    assert sum("no route" in r.message for r in caplog.records) == 1
+    seen = sys.modules["my_trackers"].seen
+    assert [s[1] for s in seen[:-1]] == [1, 2, 3] and seen[-1] == "closed"
+    assert seen[0][0] == "r" and seen[0][2]["t/success/kg"] == 0.25 and "t/kl" not in seen[0][2]
+
+
+def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
+    with open_metrics(tmp_path, "r") as metrics:
+        metrics.log(update(2))
+    whole = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(whole) == 3 and json.loads(whole[2])["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "said"),
+    [
+        (["tensorbord"], {}, "did you mean 'tensorboard'"),
+        (["my_trackers:Kepes"], {}, "did you mean 'Keeps'"),
+        (["my_trackers:Keeps"], {"my_trackers:Keeps": {"prefx": 1}}, "did you mean 'prefix'"),
+        (["tensorboard"], {"tensorboard": {"logdir": "x"}}, "did you mean 'log_dir'"),
+        (["tensorboard"], {"tensorbord": {}}, "did you mean 'tensorboard'"),
+        (["my_trackers:ready"], {"my_trackers:ready": {"prefix": 1}}, "takes no options"),
+        (["my_trackers:Never"], {}, r"ConnectionError: not logged in \(my_trackers\.py"),
+        (["my_trackers:NoTracker"], {}, r"without log\(step, values\)"),
+        (["my_trackers:seen"], {}, "is a list"),
+    ],
+)
+def test_what_is_no_tracker_is_told_before_anything_is_trained(tmp_path, mine, names, options, said):
+    with pytest.raises(TreewrightError, match=said):
+        open_trackers(tmp_path, "r", names, options)
+    with pytest.raises(TreewrightError, match=said):
+        sets = ["--set", f"track.trackers={json.dumps(names)}", "--set", f"track.options={json.dumps(options)}"]
+        call(tmp_path / "run", "loop", "--suites", "kg", *sets)
+    assert not list((tmp_path / "run").rglob("step-*"))
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+def test_a_missing_package_is_told_with_what_to_install(tmp_path, name, monkeypatch):
+    for module in (name, "mlflow.tracking"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(TreewrightError, match=f"pip install {name}"):
+        open_trackers(tmp_path, "r", [name])
+
+
+def test_wandb_offline_and_mlflow_keep_the_numbers_where_they_are_installed(tmp_path):
+    """Both are optional: what is not installed is told, which the test above asks for."""
+    from importlib.util import find_spec
+
+    there = [name for name in ("wandb", "mlflow") if find_spec(name) is not None]
+    options = {name: given for name, given in {"wandb": {"mode": "offline"}, "mlflow": {}}.items() if name in there}
+    with open_metrics(tmp_path, "r", there, options, {"seed": 1}) as metrics:
+        metrics.log(update(3))
+    assert lines(tmp_path)[0]["loss"] == 0.5
+    if "wandb" in there:
+        assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    if "mlflow" in there:
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        assert run.data.metrics["loss"] == 0.5 and run.data.metrics["success/kg"] == 0.25

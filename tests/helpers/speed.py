@@ -1,0 +1,38 @@
+"""Deadlines that wait longer where the machine is slower or busier: they must only tell a hang from work."""
+
+import functools
+import subprocess
+import sys
+import time
+
+USUAL = 0.06  # seconds that the work below takes on an idle core
+MOST = 20.0
+
+
+@functools.lru_cache(maxsize=1)
+def slowness():
+    """How many times longer than usual this machine takes now, at least 1; measured once."""
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-I", "-S", "-c", "sum(i * i for i in range(300_000))"], check=True)
+        took.append(time.monotonic() - began)
+    return min(max(1.0, max(took) / USUAL), MOST)
+
+
+def patient(seconds):
+    """A deadline of so many seconds on an idle machine."""
+    return seconds * slowness()
+
+
+def patiently(open_session):
+    """Opens sessions whose own deadlines, where they have any, wait longer here."""
+
+    async def opened():
+        session = await open_session()
+        for name in ("deadline", "patience"):
+            if isinstance(getattr(session, name, None), float):
+                setattr(session, name, patient(getattr(session, name)))
+        return session
+
+    return opened

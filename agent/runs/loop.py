@@ -10,27 +10,32 @@ only, so every tree has one policy version in either mode.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from treewright.agent.config import Config, SearchSection
-from treewright.agent.judges.judge import open_evaluator
+from treewright.agent.config import Config
 from treewright.agent.policies.opening import serve_weights
 from treewright.agent.policies.policy import Colocated, Sleeper, Trusting
 from treewright.agent.policies.weights import folder_version
-from treewright.agent.runs.collect import UNLIMITED, Failure, World, collect
-from treewright.agent.runs.evaluate import acting_rule
+from treewright.agent.runs.collect import Failure, World, collect
+from treewright.agent.runs.setup import (
+    acting_rule_of,
+    budget_of,
+    evaluator_of,
+    evidence_of,
+    rates_of,
+    rule_of,
+    settings_of,
+    tasks_for,
+)
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
-from treewright.search.engine import Keeper, Settings
-from treewright.search.evidence import Evidence
-from treewright.search.rules import Rule, rule_with
+from treewright.search.engine import Keeper
 from treewright.search.tree import Tree
-from treewright.search.types import Budget, Evaluator, layers
+from treewright.search.types import layers
 from treewright.training.track import Update
 
 __all__ = [
@@ -47,104 +52,9 @@ __all__ = [
     "resume_loop",
     "rule_of",
     "run_loop",
+    "settings_of",
     "tasks_for",
 ]
-
-
-def rule_of(section: SearchSection, rates: Mapping[str, float] | None = None) -> Rule:
-    """The rule named in the configuration with its options, and the draws it takes. `chains` has no inner draws.
-
-    rates  running success rate by suite, for the rule that adapts to it
-    """
-    name = "best_first" if section.rule == "auto" else section.rule
-    draws = section.root_draws if name == "chains" else section.draws
-    return rule_with(name, section.options, draws=draws, root_draws=section.root_draws, rates=rates)
-
-
-def rates_of(config: Config) -> dict[str, float]:
-    """The success by suite that the run's newest checkpoint knows; {} before the first."""
-    newest = sorted((config.home / "checkpoints").glob("step-*/manifest.json"))
-    return dict(json.loads(newest[-1].read_text())["baselines"]) if newest else {}
-
-
-def acting_rule_of(section: SearchSection, evaluator: Evaluator | None = None) -> Rule:
-    """The rule to act by (run, eval): what the configuration names, `acting_rule` for auto."""
-    if section.rule == "auto":
-        acting_rule(None, **section.options)  # a wrong option is told before anything is opened
-        return acting_rule(evaluator, section.draws, section.root_draws, **section.options)
-    return rule_of(section)
-
-
-def budget_of(section: SearchSection, expansions: int | None = None) -> Budget:
-    """The ceilings of one tree; `expansions` replaces the configuration's."""
-    return Budget(
-        expansions=section.expansions if expansions is None else expansions,
-        policy_tokens=section.policy_tokens,
-        judge_tokens=section.judge_tokens,
-        env_steps=section.env_steps,
-        seconds=section.seconds,
-        money=section.money,
-    )
-
-
-def settings_of(
-    section: SearchSection, *, run: str, seed: int, attempt: int = 0, acting: bool = False, peers: bool = False
-) -> Settings:
-    """How trees of a run are grown.
-
-    acting  for run and eval, where open nodes stay open unless search.close says otherwise
-    peers   let prompts tell of other branches as search.peers says, which training cannot use
-    Draws are as long as search.max_tokens says; else `collect` takes what each task's suite suggests.
-    """
-    return Settings(
-        run=run, attempt=attempt, seed=seed, in_flight=section.in_flight, max_tokens=section.max_tokens or UNLIMITED,
-        close=not acting if section.close is None else section.close, answers=section.answers, retries=section.retries,
-        repairs=section.repairs, share_results=section.share_results, merge=section.merge,
-        peers=section.peers if peers else 0,
-    )  # fmt: skip
-
-
-def evaluator_of(section: SearchSection, policy: Any = None) -> Evaluator | None:
-    """The evaluator named in the configuration, see `open_evaluator`; `policy` is asked by those that need one."""
-    return open_evaluator(section.evaluator, policy, section.evaluator_options)
-
-
-def evidence_of(section: SearchSection) -> Evidence | None:
-    """What drafts must quote: nothing, or the tools that search.evidence names, or all of them."""
-    if section.evidence is None:
-        return None
-    names = tuple(name.strip() for name in section.evidence.split(",") if name.strip())
-    return Evidence(None if names == ("all",) else names)
-
-
-def tasks_for(
-    worlds: Mapping[str, World], split: str, index: int, count: int, other: Mapping[str, int] | None = None
-) -> list[Task]:
-    """Batch `index` of `count` tasks of every suite, or of `other[suite]`; a suite that runs out begins again."""
-    out: list[Task] = []
-    for name, world in worlds.items():
-        suite, many = world.suite, (other or {}).get(name, count)
-        start = index * many
-        try:
-            out += suite.tasks(split, start + many)[start:]
-        except ValueError:
-            size = _size(suite.tasks, split)
-            every = suite.tasks(split, size)
-            out += [every[i % size] for i in range(start, start + many)]
-    return out
-
-
-def _size(tasks: Callable[[str, int], Sequence[Task]], split: str) -> int:
-    """How many tasks a finite suite has: the largest count it gives without ValueError, by bisection."""
-    low, high = 1, 1 << 20
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            tasks(split, middle)
-            low = middle
-        except ValueError:
-            high = middle - 1
-    return low
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,238 +6,136 @@ code or its reward. `KNOWN` lists the tasks that have one.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Task, ToolSpec, Turn
+from treewright.envs.web.miniwob_page import STEP, Expert, Line, Seen, click, fill, filled, read_page, submit
 
 __all__ = ["KNOWN", "STEP", "oracle"]
-
-STEP = 600
-"""Milliseconds of page time that pass with every action: longer than the animations of the pages' widgets."""
-
-_LINE = re.compile(r'(\w+) ("(?:[^"\\]|\\.)*")(?: ([ea]\d+))?(?: (.*))?$')
-_PLACE = re.compile(r"at (-?\d+),(-?\d+) size (\d+)x(\d+)$")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    role: str
-    name: str
-    ref: str
-    rest: str
-
-    @property
-    def value(self) -> str:
-        found = re.match(r"= (" + _STRING.pattern + ")", self.rest)
-        return str(json.loads(found[1])) if found else ""
-
-    @property
-    def place(self) -> tuple[int, int, int, int]:
-        found = _PLACE.search(self.rest)
-        if found is None:
-            raise TreewrightError(f"line {self.name!r} has no place")
-        x, y, width, height = map(int, found.groups())
-        return x, y, width, height
-
-    @property
-    def words(self) -> str:
-        """The text of a drawn element; '' if it has none."""
-        found = _STRING.search(self.name)
-        return str(json.loads(found[0])) if found else ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """The page, and what was done so far on it."""
-
-    lines: tuple[_Line, ...]
-    done: tuple[Action, ...]
-
-    @property
-    def goal(self) -> str:
-        return next((line.name for line in self.lines if line.role == "goal"), "")
-
-    def quoted(self) -> list[str]:
-        """The words in quotation marks of the task, commas and points at their ends included."""
-        return re.findall(r'"([^"]*)"', self.goal)
-
-    def all(self, *roles: str) -> list[_Line]:
-        return [line for line in self.lines if line.role in roles and (line.ref or line.role in ("shape", "text"))]
-
-    def find(self, name: str, *roles: str) -> _Line | None:
-        return next((x for x in self.lines if x.ref and x.name == name and (not roles or x.role in roles)), None)
-
-    def drawn(self, words: str) -> _Line | None:
-        """The drawn element with these words."""
-        return next((x for x in self.all("shape") if x.words == words), None)
-
-    def texts(self) -> list[str]:
-        return [line.name for line in self.lines if line.role == "text"]
-
-
-Expert = Callable[[_Seen], Action]
-
-
-def _read(text: str) -> tuple[_Line, ...]:
-    found = (match for line in text.splitlines()[1:] if (match := _LINE.match(line)))
-    return tuple(_Line(m[1], str(json.loads(m[2])), m[3] or "", m[4] or "") for m in found)
-
-
-def _click(line: _Line | None) -> Action:
-    if line is None:
-        return Action.of("wait", milliseconds=100)
-    if line.ref:
-        return Action.of("click", ref=line.ref)
-    x, y, _, _ = line.place
-    return Action.of("click_at", x=x, y=y)
-
-
-def _fill(line: _Line, text: str) -> Action:
-    return Action.of("fill", ref=line.ref, text=text)
-
-
-def _submit(page: _Seen) -> Action:
-    names = ("Submit", "submit", "Login", "OK", "Search", "Ok")
-    return _click(next((found for name in names if (found := page.find(name, "button"))), None))
-
-
-def _filled(page: _Seen, texts: Sequence[str], *roles: str) -> Action:
-    """Each field gets its text, in order; then the form is sent."""
-    fields = page.all(*(roles or ("textbox", "spinbutton", "searchbox")))
-    for field, text in zip(fields, texts, strict=False):
-        shown = text if field.value != "•" * len(text) else "•" * len(text)  # a password is shown as dots
-        if field.value != shown:
-            return _fill(field, text)
-    return _submit(page)
-
 
 # Clicking what is named.
 
 
-def _named_button(page: _Seen) -> Action:
-    return _click(page.find(page.quoted()[-1]))
+def _named_button(page: Seen) -> Action:
+    return click(page.find(page.quoted()[-1]))
 
 
-def _only_button(page: _Seen) -> Action:
-    return _click(page.all("button")[0])
+def _only_button(page: Seen) -> Action:
+    return click(page.all("button")[0])
 
 
-def _sequence(page: _Seen) -> Action:
-    return _click(page.find("ONE" if not page.done else "TWO"))
+def _sequence(page: Seen) -> Action:
+    return click(page.find("ONE" if not page.done else "TWO"))
 
 
-def _button_one(page: _Seen) -> Action:
-    return _click(page.find("ONE"))
+def _button_one(page: Seen) -> Action:
+    return click(page.find("ONE"))
 
 
-def _link(page: _Seen) -> Action:
-    return _click(page.drawn(page.quoted()[-1]))
+def _link(page: Seen) -> Action:
+    return click(page.drawn(page.quoted()[-1]))
 
 
-def _tab(page: _Seen) -> Action:
+def _tab(page: Seen) -> Action:
     number = re.findall(r"#(\d+)", page.goal)[-1]
-    return _click(page.find(f"Tab #{number}"))
+    return click(page.find(f"Tab #{number}"))
 
 
-def _tabs(page: _Seen) -> Action:
+def _tabs(page: Seen) -> Action:
     """Looks behind one tab or section after the other."""
     wanted = page.drawn(page.quoted()[-1])
     if wanted is not None:
-        return _click(wanted)
+        return click(wanted)
     tabs = page.all("tab")
-    return _click(tabs[len(page.done) % len(tabs)])
+    return click(tabs[len(page.done) % len(tabs)])
 
 
-def _close_dialog(page: _Seen) -> Action:
-    return _click(page.find("Close"))
+def _close_dialog(page: Seen) -> Action:
+    return click(page.find("Close"))
 
 
-def _dialog_button(page: _Seen) -> Action:
+def _dialog_button(page: Seen) -> Action:
     wanted = page.quoted()[-1]
-    return _click(page.find("Close" if wanted == "x" else wanted))
+    return click(page.find("Close" if wanted == "x" else wanted))
 
 
-def _collapsible(page: _Seen) -> Action:
+def _collapsible(page: Seen) -> Action:
     if not page.done:
-        return _click(page.all("tab")[0])
-    return _click(page.find("Submit"))
+        return click(page.all("tab")[0])
+    return click(page.find("Submit"))
 
 
-def _widget(page: _Seen) -> Action:
+def _widget(page: Seen) -> Action:
     role = {"textarea": "textbox", "text": "textbox", "button": "button", "radio": "radio", "checkbox": "checkbox"}
     found = page.all(role[page.quoted()[-1]])
-    return _click(found[len(page.done) % len(found)] if found else None)
+    return click(found[len(page.done) % len(found)] if found else None)
 
 
-def _menu(page: _Seen) -> Action:
+def _menu(page: Seen) -> Action:
     path = page.goal.removeprefix("Select ").split(">")
-    return _click(page.find(path[min(len(page.done), len(path) - 1)], "menuitem"))
+    return click(page.find(path[min(len(page.done), len(path) - 1)], "menuitem"))
 
 
-def _focus(page: _Seen) -> Action:
+def _focus(page: Seen) -> Action:
     number = re.search(r"(\d+)(st|nd|rd|th)", page.goal)
-    return _click(page.all("textbox")[int(number[1]) - 1 if number else 0])
+    return click(page.all("textbox")[int(number[1]) - 1 if number else 0])
 
 
-def _buy(page: _Seen) -> Action:
+def _buy(page: Seen) -> Action:
     offers = page.all("button")
     if "cheapest" in page.goal or "least" in page.goal or "expensive" in page.goal:
         pick = max if "most expensive" in page.goal else min
-        return _click(pick(offers, key=lambda x: int(re.sub(r"\D", "", x.name) or 0)))
+        return click(pick(offers, key=lambda x: int(re.sub(r"\D", "", x.name) or 0)))
     times = [re.findall(r"\d+", text) for text in page.texts() if re.fullmatch(r"\d+h \d+m", text)]
     minutes = [60 * int(hours) + int(rest) for hours, rest in times]
-    return _click(offers[minutes.index(min(minutes) if "shortest" in page.goal else max(minutes))])
+    return click(offers[minutes.index(min(minutes) if "shortest" in page.goal else max(minutes))])
 
 
 # Boxes and lists.
 
 
-def _boxes(page: _Seen) -> Action:
+def _boxes(page: Seen) -> Action:
     wanted = re.sub(r"^Select | and click Submit\.?$", "", page.goal).split(", ")
     for box in page.all("checkbox", "radio"):
         if box.name in wanted and "checked" not in box.rest:
             return Action.of("check", ref=box.ref, on=True)
-    return _submit(page)
+    return submit(page)
 
 
-def _option(page: _Seen) -> Action:
+def _option(page: Seen) -> Action:
     found = re.match(r"Select (.*?) (?:from the (?:scroll )?list )?and click Submit", page.goal)
     choice = next(iter(page.all("combobox", "listbox")), None)
     if found is None or choice is None:
-        return _submit(page)
+        return submit(page)
     for wanted in found[1].split(", "):
         if page.done and any(a.arguments.get("option") == wanted for a in page.done):
             continue
         return Action.of("select", ref=choice.ref, option=wanted)
-    return _submit(page)
+    return submit(page)
 
 
 # Writing.
 
 
-def _text(page: _Seen) -> Action:
-    return _filled(page, [page.quoted()[0]])
+def _text(page: Seen) -> Action:
+    return filled(page, [page.quoted()[0]])
 
 
-def _text_cased(page: _Seen) -> Action:
+def _text_cased(page: Seen) -> Action:
     text = page.quoted()[0]
-    return _filled(page, [text.upper() if "upper" in page.goal else text.lower()])
+    return filled(page, [text.upper() if "upper" in page.goal else text.lower()])
 
 
-def _password(page: _Seen) -> Action:
-    return _filled(page, page.quoted()[:1] * 2)
+def _password(page: Seen) -> Action:
+    return filled(page, page.quoted()[:1] * 2)
 
 
-def _login(page: _Seen) -> Action:
-    return _filled(page, page.quoted()[:2])
+def _login(page: Seen) -> Action:
+    return filled(page, page.quoted()[:2])
 
 
-def _copy(page: _Seen) -> Action:
+def _copy(page: Seen) -> Action:
     """By the keyboard, since a page's text shows runs of spaces as one."""
     fields = page.all("textbox")
     if len(page.done) < 3:
@@ -250,38 +148,38 @@ def _copy(page: _Seen) -> Action:
             Action.of("press", ref=empty.ref, key="Control+V"),
         )
         return steps[len(page.done)]
-    return _submit(page)
+    return submit(page)
 
 
-def _date(page: _Seen) -> Action:
+def _date(page: Seen) -> Action:
     month, day, year = re.findall(r"\d+", page.goal)[:3]
-    return _filled(page, [f"{year}-{month}-{day}"], "date")
+    return filled(page, [f"{year}-{month}-{day}"], "date")
 
 
-def _time(page: _Seen) -> Action:
+def _time(page: Seen) -> Action:
     hours, minutes, half = re.findall(r"(\d+):(\d+) ([AP]M)", page.goal)[0]
-    return _filled(page, [f"{int(hours) % 12 + 12 * (half == 'PM'):02}:{minutes}"], "time")
+    return filled(page, [f"{int(hours) % 12 + 12 * (half == 'PM'):02}:{minutes}"], "time")
 
 
-def _word(page: _Seen) -> Action:
+def _word(page: Seen) -> Action:
     number = int(re.findall(r"(\d+)(?:st|nd|rd|th)", page.goal)[0])
     words = re.findall(r"[A-Za-z]+", page.texts()[1])
-    return _filled(page, [words[number - 1]])
+    return filled(page, [words[number - 1]])
 
 
-def _last_word(page: _Seen) -> Action:
+def _last_word(page: Seen) -> Action:
     source, field = page.all("textbox")[:2]
     word = re.findall(r"[A-Za-z]+", source.value)[-1]
-    return _fill(field, word) if field.value != word else _submit(page)
+    return fill(field, word) if field.value != word else submit(page)
 
 
-def _arithmetic(page: _Seen) -> Action:
+def _arithmetic(page: Seen) -> Action:
     left, sign, right = re.findall(r"(-?\d+) ([-x+]) (-?\d+) =", " ".join(x.words for x in page.all("shape")))[0]
     a, b = int(left), int(right)
-    return _filled(page, [str(a * b if sign == "x" else a + b if sign == "+" else a - b)])
+    return filled(page, [str(a * b if sign == "x" else a + b if sign == "+" else a - b)])
 
 
-def _algebra(page: _Seen) -> Action:
+def _algebra(page: Seen) -> Action:
     problem = next(x.words for x in page.all("shape") if "=" in x.words)
     left, right = (side.strip() for side in problem.split("="))
     if re.fullmatch(r"-?\d+", left):
@@ -292,31 +190,31 @@ def _algebra(page: _Seen) -> Action:
         answer = total - int(second) if sign == "+" else total + int(second)
     else:
         answer = total - int(first) if sign == "+" else int(first) - total
-    return _filled(page, [str(answer)])
+    return filled(page, [str(answer)])
 
 
-def _transform(page: _Seen) -> Action:
-    return _filled(page, ["".join(x.words for x in page.all("shape"))])
+def _transform(page: Seen) -> Action:
+    return filled(page, ["".join(x.words for x in page.all("shape"))])
 
 
-def _table(page: _Seen) -> Action:
+def _table(page: Seen) -> Action:
     wanted = re.findall(r"value of (.*?) into", page.goal)
     cells = page.texts()
-    return _filled(page, [cells[cells.index(name) + 1] for name in wanted])
+    return filled(page, [cells[cells.index(name) + 1] for name in wanted])
 
 
-def _odd_even(page: _Seen) -> Action:
+def _odd_even(page: Seen) -> Action:
     numbers = [x.words for x in page.all("shape") if re.fullmatch(r"-?\d+", x.words)]
     if len(page.done) >= len(numbers):
-        return _submit(page)
+        return submit(page)
     at = len(page.done)
-    return _click(page.all("button")[2 * at + (int(numbers[at]) % 2 == 0)])
+    return click(page.all("button")[2 * at + (int(numbers[at]) % 2 == 0)])
 
 
 # Pointing.
 
 
-def _coordinate(page: _Seen) -> Action:
+def _coordinate(page: Seen) -> Action:
     x, y = map(int, re.findall(r"-?\d+", page.goal)[:2])
     dots = [line.place for line in page.all("shape") if line.name.startswith("circle")]
     columns, rows = sorted({dot[0] for dot in dots}), sorted({dot[1] for dot in dots})
@@ -346,23 +244,23 @@ _COLOURS = {
 }
 
 
-def _colour(page: _Seen) -> Action:
+def _colour(page: Seen) -> Action:
     wanted = next((rgb for name, rgb in _COLOURS.items() if re.search(rf"\b{name}\b", page.goal)), (0, 0, 0))
     boxes = [x for x in page.all("shape") if x.name == f"div rgb({', '.join(map(str, wanted))})"]
-    return _click(boxes[0] if boxes else None)
+    return click(boxes[0] if boxes else None)
 
 
-def _shades(page: _Seen) -> Action:
+def _shades(page: Seen) -> Action:
     channel = ("red", "green", "blue").index(re.findall(r"red|green|blue", page.goal)[0])
     shades = [
         x
         for x in page.all("shape")
         if (rgb := [int(n) for n in re.findall(r"\d+", x.name)]) and max(rgb) == rgb[channel]
     ]
-    return _click(shades[len(page.done)]) if len(page.done) < len(shades) else _submit(page)
+    return click(shades[len(page.done)]) if len(page.done) < len(shades) else submit(page)
 
 
-def _kind(line: _Line) -> str:
+def _kind(line: Line) -> str:
     """What a drawn figure is called on the buttons."""
     tag = line.name.split(" ")[0]
     if tag == "text":
@@ -370,11 +268,11 @@ def _kind(line: _Line) -> str:
     return {"rect": "Rectangle", "circle": "Circle", "polygon": "Triangle"}.get(tag, tag)
 
 
-def _identify(page: _Seen) -> Action:
-    return _click(page.find(_kind(page.all("shape")[0])))
+def _identify(page: Seen) -> Action:
+    return click(page.find(_kind(page.all("shape")[0])))
 
 
-def _matching(page: _Seen) -> list[_Line]:
+def _matching(page: Seen) -> list[Line]:
     """The figures that the task describes by size, colour and kind."""
     goal, found = page.goal.lower(), []
     kinds = ("rectangle", "circle", "triangle", "letter", "number", "digit")
@@ -393,31 +291,31 @@ def _matching(page: _Seen) -> list[_Line]:
     return found
 
 
-def _shape(page: _Seen) -> Action:
-    return _click(next(iter(_matching(page)), None))
+def _shape(page: Seen) -> Action:
+    return click(next(iter(_matching(page)), None))
 
 
-def _count(page: _Seen) -> Action:
-    return _click(page.find(str(len(_matching(page))), "button"))
+def _count(page: Seen) -> Action:
+    return click(page.find(str(len(_matching(page))), "button"))
 
 
-def _tree(page: _Seen) -> Action:
+def _tree(page: Seen) -> Action:
     """Opens one folder after the other until the name appears."""
     wanted = page.drawn(page.quoted()[-1])
     if wanted is not None:
-        return _click(wanted)
+        return click(wanted)
     clicked = {(a.arguments["x"], a.arguments["y"]) for a in page.done if a.name == "click_at"}
     folders = [x for x in page.all("shape") if x.name.startswith("div ") and x.place[2] == 16]
     closed = next((f for f in reversed(folders) if f.place[:2] not in clicked), None)
-    return _click(closed)
+    return click(closed)
 
 
-def _drag_box(page: _Seen) -> Action:
+def _drag_box(page: Seen) -> Action:
     if page.done:
-        return _submit(page)
+        return submit(page)
     small, large = (page.drawn(word) for word in ("s", "L"))
     if small is None or large is None:
-        return _submit(page)
+        return submit(page)
     return _drag(small.place, *large.place[:2])
 
 
@@ -425,18 +323,18 @@ def _drag(start: tuple[int, int, int, int], x: int, y: int) -> Action:
     return Action.of("drag_at", x=start[0], y=start[1], to_x=x, to_y=y)
 
 
-def _centre(page: _Seen) -> Action:
-    return _click(page.all("shape")[0]) if not page.done else _submit(page)
+def _centre(page: Seen) -> Action:
+    return click(page.all("shape")[0]) if not page.done else submit(page)
 
 
-def _delay(page: _Seen) -> Action:
+def _delay(page: Seen) -> Action:
     """A click lets some of the page's time pass; the rest is waited for."""
     seconds = int(re.findall(r"wait (\d+) second", page.goal)[0])
-    steps = (_click(page.find("ONE")), Action.of("wait", milliseconds=1000 * seconds - STEP), _click(page.find("TWO")))
+    steps = (click(page.find("ONE")), Action.of("wait", milliseconds=1000 * seconds - STEP), click(page.find("TWO")))
     return steps[min(len(page.done), 2)]
 
 
-def _generate(page: _Seen) -> Action:
+def _generate(page: Seen) -> Action:
     shown = next((x.words for x in page.all("shape") if x.name.startswith("div #display")), "-")
     if re.fullmatch(r"-?\d+", shown):
         value, wanted = int(shown), page.goal
@@ -451,24 +349,24 @@ def _generate(page: _Seen) -> Action:
             else bool(bounds) and value < bounds[0]
         )
         if right:
-            return _submit(page)
-    return _click(page.find("Generate"))
+            return submit(page)
+    return click(page.find("Generate"))
 
 
-def _guess(page: _Seen) -> Action:
+def _guess(page: Seen) -> Action:
     """Halves the range with every answer."""
     low, high = 0, 9
     field = page.all("spinbutton", "textbox")[0]
     answer = " ".join(page.texts()).lower()
     guesses = [int(a.arguments["text"]) for a in page.done if a.name == "fill"]
     if page.done and page.done[-1].name == "fill":
-        return _submit(page)
+        return submit(page)
     tried = set(guesses)
     if guesses:
         higher = "higher than" in answer
         low, high = (guesses[-1] + 1, high) if higher else (low, guesses[-1] - 1)
     left = [n for n in range(low, high + 1) if n not in tried]
-    return _fill(field, str(left[len(left) // 2] if left else 0))
+    return fill(field, str(left[len(left) // 2] if left else 0))
 
 
 _EXPERTS: dict[str, Expert] = {
@@ -541,4 +439,4 @@ def oracle(task: Task, history: Sequence[Turn], tools: Sequence[ToolSpec]) -> Ac
         return Action.of("wait", milliseconds=100)
     done = tuple(turn.action for turn in history if turn.action is not None and turn.observation.provenance == "page")
     shown = next(turn.observation.text for turn in reversed(history) if turn.observation.provenance == "page")
-    return _EXPERTS[page](_Seen(_read(shown), done))
+    return _EXPERTS[page](Seen(read_page(shown), done))

@@ -1,0 +1,33 @@
+"""Collect trees, train on them, measure: the command line's three words, from Python, on a tiny run.
+
+    python examples/train.py FOLDER
+
+`train.estimator` names your own function here; leave it out for the default, split_loo. For a tracker, read what `train`
+saved: every checkpoint's manifest.json holds what its update measured.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+TREEWRIGHT = [sys.executable, "-m", "treewright"]
+
+
+def typed(*words: str, folder: Path) -> None:
+    print("$ treewright", *words, flush=True)
+    subprocess.run([*TREEWRIGHT, *words, "--set", f"folder={folder}"], check=True, cwd=Path(__file__).parent)
+
+
+def main(folder: Path) -> None:
+    typed("collect", "--suites", "kg", "--tasks", "6", "--set", "search.root_draws=6", folder=folder)
+    typed("train", "--set", "train.estimator=own_estimator:above_average", "--set", "train.allow_biased=true", folder=folder)
+    typed("eval", "--tasks", "6", folder=folder)
+    newest = sorted((folder / "checkpoints").glob("step-*/manifest.json"))[-1]
+    print(json.dumps(json.loads(newest.read_text()), indent=1)[:800])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example").resolve())

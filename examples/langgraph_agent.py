@@ -3,8 +3,8 @@
     python examples/langgraph_agent.py
     treewright run maze/0 --policy langgraph:langgraph_agent:agent
 
-The graph is an ordinary compiled one. It stops before the node that runs tools: the world executes the calls instead, so that
-they can be taken back. A real agent has a chat model in `decide`.
+The graph is an ordinary compiled one. It stops before the node that runs tools: the world executes the calls instead,
+so that they can be taken back. A real agent has a chat model in `decide`.
 """
 
 from __future__ import annotations

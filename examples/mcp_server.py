@@ -4,8 +4,8 @@
     treewright run mcp:notes.toml/0 --policy scripted:mcp_server:writer
     python examples/mcp_server.py
 
-notes.toml says what its tools do and that a restart undoes them. Going back starts the server afresh and makes the calls again
-that led to the node, and compares every answer.
+notes.toml says what its tools do and that a restart undoes them. Going back starts the server afresh and makes the
+calls again that led to the node, and compares every answer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from treewright.search import Budget, Settings, rule
 
 
 def writer(task, turns, tools, rng):
-    """Stands for a model: writes milk or bread, three times, and ends."""
-    if len(turns) == 3:
+    """Stands for a model: writes milk or bread, twice, and ends."""
+    if len(turns) == 2:
         return 'done {"answer": "written"}'
     return "add " + json.dumps({"text": rng.choice(["milk", "bread"])})
 
@@ -38,8 +38,8 @@ async def main():
         suite.tasks("train", 1)[0],
         suite,
         ScriptedPolicy(writer),
-        rule=rule("breadth_first", draws=3),
-        budget=Budget(expansions=8),
+        rule=rule("breadth_first", draws=2),
+        budget=Budget(expansions=4),
         settings=Settings(close=True),
     )
     ends = [tree.outcome_of(leaf) for leaf in tree.leaves()]

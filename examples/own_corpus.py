@@ -1,6 +1,7 @@
 """Questions over your own documents, asked of any OpenAI-compatible server. On the command line no code is needed:
 
-    treewright run own/blue --corpus own_corpus.jsonl --questions own_questions.jsonl --policy openai:MODEL@http://HOST:PORT/v1
+    treewright run own/0 --corpus own_corpus.jsonl --questions own_questions.jsonl \\
+        --policy openai:MODEL@http://HOST:PORT/v1
 
 From Python:
 

@@ -4,8 +4,8 @@
     treewright collect --name mine --suites kg --tasks 8
     treewright train --name mine --set train.estimator=own_estimator:above_average --set train.options.scale=0.5
 
-An estimator is a pure function of arrays over the nodes of many trees. `coef` is the factor of ∇ log π of the action that led
-into a node; steps that nobody drew get 0.
+An estimator is a pure function of arrays over the nodes of many trees. `coef` is the factor of ∇ log π of the action
+that led into a node; steps that nobody drew get 0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """A rule of your own: which node is expanded next.
 
     python examples/own_rule.py
-    treewright run maze/0 --policy scripted:own_rule:walker --set search.rule=own_rule:deepest --set search.options.draws=3
+    treewright run maze/0 --policy scripted:own_rule:walker --set search.rule=own_rule:deepest \\
+        --set search.options.draws=3
 
-A rule is a pure function of a node and its tree. It sees estimates, depths and texts, never a reward; how many draws a node
-gets is fixed before its first draw. That keeps trees exact, so that they can be trained on.
+A rule is a pure function of a node and its tree. It sees estimates, depths and texts, never a reward; how many draws a
+node gets is fixed before its first draw. That keeps trees exact, so that they can be trained on.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 The same on the command line, with any policy:
 
-    treewright run own_tools:Shelf/two --tasks-file own_tools.jsonl --reward own_tools:reward --policy scripted:own_tools:clerk
+    treewright run own_tools:Shelf/two --tasks-file own_tools.jsonl --reward own_tools:reward \\
+        --policy scripted:own_tools:clerk
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/read_store.py FOLDER
 
-`store.arrays` gives a plain dict of arrays of equal length; `pandas.DataFrame(columns)` or `polars.DataFrame(columns)` takes
-it as it is.
+`store.arrays` gives a plain dict of arrays of equal length; `pandas.DataFrame(columns)` or `polars.DataFrame(columns)`
+takes it as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ async def grow(path: Path) -> None:
     with TreeStore.open(path) as store:
         for task in suite.tasks("train", 8):
             await treewright.search(
-                task, suite, walker, store=store, budget=Budget(expansions=8), settings=Settings(run="mazes", close=True)
+                task,
+                suite,
+                walker,
+                store=store,
+                budget=Budget(expansions=8),
+                settings=Settings(run="mazes", close=True),
             )
 
 

@@ -2,8 +2,8 @@
 
     python examples/train.py FOLDER
 
-`train.estimator` names your own function here; leave it out for the default, split_loo. For a tracker, read what `train`
-saved: every checkpoint's manifest.json holds what its update measured.
+`train.estimator` names your own function here; leave it out, and `train.allow_biased` too, for the default, split_loo.
+`train` and `loop` print what an update measured; each checkpoint's manifest says which trees it came from.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ TREEWRIGHT = [sys.executable, "-m", "treewright"]
 
 def typed(*words: str, folder: Path) -> None:
     print("$ treewright", *words, flush=True)
-    subprocess.run([*TREEWRIGHT, *words, "--set", f"folder={folder}"], check=True, cwd=Path(__file__).parent)
+    subprocess.run(
+        [*TREEWRIGHT, *words, "--name", "example", "--set", f"folder={folder}"], check=True, cwd=Path(__file__).parent
+    )
 
 
 def main(folder: Path) -> None:
     typed("collect", "--suites", "kg", "--tasks", "6", "--set", "search.root_draws=6", folder=folder)
-    typed("train", "--set", "train.estimator=own_estimator:above_average", "--set", "train.allow_biased=true", folder=folder)
+    mine = ["--set", "train.estimator=own_estimator:above_average", "--set", "train.allow_biased=true"]
+    typed("train", *mine, folder=folder)
     typed("eval", "--tasks", "6", folder=folder)
     newest = sorted((folder / "checkpoints").glob("step-*/manifest.json"))[-1]
-    print(json.dumps(json.loads(newest.read_text()), indent=1)[:800])
+    saved = json.loads(newest.read_text())
+    print(f"step {saved['step']} has weights {saved['version']}, made of {len(saved['consumed'])} trees")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """A website as a world: a real browser, pages as text, and nothing sent that was not approved.
 
     python examples/website.py
-    treewright run website:pages/first --tasks-file website.jsonl --reward website:reward --policy scripted:website:visitor
+    treewright run website:pages/first --tasks-file website.jsonl --reward website:reward \\
+        --policy scripted:website:visitor
 
-The site here is a server on this machine. With your own, put its address in `open_pages` and list its hosts: the browser reaches
-no others. It needs a Chromium (apt install chromium-headless-shell).
+The site here is a server on this machine. With your own, put its address into `pages`; the browser reaches its host
+alone, and those that you list (`hosts=`). It needs a Chromium (apt install chromium-headless-shell).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from treewright.search import Budget, Settings, rule
 PAGES = {
     "/": "<h1>Garden shop</h1><a href=/roses>roses</a> <a href=/tools>tools</a>",
     "/roses": "<h1>Roses</h1><p>A rose is 4 coins.</p><a href=/>home</a>",
-    "/tools": "<h1>Tools</h1><p>A spade is 9 coins.</p><a href=/>home</a><form method=post action=/buy><button>buy</button></form>",
+    "/tools": "<h1>Tools</h1><p>A spade is 9 coins.</p><a href=/>home</a>"
+    "<form method=post action=/buy><button>buy</button></form>",
 }
 
 

@@ -1,11 +1,12 @@
 """An MCP server as a world. The server is somebody's program; one line makes it a suite:
 
-    treewright run "mcp:python notes_server.py/0"            # nobody declared effects: nothing may be explored
+    treewright run "mcp:python notes_server.py notes/notes.txt/0" --policy scripted:mcp_server:writer
     treewright run mcp:notes.toml/0 --policy scripted:mcp_server:writer
     python examples/mcp_server.py
 
-notes.toml says what its tools do and that a restart undoes them. Going back starts the server afresh and makes the
-calls again that led to the node, and compares every answer.
+In the first line nobody declares what the tools do, so nothing is explored. notes.toml says it, and in which folder the
+server's state lies: each session works on a copy, which is put back to go back. A server without a folder is started
+afresh instead, the calls that led to the node are made again, and each answer is compared.
 """
 
 from __future__ import annotations

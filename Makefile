@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup demo demo-control test test-vllm test-verifiers test-triton test-ray lint clean \
-	bench-learning bench-store payload-sweep kill-sweep bypass-sweep soak-web
+	bench-learning bench-store payload-sweep kill-sweep bypass-sweep soak-web firstweek
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -38,6 +38,11 @@ $(VENV)/.tested: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/foreign.txt
 	bash scripts/postgres.sh
 	touch $(VENV)/.tested
+
+# What a newcomer does in the first week, as the documents say it, each job in an empty folder (some minutes).
+JOBS ?=
+firstweek: setup $(VENV)/.tested $(VENV)-servers/.ready
+	TREEWRIGHT_SERVERS=$(VENV)-servers $(BIN)/python tests/firstweek/walk.py $(JOBS)
 
 # Third-party MCP servers that tests explore over stdio, with the mcp version that they need.
 $(VENV)-servers/.ready: tests/foreign-servers.txt tests/foreign-servers-npm.txt

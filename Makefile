@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup demo demo-control test test-vllm test-verifiers test-triton test-ray lint clean \
-	bench-learning bench-store payload-sweep kill-sweep bypass-sweep soak-web firstweek
+	bench-learning bench-store payload-sweep kill-sweep bypass-sweep soak-web firstweek docs
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -108,6 +108,11 @@ payload-sweep: setup $(VENV)/.tested
 test-ray: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
+
+# The documents as a site in build/site; a broken link, anchor or reference fails.
+docs: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: setup $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ test: setup $(VENV)/.tested $(VENV)-servers/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 $(VENV)/.tested: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,plot,ilp,dense,gym,lora,grammar,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,plot,ilp,dense,gym,lora,grammar,docs,test]'
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/foreign.txt
 	bash scripts/postgres.sh
 	touch $(VENV)/.tested

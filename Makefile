@@ -109,10 +109,10 @@ test-ray: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
 
-# The documents as a site in build/site; a broken link, anchor or reference fails.
+# The documents as a site in build/site; a broken link, anchor or reference fails (but not with --quiet).
 docs: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def build(folder, config=ROOT / "mkdocs.yml"):
-    words = [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(config), "-d", str(folder)]
+    words = [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(folder)]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
@@ -26,6 +27,19 @@ def site(tmp_path_factory):
     done = build(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.mark.parametrize(
+    "broken", ["[a page](nowhere.md)", "[an anchor](search.md#nowhere)", "::: treewright.search.nowhere"]
+)
+def test_what_leads_nowhere_fails_the_build(broken, site, tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    page = tmp_path / "docs" / "papers.md"
+    page.write_text(f"{page.read_text()}\n\n{broken}\n")
+    text = (ROOT / "mkdocs.yml").read_text().replace("[scripts/", f"[{ROOT}/scripts/").replace("[pkg]", f"[{ROOT}/pkg]")
+    (tmp_path / "mkdocs.yml").write_text(text)
+    done = build(tmp_path / "site", tmp_path / "mkdocs.yml")
+    assert done.returncode != 0 and "nowhere" in done.stderr
 
 
 def test_every_page_is_in_the_site(site):

@@ -2,8 +2,8 @@
 
     python examples/read_store.py FOLDER
 
-`store.arrays` gives a plain dict of arrays of equal length; `pandas.DataFrame(columns)` or `polars.DataFrame(columns)`
-takes it as it is.
+`store.arrays` maps names to arrays of equal length; `pandas.DataFrame(dict(columns))` or `polars.DataFrame(dict(columns))`
+makes a table of it.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from own_rule import walker
+from own_tools import TASKS, clerk
 
 import treewright
+from treewright.agent.policies.scripted import ScriptedPolicy
+from treewright.envs.custom import custom_suite
 from treewright.search import Budget, Settings
 from treewright.search.store import TreeStore
+from treewright.training.credit import estimate
 
 
 async def grow(path: Path) -> None:
-    """Something to read: trees of eight mazes."""
-    suite = treewright.suite("maze")
+    """Something to read: four trees for each of two tasks."""
+    suite = custom_suite("shelf", TASKS, "own_tools:Shelf", "own_tools:reward")
     with TreeStore.open(path) as store:
-        for task in suite.tasks("train", 8):
-            await treewright.search(
-                task,
-                suite,
-                walker,
-                store=store,
-                budget=Budget(expansions=8),
-                settings=Settings(run="mazes", close=True),
-            )
+        for attempt in range(4):
+            for task in suite.tasks("train", 2):
+                settings = Settings(run="shelves", attempt=attempt, close=True)
+                await treewright.search(
+                    task, suite, ScriptedPolicy(clerk), store=store, budget=Budget(expansions=4), settings=settings
+                )
 
 
 def read(path: Path) -> None:
     with TreeStore.open(path, read_only=True) as store:  # others may write at the same time
-        rows = store.trees(run="mazes", where={"nodes >=": 5})
+        rows = store.trees(run="shelves", where={"nodes >=": 3})
         print(f"{len(rows)} trees, {sum(row.nodes for row in rows)} nodes")
 
         columns = store.arrays([row.tree_id for row in rows])
@@ -45,10 +45,15 @@ def read(path: Path) -> None:
         print(f"draws per expanded node: {np.mean(columns['drawn'][inner]):.2f}")
         for tree in range(min(3, len(rows))):
             mine = columns["tree"] == tree
-            print(f"  {rows[tree].task_id}: reward {np.nansum(columns['reward'][mine]):.0f} in {mine.sum()} nodes")
+            print(
+                f"  {rows[tree].task_id}: rewards add up to {np.nansum(columns['reward'][mine]):.1f} in {mine.sum()} nodes"
+            )
 
-        for row in store.nodes(action="stop", limit=3):
-            print(f"  stop at node {row.node} of tree {row.tree_id[:8]}, {row.status}")
+        credit = estimate("split_loo", columns)  # steps of stored trees get their credit without loading a tree
+        print(f"credit of the best step: {np.max(credit.coef):.3f}")
+
+        for row in store.nodes(action="put", limit=3):
+            print(f"  put at node {row.node} of tree {row.tree_id[:8]}, {row.status}")
         tree = store.load(rows[0].tree_id)
         print(f"the first tree has digest {tree.digest()}")
 
@@ -62,4 +67,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/mazes"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/shelves"))

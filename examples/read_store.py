@@ -2,8 +2,7 @@
 
     python examples/read_store.py FOLDER
 
-`store.arrays` maps names to arrays of equal length; `pandas.DataFrame(dict(columns))` or `polars.DataFrame(dict(columns))`
-makes a table of it.
+`store.arrays` maps names to arrays of equal length; `pandas.DataFrame(dict(columns))` or polars' makes a table of it.
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ def read(path: Path) -> None:
         print(f"draws per expanded node: {np.mean(columns['drawn'][inner]):.2f}")
         for tree in range(min(3, len(rows))):
             mine = columns["tree"] == tree
-            print(
-                f"  {rows[tree].task_id}: rewards add up to {np.nansum(columns['reward'][mine]):.1f} in {mine.sum()} nodes"
-            )
+            total = np.nansum(columns["reward"][mine])
+            print(f"  {rows[tree].task_id}: rewards add up to {total:.1f} in {mine.sum()} nodes")
 
         credit = estimate("split_loo", columns)  # steps of stored trees get their credit without loading a tree
         print(f"credit of the best step: {np.max(credit.coef):.3f}")

@@ -76,3 +76,21 @@ def test_the_first_block_of_the_page_on_stores_runs(tmp_path, monkeypatch, capsy
     exec(compile(body, "docs/store.md", "exec"), {"__name__": "store"})
     trees = re.findall(r"^kg-\S+ \d+ [0-9a-f]{32}$|^\S+ \d+ [0-9a-f]{32}$", capsys.readouterr().out, re.MULTILINE)
     assert len(trees) == 2
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_newcomer_is_sent_to_is_there(page):
+    folders = "agent|envs|search|training|kernels|benchmarks|tests|docs|examples|scripts|pkg"
+    named = re.findall(rf"`((?:{folders})/[\w./*]*)`", (ROOT / page).read_text())
+    assert len(named) > 20
+    for path in named:
+        assert list(ROOT.glob(path.rstrip("/"))), f"{page} names {path}"
+
+
+def test_every_door_that_stands_in_the_table_is_one():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = "".join(
+        p.read_text() for floor in ("agent", "envs", "search", "training") for p in (ROOT / floor).rglob("*.py")
+    )
+    groups = set(re.findall(r"`(treewright\.[a-z]+)` \|", text))
+    assert groups == set(re.findall(r'group="(treewright\.[a-z]+)"', code))

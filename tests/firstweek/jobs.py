@@ -54,7 +54,7 @@ def own_class(t: Terminal) -> None:
     collect, run = lines(block("README.md", "Tasks are JSON lines", "bash"))
     expect(t.type(run), "file every letter", "stored in")
     out = expect(t.type(collect), r"valid draws", "stored in")
-    t.type(next_line(out), code=(0, 2))  # the packaged model knows no letters: where nothing was learnt, that is said
+    t.follow(out)  # the packaged model knows no letters: where nothing was learnt, the next line says what to try
 
 
 @job

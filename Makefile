@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: setup demo demo-control test test-numeric test-vllm test-verifiers test-triton test-ray lint clean \
-	bench-learning bench-store payload-sweep kill-sweep bypass-sweep soak-web
+	bench-learning bench-store payload-sweep kill-sweep bypass-sweep soak-web firstweek docs
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -34,7 +34,7 @@ test: setup $(VENV)/.tested $(VENV)-servers/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 $(VENV)/.tested: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,plot,ilp,dense,gym,lora,grammar,track,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,web,postgres,data,plot,ilp,dense,gym,lora,grammar,track,docs,test]'
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/foreign.txt
 	bash scripts/postgres.sh
 	touch $(VENV)/.tested
@@ -44,6 +44,11 @@ NUMERIC := tests/kernels tests/training/test_model.py tests/training/test_pack_a
 test-numeric: setup $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NUMERIC)
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(NUMERIC)
+
+# What a newcomer does in the first week, as the documents say it, each job in an empty folder (some minutes).
+JOBS ?=
+firstweek: setup $(VENV)/.tested $(VENV)-servers/.ready
+	TREEWRIGHT_SERVERS=$(VENV)-servers $(BIN)/python tests/firstweek/walk.py $(JOBS)
 
 # Third-party MCP servers that tests explore over stdio, with the mcp version that they need.
 $(VENV)-servers/.ready: tests/foreign-servers.txt tests/foreign-servers-npm.txt
@@ -109,6 +114,11 @@ payload-sweep: setup $(VENV)/.tested
 test-ray: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
+
+# The documents as a site in build/site; a broken link, anchor or reference fails (but not with --quiet).
+docs: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup $(VENV)/.tested
 	$(BIN)/ruff check .

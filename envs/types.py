@@ -257,11 +257,13 @@ class Turn:
 class Environment(Protocol):
     """One session of one world. All methods are coroutines; none may block the event loop.
 
-    restore     the ways back this environment promises, cheapest valid one is chosen by price
-    sandboxed   True only if a snapshot, or a new session's reset, covers everything that the actions touch (one server
-                state per session). It is the author's promise that any action may be executed any number of times;
-                without it nothing of irreversible or unknown effect is executed while searching, or ever again
-    stochastic  True if `step` cannot be repeated from (state, action, key); such a world may not declare REPLAY
+    restore_ways  the ways back this environment promises. A session that stands at a node stays; else the nearest
+                  snapshot on the node's path (FORK, STATE) is restored, else the task is reset, and with REPLAY the
+                  actions from there on are repeated
+    sandboxed     True only if a snapshot, or a new session's reset, covers everything that the actions touch (one
+                  server state per session). It is the author's promise that any action may be executed any number of
+                  times; without it nothing of irreversible or unknown effect is executed while searching, or ever again
+    stochastic    True if `step` cannot be repeated from (state, action, key); such a world may not declare REPLAY
     """
 
     name: str
@@ -286,7 +288,7 @@ class Environment(Protocol):
         """What the action would do, judged before executing it and without doing anything."""
 
     async def snapshot(self) -> Snapshot:
-        """The present state by the cheapest way among FORK and STATE. Raises RestoreUnsupported if neither."""
+        """The present state, by FORK or STATE as the environment sees fit. Raises RestoreUnsupported if neither."""
 
     async def restore(self, snapshot: Snapshot) -> Observation:
         """Back to a snapshot of this or another session of the same world; returns what is seen there."""

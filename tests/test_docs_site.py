@@ -1,0 +1,61 @@
+"""The documents build into a site with warnings as errors: links, anchors, and what the reference names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(folder, config=ROOT / "mkdocs.yml"):
+    words = [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(folder)]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("mkdocstrings", reason="needs the extra 'docs': pip install 'treewright[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    done = build(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "broken", ["[a page](nowhere.md)", "[an anchor](search.md#nowhere)", "::: treewright.search.nowhere"]
+)
+def test_what_leads_nowhere_fails_the_build(broken, site, tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    page = tmp_path / "docs" / "papers.md"
+    page.write_text(f"{page.read_text()}\n\n{broken}\n")
+    text = (ROOT / "mkdocs.yml").read_text().replace("[scripts/", f"[{ROOT}/scripts/").replace("[pkg]", f"[{ROOT}/pkg]")
+    (tmp_path / "mkdocs.yml").write_text(text)
+    done = build(tmp_path / "site", tmp_path / "mkdocs.yml")
+    assert done.returncode != 0 and "nowhere" in done.stderr
+
+
+def test_every_page_is_in_the_site(site):
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    pages |= {"index", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG", "SECURITY"}
+    assert pages <= {path.stem for path in site.glob("*.html")}
+    assert (site / "examples" / "own_rule.py").is_file()
+
+
+def test_the_reference_shows_every_member_that_it_asks_for(site):
+    shown = (site / "reference.html").read_text()
+    page = (ROOT / "docs" / "reference.md").read_text()
+    for module, members in re.findall(r"^::: (\S+)\n +options: \{members: \[(.*?)\]\}", page, re.MULTILINE):
+        for member in members.split(", "):
+            assert f'id="{module}.{member}"' in shown, f"{module}.{member}"
+
+
+def test_columns_of_docstrings_stay_columns(site):
+    assert re.search(r"restore_ways +the ways back", re.sub(r"<[^>]+>", "", (site / "reference.html").read_text()))

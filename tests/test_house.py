@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("agent", "search", "envs", "training", "kernels")
 ROOT_FOLDERS = (*FLOORS, "benchmarks")
 ROOMS = {"config": 0, "policies": 1, "judges": 2, "seedling": 3, "view": 3, "runs": 4, "cli": 5}  # imports go down
+LONGEST = 450
 MAY_IMPORT = {
     "benchmarks": {"benchmarks", "agent", "training", "search", "envs", "kernels"},
     "agent": {"agent", "training", "search", "envs", "kernels"},
@@ -87,6 +88,12 @@ def imported_modules(path, named):
             yield from (full for full in whole if full in named)
             if node.module in named and not all(full in named for full in whole):
                 yield node.module
+
+
+@pytest.mark.parametrize("folder", [*ROOT_FOLDERS, "tests"])
+def test_no_file_is_too_long_to_find_ones_way_in(folder):
+    long = {str(p.relative_to(ROOT)): n for p in modules(folder) if (n := len(p.read_text().splitlines())) > LONGEST}
+    assert not long, f"more than {LONGEST} lines: {long}"
 
 
 def test_the_kernels_floor_needs_torch_and_triton_alone():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from treewright.agent.cli.options import again
+from treewright.agent.cli.options import again, say
 from treewright.agent.cli.usable import has_tokens
 from treewright.agent.config import SETTLED
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from treewright.agent.config import Config
     from treewright.search.tree import Tree
 
-__all__ = ["after_collecting", "collect_anew", "valid_share"]
+__all__ = ["after_collecting", "collect_anew", "tell_of_invalid", "valid_share"]
 
 SOLVED = 1.0 - 1e-6
 TRAINABLE = ("seedling", "hf", "vllm")
@@ -46,9 +47,20 @@ def collect_anew(cfg: Config, what: str, *settings: str) -> str:
     return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
 
 
-def valid_share(trees: Sequence[Tree]) -> tuple[int, int]:
-    """(draws that were actions of the world, draws), each counted as often as it was made."""
+def valid_share(trees: Sequence[Tree]) -> float:
+    """Share of the draws that were actions of the world, each counted as often as it was made; NaN without draws."""
     nodes = [(tree, i) for tree in trees for i in range(1, len(tree))]
-    return sum(t.mult[i] for t, i in nodes if t.action[i] is not None and t.error[i] is None), sum(
-        t.mult[i] for t, i in nodes
-    )
+    valid = sum(tree.mult[i] for tree, i in nodes if tree.action[i] is not None and tree.error[i] is None)
+    draws = sum(tree.mult[i] for tree, i in nodes)
+    return valid / draws if draws else math.nan
+
+
+def tell_of_invalid(trees: Sequence[Tree]) -> None:
+    """Says which worlds the policy cannot act in at all, and what may help."""
+    for suite in dict.fromkeys(tree.task.suite for tree in trees):
+        if valid_share([tree for tree in trees if tree.task.suite == suite]) == 0:
+            say(
+                f"{suite}: no draw was an action of this world, so nothing was explored. The packaged model knows its "
+                "own suites alone: name another policy, hold it to the grammar (--set policy.options.grammar=true), or "
+                "show it examples (--set 'policy.contexts=[\"examples:2\"]' --set policy.memory=STORE)"
+            )

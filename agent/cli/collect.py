@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from treewright.agent.cli.after import after_collecting, valid_share
+from treewright.agent.cli.after import after_collecting, tell_of_invalid, valid_share
 from treewright.agent.cli.options import (
     ConfigFile,
     CorpusFile,
@@ -130,30 +130,22 @@ def _summarise(trees: list[Any]) -> None:
     from rich.table import Table
 
     table = Table("suite", "trees", "exact", "nodes", "valid draws", "tokens", "steps", "solved by some leaf")
-    hopeless: list[str] = []
     for suite in dict.fromkeys(t.task.suite for t in trees):
         mine = [t for t in trees if t.task.suite == suite]
         solved = sum(any(t.outcome_of(i) >= 1 - 1e-6 for i in t.leaves()) for t in mine)
-        valid, draws = valid_share(mine)
-        if draws and not valid:
-            hopeless.append(suite)
+        valid = valid_share(mine)
         table.add_row(
             suite,
             f"{len(mine)}",
             f"{sum(t.exact for t in mine)}",
             f"{sum(map(len, mine))}",
-            f"{100 * valid / draws:.0f} %" if draws else "–",
+            "–" if valid != valid else f"{100 * valid:.0f} %",
             f"{sum(t.spent.policy_tokens + t.spent.closing_tokens for t in mine)}",
             f"{sum(t.spent.env_steps + t.spent.closing_steps for t in mine)}",
             f"{100 * solved / len(mine):.0f} %",
         )
     console.print(table)
-    for suite in hopeless:
-        say(
-            f"{suite}: no draw was an action of this world, so nothing was explored. The packaged model knows its own "
-            "suites alone: name another policy, hold it to the grammar (--set policy.options.grammar=true, with hf: "
-            "and vllm:), or show it examples (--set 'policy.contexts=[\"examples:2\"]')"
-        )
+    tell_of_invalid(trees)
 
 
 def tasks_of(worlds: Mapping[str, World], split: str, batch: int, many: int) -> list[Task]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from treewright.agent.cli.after import tell_of_invalid, valid_share
 from treewright.agent.cli.collect import tasks_of, tell_of_faults
 from treewright.agent.cli.options import (
     ConfigFile,
@@ -171,13 +172,15 @@ def eval_(
                 await actor.close()
         Notes(trees).tell()
         tell_of_faults(trees)
-        table = Table("suite", "tasks", "success", "oracle pick", "tokens", "env steps")
+        table = Table("suite", "tasks", "success", "oracle pick", "valid draws", "tokens", "env steps")
         for one in results.values():
             table.add_row(
                 one.suite, f"{len(one.tasks)}", _share(one.rate), _share(one.oracle_pick),
+                _share(valid_share([t for t in trees if t.task.suite == one.suite])),
                 f"{one.tokens}", f"{one.env_steps}",
             )  # fmt: skip
         console.print(table)
+        tell_of_invalid(trees)
         for one in results.values():
             if one.faults:
                 told = f"{one.suite}: {one.faults} trees met a lasting fault"

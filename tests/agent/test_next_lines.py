@@ -282,3 +282,14 @@ def test_a_name_that_looks_like_something_else_is_a_name(name, tmp_path):
 def test_a_name_that_is_a_way_out_of_the_folder_is_refused(name, tmp_path):
     assert "a run's name is one folder's name" in typed(["collect", "--name", name, *KG], tmp_path, code=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_that_cannot_act_in_a_world_is_told_so_with_what_may_help(tmp_path):
+    (tmp_path / "mute.py").write_text("def speak(task, turns, tools, rng):\n    return 'what a nice day'\n")
+    for words in (["collect", "--name", "mute"], ["eval"], ["eval", "--expansions", "2"]):
+        line = [*words, "--suites", "maze", "--tasks", "2", "--policy", "scripted:mute:speak"]
+        out = typed(line, tmp_path)
+        assert "maze: no draw was an action of this world" in out and "policy.options.grammar=true" in out
+        assert re.search(r"│ 0(\.0)? % +│", out)
+    out = typed(["eval", "--suites", "kg", "--tasks", "4"], tmp_path)
+    assert "no draw was an action" not in out and "valid draws" in out

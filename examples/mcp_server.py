@@ -39,7 +39,7 @@ async def main():
         suite.tasks("train", 1)[0],
         suite,
         ScriptedPolicy(writer),
-        rule=rule("breadth_first", draws=2),
+        rule=rule("breadth_first", draws=8),
         budget=Budget(expansions=4),
         settings=Settings(close=True),
     )

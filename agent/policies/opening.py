@@ -27,7 +27,7 @@ OPTIONS = (  # of policies, for hints; each kind takes some of them
     "deadline", "attempt_timeout", "backoff", "concurrency", "order", "tools_as", "together", "logprobs", "api_key_env",
     "key_header", "max_tokens_field", "price_in", "price_out", "longest_prompt", "extra", "tokenizer", "masked_exact",
     "colocated", "extended", "engine", "restarts", "stop_before", "run_inside", "device", "dtype", "batch_requests",
-    "max_batch_tokens", "cache_bytes", "threads", "trainable", "newest_only",
+    "max_batch_tokens", "cache_bytes", "threads", "trainable", "newest_only", "images",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def call(*words):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options.console, "width", 300)  # read from the terminal when it was made
     (tmp_path / "runs" / "odd").mkdir(parents=True)
     write_store(tmp_path / "runs" / "odd" / "trees.sqlite", [Growth(task=name, run=name).grow(1) for name in ODD])
     return tmp_path

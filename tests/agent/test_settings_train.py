@@ -48,6 +48,8 @@ ELSEWHERE = {
     "folder": "agent/test_train_cli.py::test_every_way_to_train_leaves_a_checkpoint_that_is_a_policy",
     "store": "agent/test_cli_texts.py::test_a_store_of_postgresql_is_exported_and_imported_by_its_url",
     "seed": "agent/test_settings_reach.py::test_seed_contexts_and_distinct_draws_reach_the_tree",
+    "worlds.same_page": "envs/test_web_own_site.py::worlds.same_page=distance",
+    "worlds.web": "envs/test_web_own_site.py::worlds.web.calm=",
     "policy.newest": "agent/test_next_lines.py::policy.newest=false",
     "policy.spec": "agent/test_plugins.py::test_run_collect_and_eval_take",
     "policy.options": "agent/test_plugins.py::policy__options__word",

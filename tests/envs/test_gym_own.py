@@ -60,7 +60,7 @@ def lines(folder, *arguments):
     """What the console script prints, in a process of its own."""
     code = "from treewright.agent.cli.main import main; import sys; sys.exit(main())"
     found = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.remove(''); {code}", *arguments],
+        [sys.executable, "-P", "-c", code, *arguments],
         cwd=folder, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     return found.returncode, found.stdout + found.stderr

@@ -1,6 +1,7 @@
 """The market in a real browser: contract, ways back, effects, and a browser that dies."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -179,7 +180,7 @@ async def test_changed_snapshot_is_a_divergence(env):
     assert str(env.site.port).encode() not in snapshot.data, "it must outlive this server"
     moved = snapshot.data.replace(b'"/p/', b'"/c/')
     with pytest.raises(Divergence):
-        await env.restore(type(snapshot)(snapshot.kind, moved, snapshot.fingerprint, snapshot.size))
+        await env.restore(dataclasses.replace(snapshot, data=moved))
 
 
 async def test_server_state_is_part_of_the_fingerprint(env):

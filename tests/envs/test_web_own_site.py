@@ -380,3 +380,18 @@ async def test_the_docs_name_every_field_and_their_file_and_tasks_are_right(tmp_
     found = web_suite(str(tmp_path / "shop.toml"))
     assert [task.id for task in found.tasks("train", 9)] == ["price", "order", "cart", "rows"]
     assert all(f"`{name}" in text or re.search(rf"^\[*{name}\b", block, re.M) for name in SiteFile.model_fields)
+
+
+def test_the_configuration_says_of_a_site_what_its_file_would(tmp_path):
+    from treewright.agent.config import load_config
+    from treewright.agent.runs.collect import suites_of
+
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({"id": "one", "goal": "look", "reward": {"url": "/red"}}))
+    told = ['worlds.suites=["web:http://127.0.0.1:9/"]', f"worlds.tasks_file={tasks}"]
+    (suite,) = suites_of(load_config(None, [*told, 'worlds.web.calm=["add .*"]']))
+    assert suite.tasks("train", 1)[0].goal == "look"
+    with pytest.raises(TreewrightError, match=r"field 'calm': '\(' is no regular expression"):
+        suites_of(load_config(None, [*told, 'worlds.web.calm=["("]']))
+    with pytest.raises(TreewrightError, match=r"no field 'calms'; did you mean 'calm'"):
+        suites_of(load_config(None, [*told, "worlds.web.calms=[]"]))

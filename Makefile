@@ -48,7 +48,7 @@ test-numeric: setup $(VENV)/.tested
 # What a newcomer does in the first week, as the documents say it, each job in an empty folder (some minutes).
 JOBS ?=
 firstweek: setup $(VENV)/.tested $(VENV)-servers/.ready
-	TREEWRIGHT_SERVERS=$(VENV)-servers $(BIN)/python tests/firstweek/walk.py $(JOBS)
+	PYTHONPATH=tests/firstweek TREEWRIGHT_SERVERS=$(VENV)-servers $(BIN)/python tests/firstweek/walk.py $(JOBS)
 
 # Third-party MCP servers that tests explore over stdio, with the mcp version that they need.
 $(VENV)-servers/.ready: tests/foreign-servers.txt tests/foreign-servers-npm.txt

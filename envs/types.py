@@ -30,6 +30,7 @@ __all__ = [
     "Turn",
     "digest",
     "is_sandboxed",
+    "require_sandbox",
     "seed_of",
 ]
 
@@ -302,6 +303,17 @@ class Environment(Protocol):
 def is_sandboxed(env: object) -> bool:
     """The world's author declared that every action may be repeated; anything but True is no declaration."""
     return getattr(env, "sandboxed", False) is True
+
+
+def require_sandbox(env: Environment, what: str) -> None:
+    """For what executes actions outside a search, with no approval between: raises TreewrightError in a live world."""
+    if not is_sandboxed(env):
+        from treewright.envs.errors import TreewrightError
+
+        raise TreewrightError(
+            f"{what} executes every action at once, and {env.name} is not declared sandboxed: nothing was executed. "
+            "Declare sandboxed = True if a new session undoes all that its actions touch"
+        )
 
 
 class BaseEnvironment:

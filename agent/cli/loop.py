@@ -22,6 +22,7 @@ from treewright.agent.cli.options import (
     bar,
     console,
     go,
+    names_a_run,
     read_config,
     say,
 )
@@ -141,7 +142,7 @@ def eval_(
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
     from treewright.agent.runs.newest import acting_config, serve_newest
 
-    named = name is not None or config is not None
+    named = names_a_run(name, config, set_)
     given = (suites, policy, corpus, questions, tasks_file, reward)
     cfg = read_config(name, config, set_, *given, remember=named)
     found = suites_of(cfg)

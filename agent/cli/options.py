@@ -33,6 +33,7 @@ __all__ = [
     "console",
     "go",
     "must_exist",
+    "names_a_run",
     "read_config",
     "resumable",
     "say",
@@ -96,6 +97,11 @@ def read_config(
         "worlds.tasks_file": tasks_file, "worlds.reward": reward, "policy.spec": policy, "name": name, **more,
     }  # fmt: skip
     return load_config(path, sets or (), {key: value for key, value in given.items() if value is not None}, remember)
+
+
+def names_a_run(name: str | None, path: Path | None, sets: list[str] | None) -> bool:
+    """A run is meant, so that what it was begun with and its newest checkpoint count."""
+    return name is not None or path is not None or any(s.startswith(("name=", "folder=")) for s in sets or ())
 
 
 def must_exist(cfg: Config) -> None:

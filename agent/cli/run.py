@@ -21,6 +21,7 @@ from treewright.agent.cli.options import (
     TasksFile,
     console,
     go,
+    names_a_run,
     read_config,
     say,
 )
@@ -72,7 +73,7 @@ def run(
 
     suite, which = split_task(task)
     given = (policy, corpus, questions, tasks_file, reward)
-    named = name is not None or config is not None
+    named = names_a_run(name, config, set_)
     settings = read_config(name, config, set_, None, *given, remember=named)
     own = settings.worlds.tasks_file is not None or settings.worlds.questions is not None
     if not any("worlds.suites" in s for s in set_ or ()) and not (own and suite == "own"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from treewright.envs.errors import EnvFault, InvalidAction, TreewrightError
-from treewright.envs.types import Environment, Oracle, Task, Turn
+from treewright.envs.types import Environment, Oracle, Task, Turn, require_sandbox
 from treewright.search.rules.astar import lcs
 from treewright.search.rules.plan_memory import Plan, PlanMemory, goal_likeness, plan_of, step_of
 from treewright.search.types import Candidate, Exchange, Score
@@ -61,12 +61,14 @@ async def demonstrated_plans(
 ) -> PlanMemory:
     """The plans by which the oracle solves these tasks; those it does not solve are left out.
 
-    Raises TreewrightError for a task that is not of the training split: a memory of test tasks would be cheating.
+    Raises TreewrightError for a task that is not of the training split: a memory of test tasks would be cheating; and
+    in a live world, where nobody has approved what an oracle would do.
     """
     if wrong := [task.id for task in tasks if task.split != "train"]:
         raise TreewrightError(f"task {wrong[0]} is not a training task; a plan memory learns from those alone")
     env = await open_env()
     try:
+        require_sandbox(env, "a demonstration")
         found = [plan for task in tasks if (plan := await _demonstrated(task, env, oracle)) is not None]
     finally:
         await env.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from treewright.envs.errors import InvalidAction
-from treewright.envs.types import Action, Environment, Suite, Task, ToolSpec, Turn, seed_of
+from treewright.envs.types import Action, Environment, Suite, Task, ToolSpec, Turn, require_sandbox, seed_of
 
 __all__ = [
     "VALUE",
@@ -134,6 +134,7 @@ async def demonstrate(env: Environment, suite: Suite, task: Task, noise: Noise, 
     """One episode of the noisy expert, up to its end or the task's horizon."""
     if suite.oracle is None:
         raise ValueError(f"suite {suite.name!r} has no oracle to learn from")
+    require_sandbox(env, "a demonstration")
     first = await env.reset(task, rng.getrandbits(62))
     history = [Turn(None, first)]
     steps: list[DemoStep] = []

@@ -15,7 +15,7 @@ import torch
 from treewright.agent.seedling.demos import error_text
 from treewright.agent.seedling.text import Encoder
 from treewright.envs.errors import InvalidAction
-from treewright.envs.types import Environment, Suite, Task, seed_of
+from treewright.envs.types import Environment, Suite, Task, require_sandbox, seed_of
 from treewright.search.screen import parse_action, validate_action
 
 __all__ = ["Episode", "evaluate", "respond"]
@@ -96,6 +96,7 @@ async def evaluate(
 
 
 async def _begin(task: Task, env: Environment, seed: int) -> Episode:
+    require_sandbox(env, "the seedling's evaluation")
     first = await env.reset(task, seed_of("reset", seed, task.id))
     return Episode(task, env, [first.text], [])
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from treewright.agent.cli.options import console
+from treewright.agent.cli.options import say
 from treewright.search.types import NodeStatus
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Cuts:
     def tell(self) -> None:
         for tokens, count in sorted(self.cut.items()):
             told = f"{count} of {self.draws} draws were cut at {tokens} tokens, before their action ended"
-            _say(f"{told}; more: --set search.max_tokens={2 * tokens}")
+            say(f"{told}; more: --set search.max_tokens={2 * tokens}")
 
 
 class Faults:
@@ -57,9 +57,9 @@ class Faults:
     def tell(self) -> None:
         for cause, count in self.steps.most_common(MOST):
             steps = "1 step" if count == 1 else f"{count} steps"
-            _say(f"{steps} in {self.hit[cause]} of {self.trees} trees failed and are masked; {cause}")
+            say(f"{steps} in {self.hit[cause]} of {self.trees} trees failed and are masked; {cause}")
         if len(self.steps) > MOST:
-            _say(f"and {len(self.steps) - MOST} other faults; treewright show TREE prints them where they are")
+            say(f"and {len(self.steps) - MOST} other faults; treewright show TREE prints them where they are")
 
 
 class Notes:
@@ -85,7 +85,3 @@ def brief(fault: str) -> str:
 
     text = clean(fault)
     return next((line.strip()[:300] for line in text.splitlines() if line.strip()), text)
-
-
-def _say(told: str) -> None:
-    console.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -5,11 +5,14 @@ The package is callable, so that the front door has the name one expects; its mo
 
 from __future__ import annotations
 
+import functools
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
-from treewright.search.engine import Settings, search
+from treewright.search.engine import Settings
+from treewright.search.engine import search as _grow
 from treewright.search.restore import Pool
 from treewright.search.rules import RULES, Rule, best_first, rule
 from treewright.search.rules.plan_memory import PlanMemory
@@ -35,6 +38,18 @@ __all__ = [
     "rule",
     "search",
 ]
+
+
+@functools.wraps(_grow)
+async def search(*args: Any, **kwargs: Any) -> Tree:
+    tree = await _grow(*args, **kwargs)
+    if tree.fault[0] is not None:  # said at once: a tree of a root alone looks like a task that nobody could solve
+        task = tree.task
+        warnings.warn(
+            f"{task.suite}/{task.id}: the search never began ({tree.fault[0]}); the tree holds its root alone",
+            RuntimeWarning, stacklevel=2,
+        )  # fmt: skip
+    return tree
 
 
 class _Callable(ModuleType):

@@ -20,23 +20,13 @@ A commit ends its tree. Search goes on in a new one, see `continue_from`.
 from __future__ import annotations
 
 import asyncio
-import inspect
-import json
 import math
-import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
-from treewright.envs.custom import load_named
-from treewright.envs.errors import (
-    Divergence,
-    EnvFault,
-    InvalidAction,
-    RestoreUnsupported,
-    TreewrightError,
-)
+from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported
 from treewright.envs.types import (
     Action,
     Effect,
@@ -46,6 +36,7 @@ from treewright.envs.types import (
     StepResult,
     Task,
 )
+from treewright.search.approval import Approval, Approve, approves, open_approval
 from treewright.search.continued import continue_from
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint
 from treewright.search.store.journal import JournalEntry, JournalState
@@ -64,11 +55,6 @@ __all__ = [
     "recover",
 ]
 
-Approval = Callable[[Task, Action], bool | Awaitable[bool]]
-Approve = str | Approval
-"""'never' refuses everything; 'ask' asks on the terminal; 'module:function' or a function (task, action) -> bool.
-Only True approves: any other value, however true it looks, refuses."""
-
 
 class CommitJournal(Protocol):
     """The journal of the tree store. Every call returns only when its row is on disk."""
@@ -82,8 +68,16 @@ class CommitJournal(Protocol):
     async def dispatched(self, entry: int) -> None:
         """It is being sent. Raises where the entry was answered or given up in the meantime."""
 
-    async def outcome(self, entry: int, state: JournalState, observation: Observation | None = None) -> None:
-        """The answer: DONE, FAILED or IN_DOUBT, with what was seen."""
+    async def outcome(
+        self,
+        entry: int,
+        state: JournalState,
+        observation: Observation | None = None,
+        *,
+        reward: float | None = None,
+        over: bool | None = None,
+    ) -> None:
+        """The answer: DONE, FAILED or IN_DOUBT, with what was seen; for DONE the reward, and whether it was the end."""
 
 
 class Next(StrEnum):
@@ -163,10 +157,8 @@ async def commit(
     run = _Run(tree, leaf, path, pool, allowed, journal, snapshots or Snapshots())
     if doubts:
         return run.result(Next.SETTLE, f"{len(doubts)} action(s) were sent and never answered", in_doubt=doubts)
-    happened = {entry.node for entry in journal.entries(tree.tree_id) if entry.state is JournalState.DONE}
-    if done := [node for node in path if node in happened]:
-        run.committed = done
-        return run.result(Next.SEARCH, f"node {done[-1]} was committed before; it is not done again")
+    if run.before() is not None:
+        return run.stands(f"node {run.reached} was committed before; it is not done again")
     try:
         async with pool.lease(tree.tree_id, (tree.seed[leaf],)) as session:
             return await run.walk(session)
@@ -174,6 +166,22 @@ async def commit(
         return run.result(stop.then, str(stop), refused=stop.refused, in_doubt=stop.in_doubt)
     except (EnvFault, Divergence, RestoreUnsupported) as error:
         return run.result(Next.SEARCH, f"{type(error).__name__}: {error}")
+
+
+def committed_before(tree: Tree, leaf: int, pool: Pool, journal: CommitJournal, reached: int | None) -> CommitResult:
+    """What a commit of an earlier process did, after which the next tree was begun at `reached` of this one.
+
+    None for a next tree that was begun at the same place as this one: nothing of this one was done.
+    """
+    run = _Run(tree, leaf, tree.path(leaf), pool, open_approval("never"), journal, Snapshots())
+    if reached is None:
+        return run.result(Next.SEARCH, "the world was not where the tree expected it")
+    run.before()
+    for node in run.path:
+        if run.reached < node <= reached:
+            run.reached, run.seen = node, tree.observation[node] or Observation("")
+            run.reward += tree.reward(node)
+    return run.result(Next.CONTINUE, "executed before; it is not done again")
 
 
 def needs_approval(tree: Tree, node: int) -> bool:
@@ -252,12 +260,34 @@ class _Run:
         if self.leaf not in self.committed and self.leaf:
             self.committed.append(self.leaf)
             self.tree.mark(self.leaf, NodeStatus.COMMITTED)
-        if self.over or self.tree.depth[self.leaf] >= self.tree.task.horizon:
-            return self.result(Next.DONE, "the path was executed")
+        if self.over or self.tree.turns(self.leaf) >= self.tree.task.horizon:
+            return self.stands("the path was executed")
         saved = None
         if session.env.restore_ways & {Restore.FORK, Restore.STATE}:
             saved = await self.pool.timed(session.env.snapshot(), "snapshot")
         return self.result(Next.CONTINUE, "the path was executed", snapshot=saved)
+
+    def before(self) -> int | None:
+        """Puts the run where an earlier process left the world: at the last node of the path that the journal has."""
+        done: dict[int, JournalEntry] = {}
+        for entry in self.journal.entries(self.tree.tree_id):
+            if entry.state is JournalState.DONE:
+                done.setdefault(entry.node, entry)
+        self.committed = [node for node in self.path if node in done]
+        if not self.committed:
+            return None
+        last = self.committed[-1]
+        self.reached, self.over = last, bool(done[last].over)
+        self.seen = done[last].observation or self.tree.observation[last] or Observation("")
+        for node in self.path[1 : self.path.index(last) + 1]:  # of what was settled by hand nobody knows the reward
+            known = done[node].reward if node in done else self.tree.reward(node)
+            self.reward += math.nan if known is None else known
+        return last
+
+    def stands(self, reason: str) -> CommitResult:
+        """Where the world stands without a saved state of it."""
+        spent = self.tree.turns(self.reached) >= self.tree.task.horizon
+        return self.result(Next.DONE if self.over or spent else Next.CONTINUE, reason)
 
     async def _take(self, session: Session, node: int, action: Action, key: int) -> StepResult:
         """One action, sent as its effect demands."""
@@ -266,7 +296,7 @@ class _Run:
         try:
             if not (effect.needs_commit or needs_approval(self.tree, node)):
                 return await self.pool.timed(session.env.step(action, key), "commit")
-            if not await _asked(self.allowed, self.tree.task, action):
+            if not await approves(self.allowed, self.tree.task, action):
                 raise _Stop(Next.APPROVE, f"not approved: {action.key}", refused=node)
             self.approved.append(action.key)
             result = await self._send(session, node, action, key)
@@ -320,7 +350,9 @@ class _Run:
             found = [entry for entry in self.journal.entries(tree_id) if entry.id in entries]
             self.tree.mark(node, NodeStatus.IN_DOUBT)
             raise _Stop(Next.SETTLE, f"node {node} was sent and not answered: {reason}", in_doubt=found) from error
-        await self._answer(entries, JournalState.DONE, result.observation)
+        over = result.terminated or result.truncated
+        for entry in entries:
+            await self.journal.outcome(entry, JournalState.DONE, result.observation, reward=result.reward, over=over)
         return result
 
     async def _first(self, node: int, entries: Sequence[int]) -> None:
@@ -354,7 +386,7 @@ class _Run:
         in_doubt: tuple[JournalEntry, ...] = (),
         snapshot: Snapshot | None = None,
     ) -> CommitResult:
-        left = max(1, self.tree.task.horizon - self.tree.depth[self.reached])
+        left = max(1, self.tree.task.horizon - self.tree.turns(self.reached))
         return CommitResult(
             tree_id=self.tree.tree_id,
             leaf=self.leaf,
@@ -370,40 +402,3 @@ class _Run:
             snapshot=snapshot,
             approved=tuple(self.approved),
         )
-
-
-# -- approval -------------------------------------------------------------------------------------------------------
-
-
-def open_approval(approve: Approve) -> Approval:
-    """The function behind 'never', 'ask', 'module:function' or a function. Raises TreewrightError for anything else."""
-    if callable(approve):
-        return approve
-    if approve == "never":
-        return lambda task, action: False
-    if approve == "ask":
-        if not sys.stdin.isatty():
-            raise TreewrightError("nobody can be asked: standard input is no terminal; use approve='module:function'")
-        return _ask
-    if not isinstance(approve, str) or ":" not in approve:
-        raise TreewrightError(f"approve = {approve!r}; it must be 'never', 'ask', 'module:function' or a function")
-    found = load_named(approve, "approve")
-    if not callable(found):
-        raise TreewrightError(
-            f"approve = {approve!r} is a {type(found).__name__}, not a function (task, action) -> bool"
-        )
-    return found  # type: ignore[no-any-return]
-
-
-async def _asked(allowed: Approval, task: Task, action: Action) -> bool:
-    """Asks about a copy, so that the one who answers cannot change what is done."""
-    answer = allowed(replace(task, truth={}), Action.from_key(action.key))
-    return (await answer if inspect.isawaitable(answer) else answer) is True
-
-
-async def _ask(task: Task, action: Action) -> bool:
-    """Shows the exact action as ASCII JSON, where no escape sequence can hide anything, and reads an answer."""
-    shown = json.dumps(json.loads(action.key), indent=2, sort_keys=True)
-    print(f"\nTask {json.dumps(task.goal)} wants to do this, and it cannot be undone:\n{shown}")
-    answer = await asyncio.to_thread(input, "Do it? Type yes to allow: ")
-    return answer.strip() == "yes"

@@ -18,23 +18,26 @@ from typing import Any
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Effect, Environment, Restore, Suite, Task, is_sandboxed, seed_of
-from treewright.search.evidence import Evidence
+from treewright.search.evidence import Evidence, Told
 from treewright.search.expand import Expander
-from treewright.search.frontier import Frontier
+from treewright.search.frontier import Allotting, Frontier, Proving
+from treewright.search.meter import measured, recorder, work_of
 from treewright.search.peers import Peers
 from treewright.search.restore import Pool, Snapshots
 from treewright.search.resume import first_outcome, header_of, resumed
 from treewright.search.retake import Repairs, is_repair
 from treewright.search.rules import Rule, best_first, frontier_of
+from treewright.search.segments import segmenting
 from treewright.search.settings import Keeper, Settings
 from treewright.search.tree import Tree, TreeHeader
-from treewright.search.types import Budget, Costly, Evaluator, Expansion, NodeStatus, Proposer, Spent, layers
+from treewright.search.types import Budget, Costly, Evaluator, Expansion, NodeStatus, Proposer, Reader, Spent, layers
 
 __all__ = ["Keeper", "Running", "Settings", "search"]
 
 
 BUNDLE, LINGER = 64, 0.02  # expansions, and seconds one of them waits, before they are handed to the store together
 GRACE = 1.0  # seconds that an expansion begun within the time budget may take beyond it
+NOTHING = Spent()
 TURN = 0.005  # seconds after which a search that never waits gives other tasks their turn
 
 
@@ -91,7 +94,7 @@ def _pool_of(env: Environment | Suite | Pool) -> tuple[Pool, bool]:
     if isinstance(env, Pool):
         return env, False
     if isinstance(env, Suite):
-        return Pool(env.open), True
+        return Pool(env.open, around=env.around), True
 
     async def given() -> Environment:
         return env
@@ -118,17 +121,22 @@ class Running:
         evidence: Evidence | None = None,
     ) -> None:
         self.evidence = evidence
-        self.task, self.pool, self.policy, self.rule = task, pool, policy, rule
+        self.task, self.pool, self.rule = task, pool, rule
+        self.policy: Proposer = policy if pool.around is None else pool.around(policy)
+        if evidence is not None:
+            self.policy = Told(self.policy, evidence.form)
         self.evaluator, self.budget, self.settings, self.store = evaluator, budget, settings, store
         self.on_expansion, self.continues, self.repairs = on_expansion, continues, Repairs(settings.repairs, changes)
         self.open_nodes = deque[int]()
         self.snapshots = Snapshots()
         self.recorded: Sequence[Expansion] = ()
-        self.reserved = Spent()
+        self.reserved = NOTHING
         self.unsaved: list[tuple[Expansion, int]] = []
         self.linger: asyncio.TimerHandle | None = None
-        self.finished = self.popped = 0
+        self.finished = self.ended = self.popped = 0
         self.began, self.earlier = time.monotonic(), 0.0
+        self.costly = next((p for p in layers(self.policy) if isinstance(p, Costly)), None)
+        self.allotting: Allotting | None = None  # asked once: a look at a protocol costs as much as a node
         self.seed = seed_of(settings.seed, task.suite, task.id, settings.attempt)
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -153,6 +161,12 @@ class Running:
             return self.store.load(header.tree_id)
         self.tree, self.work = await self._begin(header, resume=status is not None)
         self.frontier: Frontier = frontier_of(self.rule, self.tree)
+        self.allotting = self.frontier if isinstance(self.frontier, Allotting) else None
+        if self.settings.stop == "proved" and not isinstance(self.frontier, Proving):
+            raise TreewrightError(
+                f"search.stop=proved is for rules with costs, as astar and uniform_cost, not {self.rule.name}; "
+                "type --set search.stop=first or budget"
+            )
         if self.tree.status[0] is NodeStatus.OPEN:
             self._offer(0)
         return None
@@ -171,6 +185,8 @@ class Running:
         if any(self._unfinished(i) for i in range(len(self.tree))):
             self.tree.inexact("open nodes were not closed")
         self.tree.reveal()
+        if (spent := recorder()) is not None:
+            spent.add(measured(self.tree, work_of(self.policy)))
         if self.store is not None:
             self._save()
             self.store.finish(self.tree)
@@ -244,13 +260,17 @@ class Running:
         if closing:
             return self.work.close(seq, node)
         again = self.repairs.of_pop.pop(seq, None)
-        return self.work.expand(seq, node, self.rule.draws(self.tree[node]), again)
+        return self.work.expand(seq, node, self._draws(node), again)
 
     def _apply(self, expansion: Expansion) -> None:
         new = self.tree.apply(expansion)
         if self.work.peers is not None:
             self.work.peers.note(self.tree, expansion, new)
-        self.finished += sum(self.tree.status[i] in (NodeStatus.TERMINAL, NodeStatus.TRUNCATED) for i in new)
+        status = self.tree.status
+        fresh = status[new.start :]
+        ends = fresh.count(NodeStatus.TERMINAL)
+        self.finished += ends + fresh.count(NodeStatus.TRUNCATED)
+        self.ended += ends + (status[expansion.node] is NodeStatus.TERMINAL)
         if not expansion.closing:
             if not is_repair(self.tree, expansion):  # which took nothing from the frontier
                 self.frontier.applied(expansion.node, new)
@@ -275,8 +295,8 @@ class Running:
         if rule.stop is not None and (why := rule.stop(tree[node])) is not None:
             tree.status[node] = NodeStatus.PRUNED
             tree.inexact(why)
-        elif rule.keep is not None:
-            tree.toss(node, rule.keep(tree[node]))
+        elif rule.keep_prob is not None:
+            tree.toss(node, rule.keep_prob(tree[node]))
         return tree.status[node] is not NodeStatus.PRUNED
 
     def _waits(self, node: int) -> bool:
@@ -308,6 +328,9 @@ class Running:
         if self.settings.answers is not None and self.finished >= self.settings.answers:
             self.tree.stopped_by = "answers"
             return None
+        if self._enough():
+            self.tree.stopped_by = self.settings.stop
+            return None
         stored = self.recorded[self.popped] if self.popped < len(self.recorded) else None
         broken = self.repairs.next(self.tree, self.popped, stored)
         node = self._best() if broken is None else self.tree.parent[broken]
@@ -320,6 +343,12 @@ class Running:
         if self.tree.stopped_by is not None:
             return None
         return (self.frontier.take() if broken is None else node), reserve
+
+    def _enough(self) -> bool:
+        """What settings.stop waits for is there. Closing rollouts come later and do not count."""
+        if self.settings.stop == "first":
+            return self.ended > 0
+        return self.settings.stop == "proved" and isinstance(self.frontier, Proving) and self.frontier.proved()
 
     def _best(self) -> int | None:
         """What the frontier shows, or the rule expands again; what a repair has cut off is taken out on the way."""
@@ -335,7 +364,7 @@ class Running:
         return self.frontier.peek()
 
     def _next_open(self) -> tuple[int, Spent] | None:
-        return (self.open_nodes.popleft(), Spent()) if self.open_nodes else None
+        return (self.open_nodes.popleft(), NOTHING) if self.open_nodes else None
 
     def _stored_growth_ended(self) -> bool:
         """The interrupted search had gone on to close nodes (it may have stopped by the clock): so do we."""
@@ -343,21 +372,24 @@ class Running:
 
     def _over(self, reserve: Spent) -> str | None:
         """The ceiling that one more pop could pass. Stored pops were made within the time they had."""
-        if len(self.tree.pops) < len(self.recorded):
-            return replace(self.budget, seconds=None).exhausted(self.tree.spent + self.reserved, reserve)
-        spent = self.tree.spent + self.reserved
+        spent = self.tree.spent if self.reserved is NOTHING else self.tree.spent + self.reserved
         if self.budget.seconds is not None:
+            if len(self.tree.pops) < len(self.recorded):
+                return replace(self.budget, seconds=None).exhausted(spent, reserve)
             spent = replace(spent, seconds=self._seconds())
         return self.budget.exhausted(spent, reserve)
 
+    def _draws(self, node: int) -> int:
+        shared = self.allotting.draws(node) if self.allotting is not None else None
+        return self.rule.draws(self.tree[node]) if shared is None else shared
+
     def _reserve(self, node: int) -> Spent:
         """The most a pop can cost, known before it is dispatched."""
-        draws = self.rule.draws(self.tree[node])
+        draws = self._draws(node)
         if draws < 1:
             raise TreewrightError(f"rule {self.rule.name!r} gave node {node} {draws} draws; at least 1 is needed")
         steps = draws if self.work.eager else 1
-        costly = next((p for p in layers(self.policy) if isinstance(p, Costly)), None)
-        money = draws * costly.dearest(self.settings.max_tokens) if costly is not None else 0.0
+        money = draws * self.costly.dearest(self.settings.max_tokens) if self.costly is not None else 0.0
         return Spent(
             expansions=1, policy_tokens=draws * self.settings.max_tokens, judge_tokens=0, env_steps=steps, money=money
         )
@@ -395,7 +427,12 @@ class Running:
             merge=settings.merge,
             peers=Peers(settings.peers, settings.in_flight) if settings.peers else None,
             foresees=self.rule.foresees,
+            reader=next((p for p in layers(self.policy) if isinstance(p, Reader)), None),
+            segments=settings.segments,
+            temperatures=settings.temperature_by_depth,
         )
+        if settings.segments is not None:
+            segmenting(self.policy)  # one that cannot go on within a response is told at once
         if resume and self.store is not None:
             work.tree, self.recorded = resumed(self.store, header, self.policy.version)
             self.earlier = sum(e.spent.seconds for e in self.recorded)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported, shown_by
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, ToolSpec
+from treewright.search.asking import context_of
 from treewright.search.places import Places, Spot, step_key
 from treewright.search.restore import Session, Waypoint, refuse_repeat
 from treewright.search.types import (
@@ -20,6 +21,9 @@ from treewright.search.types import (
 )
 
 __all__ = ["Executor", "executed"]
+
+NO_IDS: tuple[int, ...] = ()
+SNAPSHOTS = frozenset({Restore.FORK, Restore.STATE})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,24 +53,38 @@ class Executor(Places):
             before = Effect.READ  # a stored turn, taken again
         for _ in range(self.retries + 1):
             try:
-                async with nullcontext(held) if held else self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
-                    try:
-                        return await self._step(session, spot, draft, draft.action, remember, before)
-                    except EnvFault as error:
-                        fault = f"{type(error).__name__}: {error}"
-                        await self.pool.replace(session)
-                    except (Divergence, RestoreUnsupported) as error:
-                        session.lost()
-                        return _lost(NodeStatus.UNREACHABLE, f"{type(error).__name__}: {error}")
+                if held is not None:
+                    done = await self._tried(held, spot, draft, draft.action, remember, before)
+                else:
+                    async with self.pool.lease(self.tree.tree_id, (spot.place,)) as session:
+                        done = await self._tried(session, spot, draft, draft.action, remember, before)
+                if isinstance(done, Outcome):
+                    return done
+                fault = done
             except EnvFault as error:  # not even a new session could be had
                 fault = f"{type(error).__name__}: {error}"
         return _lost(NodeStatus.FAULT, fault)
+
+    async def _tried(
+        self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, before: Effect | None
+    ) -> Outcome | str:
+        """What came of one attempt; what broke, with another session in the place of the broken one."""
+        try:
+            return await self._step(session, spot, draft, action, remember, before)
+        except EnvFault as error:
+            await self.pool.replace(session)
+            return f"{type(error).__name__}: {error}"
+        except (Divergence, RestoreUnsupported) as error:
+            session.lost()
+            return _lost(NodeStatus.UNREACHABLE, f"{type(error).__name__}: {error}")
 
     async def _step(
         self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, before: Effect | None
     ) -> Outcome:
         tree_id = self.tree.tree_id
-        replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
+        replayed = 0
+        if session.at != spot.place or session.tree != tree_id:
+            replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
         if before is not None:
             await self.pool.timed(refuse_repeat(session.env, action, before), "effect")
         if not self.sandboxed:
@@ -84,7 +102,9 @@ class Executor(Places):
             given = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
             result = shown_by(given, StepResult, "step")
         except InvalidAction as error:
-            session.at = spot.seed
+            session.at = spot.place
+            if spot.place not in self.tools:
+                self.tools[spot.place] = await self.pool.tools(session)
             return self._invalid(spot, draft, str(error), replayed)
         session.at = draft.seed
         if session.distance:
@@ -94,7 +114,7 @@ class Executor(Places):
         tools: tuple[ToolSpec, ...] = ()
         if status is NodeStatus.OPEN:
             tools = self.tools[draft.seed] = await self.pool.tools(session)
-            if remember and self.ways & {Restore.FORK, Restore.STATE}:
+            if remember and not self.ways.isdisjoint(SNAPSHOTS):
                 self.snapshots.put(draft.seed, await self.pool.timed(session.env.snapshot(), "snapshot"))
         return self._outcome(spot, draft, action, tools, result, status, 1 + replayed)
 
@@ -103,6 +123,15 @@ class Executor(Places):
             return NodeStatus.TERMINAL
         over = result.truncated or spot.depth + 1 >= self.task.horizon
         return NodeStatus.TRUNCATED if over else NodeStatus.OPEN
+
+    async def _above(self, node: int) -> Spot:
+        """The place that a draft is executed from. Output that is no action is told what there is: its tools are known
+        before, unless the world does not say."""
+        parent = self.tree.parent[node]
+        if self.tree.draft(node).action is None:
+            with suppress(EnvFault, Divergence, RestoreUnsupported):
+                return await self._drawn_at(parent)
+        return self.spot(parent)
 
     def _outcome(
         self,
@@ -115,12 +144,12 @@ class Executor(Places):
         steps: int,
         error: str | None = None,
     ) -> Outcome:
-        keep, delta = 0, tuple[int, ...]()
+        keep, delta = 0, NO_IDS
         if status is NodeStatus.OPEN:
             done, seen = draft.completion, result.observation
             turns = (*spot.turns, Exchange(done.text, action, seen))
             base = spot.context.ids + done.token_ids
-            context = self.policy.context(self.task, tools, self._first(), turns, base)
+            context = context_of(self.policy, self.task, tools, self._first(), turns, base)
             point = Waypoint(draft.seed, step_key(draft.seed), action, seen.fingerprint, result.effect)
             logprob = spot.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0)
             self._hold(Spot((*spot.path, point), turns, context, logprob))
@@ -137,13 +166,20 @@ class Executor(Places):
             steps=steps,
         )
 
+    def _within(self, spot: Spot, draft: Draft) -> Draft:
+        """A segment: nothing is executed, and what follows goes on from its tokens."""
+        inside = self._hold(spot.within(draft.seed, draft.completion))
+        seen = Observation(text="", provenance="segment")
+        outcome = Outcome(seen, NodeStatus.OPEN, effect=Effect.READ, keep=inside.context.keep, delta=())
+        return replace(draft, action=None, error=None, effect=Effect.READ, outcome=outcome)
+
     def _invalid(self, spot: Spot, draft: Draft, error: str, steps: int) -> Outcome:
         """Invalid output: nothing happened in the world, the policy is told, the turn counts."""
         seen = Observation(text=f"error: {error}", fingerprint=spot.path[-1].fingerprint, provenance="error")
         result = StepResult(observation=seen)
         status = self._status(spot, result)
-        tools = self.tools.get(spot.seed, ())
-        if status is NodeStatus.OPEN:
+        tools = self.tools.get(spot.place, ())
+        if status is NodeStatus.OPEN and spot.place in self.tools:  # a resumed search may not know them yet
             self.tools[draft.seed] = tools
         return self._outcome(spot, draft, None, tools, result, status, steps, error)
 
@@ -152,8 +188,19 @@ def executed(draft: Draft, outcome: Outcome) -> Draft:
     """The draft with what became of it; one that waits for commit stays unexecuted but keeps its effect."""
     if outcome.status is NodeStatus.DRAFT:
         return replace(draft, effect=outcome.effect)
-    error = outcome.error if outcome.error is not None else draft.error
-    return replace(draft, error=error, effect=outcome.effect, outcome=outcome)
+    return Draft(  # spelled out: `replace` takes four times as long
+        after=draft.after,
+        slot=draft.slot,
+        mult=draft.mult,
+        share=draft.share,
+        seed=draft.seed,
+        completion=draft.completion,
+        action=draft.action,
+        error=outcome.error if outcome.error is not None else draft.error,
+        effect=outcome.effect,
+        score=draft.score,
+        outcome=outcome,
+    )
 
 
 def _lost(status: NodeStatus, why: str) -> Outcome:

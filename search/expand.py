@@ -8,16 +8,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreUnsupported, shown_by
+from treewright.envs.errors import (
+    Divergence,
+    EnvFault,
+    InvalidAction,
+    RestoreUnsupported,
+    TreewrightError,
+    shown_by,
+)
+from treewright.envs.naming import own_place
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, ToolSpec, seed_of
+from treewright.search.asking import context_of, scores_of
 from treewright.search.evidence import Evidence
 from treewright.search.execute import Executor, executed
 from treewright.search.foresee import foreseen, twin
+from treewright.search.meter import clocks
 from treewright.search.peers import Peers, told_context
 from treewright.search.places import Spot, draw_seed
 from treewright.search.restore import Session, Waypoint
-from treewright.search.screen import merge_identical, parse_action, validate_action
+from treewright.search.screen import merge_identical, parse_action, read_by, validate_action
+from treewright.search.segments import Segments, drawn_on, usable
+from treewright.search.temper import Temperatures, require_warm, warmed
 from treewright.search.types import (
+    SEGMENT,
     Candidate,
     Completion,
     Context,
@@ -26,15 +39,16 @@ from treewright.search.types import (
     Exchange,
     Expansion,
     NodeStatus,
-    Origin,
     Outcome,
     PolicyFault,
+    Reader,
     Spent,
 )
 
 __all__ = ["Expander", "Pop", "Spot"]
 
 HELD_TEXTS = 4096
+NOT_ASYNC = "; write it as async def draw(self, context, seeds, max_tokens)"
 
 
 @dataclass(slots=True)
@@ -56,7 +70,7 @@ class Pop:
     outcome: Outcome | None = None
     spot: Spot | None = None
     tools: tuple[ToolSpec, ...] = ()
-    drawn: tuple[Completion, ...] = ()
+    completions: tuple[Completion, ...] = ()
     drafts: list[Draft] = field(default_factory=list)
     steps: int = 0
     judged: int = 0
@@ -64,7 +78,8 @@ class Pop:
 
     def expansion(self) -> Expansion:
         """The immutable result."""
-        tokens, money = sum(done.tokens for done in self.drawn), math.fsum(done.money for done in self.drawn)
+        tokens = sum(done.tokens for done in self.completions)
+        money = math.fsum(done.money for done in self.completions)
         cost = Spent(
             expansions=1,
             policy_tokens=tokens,
@@ -73,7 +88,7 @@ class Pop:
             seconds=time.monotonic() - self.began,
             money=money,
         )
-        drawn = self.draws if self.drawn else self.reused
+        drawn = self.draws if self.completions else self.reused
         return Expansion(
             seq=self.seq,
             node=self.node,
@@ -99,6 +114,9 @@ class Expander(Executor):
     read: dict[str, tuple[Sequence[ToolSpec], Action | None, str | None]] = field(default_factory=dict)
     peers: Peers | None = None
     foresees: bool = False
+    reader: Reader | None = None
+    segments: Segments | None = None
+    temperatures: Temperatures | None = None
 
     # -- pops ---------------------------------------------------------------------------------------------------
 
@@ -107,6 +125,8 @@ class Expander(Executor):
         pop = Pop(seq, node, draws, again, first=self.tree.drawn[node])
         await self.propose(pop)
         self.screen(pop)
+        if self.evidence is not None and pop.spot is not None and not pop.reused and pop.again is None:
+            pop.drafts, pop.judged = await self.evidence.judged(pop.drafts, self.task, self._first(), pop.spot.turns)
         await self.explore(pop)
         await self.judge(pop)
         return pop.expansion()
@@ -127,16 +147,17 @@ class Expander(Executor):
         if self.tree.repaired and self._take_up(pop, spot):
             return
         try:
+            spot = pop.spot = await self._drawn_at(pop.node)
             told = await self._told(pop, spot)
             drawn = await self._draw(told or spot, pop.draws, pop.first)
-            pop.tools = await self._tools_at(spot)
-            pop.drawn = tuple(drawn if told is None else (replace(done, trainable=False) for done in drawn))
+            pop.tools = self.tools[spot.place]
+            pop.completions = tuple(drawn if told is None else (replace(done, trainable=False) for done in drawn))
         except (PolicyFault, EnvFault, Divergence, RestoreUnsupported) as error:
             pop.fault = f"{type(error).__name__}: {error}"
 
     async def _popped(self, node: int) -> Outcome:
         """Executes the draft of a popped node, or gives it what an equal one has shown."""
-        above, draft = self.spot(self.tree.parent[node]), self.tree.draft(node)
+        above, draft = await self._above(node), self.tree.draft(node)
         other = twin(self.tree, node) if self.share_results else None
         if other is not None and self.tree.seed[other] in self.tools:
             shared = self._shared(above, draft, self.tree.draft(other), self.tree.shown_by(other))
@@ -147,7 +168,9 @@ class Expander(Executor):
     def screen(self, pop: Pop) -> None:
         """Turns each draw, or all that are token-identical together, into a draft with an action or an error."""
         if pop.spot is not None and not pop.reused:
-            drawn = merge_identical(pop.drawn) if self.merge else [(i, 1, done) for i, done in enumerate(pop.drawn)]
+            drawn = [(i, 1, done) for i, done in enumerate(pop.completions)]
+            if self.merge:
+                drawn = merge_identical(pop.completions)
             for slot, mult, done in drawn:
                 share = done.share or mult / pop.draws
                 plain = done if done.share is None else replace(done, share=None)
@@ -156,9 +179,11 @@ class Expander(Executor):
     async def explore(self, pop: Pop) -> None:
         """Executes the drafts, if the rule is eager."""
         if self.eager and pop.spot is not None:
-            results = await self._explored(pop.spot, pop.drafts)
+            whole = [draft for draft in pop.drafts if draft.outcome is None]  # segments have no action
+            results = await self._explored(pop.spot, whole) if whole else []
             pop.steps += sum(r.steps for r in results)
-            pop.drafts = [executed(d, r) for d, r in zip(pop.drafts, results, strict=True)]
+            took = iter(results)
+            pop.drafts = [d if d.outcome is not None else executed(d, next(took)) for d in pop.drafts]
         elif self.foresees and not self.sandboxed and pop.spot is not None and pop.again is None:
             where = (self.tree.tree_id, self.task, pop.spot.path, self.snapshots)
             pop.drafts, steps = await foreseen(self.pool, where, pop.drafts)
@@ -185,7 +210,7 @@ class Expander(Executor):
 
         async def some(share: Sequence[Draft]) -> list[Outcome]:
             try:
-                async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
+                async with self.pool.lease(self.tree.tree_id, (spot.place,)) as session:
                     return [await self._execute(spot, draft, held=session) for draft in share]
             except (
                 EnvFault
@@ -225,7 +250,8 @@ class Expander(Executor):
     async def judge(self, pop: Pop) -> None:
         """Scores the drafts, all siblings at once."""
         if pop.spot is not None:
-            pop.drafts, pop.judged = await self._judge(pop.spot, pop.drafts)
+            pop.drafts, tokens = await self._judge(pop.spot, pop.drafts)
+            pop.judged += tokens
 
     async def close(self, seq: int, node: int) -> Expansion:
         """One rollout from an open node to the end of its episode: single draws, all of them new nodes."""
@@ -233,11 +259,11 @@ class Expander(Executor):
         outcome, steps, fault = None, 0, None
         chain: list[Draft] = []
         if self.tree.status[node] is NodeStatus.DRAFT:
-            outcome = await self._execute(self.spot(self.tree.parent[node]), self.tree.draft(node))
+            outcome = await self._execute(await self._above(node), self.tree.draft(node))
             steps += outcome.steps
         above = self.spot(node) if outcome is None or outcome.status is NodeStatus.OPEN else None
         if above is not None:
-            chain, above, fault = await self._roll(above)
+            chain, above, fault = await self._roll(node, above)
         judged, tokens = 0, sum(d.completion.tokens for d in chain)
         money = math.fsum(d.completion.money for d in chain)
         steps += sum(d.outcome.steps for d in chain if d.outcome)
@@ -256,19 +282,20 @@ class Expander(Executor):
             fault=fault,
         )
 
-    async def _roll(self, spot: Spot) -> tuple[list[Draft], Spot, str | None]:
-        """Acts from `spot` until the episode ends: the drafts, the place of the last one, and a lasting fault.
+    async def _roll(self, node: int, spot: Spot) -> tuple[list[Draft], Spot, str | None]:
+        """Acts from `spot`, the place of a node, to the end of the episode: drafts, last place, a lasting fault.
 
         The session is held throughout, so that nobody else moves it between two turns.
         """
-        chain: list[Draft] = []
-        remember = Restore.REPLAY not in self.ways
+        chain, remember = list[Draft](), Restore.REPLAY not in self.ways
         try:
-            await self._tools_at(spot)
-            async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
+            spot = await self._drawn_at(node)
+            async with self.pool.lease(self.tree.tree_id, (spot.place,)) as session:
                 while True:
-                    (done,) = await self._draw(spot, 1)
-                    draft = self._screen(spot, self.tools[spot.seed], 0, 1, 1.0, done)
+                    (done,) = await self._draw(spot, 1, whole=True)
+                    draft = self._screen(spot, self.tools[spot.place], 0, 1, 1.0, done)
+                    if self.evidence is not None:
+                        (draft,), _ = await self.evidence.judged([draft], self.task, self._first(), spot.turns)
                     result = await self._execute(spot, draft, remember, session)
                     chain.append(executed(replace(draft, after=len(chain)), result))
                     if result.status is not NodeStatus.OPEN:
@@ -286,7 +313,7 @@ class Expander(Executor):
         tools = self.tools[root] = await self.pool.tools(session)
         if self.ways & {Restore.FORK, Restore.STATE}:
             self.snapshots.put(root, await self.pool.timed(session.env.snapshot(), "snapshot"))
-        context = self.policy.context(self.task, tools, seen, (), ())
+        context = context_of(self.policy, self.task, tools, seen, (), ())
         self._hold(Spot((Waypoint(root, key, None, seen.fingerprint),), (), context, 0.0))
         return Outcome(
             seen,
@@ -312,7 +339,8 @@ class Expander(Executor):
         if old is None or not tree.drawn[old] or _shown(spot.turns) != _shown(tree.exchanges(old)):
             return False
         last = {tree.slot[child]: child for child in tree.children[old]}
-        pop.drafts = [replace(self.tree.draft(c), seed=seed_of(spot.seed, slot)) for slot, c in sorted(last.items())]
+        again = [replace(self.tree.draft(c), seed=seed_of(spot.seed, slot)) for slot, c in sorted(last.items())]
+        pop.drafts = [self._within(spot, d) if d.completion.finish_reason == SEGMENT else d for d in again]
         pop.reused = tree.drawn[old]
         return True
 
@@ -325,23 +353,40 @@ class Expander(Executor):
             return None
         tree, tools = self.tree, await self._tools_at(spot)
         base = tree.context_ids(tree.parent[pop.node]) + tree.ids[pop.node]
-        return replace(
-            spot, context=told_context(self.policy, self.task, tools, self._first(), spot.turns, base, told.text)
-        )
+        context = told_context(self.policy, self.task, tools, self._first(), spot.turns, base, told.text)
+        return replace(spot, context=context)
 
-    async def _draw(self, spot: Spot, draws: int, first: int = 0) -> Sequence[Completion]:
+    async def _draw(self, spot: Spot, draws: int, first: int = 0, whole: bool = False) -> Sequence[Completion]:
+        """The draws at a place; within a response they go on from it, and `whole` ones to its end."""
         seeds = [draw_seed(spot.seed, first + i) for i in range(draws)]
-        drawn = await self.policy.draw(spot.context, seeds, self.max_tokens)
+        cuts = None if whole else self.segments
+        deep = spot.depth + (spot.part.count if spot.part else 0)
+        context = warmed(spot.context, None if whole else self.temperatures, deep)
+        try:
+            with clocks().policy:
+                drawn = await drawn_on(self.policy, context, seeds, self.max_tokens, spot.part, cuts)
+        except TreewrightError:
+            raise
+        except Exception as error:
+            place = own_place(error) or (NOT_ASYNC if "'await' expression" in str(error) else "")
+            if not place:
+                raise
+            raise PolicyFault(f"the policy raised {type(error).__name__}: {error}{place}") from error
         if len(drawn) != draws:
             raise PolicyFault(f"the policy returned {len(drawn)} completions for {draws} seeds")
-        return [_usable(done) for done in drawn]
+        require_warm(drawn, context.temperature)
+        return [usable(done) for done in drawn]
 
     def _screen(
         self, spot: Spot, tools: Sequence[ToolSpec], slot: int, mult: int, share: float, done: Completion
     ) -> Draft:
         """Text to action. What cannot be parsed or validated stays a draft, with the reason as its error."""
+        if done.finish_reason == SEGMENT:
+            seed = draw_seed(spot.seed, slot)
+            part = Draft(after=0, slot=slot, mult=mult, share=share, seed=seed, completion=done, action=None)
+            return self._within(spot, part)
         spans, text = self.evidence.split(done.text) if self.evidence is not None else ([], done.text)
-        action, error = self._read(text, tools)
+        action, error = read_by(self.reader, done, tools) if self.reader else self._read(text, tools)
         if self.evidence is not None and action is not None:
             error = self.evidence.complaint(spans, action, self.task, self._first(), spot.turns)
             action = action if error is None else None
@@ -375,9 +420,7 @@ class Expander(Executor):
     async def _judge(self, spot: Spot, drafts: list[Draft]) -> tuple[list[Draft], int]:
         if self.evaluator is None or not drafts:
             return drafts, 0
-        scores = await self.evaluator.evaluate(self.task, [_candidate(spot, d, self._after(d)) for d in drafts])
-        if len(scores) != len(drafts):
-            raise ValueError(f"the evaluator returned {len(scores)} scores for {len(drafts)} candidates")
+        scores = await scores_of(self.evaluator, self.task, [_candidate(spot, d, self._after(d)) for d in drafts])
         judged = [replace(d, score=float(s.value)) for d, s in zip(drafts, scores, strict=True)]
         return judged, sum(s.tokens for s in scores)
 
@@ -385,27 +428,6 @@ class Expander(Executor):
         """The prompt that the draft's own children would be drawn from, where it was executed and goes on."""
         held = self.spots.get(draft.seed)
         return held.context if held is not None and draft.outcome is not None else None
-
-
-def _usable(done: Completion) -> Completion:
-    """The draw, with log-probs that training and rules can count on, or none.
-
-    Raises PolicyFault for a draw to train on that says it has log-probs and has not: a token that was drawn has a
-    finite one. Found only in training, one such node would cost the whole batch.
-    """
-    if done.origin is not Origin.POLICY:
-        return done  # stored and demonstrated tokens are given: they need none
-    whole = all(map(math.isfinite, done.logprobs))
-    if whole and (not done.logprobs or not done.token_ids or len(done.logprobs) == len(done.token_ids)):
-        return done if done.logprobs or not done.token_ids else replace(done, trainable=False)
-    if not done.trainable:
-        return replace(done, logprobs=())
-    if whole:
-        why = f"{len(done.logprobs)} log-probs for {len(done.token_ids)} tokens"
-    else:
-        at = next(i for i, value in enumerate(done.logprobs) if not math.isfinite(value))
-        why = f"log-prob {done.logprobs[at]} for token {at} of {len(done.logprobs)}, which was drawn"
-    raise PolicyFault(f"the policy gave {why}; such a draw cannot be trained on")
 
 
 def _shown(turns: Sequence[Exchange]) -> list[tuple[str, str, str]]:

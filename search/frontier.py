@@ -10,11 +10,11 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from treewright.search.tree import Node, Tree
 
-__all__ = ["ByDescent", "ByLayer", "ByPriority", "Delayed", "Frontier", "ucb"]
+__all__ = ["Allotting", "ByDescent", "ByLayer", "ByPriority", "Delayed", "Frontier", "Proving", "ucb"]
 
 
 class Frontier(Protocol):
@@ -42,6 +42,22 @@ def _checked(node: int, priority: float) -> float:
     if priority != priority:
         raise ValueError(f"node {node} has a NaN priority; a rule must return a number, or None to drop the node")
     return priority
+
+
+@runtime_checkable
+class Allotting(Protocol):
+    """A frontier that shares draws out over what waits."""
+
+    def draws(self, node: int) -> int | None:
+        """K of a node that is shown or was just taken, fixed before its first draw; None: what the rule says."""
+
+
+@runtime_checkable
+class Proving(Protocol):
+    """A frontier that knows when no better end can come."""
+
+    def proved(self) -> bool:
+        """The best end that is there is as good as the rule asks for, whatever is still open."""
 
 
 class ByPriority:
@@ -115,13 +131,20 @@ class Delayed:
 class ByLayer:
     """One depth after the other. When a layer is done, `keep` chooses from the next one; the rest is dropped.
 
-    keep  (tree, candidates in order of creation) → those to expand, in that order
+    keep   (tree, candidates in order of creation) → those to expand, in that order
+    allot  (tree, those that were kept) → draws of each, in place of what the rule gives every node alike
     """
 
-    __slots__ = ("_flying", "_gathered", "_keep", "_layer", "_tree", "dropped")
+    __slots__ = ("_allot", "_allotted", "_flying", "_gathered", "_keep", "_layer", "_tree", "dropped")
 
-    def __init__(self, tree: Tree, keep: Callable[[Tree, Sequence[int]], Sequence[int]]) -> None:
-        self._tree, self._keep = tree, keep
+    def __init__(
+        self,
+        tree: Tree,
+        keep: Callable[[Tree, Sequence[int]], Sequence[int]],
+        allot: Callable[[Tree, Sequence[int]], Sequence[int]] | None = None,
+    ) -> None:
+        self._tree, self._keep, self._allot = tree, keep, allot
+        self._allotted: dict[int, int] = {}
         self._layer, self._gathered, self._flying = deque[int](), list[int](), 0
         self.dropped: list[int] = []
 
@@ -133,6 +156,8 @@ class ByLayer:
             kept = list(self._keep(self._tree, self._gathered))
             self.dropped += sorted(set(self._gathered) - set(kept))
             self._layer, self._gathered = deque(kept), []
+            if self._allot is not None:
+                self._allotted = dict(zip(kept, self._allot(self._tree, kept), strict=True))
         return self._layer[0] if self._layer else None
 
     def take(self) -> int:
@@ -143,6 +168,10 @@ class ByLayer:
 
     def applied(self, node: int, new: range) -> None:
         self._flying -= 1
+
+    def draws(self, node: int) -> int | None:
+        """K of a node of this layer; None where the rule says it."""
+        return self._allotted.get(node)
 
 
 class ByDescent:

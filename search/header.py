@@ -8,7 +8,7 @@ from typing import Any
 from treewright.envs.types import Task, digest
 from treewright.search.types import Outcome
 
-__all__ = ["TreeHeader"]
+__all__ = ["TreeHeader", "tree_name"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,5 +32,9 @@ class TreeHeader:
     tree_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        name = digest(self.run, f"{self.task.suite}/{self.task.id}", str(self.attempt))
-        object.__setattr__(self, "tree_id", name)
+        object.__setattr__(self, "tree_id", tree_name(self.run, self.task, self.attempt))
+
+
+def tree_name(run: str, task: Task, attempt: int) -> str:
+    """The id of a tree: 32 hex digits."""
+    return digest(run, f"{task.suite}/{task.id}", str(attempt))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
+from treewright.search.asking import context_of
 from treewright.search.restore import Pool, Snapshots, Waypoint
+from treewright.search.segments import Part
 from treewright.search.tree import Tree
 from treewright.search.types import (
+    Completion,
     Context,
     Exchange,
+    NodeStatus,
     Proposer,
 )
 
@@ -34,16 +39,35 @@ def step_key(seed: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A place to act from: a node of the tree, or one of a rollout that is not applied yet."""
+    """A place to act from: a node of the tree, or one of a rollout that is not applied yet.
+
+    path, turns  what was executed;  part  the response under way, whose tokens `context` ends with; None between turns
+    """
 
     path: tuple[Waypoint, ...]
     turns: tuple[Exchange, ...]
     context: Context
     logprob: float
+    part: Part | None = None
 
     @property
     def seed(self) -> int:
+        """Of the node's own draw."""
+        return self.path[-1].seed if self.part is None else self.part.seed
+
+    @property
+    def place(self) -> int:
+        """Of the last step: where a session stands for this node."""
         return self.path[-1].seed
+
+    def within(self, seed: int, done: Completion) -> Spot:
+        """The place behind a segment that was drawn here."""
+        ids, before = self.context.ids + done.token_ids, self.part
+        said = (before.ids if before else ()) + done.token_ids
+        context = replace(self.context, keep=len(ids), delta=(), ids=ids)
+        logprob = self.logprob + (math.fsum(done.logprobs) if done.logprobs else 0.0)
+        part = Part(seed, said, (before.count if before else 0) + 1)
+        return Spot(self.path, self.turns, context, logprob, part)
 
     @property
     def depth(self) -> int:
@@ -91,18 +115,20 @@ class Places:
 
     def _root(self) -> Spot:
         tree, first = self.tree, self._first()
-        context = self.policy.context(self.task, self.tools.get(tree.seed[0], ()), first, (), ())
+        context = context_of(self.policy, self.task, self.tools.get(tree.seed[0], ()), first, (), ())
         point = Waypoint(tree.seed[0], tree.key(0), None, first.fingerprint)
         return self._hold(Spot((point,), (), self._recorded(context, 0, ()), 0.0))
 
     def _below(self, above: Spot, node: int) -> Spot:
         """The place of a node, from that of its parent."""
         tree = self.tree
+        if tree.in_turn(node):
+            return self._hold(above.within(tree.seed[node], tree.draft(node).completion))
         seen = tree.observation[node] or Observation(text="")
         action = tree.action[node] if tree.error[node] is None else None
         turns = (*above.turns, Exchange(tree.text[node], tree.action[node], seen))
         base = above.context.ids + tree.ids[node]
-        context = self.policy.context(self.task, self.tools.get(tree.seed[node], ()), self._first(), turns, base)
+        context = context_of(self.policy, self.task, self.tools.get(tree.seed[node], ()), self._first(), turns, base)
         point = Waypoint(tree.seed[node], tree.key(node), action, seen.fingerprint, tree.effect[node])
         return self._hold(
             Spot((*above.path, point), turns, self._recorded(context, node, base), tree.path_logprob[node])
@@ -118,9 +144,28 @@ class Places:
     def _first(self) -> Observation:
         return self.tree.observation[0] or Observation(text="")
 
+    async def _drawn_at(self, node: int) -> Spot:
+        """The place of a node, with a context that shows its tools: a resumed search asks the world for them first."""
+        spot = self.spot(node)
+        if spot.place not in self.tools:
+            await self._tools_at(spot)
+            if self.tree.status[node] is NodeStatus.DRAFT:  # executed in this pop: the tree does not know it yet
+                return spot
+            above = node
+            self._drop(above)
+            while self.tree.in_turn(above):  # the places in one turn share the context
+                above = self.tree.parent[above]
+                self._drop(above)
+            spot = self.spot(node)
+        return spot
+
+    def _drop(self, node: int) -> None:
+        held = self.spots.pop(self.tree.seed[node], None)
+        self.held -= 0 if held is None else held.size
+
     async def _tools_at(self, spot: Spot) -> tuple[ToolSpec, ...]:
-        if spot.seed not in self.tools:
-            async with self.pool.lease(self.tree.tree_id, (spot.seed,)) as session:
+        if spot.place not in self.tools:
+            async with self.pool.lease(self.tree.tree_id, (spot.place,)) as session:
                 await self.pool.reach(session, self.tree.tree_id, self.task, spot.path, self.snapshots)
-                self.tools[spot.seed] = await self.pool.tools(session)
-        return self.tools[spot.seed]
+                self.tools[spot.place] = await self.pool.tools(session)
+        return self.tools[spot.place]

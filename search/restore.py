@@ -14,8 +14,9 @@ import contextlib
 import functools
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
+from dataclasses import KW_ONLY, dataclass, field
+from time import perf_counter
+from types import CoroutineType, TracebackType
 from typing import Any, TypeVar
 
 from treewright.envs.errors import (
@@ -30,6 +31,7 @@ from treewright.envs.errors import (
 from treewright.envs.naming import place_of
 from treewright.envs.types import (
     Action,
+    BaseEnvironment,
     Effect,
     Environment,
     Observation,
@@ -40,6 +42,7 @@ from treewright.envs.types import (
     ToolSpec,
     is_sandboxed,
 )
+from treewright.search.meter import clocks
 
 T = TypeVar("T")
 
@@ -147,11 +150,14 @@ class Pool:
     """Sessions of one world, opened on demand up to `size`, shared by the searches of many tasks.
 
     open      makes a session;  deadline  seconds one environment call may take before it is an ActionTimeout
+    around    put around the policy of every search in this world, see Suite.around
     """
 
     open: Callable[[], Awaitable[Environment]]
     size: int = 1
     deadline: float = 60.0
+    _: KW_ONLY
+    around: Callable[[Any], Any] | None = None
     _idle: list[Session] = field(default_factory=list)
     _made: int = 0
     _gate: asyncio.Semaphore | None = None
@@ -210,15 +216,20 @@ class Pool:
     async def timed(self, call: Awaitable[T], what: str) -> T:
         """Awaits an environment call. Past the deadline it becomes an ActionTimeout, and whatever a world raises that
         is no TreewrightError an EnvFault: it is that call's alone, not the end of the run."""
+        clock, began = clocks().world, perf_counter()
         try:
             # A world inside this process answers before it ever waits: then no timer has to be set.
-            running = call.__await__()
+            plain = type(call) is CoroutineType
+            running: Any = call if plain else call.__await__()
             try:
-                first = next(running)
+                first = running.send(None) if plain else next(running)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
-            async with asyncio.timeout(self.deadline):
-                return await _Begun(running, first)
+            finally:
+                clock.add(began)
+            with clock:
+                async with asyncio.timeout(self.deadline):
+                    return await _Begun(running, first)
         except TimeoutError as error:
             raise ActionTimeout(f"{what}: no answer within {self.deadline:g} s") from error
         except TreewrightError:
@@ -297,7 +308,11 @@ class Pool:
         session.distance = max(session.distance, distance)
 
     async def tools(self, session: Session) -> tuple[ToolSpec, ...]:
-        return tuple(await self.timed(session.env.actions(), "actions"))
+        env = session.env
+        if isinstance(env, BaseEnvironment) and getattr(env.actions, "__func__", None) is BaseEnvironment.actions:
+            with contextlib.suppress(Exception):  # all that it does; what goes wrong goes wrong again below
+                return tuple(env.tools)
+        return tuple(await self.timed(env.actions(), "actions"))
 
 
 def foreign(error: Exception, what: str) -> EnvFault:

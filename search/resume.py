@@ -39,6 +39,11 @@ def header_of(
             del kept[name]
     if settings.merge:
         del kept["merge"]
+    for name in ("segments", "temperature_by_depth"):
+        if kept[name] is None:
+            del kept[name]
+    if settings.stop == "budget":
+        del kept["stop"]
     if evidence is not None:
         kept["evidence"] = evidence.name
     sampler = next((p for p in layers(policy) if isinstance(p, Sampler)), None)

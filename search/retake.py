@@ -48,8 +48,9 @@ class Repairs:
         """Notes what one applied pop has shown to be broken, and what the world says has changed."""
         for node in (expansion.node, *new):
             depth = diverged_at(tree.fault[node]) if tree.fault[node] is not None else None
-            if depth is not None and 0 < depth <= tree.depth[expansion.node]:
-                self.add(tree, tree.path(expansion.node)[depth])
+            path = [i for i in tree.path(expansion.node) if not tree.in_turn(i)] if depth else []
+            if depth is not None and 0 < depth < len(path):
+                self.add(tree, path[depth])
         if self.changes is not None:
             for node in self.changes(tree):
                 self.add(tree, node)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, cast
 
 from treewright.envs.errors import TreewrightError
@@ -18,8 +17,19 @@ from treewright.envs.types import Effect, Environment, Observation, StepResult, 
 from treewright.search.engine import Keeper, Settings, search
 from treewright.search.restore import Pool, refuse_repeat
 from treewright.search.rules import Rule, best_first
+from treewright.search.segments import Segments, parts_of, segmenting
 from treewright.search.tree import Node, Tree
-from treewright.search.types import Budget, Completion, Context, Evaluator, Exchange, Origin, PolicyFault, Proposer
+from treewright.search.types import (
+    SEGMENT,
+    Budget,
+    Completion,
+    Context,
+    Evaluator,
+    Exchange,
+    Origin,
+    PolicyFault,
+    Proposer,
+)
 
 __all__ = ["Start", "prefix_ids", "prefix_length", "search_from", "start_at"]
 
@@ -41,6 +51,7 @@ class Start:
 
     source    (tree id, node);  root_key  the world's key for reset
     mass      of the node in its tree, or of the paths that it stands for
+    head      the beginning of one more turn, to be gone on from within; None: the start lies between turns
     """
 
     task: Task
@@ -48,37 +59,68 @@ class Start:
     root_key: int
     turns: tuple[StoredTurn, ...]
     mass: float
+    head: StoredTurn | None = None
+
+    @property
+    def given(self) -> tuple[StoredTurn, ...]:
+        """The turns, and the beginning of one more."""
+        return self.turns if self.head is None else (*self.turns, self.head)
 
     @property
     def ids(self) -> tuple[tuple[int, ...], ...]:
         """The prefix as token ids, turn by turn: equal for equal prefixes."""
-        return tuple(turn.said.token_ids for turn in self.turns)
+        return tuple(turn.said.token_ids for turn in self.given)
 
 
-def start_at(tree: Tree, node: int, origin: Origin = Origin.STORED) -> Start:
-    """The place of `node` in `tree`. Raises TreewrightError for a node that an episode cannot go on from."""
+def start_at(tree: Tree, node: int, origin: Origin = Origin.STORED, tokens: int | None = None) -> Start:
+    """The place of `node` in `tree`; a segment's lies within its turn.
+
+    tokens  the place behind so many tokens of the turn that `node` belongs to, less than it has
+    Raises TreewrightError for a node that an episode cannot go on from, and for a turn without so many tokens.
+    """
     path = tree.path(node)
+    if tokens is not None or tree.in_turn(node):
+        first = parts_of(tree, node)[0]
+        whole = start_at(tree, tree.parent[first], origin)
+        said = _said(tree, node, origin)
+        count = len(said.token_ids) if tokens is None else tokens
+        if not 0 < count < len(said.token_ids) + tree.in_turn(node):
+            raise TreewrightError(
+                f"the turn of node {node} of tree {tree.tree_id} has {len(said.token_ids)} tokens; a start lies behind "
+                f"at least one and before the last, not behind {count}"
+            )
+        said = replace(
+            said, text="", token_ids=said.token_ids[:count], logprobs=said.logprobs[:count], finish_reason=SEGMENT
+        )
+        head = StoredTurn(said, tree.context_ids(tree.parent[first]), 0)
+        return replace(whole, source=(tree.tree_id, node), mass=tree.mass[node], head=head)
     if any(tree.observation[i] is None or tree.fault[i] is not None for i in path):
         raise TreewrightError(f"node {node} of tree {tree.tree_id} was not executed; choose another one")
     turns = []
-    for above, i in pairwise(path):
-        own = origin if tree.origin[i] is Origin.POLICY else tree.origin[i]
-        # Origin already keeps these tokens out of policy gradients; `trainable` speaks of draws only.
-        said = Completion(
-            tree.text[i],
-            tree.ids[i],
-            tree.logprobs[i],
-            finish_reason="stop",
-            policy_version=tree.header.policy_version,
-            trainable=True,
-            origin=own,
-        )
-        turns.append(StoredTurn(said, tree.context_ids(above), tree.key(i), tree.effect[i]))
+    for i in path[1:]:
+        if not tree.in_turn(i):
+            prompt = tree.context_ids(tree.parent[parts_of(tree, i)[0]])
+            turns.append(StoredTurn(_said(tree, i, origin), prompt, tree.key(i), tree.effect[i]))
     return Start(tree.task, (tree.tree_id, node), tree.key(0), tuple(turns), tree.mass[node])
 
 
+def _said(tree: Tree, node: int, origin: Origin) -> Completion:
+    """What the turn of `node` said, from its first segment down to there."""
+    parts = parts_of(tree, node)
+    # Origin already keeps these tokens out of policy gradients; `trainable` speaks of draws only.
+    return Completion(
+        tree.text[node],
+        tuple(token for i in parts for token in tree.ids[i]),
+        tuple(x for i in parts for x in tree.logprobs[i]),
+        finish_reason="stop",
+        policy_version=tree.header.policy_version,
+        trainable=True,
+        origin=origin if tree.origin[node] is Origin.POLICY else tree.origin[node],
+    )
+
+
 def prefix_length(tree: Tree) -> int:
-    """How many turns of a tree, from its root on, were not drawn by its policy."""
+    """How many nodes of a tree, in a chain from its root on, were not drawn by its policy."""
     node, length = 0, 0
     while len(tree.children[node]) == 1 and tree.origin[tree.children[node][0]] is not Origin.POLICY:
         node = tree.children[node][0]
@@ -87,7 +129,7 @@ def prefix_length(tree: Tree) -> int:
 
 
 def prefix_ids(tree: Tree) -> tuple[tuple[int, ...], ...]:
-    """The token ids of those turns; () for a tree that begins at the beginning."""
+    """The token ids of those nodes; () for a tree that begins at the beginning."""
     return tuple(tree.ids[i] for i in range(1, prefix_length(tree) + 1))
 
 
@@ -110,8 +152,8 @@ async def search_from(
     Raises TreewrightError for rules that need to see the whole tree, and for turns without ids and `respond`.
     """
     rule, budget, settings = rule or best_first(), budget or Budget(expansions=24), settings or Settings()
-    height = len(start.turns)
-    turns = tuple(_with_ids(turn, respond, start) for turn in start.turns)
+    height = len(start.given)
+    turns = tuple(_with_ids(turn, respond, start) for turn in start.given)
     seeds = [seed_of(seed_of(settings.seed, start.task.suite, start.task.id, settings.attempt), "root")]
     for _ in turns:
         seeds.append(seed_of(seeds[-1], 0))
@@ -189,18 +231,32 @@ class _Rooted:
     def version(self) -> str:
         return self.inner.version
 
+    def said(self, ids: Sequence[int]) -> str:
+        """As the policy around which this is put, which must go on within responses."""
+        return segmenting(self.inner).said(ids)
+
+    async def draw_segment(
+        self, context: Context, seeds: Sequence[int], max_tokens: int, head: Sequence[int], segments: Segments | None
+    ) -> Sequence[Completion]:
+        """What was said, at the draws of the prefix; elsewhere the policy goes on from the response under way."""
+        if (given := self._given(context, seeds)) is not None:
+            return [given]
+        return await segmenting(self.inner).draw_segment(context, seeds, max_tokens, head, segments)
+
     def context(
         self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
     ) -> Context:
         return self.inner.context(task, tools, first, turns, base)
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> Sequence[Completion]:
+        given = self._given(context, seeds)
+        return [given] if given is not None else await self.inner.draw(context, seeds, max_tokens)
+
+    def _given(self, context: Context, seeds: Sequence[int]) -> Completion | None:
         turn = self._spoken.get(seeds[0]) if len(seeds) == 1 else None
-        if turn is None:
-            return await self.inner.draw(context, seeds, max_tokens)
-        if turn.prompt and turn.prompt != context.ids:
+        if turn is not None and turn.prompt and turn.prompt != context.ids:
             raise PolicyFault("the stored prefix does not repeat: the prompt differs from the one it was drawn from")
-        return [turn.said]
+        return turn.said if turn is not None else None
 
 
 class _Below(Node):
@@ -229,7 +285,7 @@ def _below(rule: Rule, height: int, source: tuple[str, int]) -> Rule:
         return 1 if node.depth < height else rule.draws(_Below(node, height))
 
     def keep(node: Node) -> float:
-        return 1.0 if node.depth <= height or rule.keep is None else rule.keep(_Below(node, height))
+        return 1.0 if node.depth <= height or rule.keep_prob is None else rule.keep_prob(_Below(node, height))
 
     def stop(node: Node) -> str | None:
         return None if node.depth <= height or rule.stop is None else rule.stop(_Below(node, height))
@@ -239,6 +295,6 @@ def _below(rule: Rule, height: int, source: tuple[str, int]) -> Rule:
         name=f"from({source[0]}, {source[1]}) {rule.name}",
         priority=priority,
         draws=draws,
-        keep=keep if rule.keep is not None else None,
+        keep_prob=keep if rule.keep_prob is not None else None,
         stop=stop if rule.stop is not None else None,
     )

@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
+from functools import lru_cache
 from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_type_hints
 
 from treewright.envs.types import Action, Effect, Observation
 from treewright.search.fields import FIRST_SCHEMA, stored
-from treewright.search.types import Completion, Draft, NodeKind, NodeStatus, Origin, Outcome, Spent
+from treewright.search.types import SEGMENT, Completion, Draft, NodeKind, NodeStatus, Origin, Outcome, Spent
 
 __all__ = [
     "COLUMNS",
@@ -168,7 +169,8 @@ COLUMNS: Final = tuple(dict.fromkeys(f.tree for f in (*STANDING, *DRAWN, *EXECUT
 """Names of a tree's columns."""
 
 get_drawn = attrgetter(*(f.path for f in DRAWN))
-get_executed = attrgetter(*(f.path for f in EXECUTED))
+SHOWN: Final = tuple(f for f in EXECUTED if f.name != "status")
+get_shown = attrgetter(*(f.path for f in SHOWN))
 
 
 class Columns:
@@ -199,6 +201,7 @@ class Columns:
     temperature: list[float]
     hidden: list[int]
     money: list[float]
+    routes: list[str]
     action: list[Action | None]
     effect: list[Effect]
     error: list[str | None]
@@ -221,33 +224,40 @@ class Columns:
         for name in COLUMNS:
             self.__dict__[name] = []
         self.children = []
+        columns = self.__dict__
+        self._by_draw: tuple[list[Any], ...] = tuple(columns[name] for name in DRAWN_NAMES)
+        self._by_outcome: tuple[list[Any], ...] = tuple(columns[name] for name in SHOWN_NAMES)
+        self._at_birth: tuple[list[Any], ...] = tuple(columns[name] for name, _ in UNKNOWN)
 
     def __len__(self) -> int:
         return len(self.parent)
 
-    def _push(self, parent: int, born: int, draft: Draft, closing: bool) -> int:
-        """Adds a node as it stands before it is executed; parent −1 for the root. Returns its id."""
-        node, columns = len(self.parent), self.__dict__
-        for name, value in UNKNOWN:
-            columns[name].append(value)
-        for name, value in zip(DRAWN_NAMES, get_drawn(draft), strict=True):
-            columns[name].append(value)
-        logprobs = draft.completion.logprobs
-        logprob = math.fsum(logprobs) if logprobs else 0.0
-        self.parent.append(parent)
-        self.born.append(born)
-        self.closing.append(closing)
-        if node:
-            self.depth.append(self.depth[parent] + 1)
-            self.mass.append(self.mass[parent] * draft.share)
-            self.path_logprob.append(self.path_logprob[parent] + logprob)
-            self.children[parent].append(node)
-        else:
-            self.depth.append(0)
-            self.mass.append(1.0)
-            self.path_logprob.append(logprob)
-        self.children.append([])
-        return node
+    def _push(self, parents: Sequence[int], born: int, drafts: Sequence[Draft], closing: bool) -> None:
+        """Adds nodes as they stand before they are executed, a column at a time; parent −1 for the root."""
+        node, depth, mass, path_logprob = len(self.parent), self.depth, self.mass, self.path_logprob
+        for column, values in zip(self._at_birth, unknown(len(drafts)), strict=True):
+            column.extend(values)
+        for column, values in zip(self._by_draw, zip(*map(get_drawn, drafts), strict=True), strict=False):
+            column.extend(values)
+        self.parent.extend(parents)
+        self.born.extend([born] * len(drafts))
+        self.closing.extend([closing] * len(drafts))
+        for parent, draft in zip(parents, drafts, strict=True):
+            done = draft.completion
+            if done.finish_reason == SEGMENT:
+                self.kind[node] = NodeKind.SEGMENT
+            logprob = math.fsum(done.logprobs) if done.logprobs else 0.0
+            if node:
+                depth.append(depth[parent] + 1)
+                mass.append(mass[parent] * draft.share)
+                path_logprob.append(path_logprob[parent] + logprob)
+                self.children[parent].append(node)
+            else:
+                depth.append(0)
+                mass.append(1.0)
+                path_logprob.append(logprob)
+            self.children.append([])
+            node += 1
 
     def draft(self, node: int) -> Draft:
         """The draft of a node as it was before it was executed."""
@@ -261,11 +271,9 @@ class Columns:
 
     def _record(self, node: int, outcome: Outcome) -> None:
         """What executing a node gave, its status left to the caller."""
-        columns = self.__dict__
         error = self.error[node]
-        for name, value in zip(EXECUTED_NAMES, get_executed(outcome), strict=True):
-            if name != "status":
-                columns[name][node] = value
+        for column, value in zip(self._by_outcome, get_shown(outcome), strict=True):
+            column[node] = value
         if outcome.error is None:
             self.error[node] = error
 
@@ -274,10 +282,16 @@ SAID: Final = tuple(f for f in DRAWN if f.path != f.name)
 OWN: Final = tuple(f for f in DRAWN if f.path == f.name and f.tree not in ("effect", "error"))
 PUSHED: Final = frozenset({"parent", "born", "closing", "depth", "mass", "path_logprob"})  # by `_push` itself
 DRAWN_NAMES: Final = tuple(f.tree for f in DRAWN)
-EXECUTED_NAMES: Final = tuple(f.tree for f in EXECUTED)
+SHOWN_NAMES: Final = tuple(f.tree for f in SHOWN)
 UNKNOWN: Final = tuple(
     (f.tree, math.nan if f.name == "reward" else f.empty)
     for f in (*STANDING, *EXECUTED)
     if f.tree not in PUSHED and f.tree not in DRAWN_NAMES and (f.name != "status" or f in STANDING)
 )
 """What a column holds of a node before anything is known of it."""
+
+
+@lru_cache(maxsize=64)
+def unknown(count: int) -> tuple[tuple[Any, ...], ...]:
+    """UNKNOWN of so many nodes, a tuple for each column."""
+    return tuple((value,) * count for _, value in UNKNOWN)

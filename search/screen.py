@@ -24,9 +24,9 @@ from referencing.exceptions import Unresolvable
 
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Action, Call, ToolSpec
-from treewright.search.types import Completion
+from treewright.search.types import Completion, Reader
 
-__all__ = ["FORM", "merge_identical", "parse_action", "validate_action"]
+__all__ = ["FORM", "merge_identical", "parse_action", "read_by", "validate_action"]
 
 FORM = 'name {"argument": "value"}'
 MAX_DEPTH = 64
@@ -179,6 +179,14 @@ def _short(text: str, limit: int = 60) -> str:
 
 def _known(tools: Sequence[ToolSpec]) -> str:
     return "; tools: " + ", ".join(tool.name for tool in tools) if tools else ""
+
+
+def read_by(reader: Reader, done: Completion, tools: Sequence[ToolSpec]) -> tuple[Action | None, str | None]:
+    """(action, None) of a draw whose policy reads it itself, or (None, what is wrong with it)."""
+    try:
+        return reader.read(done, tools), None
+    except InvalidAction as invalid:
+        return None, str(invalid)
 
 
 # -- validation ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from treewright.envs.types import Action, Effect, Observation, Task, digest, see
 from treewright.search.growing import Growing
 from treewright.search.header import TreeHeader
 from treewright.search.schema import COLUMNS, Columns
-from treewright.search.types import Completion, Draft, Exchange, Expansion, NodeStatus, Outcome, Spent
+from treewright.search.types import Completion, Draft, Exchange, Expansion, NodeKind, NodeStatus, Outcome, Spent
 
 __all__ = ["Node", "Tree", "TreeHeader"]
 
@@ -50,29 +50,26 @@ class Tree(Columns, Growing):
         """A tree with its root: the state after reset."""
         tree = cls(header)
         said = Completion("", finish_reason="", policy_version=header.policy_version)
-        tree._push(
-            -1,
-            -1,
-            Draft(
-                after=0,
-                slot=0,
-                mult=1,
-                share=1.0,
-                seed=seed_of(header.seed, "root"),
-                completion=said,
-                action=None,
-                error=None,
-                effect=Effect.READ,
-            ),
-            False,
+        root = Draft(
+            after=0,
+            slot=0,
+            mult=1,
+            share=1.0,
+            seed=seed_of(header.seed, "root"),
+            completion=said,
+            action=None,
+            error=None,
+            effect=Effect.READ,
         )
+        tree._push((-1,), -1, (root,), False)
         tree._execute(0, header.root)
         return tree
 
     def __repr__(self) -> str:
         """Short: asyncio spells out what a task returned, and a tree can be large."""
         task = self.header.task
-        return f"<Tree {self.tree_id} of {task.suite}/{task.id}: {len(self)} nodes, {len(self.pops)} pops>"
+        fault = f", never began: {self.fault[0]:.200}" if self.fault[0] is not None else ""
+        return f"<Tree {self.tree_id} of {task.suite}/{task.id}: {len(self)} nodes, {len(self.pops)} pops{fault}>"
 
     def __getitem__(self, node: int) -> Node:
         if not 0 <= node < len(self.parent):
@@ -122,8 +119,11 @@ class Tree(Columns, Growing):
         first, outcome = len(self), expansion.outcome
         if outcome is not None:
             self._seen(node, outcome)
-        for draft in expansion.drafts:
-            self._add(node if draft.after == 0 else first + draft.after - 1, draft, expansion)
+        if drafts := expansion.drafts:
+            above = [node if draft.after == 0 else first + draft.after - 1 for draft in drafts]
+            self._push(above, expansion.seq, drafts, expansion.closing)
+            for new, draft in enumerate(drafts, first):
+                self._added(new, draft)
         self._pop(
             node,
             expansion.closing,
@@ -138,8 +138,7 @@ class Tree(Columns, Growing):
             self.inexact("a fault persisted")
         return range(first, len(self))
 
-    def _add(self, parent: int, draft: Draft, expansion: Expansion) -> None:
-        node = self._push(parent, expansion.seq, draft, expansion.closing)
+    def _added(self, node: int, draft: Draft) -> None:
         if draft.outcome is not None:
             self._execute(node, draft.outcome)
         elif draft.effect.needs_commit and draft.effect is not Effect.UNKNOWN:
@@ -184,7 +183,7 @@ class Tree(Columns, Growing):
             self._wait(node, outcome.effect)
             return
         self._record(node, outcome)
-        if outcome.observation.distance:
+        if outcome.observation.parts and outcome.observation.distance:
             self.inexact(DISTANT)
         if outcome.status is NodeStatus.FAULT:
             self.inexact("a fault persisted")
@@ -224,7 +223,6 @@ class Tree(Columns, Growing):
         self.inexact(reason)
 
     # -- reading ------------------------------------------------------------------------------------------------
-
     def path(self, node: int) -> list[int]:
         """Ids from the root to `node`, both included."""
         out = []
@@ -233,10 +231,19 @@ class Tree(Columns, Growing):
             node = self.parent[node]
         return out[::-1]
 
+    def in_turn(self, node: int) -> bool:
+        """True for a segment: the response goes on behind it, and nothing was executed."""
+        return self.kind[node] is NodeKind.SEGMENT
+
+    def turns(self, node: int) -> int:
+        """Turns taken up to and including `node`: its depth, where no turn has segments."""
+        return sum(not self.in_turn(i) for i in self.path(node)[1:])
+
     def exchanges(self, node: int) -> tuple[Exchange, ...]:
-        """The turns from the root to `node`; unexecuted ones have an empty observation."""
+        """The whole turns from the root to `node`; unexecuted ones have an empty observation."""
         empty = Observation("")
-        return tuple(Exchange(self.text[i], self.action[i], self.observation[i] or empty) for i in self.path(node)[1:])
+        turns = (i for i in self.path(node)[1:] if not self.in_turn(i))
+        return tuple(Exchange(self.text[i], self.action[i], self.observation[i] or empty) for i in turns)
 
     def context_ids(self, node: int) -> tuple[int, ...]:
         """Token ids of the prompt that the children of `node` are drawn from; () without tokens."""

@@ -18,6 +18,7 @@ from treewright.envs.types import Action, Effect, Observation, Task, ToolSpec
 from treewright.search.fields import stored
 
 __all__ = [
+    "SEGMENT",
     "Around",
     "Budget",
     "Completion",
@@ -34,11 +35,16 @@ __all__ = [
     "Outcome",
     "PolicyFault",
     "Proposer",
+    "Reader",
     "Sampler",
     "Score",
     "Spent",
     "layers",
 ]
+
+
+SEGMENT = "segment"
+"""The finish reason of a draw that is part of a response: its node is a NodeKind.SEGMENT."""
 
 
 class PolicyFault(TreewrightError):
@@ -109,12 +115,14 @@ class Context:
     keep   how many tokens of (parent's context + parent's response) stay; the rest is replaced by `delta`
     delta  token ids that this node adds: observation and the template's marks
     ids    the whole prompt, (parent context + response)[:keep] + delta; empty for policies without token ids
+    temperature  what draws from it are asked to be made at; None: as the policy draws by itself
     """
 
     keep: int
     delta: tuple[int, ...]
     ids: tuple[int, ...]
     messages: tuple[Message, ...] = ()
+    temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +131,13 @@ class Completion:
 
     token_ids  [T] as sampled, the end-of-turn token included; never re-tokenised afterwards
     logprobs   [T] natural log under the distribution they were sampled from; empty if the server returns none
-    trainable  drawn at temperature 1, untruncated, with exact log-probs: under a grammar those of the masked
-               distribution
+    trainable  drawn at temperature 1, or at the one that its prompt asked for, untruncated, with exact log-probs: under
+               a grammar those of the masked distribution
     share      share of the node's mass where draws are not i.i.d.; None: its multiplicity over K. Kept as Draft.share
-    hidden     sampled tokens that the server counted but did not show;  money  what the draw cost
+    hidden     sampled tokens that are not shown: a server counted them, or a cut left them out
+    money      what the draw cost
+    routes     the experts that the sampler sent the tokens to which this draw added, see `treewright.search.routes`
+    finish_reason  stop | length, as servers say it; SEGMENT for a part of a response that is gone on from
     """
 
     text: str
@@ -141,11 +152,12 @@ class Completion:
     share: float | None = stored(default=None, column="drawn_share", since=3)
     hidden: int = stored(default=0, since=3)
     money: float = stored(default=0.0, since=3)
+    routes: str = stored(default="", since=4)
 
     @property
     def tokens(self) -> int:
         """Sampled tokens, for budgets."""
-        return len(self.token_ids) or self.hidden
+        return len(self.token_ids) + self.hidden
 
     @property
     def logprob(self) -> float:
@@ -262,13 +274,13 @@ class Budget:
 
         A ceiling of n expansions admits exactly n; without a reserve, reaching a ceiling counts as passing it.
         """
-        total = spent + reserve if reserve else spent
         for name in CEILINGS:
             limit = getattr(self, name)
             if limit is None:
                 continue
-            used = getattr(total, name)
-            if used > limit or (used >= limit and (reserve is None or getattr(reserve, name) == 0)):
+            more = 0 if reserve is None else getattr(reserve, name)
+            used = getattr(spent, name) + more
+            if used > limit or (used >= limit and more == 0):
                 return name
         return None
 
@@ -344,6 +356,14 @@ class Sampler(Protocol):
     @property
     def sampling(self) -> Mapping[str, Any]:
         """What differs from plain sampling at temperature 1; empty for nothing."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A proposer whose draws are not read as `parse_action` reads them: any draw of its is an action."""
+
+    def read(self, done: Completion, tools: Sequence[ToolSpec]) -> Action:
+        """What the draw does. Raises InvalidAction where it does nothing."""
 
 
 @runtime_checkable

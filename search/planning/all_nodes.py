@@ -8,6 +8,8 @@ answer is there. Combine rules of an ALL-node:
 
 - all     every part must be right: the product of the confidences, the last part's answer
 - max     the most confident part answers, as ProbTree chooses between closed book, open book and sub-questions
+- mean    every part must be right, and the last one answers; the geometric mean of the confidences and of that in the
+          decomposition, as ProbTree weighs an answer from sub-questions
 - reduce  a function of all answers, as in map-reduce
 
 Open goals are taken to be certain (or what `estimate` says), so the search always works on the part that the most
@@ -18,20 +20,24 @@ is too low and combine functions never gain from a less confident part.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, seed_of
+from treewright.search.planning.drawn import hang
 from treewright.search.tree import Tree, TreeHeader
-from treewright.search.types import Completion, Draft, Expansion, NodeKind, NodeStatus, Outcome, Spent
+from treewright.search.types import Expansion, NodeKind, NodeStatus, Outcome
 
 __all__ = ["Answer", "Option", "Parts", "Solution", "Solver", "as_tree", "majority", "solve"]
 
 REFERENCE = re.compile(r"#(\d+)")
-RULES = ("all", "max", "reduce")
+RULES = ("all", "max", "mean", "reduce")
+TURN = 0.005  # seconds after which other tasks get their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Goals that are all needed, and how their answers make one; `reduce` is needed by the rule of that name."""
+    """Goals that are all needed, and how their answers make one; `reduce` is needed by the rule of that name.
+
+    confidence  that these are the right parts, for the rule 'mean'
+    """
 
     goals: tuple[str, ...]
     combine: str = "all"
     reduce: Callable[[Sequence[Answer]], Answer] | None = None
+    confidence: float = 1.0
 
     def __post_init__(self) -> None:
         if self.combine not in RULES or not self.goals:
@@ -98,14 +108,28 @@ class Solution:
 
 
 async def solve(
-    goal: str, solver: Solver, *, estimate: Callable[[str], float] = lambda goal: 1.0, budget: int = 1000
+    goal: str,
+    solver: Solver,
+    *,
+    estimate: Callable[[str], float] = lambda goal: 1.0,
+    budget: int = 1000,
+    looks: int | None = None,
 ) -> Solution:
     """Asks `solver` for one goal after another, at most `budget` of them; the same goal is never asked twice.
 
+    A goal that needs itself, parts below, is no way to answer it: that part has no answer. Other tasks get their turn
+    every few milliseconds. Graphs with costs and without references: `treewright.search.planning.and_or`.
+
     estimate  confidence to hope for at a goal that was not asked yet
+    looks     most goals that are looked at, wherever they stand; None is 100 for each of the budget
     """
     root, known = _Goal(goal, None, estimate(goal)), dict[str, Sequence[Option]]()
-    while root.answer is None and root.bound > 0 and len(known) < budget:
+    looked, most, turn = 0, 100 * budget if looks is None else looks, time.monotonic() + TURN
+    while root.answer is None and root.bound > 0 and len(known) < budget and looked < most:
+        looked += 1
+        if time.monotonic() > turn:
+            await asyncio.sleep(0)
+            turn = time.monotonic() + TURN
         at = _most_promising(root)
         if at.text not in known:
             known[at.text] = tuple(await solver(at.text))
@@ -170,12 +194,16 @@ def _settle_parts(node: _All, estimate: Callable[[str], float]) -> None:
         if any(node.goals[i].answer is None for i in named):
             break
         filled = REFERENCE.sub(lambda m: _text(node.goals[int(m[1]) - 1]), text)
-        node.goals.append(_Goal(filled, node, estimate(filled)))
+        circle = _above(node, filled)
+        node.goals.append(_Goal(filled, node, 0.0 if circle else estimate(filled), [] if circle else None))
     bounds = [goal.bound for goal in node.goals]
     answers = [goal.answer for goal in node.goals if goal.answer is not None]
     whole = len(answers) == len(parts.goals)
     if parts.combine == "all":
         node.bound = math.prod(bounds)
+        node.answer = Answer(answers[-1].text, node.bound) if whole else None
+    elif parts.combine == "mean":
+        node.bound = math.prod([parts.confidence, *bounds]) ** (1.0 / (len(parts.goals) + 1))
         node.answer = Answer(answers[-1].text, node.bound) if whole else None
     elif parts.combine == "max":
         node.bound = max(bounds) if len(bounds) == len(parts.goals) else 1.0
@@ -188,6 +216,15 @@ def _settle_parts(node: _All, estimate: Callable[[str], float]) -> None:
         node.bound = 0.0 if 0.0 in bounds else 1.0
 
 
+def _above(node: _All | None, text: str) -> bool:
+    """The parts are needed, perhaps steps above, to answer this very goal."""
+    while node is not None:
+        if node.parent.text == text:
+            return True
+        node = node.parent.parent
+    return False
+
+
 def _text(goal: _Goal) -> str:
     return goal.answer.text if goal.answer is not None else ""
 
@@ -196,10 +233,16 @@ def _text(goal: _Goal) -> str:
 
 
 def as_tree(
-    solution: Solution, task: Task, run: str, reward: Callable[[str, Answer], float] | None = None, attempt: int = 0
+    solution: Solution,
+    task: Task,
+    run: str,
+    reward: Callable[[str, Answer], float] | None = None,
+    attempt: int = 0,
+    made: list[Expansion] | None = None,
 ) -> Tree:
     """The search as a stored tree is: goals are CHOICE nodes, ALL nodes have the kind ALL, answers are leaves.
 
+    made    takes the expansions, to store the tree by
     reward  of a direct answer to a goal, where the suite knows it; the credit of ALL-nodes starts from these
     Goals that were never asked stay open: such a tree is inexact. Solvers' options are no policy's draws, so it is
     inexact for training in any case; draws of a policy are credited by `training.credit.all_nodes`.
@@ -212,18 +255,20 @@ def as_tree(
             attempt=attempt,
             seed=seed_of(task.seed, run),
             policy_version="solver",
-            settings={"rule": "all_nodes"},
+            settings={"rule": "all_nodes", "max_tokens": 0},
             root=root,
         )
     )
     waiting: list[tuple[int, _Goal]] = [(0, solution.root)]
     for node, goal in waiting:
         if goal.options:
-            new = _grow(tree, node, [_option(goal, o, reward) for o in goal.options])
+            new = _grow(tree, node, [_option(goal, o, reward) for o in goal.options], made)
             for child, option in zip(new, goal.options, strict=True):
                 if isinstance(option, _All):
                     tree.kind[child] = NodeKind.ALL
-                    parts = _grow(tree, child, [(g.text, "part", NodeStatus.OPEN, 0.0, g.bound) for g in option.goals])
+                    parts = _grow(
+                        tree, child, [(g.text, "part", NodeStatus.OPEN, 0.0, g.bound) for g in option.goals], made
+                    )
                     waiting += zip(parts, option.goals, strict=True)
     tree.inexact("options of a solver, not draws of a policy")
     tree.reveal()
@@ -239,29 +284,11 @@ def _option(
     return option.text, "answer", NodeStatus.TERMINAL, earned, option.confidence
 
 
-def _grow(tree: Tree, node: int, rows: Sequence[tuple[str, str, NodeStatus, float, float]]) -> range:
-    drafts = tuple(
-        Draft(
-            after=0,
-            slot=slot,
-            mult=1,
-            share=1.0 / len(rows),
-            seed=seed_of(tree.seed[node], slot),
-            completion=Completion(text, trainable=False),
-            action=None,
-            score=score,
-            outcome=Outcome(Observation(text, "", provenance=what), status, reward=earned),
-        )
-        for slot, (text, what, status, earned, score) in enumerate(rows)
-    )
-    return tree.apply(
-        Expansion(
-            seq=len(tree.pops),
-            node=node,
-            closing=False,
-            drawn=len(rows),
-            outcome=None,
-            drafts=drafts,
-            spent=Spent(expansions=1),
-        )
-    )
+def _grow(
+    tree: Tree,
+    node: int,
+    rows: Sequence[tuple[str, str, NodeStatus, float, float]],
+    made: list[Expansion] | None,
+) -> range:
+    seen = [(Observation(t, "", provenance=what), status, earned, score) for t, what, status, earned, score in rows]
+    return hang(tree, node, seen, [] if made is None else made)

@@ -18,9 +18,11 @@ Not promised: a change that nobody names is noticed only where a step is taken a
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import math
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -31,6 +33,7 @@ from treewright.search.restore import refuse_repeat
 
 __all__ = ["Edge", "EnvironmentProbe", "Hop", "Planner", "Probe"]
 
+TURN = 0.005  # seconds after which other tasks get their turn
 State = Hashable
 Hop = tuple[State, str]
 """An action taken in a state: the state's fingerprint and the action's canonical key, `Action.of(...).key`."""
@@ -83,6 +86,7 @@ class Planner:
     _orphans: set[State] = field(default_factory=set)
     _queue: list[tuple[float, int, State, str | None]] = field(default_factory=list)
     _order: itertools.count[int] = field(default_factory=itertools.count)
+    _turn: float = 0.0
 
     # -- growing ------------------------------------------------------------------------------------------------
 
@@ -96,9 +100,11 @@ class Planner:
     async def grow(self, until: State | None = None) -> float:
         """Settles states, cheapest first, until `until` is settled (None: all). Returns the cost of `until`.
 
-        What was still waiting stays in the queue for the next call. inf where `until` cannot be reached.
+        What was still waiting stays in the queue for the next call. inf where `until` cannot be reached. Other tasks
+        get their turn every few milliseconds, however quick the world is.
         """
         while self._queue:
+            await self._breathe()
             key, _, state, action = self._queue[0]
             if until is not None and self.cost.get(until, math.inf) <= key:
                 break
@@ -108,6 +114,11 @@ class Planner:
             else:
                 await self._settle(state, action, key)
         return self.cost.get(until, math.inf) if until is not None else math.nan
+
+    async def _breathe(self) -> None:
+        if time.monotonic() > self._turn:
+            await asyncio.sleep(0)
+            self._turn = time.monotonic() + TURN
 
     async def _expand(self, state: State, key: float) -> None:
         """Offers every edge out of a state; those never taken, or forgotten, are taken."""
@@ -211,6 +222,7 @@ class Planner:
         while (cost := await self.grow(goal)) < math.inf:
             way = self.path(goal)
             for i, (state, action) in enumerate(way):
+                await self._breathe()
                 try:
                     same = await self.probe.look(state, action, way[:i].copy) == self.edges[state, action]
                 except Divergence as error:

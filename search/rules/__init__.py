@@ -11,6 +11,7 @@ from typing import Any
 
 from treewright.envs.doors import Door, call
 from treewright.envs.errors import TreewrightError
+from treewright.search.rules.ab_mcts import ab_mcts
 from treewright.search.rules.acting import beam, cascade, depth_first_critic, uct, uniform_cost
 from treewright.search.rules.astar import astar
 from treewright.search.rules.base import Rule, frontier_of
@@ -22,11 +23,13 @@ from treewright.search.rules.growth import (
     random_on_policy,
     score_first,
 )
+from treewright.search.rules.guarded import guarded
 
 __all__ = [
     "DOOR",
     "RULES",
     "Rule",
+    "ab_mcts",
     "astar",
     "beam",
     "best_first",
@@ -52,6 +55,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "astar": astar,
     "beam": beam,
     "uct": uct,
+    "ab_mcts": ab_mcts,
     "ets": ets,
     "depth_first_critic": depth_first_critic,
     "uniform_cost": uniform_cost,
@@ -63,9 +67,10 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 def known_rules() -> dict[str, Callable[..., Rule]]:
     """Every built-in rule by name, the growth schedules of `treewright.search.rules.training` included."""
+    from treewright.search.rules.segmented import WITHIN
     from treewright.search.rules.training import GROWTH
 
-    return {**RULES, **GROWTH}
+    return {**RULES, **GROWTH, **WITHIN}
 
 
 DOOR = Door(kind="rule", group="treewright.rules", built_in=known_rules)
@@ -86,4 +91,4 @@ def rule_with(name: str, options: Mapping[str, object], **given: Any) -> Rule:
         raise TreewrightError(f"rule {name!r} is a finished Rule and takes no options; name a function that makes one")
     if not isinstance(found, Rule):
         raise TreewrightError(f"rule {name!r} gave a {type(found).__name__}, not a treewright.search.Rule")
-    return found
+    return found if name in known_rules() else guarded(found, name)

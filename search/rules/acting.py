@@ -8,6 +8,7 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Effect
 from treewright.search.frontier import ByDescent, ByLayer, Delayed
 from treewright.search.rules.base import Rule, estimate, fan_out, pooled, same_action, spell
+from treewright.search.rules.by_cost import ByCost
 from treewright.search.rules.choose import choose_by_score
 from treewright.search.tree import Node, Tree
 from treewright.search.types import NodeStatus
@@ -26,12 +27,18 @@ def uniform_cost(draws: int = 2, root_draws: int = 4, irreversible: float = 1.0,
     if irreversible < 0:
         raise TreewrightError(f"irreversible = {irreversible}; a cost is at least 0")
 
-    def priority(node: Node) -> float:
-        effect = node.tree.effect
-        return -sum(irreversible if effect[i] is Effect.IRREVERSIBLE else 1.0 for i in node.tree.path(node.id)[1:])
+    def cost(tree: Tree, node: int) -> float:
+        return sum(irreversible if tree.effect[i] is Effect.IRREVERSIBLE else 1.0 for i in tree.path(node)[1:])
 
     name = spell("uniform_cost", draws=draws, root_draws=root_draws, irreversible=irreversible, eager=eager)
-    return Rule(name=name, priority=priority, draws=fan_out(root_draws, draws), eager=eager, choose=choose_by_score)
+    return Rule(
+        name=name,
+        priority=lambda node: -cost(node.tree, node.id),
+        draws=fan_out(root_draws, draws),
+        eager=eager,
+        frontier=lambda tree: ByCost(tree, lambda i: cost(tree, i), lambda i: 0.0),
+        choose=choose_by_score,
+    )
 
 
 def cascade(

@@ -22,11 +22,12 @@ class Rule:
     eager     None lets the engine choose: eager where fork or state restore is declared, lazy with replay only
     frontier  makes another order than that of static priorities: layers, walks down the tree
     prunes    why a tree is inexact once the rule has given nodes up; None for rules that give up nothing
-    keep      probability with which a new open node is kept, by a coin of its seed that is recorded; None: all are
+    keep_prob  probability with which a new open node is kept, by a coin of its seed that is recorded; None: all are
     stop      why an open node shall not be gone on from, or None; makes the tree inexact
     again     once nothing waits, an expanded node to draw from again, or None; makes the tree inexact
     foresees  drafts of a live world are asked for their effects when they are drawn, not only when they are popped
     choose    the leaf to go for once the search is over; it sees no reward either
+    tells     one line on what the search proved or tried, of a finished tree; `treewright run` prints it
     """
 
     name: str
@@ -37,10 +38,11 @@ class Rule:
     frontier: Callable[[Tree], Frontier] | None = None
     prunes: str | None = None
     choose: Callable[[Tree], int | None] = choose_by_mass
-    keep: Callable[[Node], float] | None = None
+    keep_prob: Callable[[Node], float] | None = None
     stop: Callable[[Node], str | None] | None = None
     again: Callable[[Tree], int | None] | None = None
     foresees: bool = False
+    tells: Callable[[Tree], str] | None = None
 
 
 def frontier_of(rule: Rule, tree: Tree) -> Frontier:

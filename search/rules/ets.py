@@ -8,12 +8,15 @@ covered; O_i = exp(h_i/τ) / Σ exp(h/τ) are REBASE's weights (arXiv 2408.00724
 counts nodes; here every node costs its tokens t, and T is their sum over all that could be kept, since tokens are what
 a cache holds.
 
+As in REBASE, the draws of a layer are shared out over the kept leaves: ceil(width·draws·softmax(h/τ)) each.
+
 1/K pays a cluster of poor leaves as much as one of good ones, so that cheap poor leaves are kept in their place. With
 `cover="weight"` a cluster counts for the weight of its leaves instead: λs Σ_k W_k c_k, W_k = Σ O_i over cluster k.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -28,7 +31,7 @@ from treewright.search.rules.base import Rule, estimate, fan_out, spell
 from treewright.search.rules.choose import choose_by_score
 from treewright.search.tree import Node, Tree
 
-__all__ = ["Encode", "choose_leaves", "clusters", "ets", "ngram_vectors", "node_tokens"]
+__all__ = ["Encode", "choose_leaves", "clusters", "ets", "ngram_vectors", "node_tokens", "shared_draws"]
 
 Encode = Callable[[Sequence[str]], ArrayLike]
 """Texts → [n, d] vectors."""
@@ -127,6 +130,12 @@ def choose_leaves(
     return [i for i in range(n) if solved.x[i] > 0.5]
 
 
+def shared_draws(values: Sequence[float], total: int, temperature: float) -> list[int]:
+    """[n] draws of each leaf, ceil(total · softmax(values / temperature)), so at least 1 (REBASE, arXiv 2408.00724)."""
+    weights = np.exp((np.array(values) - max(values)) / temperature)
+    return [math.ceil(share - 1e-9) or 1 for share in (total * weights / weights.sum()).tolist()] if len(values) else []
+
+
 def ets(
     width: int = 4,
     draws: int = 2,
@@ -139,6 +148,7 @@ def ets(
     prune: bool = True,
     eager: bool | None = None,
     cover: str = "count",
+    rebase: bool = True,
 ) -> Rule:
     """A beam whose members the integer program above chooses: at most `width`, sharing ancestors, unlike each other.
 
@@ -147,6 +157,7 @@ def ets(
     encode    texts → vectors, as a function or "module:function"; None counts character trigrams
     prune     False leaves the others open, to be closed for training
     cover     what a covered cluster is worth: "count", as published, or "weight"
+    rebase    share width·draws out over the kept leaves, as published; False gives each `draws`
 
     Raises TreewrightError where scipy is missing.
     """
@@ -171,10 +182,16 @@ def ets(
         chosen = choose_leaves(weights, paths, tokens, group.tolist(), width, cost_weight, cover_weight, cover)
         return [candidates[i] for i in sorted(chosen, key=lambda i: (-values[i], i))]
 
+    def allot(tree: Tree, kept: Sequence[int]) -> list[int]:
+        if list(kept) == [0]:
+            return [root_draws]
+        return shared_draws([estimate(Node(tree, i)) for i in kept], width * draws, temperature)
+
     named = encode if isinstance(encode, str) or encode is None else getattr(encode, "__qualname__", repr(encode))
     name = spell(
         "ets", width=width, draws=draws, root_draws=root_draws, cost_weight=cost_weight, cover_weight=cover_weight,
         temperature=temperature, distance=distance, encode=named, prune=prune, eager=eager, cover=cover,
+        rebase=rebase,
     )  # fmt: skip
     reason = "ets gave nodes up without a recorded keep probability" if prune else None
     return Rule(
@@ -182,7 +199,7 @@ def ets(
         priority=estimate,
         draws=fan_out(root_draws, draws),
         eager=eager,
-        frontier=lambda tree: ByLayer(tree, keep),
+        frontier=lambda tree: ByLayer(tree, keep, allot if rebase else None),
         prunes=reason,
         choose=choose_by_score,
     )

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 from treewright.envs.types import Action, Task, digest
+from treewright.envs.whole import write_whole
 from treewright.search.tree import Tree
 from treewright.search.types import Exchange
 
@@ -131,17 +133,20 @@ class PlanMemory:
                 break
         return tuple(first.values())
 
+    def likeness(self, task: Task) -> float:
+        """How much the goal of the task is like the most similar one of its suite, in [0, 1]; 0 without any."""
+        return max((goal_likeness(task.goal, p.goal) for p in self.plans if p.suite == task.suite), default=0.0)
+
     def save(self, path: str | Path) -> None:
         """One plan per line of JSON."""
         lines = [json.dumps({"suite": p.suite, "goal": p.goal, "steps": p.steps}) for p in self.plans]
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text("".join(f"{line}\n" for line in lines))
+        write_whole(path, "".join(f"{line}\n" for line in lines))
 
     @classmethod
     def load(cls, path: str | Path) -> PlanMemory:
         """What `save` wrote. Raises TreewrightError with the line that cannot be read."""
         try:
-            lines = Path(path).read_text().splitlines()
+            lines = Path(path).read_bytes().splitlines()
         except OSError as error:
             raise TreewrightError(
                 f"no plan memory at {path}: {error.strerror}; make one with: treewright plans {path} --name RUN"
@@ -149,10 +154,13 @@ class PlanMemory:
         plans = []
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = json_value(line)
                 plans.append(Plan(str(row["suite"]), str(row["goal"]), tuple(map(str, row["steps"]))))
             except (ValueError, KeyError, TypeError) as error:
-                raise TreewrightError(f"{path}, line {number} is not a plan: {error}") from error
+                raise TreewrightError(
+                    f"{path}, line {number} is not a plan: {error}; delete it, or make the file anew: "
+                    f"treewright plans {path} --name RUN"
+                ) from error
         return cls(tuple(plans))
 
 

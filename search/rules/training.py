@@ -8,12 +8,12 @@
     entropy_gated   K where the policy has become less sure after a tool result           exact
     fork_until_n    every path forks in two as long as n allows                           exact
     roulette        best first; unlikely nodes are dropped by a recorded coin             exact
-    adaptive        chains, fan or split by the suite's running success rate              exact
+    adaptive        chains, fan or split by success; or what has the least noise for cost exact
     segments        slots fall back to an earlier turn when they end; loops are stopped   inexact
     reexpand        chains first, then further draws at random nodes                      inexact
 
 Exact means: the unbiased estimator may be used once the open nodes are closed. What is inexact says so in its tree.
-All of them count a turn as a segment; nothing branches within a turn.
+They count a turn as a segment. What branches within turns is `segmented.py`, for searches with search.segments.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from treewright.envs.doors import nearest
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import seed_of
+from treewright.search.meter import AXES
 from treewright.search.rules import schedules
+from treewright.search.rules.adapting import Adapting
 from treewright.search.rules.base import Rule, estimate, spell
 from treewright.search.rules.growth import random_on_policy
 from treewright.search.tree import Node, Tree
@@ -32,6 +35,7 @@ from treewright.search.types import NodeStatus
 __all__ = [
     "GROWTH",
     "adaptive",
+    "at_least_one",
     "entropy_gated",
     "fan",
     "fork_until_n",
@@ -46,7 +50,8 @@ ENDED = (NodeStatus.TERMINAL, NodeStatus.TRUNCATED)
 REPEATED = "a path that repeated itself was stopped"
 
 
-def _at_least_one(**widths: int) -> None:
+def at_least_one(**widths: int) -> None:
+    """Raises TreewrightError for a number of draws below 1."""
     for name, width in widths.items():
         if width < 1:
             raise TreewrightError(f"{name} = {width}; a node gets at least one draw")
@@ -77,7 +82,7 @@ def late_branch(draws: int = 2, root_draws: int = 4, steps: int | None = None, e
 
     steps  how many an episode usually takes; None: the task's horizon, which most episodes never reach
     """
-    _at_least_one(draws=draws, root_draws=root_draws)
+    at_least_one(draws=draws, root_draws=root_draws)
     if steps is not None and steps < 1:
         raise TreewrightError(f"steps = {steps}; an episode has at least one")
 
@@ -95,7 +100,7 @@ def late_branch(draws: int = 2, root_draws: int = 4, steps: int | None = None, e
 
 def split(draws: int = 4, root_draws: int = 4, threshold: float = 0.5, eager: bool | None = None) -> Rule:
     """`draws` at nodes whose estimate is at least `threshold`, one at the others; nothing is dropped."""
-    _at_least_one(draws=draws, root_draws=root_draws)
+    at_least_one(draws=draws, root_draws=root_draws)
 
     def width(node: Node) -> int:
         return int(schedules.split(estimate(node), draws, threshold=threshold)) if node.depth else root_draws
@@ -119,7 +124,7 @@ def entropy_gated(
 
     usual  what to compare with; None: the mean over the turns before it, or over its siblings for a first turn
     """
-    _at_least_one(draws=draws, root_draws=root_draws)
+    at_least_one(draws=draws, root_draws=root_draws)
 
     def width(node: Node) -> int:
         if node.depth == 0:
@@ -140,22 +145,25 @@ def _usual(node: Node) -> float:
     return math.fsum(scores) / len(scores) if scores else math.nan
 
 
-def fork_until_n(n: int = 8, eager: bool | None = None) -> Rule:
-    """Every unfinished path forks in two while finished and running paths number less than n.
+def fork_until_n(n: int = 8, eager: bool | None = None, factor: int = 2) -> Rule:
+    """Every unfinished path forks in `factor` while finished and running paths number less than n.
 
     After PORTool (arXiv 2510.26020), which draws both forks of every path and keeps n minus the finished ones. Here K
     is decided before the draws, so that the forks that would be dropped are never made, and the tree stays exact.
     With search.in_flight above 1 pops in flight may pass n by less than that width.
     """
-    _at_least_one(n=n)
+    at_least_one(n=n, factor=factor)
 
     def width(node: Node) -> int:
         status = node.tree.status
         live = sum(s is NodeStatus.OPEN or s is NodeStatus.DRAFT for s in status)
         done = sum(s in ENDED for s in status)
-        return 2 if schedules.fork_until_n(live, done, n) > live else 1
+        return max(1, min(factor, 1 + n - live - done))
 
-    return Rule(name=spell("fork_until_n", n=n, eager=eager), priority=_shallow_first, draws=width, eager=eager)
+    other = {"factor": factor} if factor != 2 else {}  # trees begun before there was a factor have none in their name
+    return Rule(
+        name=spell("fork_until_n", n=n, eager=eager, **other), priority=_shallow_first, draws=width, eager=eager
+    )
 
 
 def roulette(
@@ -166,7 +174,7 @@ def roulette(
     The probability is fixed before the coin and recorded with the node, so that what is dropped is weighted for.
     Measured on small tasks, dropping lost against splitting in every case: use it to bound cost.
     """
-    _at_least_one(draws=draws, root_draws=root_draws)
+    at_least_one(draws=draws, root_draws=root_draws)
     if not (0 < least <= 1 and reference > 0):
         raise TreewrightError(f"need 0 < least <= 1 and reference > 0, got least={least}, reference={reference}")
     name = spell("roulette", draws=draws, root_draws=root_draws, reference=reference, least=least, eager=eager)
@@ -175,7 +183,7 @@ def roulette(
         priority=lambda n: n.mass * math.sqrt(estimate(n)),
         draws=lambda n: draws if n.depth else root_draws,
         eager=eager,
-        keep=lambda n: float(schedules.roulette_keep(estimate(n), reference, least=least)),
+        keep_prob=lambda n: float(schedules.roulette_keep(estimate(n), reference, least=least)),
     )
 
 
@@ -186,13 +194,24 @@ def adaptive(
     unknown: float = 0.1,
     threshold: float = 0.5,
     eager: bool | None = None,
+    by: str = "success",
+    cost: str = "sampled_tokens",
+    steps: int | None = None,
+    expand: int = 4,
 ) -> Rule:
     """Chains where a suite is often solved, a fan where sometimes, a split of what the evaluator likes where rarely.
 
     rates  running success rate of each suite, in [0, 1]; the loop gives those of its last iteration. `unknown` stands
            for the others. A split's width is one over the success of a step, rate^(1/horizon).
+    by     success: as said; noise: each tree is grown by one of the ARMS, chosen before its first draw with chances
+           that the loop learns from the noise of earlier trees' gradients for what they cost, by the axis `cost` of the
+           meter; all alike outside of a loop. `steps` is late_branch's, `expand` how many pops of best_first branch
     """
-    _at_least_one(draws=draws, root_draws=root_draws)
+    at_least_one(draws=draws, root_draws=root_draws, expand=expand)
+    if by not in ("success", "noise"):
+        raise TreewrightError(f"by = {by!r}; adaptive goes by 'success' or by 'noise'")
+    if cost not in AXES:
+        raise TreewrightError(f"cost = {cost!r}; {nearest(cost, AXES)}")
     known = {suite: round(min(1.0, max(0.0, rate)), 3) for suite, rate in sorted((rates or {}).items())}
 
     def width(node: Node) -> int:
@@ -208,8 +227,12 @@ def adaptive(
         liked = schedules.split_width(rate ** (1 / max(task.horizon, 1)) if rate else 0.0)
         return int(schedules.split(estimate(node), max(liked, draws), threshold=threshold))
 
-    name = spell("adaptive", draws=draws, root_draws=root_draws, rates=known, unknown=unknown, threshold=threshold,
-                  eager=eager)  # fmt: skip
+    told = dict(draws=draws, root_draws=root_draws, rates=known, unknown=unknown, threshold=threshold, eager=eager)
+    if by == "noise":
+        arms = Adapting(known, draws, root_draws, threshold, steps, expand)
+        name = spell("adaptive", **told, by=by, cost=cost, steps=steps, expand=expand)
+        return Rule(name=name, priority=arms.priority, draws=arms.width, eager=eager)
+    name = spell("adaptive", **told)
     return Rule(name=name, priority=lambda n: n.mass * math.sqrt(estimate(n)), draws=width, eager=eager)
 
 
@@ -220,7 +243,7 @@ def segments(root_draws: int = 4, times: int = 3, eager: bool | None = None) -> 
     stopped. Both make the tree inexact: restarts add draws after others were seen, and a stopped path has no reward.
     Restarts begin when all slots have ended, so give the search enough expansions.
     """
-    _at_least_one(root_draws=root_draws)
+    at_least_one(root_draws=root_draws)
     if times < 2:
         raise TreewrightError(f"times = {times}; a repetition needs at least 2")
 
@@ -249,7 +272,7 @@ def reexpand(root_draws: int = 4, eager: bool | None = None) -> Rule:
     The way of Tree-GRPO (arXiv 2509.21240). Inexact: the new draws share the mass of those that were there. They begin
     when all chains have ended, so give the search enough expansions.
     """
-    _at_least_one(root_draws=root_draws)
+    at_least_one(root_draws=root_draws)
 
     def again(tree: Tree) -> int | None:
         nodes = [i for i in range(len(tree)) if tree.status[i] is NodeStatus.EXPANDED]

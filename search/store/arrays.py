@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,8 +18,10 @@ from sqlalchemy import Connection, select
 from treewright.envs.types import digest
 from treewright.search.growing import Growing
 from treewright.search.schema import DRAWN, EXECUTED, LATE, NUMBERS, FieldKind, NodeField
-from treewright.search.store.models import ARRAY_COLUMNS, expansions, nodes, trees
-from treewright.search.store.reading import end_of, key_of
+from treewright.search.store.errors import StoreError
+from treewright.search.store.models import expansions, nodes, trees
+from treewright.search.store.reading import key_of
+from treewright.search.store.scanning import Scanned, scan
 from treewright.search.store.values import unescape, unreal
 from treewright.search.types import NodeStatus, Origin
 
@@ -36,9 +39,14 @@ __all__ = [
 STATUSES: Final = tuple(NodeStatus)
 """`status` in the arrays is an index into this."""
 
-DRAFT = NodeStatus.DRAFT
-INDEXED: Final = ("id", "parent", *ARRAY_COLUMNS)  # all of them stand in the index nodes_by_parent
-POP_COLUMNS: Final = ("node", "closing", "drawn", "first", "drafts", "fault", "status", "reward")
+DRAFT, EXPANDED, LOST = (STATUSES.index(s) for s in (NodeStatus.DRAFT, NodeStatus.EXPANDED, NodeStatus.UNREACHABLE))
+CODES: Final = {None: DRAFT} | {status.value: code for code, status in enumerate(STATUSES)}
+INDEXED: Final = ("coalesce(parent, -1)", "born", "mult", "n_tokens")  # with share, reward, status: in the index
+POPS: Final = (
+    "node", "drawn", "first", "drafts",
+    "CASE WHEN closing THEN 1 ELSE 0 END", "CASE WHEN fault IS NULL THEN 0 ELSE 1 END",
+)  # fmt: skip
+IDS_PER_QUERY = 500
 DTYPES: Final[dict[FieldKind, Any]] = {
     FieldKind.INT: np.int32,
     FieldKind.WIDE: np.int64,
@@ -50,7 +58,6 @@ FIRST: Final = {
     "tree": np.int32, "node": np.int32, "parent": np.int32, "born": np.int32, "mult": np.int32, "drawn": np.int32,
     "share": np.float64, "reward": np.float32, "n_tokens": np.int32,
 } | {f.tree: DTYPES[f.kind] for f in LATE}  # fmt: skip
-STATUS: Final = next(f for f in LATE if f.tree == "status")
 LATER: Final = tuple(f for f in NUMBERS if f.tree not in FIRST)
 """Numbers that are read from the nodes' own rows."""
 EXECUTED_LATER: Final = {f.tree: f for f in EXECUTED if f in LATER}
@@ -107,7 +114,7 @@ def load_arrays(connection: Connection, tree_ids: Sequence[str]) -> dict[str, ND
 
     Raises StoreError for an id that is not in the store.
     """
-    parts = [_one(connection, index, key_of(connection, name)) for index, name in enumerate(tree_ids)]
+    parts = [_one(connection, index, end) for index, end in enumerate(_ends(connection, tree_ids))]
     return {
         name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0, dtype)
         for name, dtype in FIRST.items()
@@ -117,11 +124,22 @@ def load_arrays(connection: Connection, tree_ids: Sequence[str]) -> dict[str, ND
 def load_reasons(connection: Connection, tree_ids: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Per tree why it is inexact."""
     out = []
-    for name in tree_ids:
-        end = end_of(connection, key_of(connection, name))
+    for end in _ends(connection, tree_ids):
         known = tuple(json.loads(unescape(end.reasons))) if end.reasons else ()
         out.append(known if end.status == "done" else (*known, "the tree is not finished"))
     return tuple(out)
+
+
+def _ends(connection: Connection, tree_ids: Sequence[str]) -> list[Any]:
+    """Key, status, reasons and late statuses of trees. Raises StoreError for an id that is not in the store."""
+    columns, found = (trees.c.id, trees.c.key, trees.c.status, trees.c.reasons, trees.c.final), dict[str, Any]()
+    for first in range(0, len(tree_ids), IDS_PER_QUERY):
+        some = tree_ids[first : first + IDS_PER_QUERY]
+        found |= {row.id: row for row in connection.execute(select(*columns).where(trees.c.id.in_(some)))}
+    for name in tree_ids:
+        if name not in found:
+            key_of(connection, name)
+    return [found[name] for name in tree_ids]
 
 
 def load_scores(connection: Connection, tree_ids: Sequence[str]) -> NDArray[np.float64]:
@@ -134,16 +152,73 @@ def load_scores(connection: Connection, tree_ids: Sequence[str]) -> NDArray[np.f
     return np.concatenate(parts) if parts else np.empty(0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Grown:
+    """What pops change: [N] arrays over the nodes of a tree; `status` holds indexes into STATUSES."""
+
+    drawn: NDArray[np.int32]
+    share: NDArray[np.float64]
+    reward: NDArray[np.float64]
+    status: NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pops:
+    """[E] arrays over the pops of a tree. `status` is what executing gave, DRAFT where nothing was executed."""
+
+    node: NDArray[np.int64]
+    drawn: NDArray[np.int64]
+    first: NDArray[np.int64]
+    drafts: NDArray[np.int64]
+    closing: NDArray[np.bool_]
+    fault: NDArray[np.bool_]
+    status: NDArray[np.int8]
+    reward: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, connection: Connection, key: int) -> _Pops:
+        numbers, (status, reward) = scan(connection, expansions, key, "seq", POPS, ("status", "reward"))
+        _, node, drawn, first, drafts, closing, fault = numbers
+        return cls(node, drawn, first, drafts, closing != 0, fault != 0, _statuses(status), _reals(reward))
+
+    def once(self) -> bool:
+        """Whether every node was popped once, and no pop reaches further than its node and its drafts."""
+        if self.closing.any() or self.fault.any() or (self.status == LOST).any():
+            return False
+        return not len(self.node) or int(np.bincount(self.node).max()) == 1
+
+
+def grow_at_once(pops: _Pops, born: _Grown) -> _Grown:
+    """Every pop, in any order, where `once` holds and no node was born UNREACHABLE."""
+    drawn, reward, status = born.drawn.copy(), born.reward.copy(), born.status.copy()
+    seen = pops.status != DRAFT
+    status[pops.node[seen]], reward[pops.node[seen]] = pops.status[seen], pops.reward[seen]
+    drawn[pops.node] = pops.drawn
+    status[pops.node[pops.drawn > 0]] = EXPANDED
+    return _Grown(drawn, born.share, reward, status)
+
+
+def grow_in_order(
+    connection: Connection, key: int, parent: NDArray[Any], mult: NDArray[Any], pops: _Pops, born: _Grown
+) -> _Grown:
+    """Every pop, one after the other."""
+    tree = _Stored(connection, key, parent, mult, born)
+    tree.grow(pops)
+    status = np.array([CODES[s] for s in tree.status], np.int8)
+    return _Grown(np.array(tree.drawn, np.int32), np.array(tree.share), np.array(tree.reward), status)
+
+
 class _Stored(Growing):
     """The columns of a stored tree that pops change. Slots and children are read where a pop asks for them."""
 
-    def __init__(self, connection: Connection, key: int, columns: Sequence[Sequence[Any]]) -> None:
+    def __init__(
+        self, connection: Connection, key: int, parent: NDArray[Any], mult: NDArray[Any], born: _Grown
+    ) -> None:
         self._connection, self._key = connection, key
-        _, parent, _, mult, share, reward, status, _ = columns
-        self.parent, self.mult = [-1, *parent[1:]], list(mult)
-        self.share, self.reward = list(share), list(reward)
-        self.status = [s or DRAFT for s in status]
-        self.drawn = [0] * len(parent)
+        self.parent, self.mult = parent.tolist(), mult.tolist()
+        self.share, self.reward = born.share.tolist(), born.reward.tolist()
+        self.status = [STATUSES[code] for code in born.status.tolist()]
+        self.drawn = born.drawn.tolist()
 
     @cached_property
     def _slot(self) -> list[int]:
@@ -163,16 +238,13 @@ class _Stored(Growing):
     def _below(self) -> list[list[int]]:
         return self._children
 
-    def grow(self) -> None:
+    def grow(self, pops: _Pops) -> None:
         """Every pop, in order."""
-        reward = self.reward
-        query = ", ".join(POP_COLUMNS)
-        for node, closing, draws, first, drafts, fault, seen, truth in _rows(
-            self._connection, query, expansions.name, self._key, "seq"
-        ):
-            if seen is not None and seen != DRAFT:
-                reward[node] = truth
-            self._pop(node, closing, draws, first, drafts, seen, fault is not None)
+        columns = (pops.node, pops.closing, pops.drawn, pops.first, pops.drafts, pops.status, pops.fault, pops.reward)
+        for node, closing, draws, first, drafts, code, fault, truth in zip(*(c.tolist() for c in columns), strict=True):
+            if code != DRAFT:
+                self.reward[node] = truth
+            self._pop(node, closing, draws, first, drafts, STATUSES[code] if code != DRAFT else None, fault)
 
 
 def _rows(connection: Connection, columns: str, table: str, key: int, order: str) -> Iterator[tuple[Any, ...]]:
@@ -181,24 +253,37 @@ def _rows(connection: Connection, columns: str, table: str, key: int, order: str
     return iter(cursor.fetchall())
 
 
-def _one(connection: Connection, index: int, key: int) -> dict[str, NDArray[Any]]:
-    cursor = connection.connection.cursor()
-    cursor.execute(f"SELECT {', '.join(INDEXED)} FROM {nodes.name} WHERE tree = {key:d}")
-    columns = list(zip(*sorted(cursor.fetchall()), strict=True))
-    tree = _Stored(connection, key, columns)
-    for node, status in enumerate(tree.status):
-        if status == DRAFT:
-            tree.reward[node] = None
-    tree.grow()
-    given = {"parent": tree.parent, "mult": tree.mult, "drawn": tree.drawn, "share": tree.share, "reward": tree.reward}
-    given |= {"node": columns[0], "born": columns[2], "n_tokens": columns[-1]}
-    size = len(tree.parent)
-    late = {f.tree: array_of(f, [f.default]).repeat(size) for f in LATE} | {"status": array_of(STATUS, tree.status)}
-    for node, *values in json.loads(end_of(connection, key).final or "[]"):
+def _one(connection: Connection, index: int, end: Any) -> dict[str, NDArray[Any]]:
+    numbers, others = scan(connection, nodes, end.key, "id", INDEXED, ("share", "reward", "status"))
+    (node, parent, origin, mult, n_tokens), (share, reward, status) = numbers, others
+    size, codes, pops = len(node), _statuses(status), _Pops.read(connection, end.key)
+    if (node != np.arange(size)).any():
+        raise StoreError(f"tree {end.id}: nodes of it are missing; restore the store from a copy")
+    truth = np.where(codes == DRAFT, np.nan, _reals(reward))
+    born = _Grown(np.zeros(size, np.int32), _reals(share), truth, codes)
+    if pops.once() and not (codes == LOST).any():
+        grown = grow_at_once(pops, born)
+    else:
+        grown = grow_in_order(connection, end.key, parent, mult, pops, born)
+    given = {"tree": np.full(size, index), "node": node, "parent": parent, "born": origin, "mult": mult}
+    given |= {"drawn": grown.drawn, "share": grown.share, "reward": grown.reward, "n_tokens": n_tokens}
+    late = {f.tree: array_of(f, [f.default]).repeat(size) for f in LATE} | {"status": grown.status}
+    for changed, *values in json.loads(end.final or "[]"):
         for f, value in zip(LATE, values, strict=False):
-            late[f.tree][node] = array_of(f, [value])[0]
-    known = late | {name: np.array(column, FIRST[name]) for name, column in given.items()}
-    return {name: known.get(name, np.full(size, index, np.int32)) for name in FIRST}
+            late[f.tree][changed] = array_of(f, [value])[0]
+    return late | {name: column.astype(FIRST[name], copy=False) for name, column in given.items()}
+
+
+def _reals(column: Scanned) -> NDArray[np.float64]:
+    """[N] numbers, NaN for NULL."""
+    codes, values = column
+    return np.array(values, np.float64)[codes]
+
+
+def _statuses(column: Scanned) -> NDArray[np.int8]:
+    """[N] indexes into STATUSES, DRAFT for NULL."""
+    codes, values = column
+    return np.array([CODES[value] for value in values], np.int8)[codes]
 
 
 # -- what is read on demand -------------------------------------------------------------------------------------------
@@ -265,9 +350,9 @@ def _execute(
     if status is None:
         return
     for f, value in zip(later, values, strict=True):
-        if status != DRAFT or f.tree == "effect":
+        if status != NodeStatus.DRAFT or f.tree == "effect":
             out[f.tree][node] = value
-    if status != DRAFT:
+    if status != NodeStatus.DRAFT:
         out["fingerprint"][node] = seen
         if error is not None:
             out["error"][node] = error

@@ -13,13 +13,13 @@ from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
+from treewright.envs.redact import Redactor
 from treewright.envs.types import Action, Effect, Observation, Task, digest, seed_of
 from treewright.search.fields import FIRST_SCHEMA
 from treewright.search.header import TreeHeader
-from treewright.search.schema import DRAWN, EXECUTED, SPENT, FieldKind, NodeField, by_schema, get_drawn
+from treewright.search.schema import DRAWN, EXECUTED, SPENT, FieldKind, NodeField, by_schema
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, OUTCOME_COLUMNS, SPENT_COLUMNS
-from treewright.search.store.redact import Redactor
 from treewright.search.store.sums import checksum
 from treewright.search.store.values import (
     Row,
@@ -59,7 +59,6 @@ SHORT, REMEMBERED = 1024, 4096  # characters of a text that an encoder remembers
 
 # -- fields and their columns ------------------------------------------------------------------------------------------
 
-PLAIN: Final = frozenset({FieldKind.INT, FieldKind.WIDE, FieldKind.BOOL})
 PACKED: Final[dict[FieldKind, Callable[[Any], Any]]] = {
     FieldKind.REAL: real,
     FieldKind.NAME: attrgetter("_value_"),
@@ -92,6 +91,12 @@ NO_OUTCOME: Final[Row] = (None,) * (len(OUTCOME_COLUMNS) - len(_later(EXECUTED))
 
 DRAWN_COLUMNS: Final = tuple(f.column for f in DRAWN)
 SPENT_NAMES: Final = tuple(f"spent_{name}" for name in SPENT_COLUMNS)
+SAID: Final = [i for i, f in enumerate(DRAWN) if f.path.startswith("completion.")]
+SAID_PART: Final = slice(SAID[0], SAID[-1] + 1)
+SAID_NAMES: Final = tuple(f.name for f in DRAWN[SAID_PART])
+OWN: Final = (*DRAWN[: SAID[0]], *DRAWN[SAID[-1] + 1 :])
+OWN_NAMES: Final = tuple(f.name for f in OWN)
+get_said, get_own = attrgetter(*SAID_NAMES), attrgetter(*OWN_NAMES)
 VERSION: Final = DRAWN_COLUMNS.index("policy_version")
 node_order = _places(NODE_COLUMNS[3:], (*DRAWN_COLUMNS, *OUTCOME_COLUMNS))
 pop_order = _places(EXPANSION_COLUMNS[7:], (*SPENT_NAMES, *OUTCOME_COLUMNS))
@@ -107,6 +112,8 @@ def rest_of(row: Row, later: Row) -> Row:
     So checksums of older schemas stay right, and a row has one checksum whatever the schema that it was written in.
     """
     end, first = len(row), len(row) - len(later)
+    if row[first:] == later:
+        return row[:first]
     while end > first and row[end - 1] == later[end - 1 - first]:
         end -= 1
     return row[:end]
@@ -133,6 +140,9 @@ class Encoder:
         self._said: dict[str, str] = {}
         self._shown: dict[str, tuple[str, bytes]] = {}
         self._acted: dict[int, tuple[Action, str]] = {}  # by identity, which the entry keeps alive
+        self._drawn: dict[int, tuple[Completion, list[Any]]] = {}  # by identity, too
+        self._own, self._saying = self._writing(OWN), self._writing(DRAWN[SAID_PART])
+        self._given, self._paid = self._writing(GIVEN), self._writing(PAID)
 
     def take(self) -> dict[str, bytes]:
         """The blobs since the last call."""
@@ -195,30 +205,32 @@ class Encoder:
         parts = self.text(self.json(seen.parts)) if seen.parts else None
         return self.blob(seen.text), self.text(seen.fingerprint), self.text(seen.provenance), parts
 
-    def values(self, given: Sequence[NodeField], values: Sequence[Any]) -> list[Any]:
-        """Values of fields as their columns hold them."""
-        out: list[Any] = []
-        for f, value in zip(given, values, strict=True):
-            kind = f.kind
-            if value is None or kind in PLAIN:
-                out.append(value)
-            elif kind is FieldKind.TEXT:
-                out.append(self.text(value))
-            elif kind is FieldKind.SEEN:
-                out += self.observation(value)
-            elif kind is FieldKind.ACTION:
-                out.append(self.action(value))
-            else:
-                out.append(PACKED[kind](value))
-        return out
+    def _writing(self, given: Sequence[NodeField]) -> list[tuple[int, Callable[[Any], Any]]]:
+        """Where values of these fields change on their way into columns, and how. Plain ones stay, and None does."""
+        kinds: dict[FieldKind, Callable[[Any], Any]] = {
+            **PACKED, FieldKind.TEXT: self.text, FieldKind.ACTION: self.action,
+        }  # fmt: skip
+        return [(i, kinds[f.kind]) for i, f in enumerate(given) if f.kind in kinds]
+
+    @staticmethod
+    def _written(values: list[Any], writing: Sequence[tuple[int, Callable[[Any], Any]]]) -> list[Any]:
+        """The values of fields as their columns hold them, in place."""
+        for i, write in writing:
+            value = values[i]
+            if value is not None:
+                values[i] = write(value)
+        return values
 
     def outcome(self, outcome: Outcome | None) -> Row:
         """OUTCOME_COLUMNS of an outcome."""
-        return NO_OUTCOME if outcome is None else tuple(self.values(GIVEN, get_given(outcome)))
+        if outcome is None:
+            return NO_OUTCOME
+        values = self._written(list(get_given(outcome)), self._given)
+        return (*self.observation(values[0]), *values[1:])
 
     def spent(self, spent: Spent) -> Row:
         """SPENT_COLUMNS."""
-        return tuple(self.values(PAID, get_paid(spent)))
+        return tuple(self._written(list(get_paid(spent)), self._paid))
 
     def root(self, header: TreeHeader) -> Row:
         """The row of the root: a draft that says nothing, and what reset gave."""
@@ -239,10 +251,23 @@ class Encoder:
 
     def node(self, node: int, parent: int | None, born: int, draft: Draft, version: str) -> Row:
         """NODE_COLUMNS of a draft."""
-        values = self.values(DRAWN, get_drawn(draft))
-        if draft.completion.policy_version == version:
+        done = draft.completion
+        own = self._written(list(get_own(draft)), self._own)
+        values = [*own[: SAID[0]], *self.said(done), *own[SAID[0] :]]
+        if done.policy_version == version:
             values[VERSION] = None
-        return (node, parent, born, *node_order([*values, *self.outcome(draft.outcome)]))
+        values += self.outcome(draft.outcome)
+        return (node, parent, born, *node_order(values))
+
+    def said(self, done: Completion) -> list[Any]:
+        """The columns of a draw. Scripts and replays give the same one again and again."""
+        known = self._drawn.get(id(done))
+        if known is None:
+            known = (done, self._written(list(get_said(done)), self._saying))
+            if len(self._drawn) >= REMEMBERED:
+                self._drawn.clear()
+            self._drawn[id(done)] = known
+        return known[1]
 
     def expansion(self, expansion: Expansion, first: int, version: str) -> tuple[Row, list[Row]]:
         """The row of an expansion, its checksum at the end, and the rows of its drafts."""
@@ -336,10 +361,6 @@ def decoder_of(f: NodeField) -> Callable[[Any], Any] | None:
 DRAWN_DECODERS: Final = tuple(decoder_of(f) for f in DRAWN)
 GIVEN_DECODERS: Final = tuple(decoder_of(f) for f in GIVEN[1:])
 PAID_DECODERS: Final = tuple(decoder_of(f) for f in PAID)
-SAID: Final = [i for i, f in enumerate(DRAWN) if f.path.startswith("completion.")]
-SAID_PART: Final = slice(SAID[0], SAID[-1] + 1)
-SAID_NAMES: Final = tuple(f.name for f in DRAWN[SAID_PART])
-OWN_NAMES: Final = tuple(f.name for f in (*DRAWN[: SAID[0]], *DRAWN[SAID[-1] + 1 :]))
 GIVEN_NAMES: Final = tuple(f.name for f in GIVEN[1:])
 PAID_NAMES: Final = tuple(f.name for f in PAID)
 

@@ -40,7 +40,8 @@ class Comparison:
 
 
 def compare(first: Sequence[TreeRow], second: Sequence[TreeRow], seed: int = 0) -> list[Comparison]:
-    """By suite, and for all of them together if there are several. Only finished trees count.
+    """By suite, and for all of them together if there are several. Only finished trees count, and none that begin at
+    stored nodes.
 
     The interval resamples tasks with replacement, keeping pairs together (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, chapter 13). Raises StoreError if no task was finished in both.
@@ -48,7 +49,10 @@ def compare(first: Sequence[TreeRow], second: Sequence[TreeRow], seed: int = 0) 
     a, b = _by_task(first), _by_task(second)
     both = sorted(a.keys() & b.keys())
     if not both:
-        raise StoreError(f"no task is finished in both: the first has {len(a)} finished tasks, the second {len(b)}")
+        raise StoreError(
+            f"no task is finished in both: the first has {len(a)} finished tasks, the second {len(b)}; "
+            "collect the same tasks in both"
+        )
     suites = sorted({suite for suite, _ in both})
     groups = [[task for task in both if task[0] == suite] for suite in suites]
     out = [_one(suite, group, a, b, seed) for suite, group in zip(suites, groups, strict=True)]
@@ -60,8 +64,11 @@ Task = tuple[str, str]
 
 def _by_task(rows: Sequence[TreeRow]) -> dict[Task, list[TreeRow]]:
     out: dict[Task, list[TreeRow]] = defaultdict(list)
+    run_of = {row.tree_id: row.run for row in rows}
     for row in rows:
-        if row.status == "done" and row.success is not None:
+        # What goes on from a commit is of the same run; from a node of another run's tree no whole episode begins.
+        whole = row.continues is None or run_of.get(row.continues[0]) == row.run
+        if row.status == "done" and row.success is not None and whole:
             out[row.suite, row.task_id].append(row)
     return out
 

@@ -192,7 +192,8 @@ def _insert(reading: Connection, key: int, found: _Whole, into: Database, writin
     values = dict(
         zip((*HEADER_COLUMNS, "checksum"), (*row, checksum(row, rest_of(root, NODE_REST))), strict=True)
     ) | _ending(reading, key, found)
-    facts.add(runs, [(values["run"], values["created"])])
+    ended = reading.execute(select(runs.c.ended).where(runs.c.run == values["run"])).scalar_one_or_none()
+    facts.add(runs, [(values["run"], values["created"], ended)])
     new = int(writing.execute(insert(trees).values(values).returning(trees.c.key)).scalar_one())
     writing.exec_driver_sql(into.insertion(nodes), [(new, *root, 0)])
     _grow(found, new, into, writing)

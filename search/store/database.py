@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Table
 
 from treewright.search.store.errors import StoreError
 from treewright.search.store.sqlite import SQLite
-from treewright.search.store.values import Row
+from treewright.search.store.values import Part, Row
 
 __all__ = ["Database", "Shared", "database_at"]
 
@@ -72,8 +72,11 @@ class Database(Protocol):
     def facts(self, connection: Connection) -> Shared:
         """Where facts go that several writers may want to insert at the same time."""
 
-    def load(self, connection: Connection, table: Table, constants: dict[str, Any], rows: Sequence[Row]) -> None:
-        """The fastest way in for many rows: of every column that is not in `constants`, in the table's order."""
+    def load(self, connection: Connection, table: Table, constants: dict[str, Any], parts: Iterable[Part]) -> None:
+        """The fastest way in for many rows, part after part.
+
+        parts   lists of equal length, one for every column that is not in `constants`, in the table's order
+        """
 
     def loading(self) -> AbstractContextManager[Any]:
         """Around many loads; only as the exclusive owner."""

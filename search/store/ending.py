@@ -25,11 +25,13 @@ SOLVED = 1.0 - 1e-6
 def end_values(tree: Tree, encoder: Encoder) -> dict[str, Any]:
     """The end columns of a tree."""
     outcome = None if tree.chosen is None else tree.outcome_of(tree.chosen)
-    late = [
-        (i, *(getattr(tree, f.tree)[i] for f in LATE))
-        for i in range(len(tree))
-        if tree.status[i] not in GROWN or any(getattr(tree, f.tree)[i] != f.default for f in SET)
-    ]
+    given = [getattr(tree, f.tree) for f in LATE]
+    moved = {i for i, status in enumerate(tree.status) if status not in GROWN}
+    for f in SET:
+        column = getattr(tree, f.tree)
+        if column.count(f.default) < len(column):
+            moved.update(i for i, value in enumerate(column) if value != f.default)
+    late = [(i, *(column[i] for column in given)) for i in sorted(moved)]
     spent = zip(SPENT_COLUMNS, encoder.spent(tree.spent), strict=True)
     return {
         "status": "done",

@@ -6,7 +6,7 @@ from treewright import __version__
 from treewright.envs.errors import TreewrightError
 from treewright.search.store.models import SCHEMA_VERSION
 
-__all__ = ["Fenced", "StoreError", "StoreLost", "newer", "older"]
+__all__ = ["Fenced", "StoreError", "StoreLost", "away", "newer", "older"]
 
 
 class StoreError(TreewrightError):
@@ -22,6 +22,15 @@ class StoreLost(StoreError):
 
 class Fenced(StoreError):
     """The lease of this tree ended and another process goes on with it: nothing that is still here can be written."""
+
+
+def away(name: str, error: object) -> StoreLost:
+    """A database that does not answer any more, or not yet."""
+    why = str(getattr(error, "orig", None) or error).strip().splitlines() or ["no answer"]
+    return StoreLost(
+        f"{name} does not answer ({why[0]}); everything acknowledged is kept: start it again, then type the same line "
+        "again"
+    )
 
 
 def newer(name: str, version: int, maker: str) -> StoreError:

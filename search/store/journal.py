@@ -15,12 +15,12 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
+from treewright.envs.redact import Redactor
 from treewright.envs.types import Observation
 from treewright.search.store.codec import Encoder, decode_observation
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import journal, trees
 from treewright.search.store.reading import Blobs, key_of
-from treewright.search.store.redact import Redactor
 from treewright.search.store.values import unescape
 from treewright.search.store.writer import Batch, Writer
 
@@ -48,7 +48,11 @@ NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One call of an irreversible action and how far it got. `observation` is None until it is answered."""
+    """One call of an irreversible action and how far it got. `observation` is None until it is answered.
+
+    reward, over  of a whole action that is done: what the world gave for it, and whether it ended the episode; None
+                  where that is not known
+    """
 
     id: int
     tree_id: str
@@ -57,6 +61,8 @@ class JournalEntry:
     action_key: str
     state: JournalState
     observation: Observation | None
+    reward: float | None = None
+    over: bool | None = None
 
 
 class Journal:
@@ -106,11 +112,26 @@ class Journal:
         """Records that the action is being sent. Call it, await it, then send."""
         await self._step(entry, JournalState.DISPATCHED, None)
 
-    async def outcome(self, entry: int, state: JournalState, observation: Observation | None = None) -> None:
-        """Records the answer: DONE, FAILED or IN_DOUBT, with what was seen."""
-        await self._step(entry, JournalState(state), observation)
+    async def outcome(
+        self,
+        entry: int,
+        state: JournalState,
+        observation: Observation | None = None,
+        *,
+        reward: float | None = None,
+        over: bool | None = None,
+    ) -> None:
+        """Records the answer: DONE, FAILED or IN_DOUBT, with what was seen, the reward and whether it was the end."""
+        await self._step(entry, JournalState(state), observation, reward, over)
 
-    async def _step(self, entry: int, state: JournalState, observation: Observation | None) -> None:
+    async def _step(
+        self,
+        entry: int,
+        state: JournalState,
+        observation: Observation | None,
+        reward: float | None = None,
+        over: bool | None = None,
+    ) -> None:
         def work(batch: Batch) -> None:
             rows = _rows(batch.connection, (journal.c.id == entry) | (journal.c.entry == entry))
             if not rows or rows[0].entry is not None:
@@ -133,6 +154,8 @@ class Journal:
                 "state": state.value,
                 **dict(zip(("observation", "fingerprint", "provenance", "parts"), seen, strict=True)),
                 "at": time.time(),
+                "reward": reward,
+                "over": over,
             }
             batch.connection.execute(insert(journal), values)
 
@@ -160,6 +183,8 @@ def read_entries(connection: Connection, tree_id: str | None) -> list[JournalEnt
             unescape(row.action),
             JournalState(row.state),
             decode_observation((row.observation, row.fingerprint, row.provenance, row.parts), fetch),
+            row.reward,
+            row.over,
         )
         for row in connection.execute(query)
     ]

@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 APPLICATION_ID: Final = 0x74777374  # "twst", in the header of every SQLite file that is a store
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 5
 
 ARRAY_COLUMNS: Final = ("born", "mult", "share", "reward", "status", "n_tokens")
 
@@ -136,6 +136,7 @@ runs = Table(
     metadata,
     Column("run", String(255), primary_key=True),
     Column("created", Double, nullable=False),
+    Column("ended", Double),  # when an episode of its own ended by itself; NULL for everything else
 )
 
 blobs = Table(
@@ -221,6 +222,8 @@ journal = Table(
     Column("state", String(16), nullable=False),
     *_observation(),
     Column("at", Double, nullable=False),
+    Column("reward", Double),  # of a row that is done: what the world gave, and whether it ended the episode
+    Column("over", Boolean),
     Index("journal_by_tree", "tree"),
     Index("journal_by_entry", "entry"),
 )

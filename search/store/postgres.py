@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -18,13 +18,14 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DatabaseError
-from sqlalchemy.types import BigInteger, Boolean, Double, Integer, LargeBinary, Text
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
-from treewright.search.store.errors import StoreError, newer, older
+from treewright.search.store.bare import bare, complete, wide_rows
+from treewright.search.store.binary import END, START, Rows
+from treewright.search.store.errors import StoreError, StoreLost, away, newer, older
 from treewright.search.store.migrate import make, schema_of, upgrade
 from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
-from treewright.search.store.values import Row
+from treewright.search.store.values import Part, Row
 
 __all__ = ["Postgres"]
 
@@ -34,7 +35,6 @@ IDLE_SECONDS = 15
 """A writer that stops in the middle of a transaction loses its connection after this, and with it every row lock."""
 
 AGAIN = ("40001", "40P01")  # serialization failure, deadlock
-TYPES = ((BigInteger, "int8"), (Integer, "int4"), (Double, "float8"), (Boolean, "bool"), (LargeBinary, "bytea"))
 
 
 class Postgres:
@@ -73,10 +73,12 @@ class Postgres:
             version = schema_of(connection)
             if version is None:
                 make(connection)
+                wide_rows(connection)
             elif version > SCHEMA_VERSION:
                 raise newer(self.name, version, _maker(connection))
             elif version < SCHEMA_VERSION:
                 upgrade(connection, version)
+            complete(connection)  # a process that was loading may have been killed
 
     def busy(self) -> bool:
         return True  # any number of processes may write
@@ -95,6 +97,8 @@ class Postgres:
     def _asked(self) -> Any:
         try:
             yield
+        except OperationalError as error:  # not there, or not there yet
+            raise StoreLost(f"cannot open {self.name} as a store: {str(error.orig).strip()}") from error
         except DatabaseError as error:
             raise StoreError(f"cannot open {self.name} as a store: {str(error.orig).strip()}") from error
 
@@ -156,27 +160,23 @@ class Postgres:
     def facts(self, connection: Connection) -> Facts:
         return Facts(self._url, self.name)
 
-    def load(self, connection: Connection, table: Table, constants: dict[str, Any], rows: Sequence[Row]) -> None:
-        """By COPY."""
-        columns = [c for c in table.columns]
-        fill = [constants.get(c.name) for c in columns]
-        free = [i for i, c in enumerate(columns) if c.name not in constants]
+    def load(self, connection: Connection, table: Table, constants: dict[str, Any], parts: Iterable[Part]) -> None:
+        """By one COPY, which the server works on while the next part is made."""
         raw: Any = connection.connection.cursor()
+        rows = Rows(table, constants)
+        names = ", ".join(f'"{name}"' for name in rows.names)
         try:
-            names = ", ".join(f'"{c.name}"' for c in columns)
             with raw.copy(f"COPY {table.name} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
-                copy.set_types([_type(c.type) for c in columns])
-                for row in rows:
-                    for place, value in zip(free, row, strict=True):
-                        fill[place] = value
-                    copy.write_row(fill)
-        except _driver().Error as error:
+                copy.write(START)
+                for part in parts:
+                    copy.write(rows.of(part))
+                copy.write(END)
+        except (_driver().Error, OverflowError) as error:
             raise StoreError(f"cannot write to {self.name}: {str(error).strip()}") from error
 
-    @contextmanager
-    def loading(self) -> Any:
-        """Nothing to prepare."""
-        yield
+    def loading(self) -> AbstractContextManager[None]:
+        """A store with few rows is loaded without what is faster to make at the end, see `bare`."""
+        return bare(self.writer())
 
     def retryable(self, error: Exception) -> bool:
         return getattr(getattr(error, "orig", error), "sqlstate", None) in AGAIN
@@ -221,7 +221,7 @@ class Facts:
             self._connection = psycopg.connect(plain, autocommit=True, application_name=f"treewright {os.getpid()}")
             self._connection.execute("SET synchronous_commit = off")  # the commit of the rows syncs the log before it
         except psycopg.Error as error:
-            raise StoreError(f"cannot write to {name}: {error}") from error
+            raise away(name, error) from error
 
     def add(self, table: Table, rows: Iterable[Row]) -> None:
         """In the order of their keys, or two writers could wait for each other."""
@@ -266,12 +266,6 @@ def _writers(raw: Any) -> str:
 
 def _maker(connection: Connection) -> str:
     return str(connection.execute(meta.select().where(meta.c.name == "treewright")).one().value)
-
-
-def _type(column: Any) -> str:
-    return next(
-        (name for kind, name in TYPES if isinstance(column, kind)), "text" if isinstance(column, Text) else "varchar"
-    )
 
 
 @lru_cache

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, and_, case, func, select
 
+from treewright.envs.lines import json_value
 from treewright.search.schema import DRAWN, EXECUTED, NUMERIC, FieldKind
 from treewright.search.store.arrays import STATUSES
 from treewright.search.store.codec import decoder_of
@@ -66,7 +67,8 @@ class NodeRow:
     status        what executing it gave; 'draft' if it was not executed
     score         the evaluator's estimate, NaN without one;  reward  truth, NaN where unknown
     observation   what the world showed; None unless asked for and executed
-    more          every other number, flag, name and text that the schema has of a node, by its name in a Tree
+    more          every other number, flag, name and text that the schema has of a node, by its name in a Tree; but for
+                  `routes`, which are large
     """
 
     tree_id: str
@@ -144,7 +146,7 @@ def parse_where(texts: Sequence[str]) -> dict[str, object]:
             raise StoreError(f"filter {text!r} has no operator; write suite=kg or nodes>=20")
         name, value = text.split(sign, 1)
         try:
-            out[f"{name.strip()} {sign}"] = json.loads(value)
+            out[f"{name.strip()} {sign}"] = json_value(value)
         except json.JSONDecodeError:
             out[f"{name.strip()} {sign}"] = value.strip()
     return out
@@ -162,10 +164,11 @@ EXECUTED_LATER = and_(
 
 
 NAMED = {"text", "action", "effect", "error", "status", "score", "fault", "_truth"}  # fields of NodeRow itself
+LARGE = {"routes"}  # hundreds of bytes a token; whoever needs them loads the tree
 MORE = tuple(
     f
     for f in (*DRAWN, *EXECUTED)
-    if f.tree not in NAMED and (f.kind in NUMERIC or f.kind is FieldKind.TEXT) and f.tree not in INHERITED
+    if f.tree not in NAMED | LARGE and (f.kind in NUMERIC or f.kind is FieldKind.TEXT) and f.tree not in INHERITED
 )
 MORE_DECODERS = tuple(decoder_of(f) for f in MORE)
 
@@ -229,7 +232,7 @@ def find_path(connection: Connection, tree_id: str, node: int) -> list[NodeRow]:
     query = _rows().where(nodes.c.tree == key, nodes.c.id.in_(select(up.c.id))).order_by(nodes.c.id)
     rows = connection.execute(query).all()
     if not rows:
-        raise StoreError(f"tree {tree_id} has no node {node}")
+        raise StoreError(f"tree {tree_id} has no node {node}; nodes are numbered from 0, the root")
     fetch = Blobs(connection)
     fetch.read(select(blobs).where(blobs.c.digest.in_([row.observation for row in rows if row.observation])))
     return [_node(row, fetch) for row in rows]

@@ -8,14 +8,15 @@ locked so is not given away. Times are the database's, so clocks of machines nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Double, Engine, func, literal_column, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import OperationalError
 
-from treewright.search.store.errors import Fenced, StoreError
+from treewright.search.store.errors import Fenced, StoreError, away
 from treewright.search.store.models import tasks
 
 __all__ = ["Lease", "Queue", "check_lease"]
@@ -39,12 +40,24 @@ class Lease:
 
 
 class Queue:
-    """The tasks of one store, made by TreeStore.queue. Every call is one short transaction of its own."""
+    """The tasks of one store, made by TreeStore.queue. Every call is one short transaction of its own.
+
+    Calls raise StoreLost while the database does not answer; they may be made again.
+    """
 
     def __init__(self, engine: Engine, snapshot: Callable[[], AbstractContextManager[Connection]], name: str) -> None:
         self._engine = engine
         self._snapshot = snapshot
         self._name = name
+
+    @contextmanager
+    def _begun(self) -> Iterator[Connection]:
+        """A transaction. Raises StoreLost where the database does not answer."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise away(self._name, error) from error
 
     def add(self, run: str, tree_ids: Iterable[str]) -> int:
         """Puts the trees to be grown in line, in this order, and returns how many were not there before.
@@ -56,7 +69,7 @@ class Queue:
             {"tree": tree, "run": run, "position": i, "state": "waiting", "token": 0, "tries": 0}
             for i, tree in enumerate(given)
         ]
-        with self._engine.begin() as connection:
+        with self._begun() as connection:
             added = 0
             if rows:
                 new = insert(tasks).on_conflict_do_nothing().returning(tasks.c.tree)
@@ -81,7 +94,7 @@ class Queue:
             )
             .returning(tasks.c.tree, tasks.c.position, tasks.c.token, tasks.c.tries)
         )
-        with self._engine.begin() as connection:
+        with self._begun() as connection:
             row = connection.execute(taken).one_or_none()
         return None if row is None else Lease(*row)
 
@@ -100,7 +113,7 @@ class Queue:
 
     def _change(self, lease: Lease, **values: object) -> None:
         mine = (tasks.c.tree == lease.tree_id) & (tasks.c.token == lease.token) & (tasks.c.state == "leased")
-        with self._engine.begin() as connection:
+        with self._begun() as connection:
             changed = connection.execute(update(tasks).where(mine).values(values)).rowcount
         if changed != 1:
             raise fenced(lease.tree_id)

@@ -39,6 +39,7 @@ class TreeRow:
     outcome     sum of the truth rewards on the path to the chosen node; `success` when it is at least 1
     exact       True if nothing stands in `reasons`
     created, ended   seconds since the epoch
+    continues   (tree id, node) of the stored node or commit that it goes on from; None for a whole episode
     """
 
     tree_id: str
@@ -59,6 +60,7 @@ class TreeRow:
     spent: Spent
     created: float
     ended: float | None
+    continues: tuple[str, int] | None = None
 
 
 @contextmanager
@@ -179,4 +181,5 @@ def _summary(row: Any, so_far: Mapping[int, Sequence[Any]]) -> TreeRow:
         spent=decode_spent(tuple(spent)),
         created=row.created,
         ended=row.ended,
+        continues=None if row.continues_tree is None else (row.continues_tree, row.continues_node),
     )

@@ -27,7 +27,7 @@ from sqlalchemy.pool import QueuePool
 from treewright.search.store.errors import StoreError, newer, older
 from treewright.search.store.migrate import make, upgrade
 from treewright.search.store.models import APPLICATION_ID, SCHEMA_VERSION, meta
-from treewright.search.store.values import Row
+from treewright.search.store.values import Part, Row
 
 __all__ = ["SQLite"]
 
@@ -35,6 +35,8 @@ BUSY_SECONDS = 10.0
 ROWS_PER_STATEMENT = 64  # times 34 columns is far below the 32,766 parameters that SQLite allows
 STATEMENTS = 4 * ROWS_PER_STATEMENT  # that stay prepared: one for each table and number of rows
 SYNC_SECONDS = 0.05
+ROOM_BESIDE = 64 * 1024  # bytes; the index of a log, which even readers need, begins with 32 KiB
+CACHE_KB, LOADING_KB = 32_000, 4_000  # pages that a connection keeps; rows that are loaded in order need few of them
 PAGE_BYTES = 16384  # a node with 200 tokens takes 2 to 3 KB: in pages of 4 KB a third of the file would be air
 
 
@@ -55,8 +57,9 @@ class Owner:
             raise StoreError(
                 f"{path} is being written by process {pid}; wait for it or stop it, or open with read_only=True"
             ) from error
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # the number tells others who writes; a full disk has no room for it
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         if self._handle is not None:
@@ -140,20 +143,31 @@ class SQLite:
         return _insertion(table, ignore)
 
     def insert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-        self.load(connection, table, {}, rows)
+        """A statement takes many rows: the driver gives other threads their turn once a statement, not once a row."""
+        values = ", ".join("?" for _ in table.columns)
+        for first in range(0, len(rows), ROWS_PER_STATEMENT):
+            some = rows[first : first + ROWS_PER_STATEMENT]
+            connection.exec_driver_sql(_statement(table, values, len(some)), tuple(chain.from_iterable(some)))
 
     def facts(self, connection: Connection) -> Facts:
         return Facts(connection)
 
-    def load(self, connection: Connection, table: Table, constants: dict[str, Any], rows: Sequence[Row]) -> None:
-        """Constants stand in the statement as literals: binding values is half of the time of an insert.
-
-        A statement takes many rows: the driver gives other threads their turn once a statement, not once a row.
-        """
+    def load(self, connection: Connection, table: Table, constants: dict[str, Any], parts: Iterable[Part]) -> None:
+        """Constants stand in the statement as literals: binding values is half of the time of an insert."""
         values = ", ".join(_literal(constants[c.name]) if c.name in constants else "?" for c in table.columns)
-        for first in range(0, len(rows), ROWS_PER_STATEMENT):
-            some = rows[first : first + ROWS_PER_STATEMENT]
-            connection.exec_driver_sql(_statement(table, values, len(some)), tuple(chain.from_iterable(some)))
+        cursor = connection.connection.cursor()
+        try:
+            for part in parts:
+                width, size = len(part), len(part[0])
+                flat: list[Any] = [None] * (width * size)
+                for place, column in enumerate(part):
+                    flat[place::width] = column
+                for first in range(0, size, ROWS_PER_STATEMENT):
+                    count = min(ROWS_PER_STATEMENT, size - first)
+                    given = flat[first * width : (first + count) * width]
+                    cursor.execute(_statement(table, values, count), given)
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot write to {self.name}: {error}") from error
 
     def loading(self) -> AbstractContextManager[None]:
         """While it lasts new pages are written once, not to a log first; where a reader is in the way, as always."""
@@ -233,6 +247,7 @@ def _loading(engine: Engine, handle: int) -> Any:
             raw.execute("PRAGMA busy_timeout=0")
             raw.execute("PRAGMA journal_mode=TRUNCATE")
         raw.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+        raw.execute(f"PRAGMA cache_size=-{LOADING_KB}")
     done = Event()
     early = Thread(target=_sync_early, args=(handle, done), name="sync", daemon=True)
     early.start()
@@ -242,7 +257,9 @@ def _loading(engine: Engine, handle: int) -> Any:
         done.set()
         early.join()
         with engine.connect() as connection:
-            connection.connection.cursor().execute("PRAGMA journal_mode=WAL")
+            raw = connection.connection.cursor()
+            raw.execute("PRAGMA journal_mode=WAL")
+            raw.execute(f"PRAGMA cache_size=-{CACHE_KB}")
 
 
 def _sync_early(handle: int, done: Event) -> None:
@@ -275,7 +292,7 @@ def _connect(path: Path, *, read_only: bool) -> Engine:
             raw.execute(f"PRAGMA page_size={PAGE_BYTES}")  # of a file that is still empty
             raw.execute("PRAGMA journal_mode=WAL")
             raw.execute("PRAGMA synchronous=NORMAL")
-        raw.execute("PRAGMA cache_size=-32000")
+        raw.execute(f"PRAGMA cache_size=-{CACHE_KB}")
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:
@@ -338,7 +355,18 @@ def _verify(engine: Engine, path: Path) -> int:
         raise _unreadable(path, error) from error
 
 
+def _full(path: Path) -> bool:
+    """Whether the disk of a file has no room for what SQLite puts beside it, even to read."""
+    try:
+        disk = os.statvfs(path.resolve().parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < ROOM_BESIDE
+
+
 def _unreadable(path: Path, error: DatabaseError) -> StoreError:
+    if _full(path) and any(said in str(error.orig) for said in ("disk I/O error", "is full", "unable to open")):
+        return StoreError(f"cannot open {path} as a store: its disk is full; make room, then type the same line again")
     why = f"cannot open {path} as a store: {error.orig}; restore the file from a copy"
     if "not a database" in str(error.orig):  # nothing in it can be read
         return StoreError(f"{why}, or name another one")

@@ -23,15 +23,17 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, func, select, update
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
+from treewright.envs.redact import Redactor
+from treewright.envs.secrecy import in_url, keep_secret
 from treewright.search.store.arrays import StoredArrays, load_arrays, load_more, load_reasons, load_scores
 from treewright.search.store.check import check
 from treewright.search.store.codec import Encoder, decode_expansion, decode_header
 from treewright.search.store.compare import Comparison, compare
 from treewright.search.store.database import Database, database_at
 from treewright.search.store.ending import end_values, restore_end
-from treewright.search.store.errors import StoreError
+from treewright.search.store.errors import StoreError, away
 from treewright.search.store.journal import Journal
 from treewright.search.store.models import (
     HEADER_COLUMNS,
@@ -52,7 +54,6 @@ from treewright.search.store.reading import (
     key_of,
     list_trees,
 )
-from treewright.search.store.redact import Redactor
 from treewright.search.store.values import escape, unescape
 from treewright.search.store.writer import Batch, Writer
 from treewright.search.tree import Tree, TreeHeader
@@ -108,6 +109,7 @@ class TreeStore:
         running become `interrupted`. Raises StoreError if another process writes the file, if a newer version made
         it, or if it is something else.
         """
+        keep_secret(*in_url(str(path_or_url)))
         return cls(database_at(path_or_url, read_only), read_only=read_only, redact=redact or Redactor())
 
     def _own(self) -> None:
@@ -209,8 +211,7 @@ class TreeStore:
             row, root = encoder.header(header, now)
             batch.blobs.update(encoder.blobs)
             values = dict(zip((*HEADER_COLUMNS, "checksum"), row, strict=True)) | {"status": "running"}
-            run = (values["run"], now)
-            batch.fact(runs, [run])
+            batch.fact(runs, [(values["run"], now, None)])
             key = batch.connection.execute(trees.insert().values(values).returning(trees.c.key)).scalar_one()
             batch.add(nodes, [(key, *root, 0)])
             self._cursors[header.tree_id] = _Cursor(key, header.policy_version, 0, 1)
@@ -261,6 +262,15 @@ class TreeStore:
 
         return self._pen().submit(work)
 
+    def end_run(self, run: str) -> asyncio.Future[None]:
+        """Marks a run that is one episode: it ended by itself and is not gone on with."""
+
+        def work(batch: Batch) -> None:
+            mine = update(runs).where(runs.c.run == escape(run))
+            batch.connection.execute(mine.values(ended=time.time()))
+
+        return self._pen().submit(work)
+
     def interrupt(self, tree_id: str) -> asyncio.Future[None]:
         """Marks a tree that will be resumed later; the next append marks it running again."""
 
@@ -297,11 +307,14 @@ class TreeStore:
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A connection whose reads see one state of the store. Raises StoreError where the database does."""
+        """A connection whose reads see one state of the store. Raises StoreError where the database does, StoreLost
+        while one that is shared does not answer."""
         try:
             with self._reading.connect() as connection:
                 yield connection
         except DatabaseError as error:
+            if self._database.shared and isinstance(error, OperationalError):
+                raise away(self.name, error) from error
             raise StoreError(f"cannot read {self.name}: {error.orig}; restore the file from a copy") from error
 
     def status(self, tree_id: str) -> str | None:
@@ -309,6 +322,12 @@ class TreeStore:
         with self.snapshot() as connection:
             found = connection.execute(select(trees.c.status).where(trees.c.id == tree_id)).scalar_one_or_none()
         return None if found is None else str(found)
+
+    def ended(self, run: str) -> bool:
+        """Whether `end_run` was told of it."""
+        with self.snapshot() as connection:
+            found = connection.execute(select(runs.c.ended).where(runs.c.run == escape(run))).scalar_one_or_none()
+        return found is not None
 
     def header(self, tree_id: str) -> TreeHeader:
         """What the tree was started with. Raises StoreError if it is unknown or damaged."""

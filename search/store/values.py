@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import sys
 import zlib
 from array import array
@@ -13,6 +14,7 @@ from treewright.envs.types import digest
 from treewright.search.store.errors import StoreError
 
 __all__ = [
+    "Part",
     "Row",
     "compress",
     "escape",
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 Row = tuple[Any, ...]
+Part = Sequence[Sequence[Any]]
+"""Rows as their columns."""
 
 ESCAPED: Final = "\ufffe"  # a noncharacter: marks texts that databases cannot hold as they are
 NEGATIVE_ZERO: Final = -5e-324  # SQLite keeps no sign of zero, and the sign shows in a tree's digest
@@ -75,15 +79,20 @@ def unpack(code: str, raw: bytes) -> tuple[Any, ...]:
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
-    return little(array("i", ids)) if ids else b""
+    return struct.pack(f"<{len(ids)}i", *ids) if ids else b""
 
 
 def pack_floats(values: Sequence[float]) -> bytes:
     """'f' + float32 where nothing is lost, else 'd' + float64; empty for no values."""
     if not values:
         return b""
-    small = array("f", values)
-    return b"f" + little(small) if tuple(small) == tuple(values) else b"d" + little(array("d", values))
+    try:
+        small = struct.pack(f"<{len(values)}f", *values)
+    except OverflowError:
+        small = b""
+    if small and struct.unpack(f"<{len(values)}f", small) == tuple(values):
+        return b"f" + small
+    return b"d" + struct.pack(f"<{len(values)}d", *values)
 
 
 def unpack_floats(raw: bytes) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from treewright.search.store.database import Database, Shared
-from treewright.search.store.errors import StoreError, StoreLost
+from treewright.search.store.errors import StoreError, StoreLost, away
 from treewright.search.store.models import blobs
 from treewright.search.store.values import Row, compress
 
@@ -189,16 +189,20 @@ class Writer:
             if tries > 1 and self._database.retryable(error):
                 return self._commit(connection, facts, group, tries - 1)
             if isinstance(error, OperationalError | OSError | MemoryError) or type(error) is DatabaseError:
-                cause = getattr(error, "orig", error)
-                self._broken = StoreLost(
-                    f"cannot write {self._name}: {cause}; everything acknowledged is kept: "
-                    "make room or repair the disk, then open the store again and resume"
-                )
+                self._broken = self._lost(error)
                 self._broken.__cause__ = error
                 return [self._broken] * len(group)
             if len(group) > 1:
                 return [result for job in group for result in self._commit(connection, facts, [job])]
             return [_explain(self._name, error)]
+
+    def _lost(self, error: Exception) -> StoreLost:
+        if self._database.shared and not isinstance(error, MemoryError):
+            return away(self._name, error)
+        return StoreLost(
+            f"cannot write {self._name}: {getattr(error, 'orig', error)}; everything acknowledged is kept: "
+            "make room or repair the disk, then open the store again and resume"
+        )
 
     def _transact(self, connection: Connection, facts: Shared, group: list[Job]) -> list[Any]:
         with self._database.transaction(connection, any(job.durable for job in group)):

@@ -46,18 +46,22 @@ def tree_logp_grad(
     chunk: int = 4096,
     bias: Tensor | None = None,
     softcap: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    frozen: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients [N, H] of h, [V, H] of weight and [V] of bias where those of logp [M] and entropy [N] are known.
 
     One pass, three matrix products per chunk; weight's gradient is summed in float32 or wider.
+    frozen  weight is not trained: its gradient is None, and costs neither time nor memory
     """
     wide = torch.promote_types(h.dtype, torch.float32)
     d_h = torch.empty_like(h)
-    d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+    d_weight = None if frozen else torch.zeros(weight.shape, dtype=wide, device=weight.device)
     d_bias = None if bias is None else torch.zeros(bias.shape, dtype=wide, device=bias.device)
     for start, stop, pairs in _chunks(h.shape[0], row, chunk):
         logits = _logits(h[start:stop], weight, bias, softcap)
         log_probs = torch.log_softmax(logits, -1)
+        bend = None if softcap is None else logits.div_(softcap).square_().neg_().add_(1)
+        del logits  # a chunk's numbers exist three times at most
         probs = log_probs.exp()
         factor = torch.zeros(stop - start, 1, dtype=wide, device=h.device)
         g = None if d_logp is None else d_logp[pairs].to(wide)
@@ -65,18 +69,32 @@ def tree_logp_grad(
             factor.index_add_(0, row[pairs] - start, -g[:, None])
         if d_entropy is not None:
             entropy = -(probs * log_probs).sum(-1, keepdim=True)
-            factor = factor - d_entropy[start:stop, None].to(wide) * (log_probs + entropy)
+            factor = log_probs.add_(entropy).mul_(-d_entropy[start:stop, None].to(wide)).add_(factor)
         d_logits = probs.mul_(factor)
+        del log_probs, factor
         if g is not None:
             d_logits.index_put_((row[pairs] - start, target[pairs]), g, accumulate=True)
-        if softcap is not None:
-            d_logits = d_logits * (1 - (logits / softcap) ** 2)
+        if bend is not None:
+            d_logits.mul_(bend)
         if d_bias is not None:
             d_bias += d_logits.sum(0)
         d_logits = d_logits.to(h.dtype)
         d_h[start:stop] = d_logits @ weight
-        d_weight += d_logits.T @ h[start:stop]
-    return d_h, d_weight.to(weight.dtype), None if d_bias is None or bias is None else d_bias.to(bias.dtype)
+        if d_weight is not None:
+            _add_product(d_weight, d_logits.T, h[start:stop])
+    return (
+        d_h,
+        None if d_weight is None else d_weight.to(weight.dtype),
+        None if d_bias is None or bias is None else d_bias.to(bias.dtype),
+    )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, without a second array of its size where the types allow it."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -112,7 +130,8 @@ class _KnownGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         row, target, d_logp, d_entropy, chunk, softcap = rest
-        ctx.save_for_backward(*tree_logp_grad(h, weight, row, target, d_logp, d_entropy, chunk, bias, softcap))
+        frozen = not ctx.needs_input_grad[1]
+        ctx.save_for_backward(*tree_logp_grad(h, weight, row, target, d_logp, d_entropy, chunk, bias, softcap, frozen))
         return torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
 
     @staticmethod
@@ -131,7 +150,7 @@ class _TreeLogp(torch.autograd.Function):
         for start, stop, pairs in _chunks(h.shape[0], row, chunk):
             log_probs = torch.log_softmax(_logits(h[start:stop], weight, bias, softcap), -1)
             logp[pairs] = log_probs[row[pairs] - start, target[pairs]]
-            entropy[start:stop] = -(log_probs.exp() * log_probs).sum(-1)
+            entropy[start:stop] = -log_probs.exp().mul_(log_probs).sum(-1)
         ctx.save_for_backward(h, weight, bias, row, target)
         ctx.chunk, ctx.softcap = chunk, softcap
         ctx.set_materialize_grads(False)
@@ -141,7 +160,8 @@ class _TreeLogp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         h, weight, bias, row, target = ctx.saved_tensors
         d_logp, d_entropy = grads
-        known = tree_logp_grad(h, weight, row, target, d_logp, d_entropy, ctx.chunk, bias, ctx.softcap)
+        frozen = not ctx.needs_input_grad[1]
+        known = tree_logp_grad(h, weight, row, target, d_logp, d_entropy, ctx.chunk, bias, ctx.softcap, frozen)
         return *known, None, None, None, None
 
 

@@ -84,14 +84,16 @@ def load_tasks(path: str | Path, suite: str) -> list[Task]:
                 task = _task(f"{path}, line {number}", fields, suite)
                 if task.id in tasks:
                     raise TreewrightError(
-                        f"{path}, line {number}: id {task.id!r} was used in line {lines[task.id]} already"
+                        f"{path}, line {number}: id {task.id!r} was used in line {lines[task.id]} already; give another"
                     )
             except TreewrightError as error:
                 wrong.append(str(error))
                 continue
             tasks[task.id], lines[task.id] = task, number
     except (OSError, UnicodeError) as error:
-        raise TreewrightError(f"cannot read tasks from {path}: {error}") from error
+        raise TreewrightError(
+            f"cannot read tasks from {path}: {error}; name a file with one JSON object a line"
+        ) from error
     if not tasks:
         none = f'{path} holds no task; write one a line: {{"id": "first", "goal": "what to do"}}'
         more = f" (and {len(wrong) - 1} more wrong lines)" if len(wrong) > 1 else ""
@@ -103,7 +105,9 @@ def load_tasks(path: str | Path, suite: str) -> list[Task]:
 
 def _task(where: str, fields: Any, suite: str) -> Task:
     if isinstance(fields, BadLine):
-        raise TreewrightError(f"{where}: {fields.why}")
+        raise TreewrightError(
+            f'{where}: {fields.why}; a task is an object such as {{"id": "first", "goal": "what to do"}}'
+        )
     if not isinstance(fields, dict):
         raise TreewrightError(f'{where}: a task is an object such as {{"id": "first", "goal": "what to do"}}')
     optional = FIELDS.keys() - set(NEEDED)
@@ -125,6 +129,8 @@ def _check_field(where: str, name: str, value: object) -> None:
         raise TreewrightError(f"{where}: field {name!r} must be {WORDS[FIELDS[name]]}, not {json.dumps(value)[:60]}")
     if name == "split" and value not in SPLITS:
         raise TreewrightError(f"{where}: field 'split' must be 'train' or 'test', not {value!r}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise TreewrightError(f"{where}: field {name!r} must be an integer of at most 64 bits, not {value}")
     if name == "horizon" and isinstance(value, int) and value < 1:
         raise TreewrightError(f"{where}: field 'horizon' must be at least 1, not {value}")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from treewright.envs.errors import TreewrightError
 from treewright.envs.naming import load_named, place_of
 
-__all__ = ["Door", "call", "nearest", "options_of"]
+__all__ = ["Door", "blamed", "call", "nearest", "options_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,15 @@ def call(
             mine = [name for name in known if name not in given]
             raise error(f"{what} has no option {option!r}; {nearest(option, mine)}")
     told = {name: value for name, value in given.items() if known is None or name in known}
-    try:
+    with blamed(what, error):
         return function(**{**told, **options})
+
+
+@contextmanager
+def blamed(what: str, error: type[TreewrightError] = TreewrightError) -> Iterator[None]:
+    """What a user's part raises becomes one sentence that names the part, its file and the line."""
+    try:
+        yield
     except (TreewrightError, ImportError):  # a missing package is told by whoever knows what to install
         raise
     except Exception as mistake:

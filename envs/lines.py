@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BadLine", "json_lines", "whole_text"]
+__all__ = ["BadLine", "json_lines", "json_value", "whole_text"]
 
 BOM = "\ufeff"
+DEEPEST = 200
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 NOT_UTF8 = range(0xDC80, 0xDD00)  # what "surrogateescape" makes of a byte that is none
 HALVES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
@@ -42,16 +43,45 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, _value(text)
 
 
+def json_value(text: str | bytes, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a JSON text from outside says; `hook` as json.loads has it.
+
+    Raises json.JSONDecodeError (a ValueError) for whatever is wrong with it: bytes that are no UTF-8, numbers of too
+    many digits, and nesting beyond DEEPEST, which nobody means and whatever walks the value would break on.
+    """
+    try:
+        whole = text if isinstance(text, str) else text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise json.JSONDecodeError(f"it is not UTF-8 text, see byte {error.start}", "", 0) from None
+    try:
+        value = json.loads(whole, object_hook=hook)
+        if whole.count("{") + whole.count("[") > DEEPEST and _depth(value) > DEEPEST:
+            raise RecursionError
+        return value
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError(f"it is nested deeper than {DEEPEST} levels", whole, 0) from None
+    except ValueError as error:  # a whole number of too many digits
+        raise json.JSONDecodeError(str(error).partition(";")[0], whole, 0) from None
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
+
 def _value(text: str) -> Any:
     at = next((i for i, character in enumerate(text) if ord(character) in NOT_UTF8), -1)
     if at >= 0:
         return BadLine(f"not UTF-8: byte 0x{ord(text[at]) - 0xDC00:02x} at column {at + 1}")
     try:
-        return json.loads(text)
+        return json_value(text)
     except json.JSONDecodeError as error:
         return BadLine(f"not valid JSON: {error.msg} at column {error.colno}")
-    except (RecursionError, ValueError) as error:
-        return BadLine(f"not valid JSON: {error}")
 
 
 def whole_text(value: Any) -> Any:

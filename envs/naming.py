@@ -16,7 +16,7 @@ from typing import Any
 
 from treewright.envs.errors import TreewrightError
 
-__all__ = ["file_of", "import_named", "load_named", "modules_here", "place_of", "shadowed"]
+__all__ = ["file_of", "import_named", "load_named", "modules_here", "own_place", "place_of", "shadowed"]
 
 
 def import_named(name: str) -> ModuleType:
@@ -63,7 +63,9 @@ def load_named(spec: str, what: str, known: str = "") -> Any:
     try:
         module = import_named(module_name)
     except ImportError as error:
-        raise TreewrightError(f"{what} = {spec!r}: cannot import {module_name!r}: {error}") from error
+        raise TreewrightError(
+            f"{what} = {spec!r}: cannot import {module_name!r}: {error}; mend it, or type in its folder"
+        ) from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, dir(module), n=1)
         raise TreewrightError(
@@ -101,6 +103,12 @@ def place_of(error: BaseException) -> str:
     own = [(frame, line) for frame, line in frames if not frame.f_code.co_filename.startswith(_INSTALLED)]
     frame, line = (own or frames)[-1]
     return f" ({os.path.basename(frame.f_code.co_filename)}, line {line})"
+
+
+def own_place(error: BaseException) -> str:
+    """`place_of`, but empty where only installed packages and this one took part."""
+    files = (frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
+    return place_of(error) if any(not file.startswith(_INSTALLED) for file in files) else ""
 
 
 _FLOORS = Path(__file__).parents[1]

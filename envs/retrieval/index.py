@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -69,6 +73,7 @@ class LexicalIndex:
         self._schema = builder.build()
         self._size, self._boost, self._joint = len(docs), title_boost, joint
         self._searcher = self._opened(docs, folder).searcher()
+        self._positions: defaultdict[int, array[int]] = defaultdict(lambda: array("q"))  # by segment; -1: not known
 
     def _opened(self, docs: Sequence[Doc], folder: Path | None) -> tantivy.Index:
         if folder is None:
@@ -113,8 +118,19 @@ class LexicalIndex:
             if len(hits) < limit or limit == self._size or hits[k - 1][0] > hits[-1][0]:
                 break
             limit = min(self._size, 4 * limit)
-        found = [Hit(int(self._searcher.doc(at)["position"][0]), float(score)) for score, at in hits]
-        return sorted(found, key=lambda hit: (-hit.score, hit.position))[:k]
+        least = hits[min(k, len(hits)) - 1][0] if hits else 0.0
+        found = [(-score, self._position(at)) for score, at in hits if score >= least]
+        return [Hit(position, -score) for score, position in nsmallest(k, found)]
+
+    def _position(self, at: tantivy.DocAddress) -> int:
+        """Which document it is. Asked of the index once for each, as ties bring thousands of them."""
+        doc: int = at.doc
+        known = self._positions[at.segment_ord]
+        if doc >= len(known):
+            known.extend(repeat(-1, doc + 1 - len(known)))
+        if known[doc] < 0:
+            known[doc] = int(self._searcher.doc(at)["position"][0])
+        return known[doc]
 
     def _parse(self, words: Sequence[str]) -> tantivy.Query:
         should = []

@@ -51,7 +51,7 @@ def load_multihop(path: str | Path) -> tuple[Corpus, list[Question]]:
         try:
             passages, question = list(_passages(row, where)), _question(row, number, where)
             if question is not None and question.id in questions:
-                raise CorpusError(f"{where}: id {question.id!r} stands twice")
+                raise CorpusError(f"{where}: id {question.id!r} stands twice; give each its own")
         except CorpusError as error:
             left_out.add(error)
             continue

@@ -8,13 +8,13 @@ Such a server gives whole passages and no way to ask for one by name, so the wor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import httpx
 
 from treewright.envs.errors import EnvFault, boundary
+from treewright.envs.lines import json_value
 from treewright.envs.retrieval.answers import exact_match, f1
 from treewright.envs.retrieval.corpus import Question
 from treewright.envs.retrieval.rows import clean
@@ -53,9 +53,9 @@ class RemoteServer:
 
 def _passages(answer: httpx.Response, url: str) -> list[Passage]:
     try:
-        (found,) = answer.json()["result"]
+        (found,) = json_value(answer.content)["result"]
         return [_passage(one) for one in found]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EnvFault(
             f"retrieval server {url}: expected {{'result': [[{{'document': {{'contents': …}}, 'score': …}}]]}}, got "
             f"{answer.text[:120]!r} ({type(error).__name__}: {error})"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 
 __all__ = ["CorpusError", "LeftOut", "clean", "decoded", "one_line", "records", "rows_of"]
 
@@ -98,15 +99,17 @@ def rows_of(path: Path, left_out: LeftOut) -> Iterator[tuple[str, int, dict[str,
                 if line.strip() and (row := _parsed(line, where, left_out)) is not None:
                     yield where, number, row
     except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
+        raise CorpusError(
+            f"cannot read {path}: {error.strerror}; name a file of JSON lines, or a folder of texts"
+        ) from error
     except UnicodeError as error:  # UTF-16 that is cut short
-        raise CorpusError(f"{path} is not {encoding} text: {error}") from error
+        raise CorpusError(f"{path} is not {encoding} text: {error}; save it as UTF-8") from error
 
 
 def _parsed(line: str, where: str, left_out: LeftOut) -> dict[str, Any] | None:
     try:
         line.encode()
-        row = json.loads(line)
+        row = json_value(line)
         if isinstance(row, dict):
             return row
         left_out.add(f"{where}: expected a JSON object, got {type(row).__name__}")
@@ -114,8 +117,6 @@ def _parsed(line: str, where: str, left_out: LeftOut) -> dict[str, Any] | None:
         left_out.add(f"{where}: not UTF-8 text at character {error.start + 1}")
     except json.JSONDecodeError as error:
         left_out.add(f"{where}, column {error.colno}: not JSON ({error.msg})")
-    except (ValueError, RecursionError) as error:
-        left_out.add(f"{where}: not JSON that can be read ({error})")
     return None
 
 
@@ -125,12 +126,14 @@ def records(path: Path, left_out: LeftOut) -> Iterator[tuple[str, int, dict[str,
         with path.open("rb") as file:
             head = file.read(256)
             listed = head.decode(_encoding(head), "ignore").lstrip("\ufeff \t\r\n").startswith("[")
-        rows = json.loads(decoded(path.read_bytes())) if listed else None
+        rows = json_value(decoded(path.read_bytes())) if listed else None
     except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+        raise CorpusError(
+            f"cannot read {path}: {error.strerror}; name a file of JSON lines, or a folder of texts"
+        ) from error
+    except ValueError as error:
         if not str(error).startswith("Extra data"):  # else these are lines, and the first is an odd one
-            raise CorpusError(f"{path} is not JSON: {error}") from error
+            raise CorpusError(f"{path} is not JSON: {error}; write one object a line, or one list of them") from error
         rows = None
     if rows is None:
         yield from rows_of(path, left_out)

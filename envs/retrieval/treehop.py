@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 from treewright.envs.retrieval.corpus import Corpus
 from treewright.envs.retrieval.dense import DenseIndex, Vectors, encode_queries, label
 from treewright.envs.retrieval.hybrid import fuse
@@ -78,7 +79,7 @@ class Gate:
             with np.load(path, allow_pickle=False) as kept:
                 # Gates of the first form have the encoder's name only.
                 told = (
-                    json.loads(str(kept["told"])) if "told" in kept else {"encoder": json.loads(str(kept["encoder"]))}
+                    json_value(str(kept["told"])) if "told" in kept else {"encoder": json_value(str(kept["encoder"]))}
                 )
                 return cls(kept["w1"], kept["b1"], kept["w2"], kept["b2"], **told)
         except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:

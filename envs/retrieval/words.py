@@ -46,18 +46,20 @@ UNSPACED = re.compile(
     "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
 # What carries no meaning of its own for a search: accents left without a letter that has them, Hebrew and Arabic
-# pointing, the Arabic lengthening stroke, soft hyphens, joiners and other invisible characters.
+# pointing, Hebrew's marks of abbreviations, letters that stand for an apostrophe (the okina), the Arabic lengthening
+# stroke, soft hyphens, joiners and other invisible characters.
 _SILENT = re.compile(
-    "[\u00ad\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u200b-\u200f\u2060\ufeff]"
+    "[\u00ad\u02b9-\u02bf\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf-\u05c7\u05f3\u05f4\u0610-\u061a\u0640\u064b-\u065f\u0670\u200b-\u200f\u2060\ufeff]"
 )
 
 
 @cache
 def _folds() -> dict[int, str]:
-    """Greek letters without accents, ё as е, the digits of all scripts as 0–9."""
+    """Greek letters without accents, ё as е, Persian's and Urdu's kaf and yeh as Arabic's, all digits as 0–9."""
     greek = {c: unicodedata.normalize("NFD", chr(c))[0] for c in (*range(0x386, 0x3CF), *range(0x1F00, 0x2000))}
     digits = {c: str(d) for c in range(0x660, sys.maxunicode) if (d := unicodedata.decimal(chr(c), None)) is not None}
-    return {**greek, **digits, ord("ё"): "е"}
+    arabic = {0x6A9: "\u0643", 0x6CC: "\u064a", 0x649: "\u064a", 0x6C1: "\u0647", 0x6BE: "\u0647"}
+    return {**greek, **digits, **arabic, ord("ё"): "е"}
 
 
 _FOLDABLE = frozenset(map(chr, _folds()))

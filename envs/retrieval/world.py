@@ -60,6 +60,11 @@ class RetrievalWorld(EvidenceWorld):
             return await self._search(call.arguments["query"])
         return await self._read(call.arguments["doc"], call.arguments.get("page", 1))
 
+    async def document(self, name: str) -> str | None:
+        """The whole text of a document by id, which `read` shows page by page; None for no such document."""
+        doc = self.corpus.get(name)
+        return None if doc is None else f"{doc.title}\n\n{doc.text}" if doc.title else doc.text
+
     def grade(self, answer: str, key: int) -> float:
         return self._reward(answer, self.task.truth["answers"])
 

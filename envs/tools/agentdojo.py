@@ -28,9 +28,11 @@ NAMES = ("workspace", "travel", "banking", "slack")
 
 def agentdojo_suite(
     name: str, *, version: str = "v1.2.2", injections: Mapping[str, str] | None = None,
-    effects: Mapping[str, Effect | str] | None = None,
+    effects: Mapping[str, Effect | str] | None = None, sandboxed: bool = True,
 ) -> Suite:  # fmt: skip
     """One of AgentDojo's suites; `injections` are texts that an attacker puts into its world, by AgentDojo's names.
+
+    sandboxed  False treats it as a live world: what `effects` does not call read or reversible waits for an approval
 
     Raises TreewrightError for an unknown suite, and where agentdojo is not installed.
     """
@@ -54,7 +56,7 @@ def agentdojo_suite(
 
     world = ToolWorld.of(
         make, [_tool(function) for function in dojo.tools], effects, name=title, judge=judge,
-        copy=copy_state, fingerprint=lambda env: digest(env.model_dump_json()), render=_render, sandboxed=True,
+        copy=copy_state, fingerprint=lambda env: digest(env.model_dump_json()), render=_render, sandboxed=sandboxed,
     )  # fmt: skip
 
     def tasks(split: str, count: int) -> Sequence[Task]:
@@ -119,12 +121,22 @@ def _suites(version: str) -> Mapping[str, Any]:
     return dict(get_suites(version))
 
 
+CLIENTS = ("anthropic", "cohere", "google.genai", "openai")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
 def _stand_in(package: str, folder: Path) -> None:
     """Lets the suites be imported without the four model clients that the package around them imports.
 
     The suites use nothing of the clients, nor of the ground-truth pipeline, which leads to one of them.
     """
-    if package in sys.modules or importlib.util.find_spec("anthropic") is not None:
+    if package in sys.modules or all(map(_installed, CLIENTS)):
         return
     module, pipeline = ModuleType(package), ModuleType(f"{package}.ground_truth_pipeline")
     module.__path__ = [str(folder)]

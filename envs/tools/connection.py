@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
@@ -23,12 +25,16 @@ from pydantic import ValidationError
 
 from treewright.envs.errors import ActionTimeout, SessionDied
 from treewright.envs.tools.asked import Answers
+from treewright.envs.tools.over_http import OverHttp
 from treewright.envs.tools.room import Place
 from treewright.envs.tools.wire import Wire
 
 __all__ = ["Connection"]
 
+log = logging.getLogger(__name__)
+
 _STDERR_TAIL = 400  # characters of a dead server's stderr that an error quotes
+_LEAST_WAIT, _MOST_WAIT = 0.2, 5.0  # seconds before a request that was not taken is sent again, if it does not say
 
 
 @dataclass(slots=True)
@@ -36,6 +42,7 @@ class _Request:
     name: str  # of the tool; empty: list the tools again
     arguments: Mapping[str, Any]
     answer: asyncio.Future[CallToolResult]
+    once: bool = False  # never sent again, whatever is answered in the server's place
 
 
 class Connection:
@@ -47,7 +54,9 @@ class Connection:
     place     where the server sees its folder, if not where it is
 
     `tools` follow the server where it says that they changed; `changed` counts how often that was. What a server sends
-    is mended where it does not fit the protocol (see Wire), so an answer that came is never lost.
+    is mended where it does not fit the protocol (see Wire), so an answer that came is never lost. What stands between
+    may answer, too: a call that got no answer of the server is SessionDied, and one that was not taken (HTTP 429, or
+    503 with Retry-After) is sent again until the deadline, unless it is to be sent once.
 
     A connection that timed out, was cancelled in mid-call or lost its server is `dead` and stays so: a late
     answer, or a late write of the server, must not reach whatever comes next. Open a new one.
@@ -66,13 +75,15 @@ class Connection:
         self.tools: tuple[Tool, ...] = ()
         self.changed = 0
         self.wire = Wire(self._what(), place.rewrite if place is not None else None)
+        self.over = OverHttp()
         self._queue: asyncio.Queue[_Request | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._stderr: TextIO | None = None
+        self._lost = False  # no call is answered any more; the process may still be on its way out
 
     @property
     def dead(self) -> bool:
-        return self._task is None or self._task.done() or self._task.cancelling() > 0
+        return self._lost or self._task is None or self._task.done() or self._task.cancelling() > 0
 
     async def open(self) -> None:
         """Starts the server and reads its tools. Raises SessionDied or ActionTimeout, quoting the server's stderr."""
@@ -82,22 +93,27 @@ class Connection:
             self.tools = await asyncio.wait_for(asyncio.shield(ready), self.deadline)
         except TimeoutError as error:
             self.abandon()
-            raise ActionTimeout(f"{self._what()} did not start within {self.deadline} s{self._tail()}") from error
+            raise ActionTimeout(f"{self._what()} did not start within {self.deadline} s{self._last()}") from error
         except BaseException:
             self.abandon()
             raise
 
-    async def call(self, name: str, arguments: Mapping[str, Any]) -> CallToolResult:
-        """The server's answer to one call. Raises SessionDied, ActionTimeout, or MCPError for an error answer."""
+    async def call(self, name: str, arguments: Mapping[str, Any], once: bool = False) -> CallToolResult:
+        """The server's answer to one call. Raises SessionDied, ActionTimeout, or MCPError for an error answer.
+
+        once  what cannot be undone: who stands between may well say that it was not taken, and be wrong
+        """
         if self.dead:
             raise SessionDied(f"{self._what()} is gone; reset or restore starts a new one{self._tail()}")
-        request = _Request(name, arguments, asyncio.get_running_loop().create_future())
+        request = _Request(name, arguments, asyncio.get_running_loop().create_future(), once)
         self._queue.put_nowait(request)
         try:
             return await asyncio.wait_for(request.answer, self.deadline)
         except TimeoutError as error:
             self.abandon()
-            raise ActionTimeout(f"{self._what()}: {name} gave no answer within {self.deadline} s") from error
+            raise ActionTimeout(
+                f"{self._what()}: {name} gave no answer within {self.deadline} s{self._last()}"
+            ) from error
         except asyncio.CancelledError:
             self.abandon()
             raise
@@ -125,23 +141,55 @@ class Connection:
 
     async def _live(self, ready: asyncio.Future[tuple[Tool, ...]]) -> None:
         try:
-            async with self._client() as client:
-                ready.set_result(await _list_tools(client))
-                await self._serve(client)
+            for attempt in itertools.count():
+                if await self._lived(ready, attempt):
+                    break
         except asyncio.CancelledError:
             self._fail(ready, "was given up")
         except Exception as error:
-            self._fail(ready, f"ended: {_said(_leaf(error))}")
+            self._fail(ready, f"ended: {self.over.trouble or _said(_leaf(error))}")
         else:
             self._fail(ready, "is closed")
+
+    async def _lived(self, ready: asyncio.Future[tuple[Tool, ...]], attempt: int) -> bool:
+        """One life of the connection, to its end; False where the server did not take it up yet."""
+        try:
+            async with self._client() as client:
+                ready.set_result(await _list_tools(client))
+                try:
+                    await self._serve(client)
+                finally:
+                    self._lost = True
+        except Exception:
+            if ready.done() or not await self._later("the start", attempt):
+                raise
+            return False
+        return True
+
+    async def _later(self, what: str, attempt: int) -> bool:
+        """Waits as long as the server asks before a request that it did not take; False where it took the last one."""
+        if self.over.wait is None:
+            return False
+        wait = max(self.over.wait, min(_LEAST_WAIT * 2**attempt, _MOST_WAIT))
+        if wait >= self.deadline:
+            self.over.trouble += f"; it wants to be left alone for {wait:.0f} s, longer than a call may take"
+            return False
+        told = "%s: %s; %s is tried again in %.1f s, until %g s are over"
+        log.log(logging.DEBUG if attempt else logging.WARNING, told, self._what(), self.over.trouble, what, wait,
+                self.deadline)  # fmt: skip
+        await asyncio.sleep(wait)
+        return True
 
     async def _serve(self, client: Client) -> None:
         while (request := await self._queue.get()) is not None:
             try:
                 answer = await self._answered(client, request)
             except MCPError as error:
-                if error.code == CONNECTION_CLOSED and self.wire.ended:
+                if error.code == CONNECTION_CLOSED and (self.wire.ended or _broken_off(error)):
                     _give(request.answer, SessionDied(f"{self._what()} died during {request.name}{self._tail()}"))
+                    return
+                if self.over.trouble:
+                    _give(request.answer, SessionDied(f"{self._what()}: {request.name}: {self.over.trouble}"))
                     return
                 _give(request.answer, error)
             except asyncio.CancelledError:
@@ -160,7 +208,7 @@ class Connection:
         answer = CallToolResult(content=[])
         if request.name:
             try:
-                answer = await client.call_tool(request.name, dict(request.arguments))
+                answer = await self._called(client, request)
             except (ValidationError, RuntimeError) as error:
                 # The server answered, so its work is done; only the client cannot read what it said.
                 text = TextContent(type="text", text=f"error: {request.name} was answered, but {_said(error)}")
@@ -172,15 +220,29 @@ class Connection:
             self.wire.changed = False
         return answer
 
+    async def _called(self, client: Client, request: _Request) -> CallToolResult:
+        for attempt in itertools.count():
+            self.over.forget()
+            try:
+                return await client.call_tool(request.name, dict(request.arguments))
+            except MCPError:
+                if request.once or not self.over.trouble or not await self._later(request.name, attempt):
+                    raise
+        raise AssertionError("counting does not end")
+
     def _client(self) -> Client:
         if isinstance(self.server, str):
-            transport: Any = streamable_http_client(self.server)
-            return Client(self.wire.through(transport), **self.answers.options())
+            return Client(self.wire.through(self._over_http(self.server)), **self.answers.options())
         if self._stderr is None:
             self._stderr = cast(TextIO, tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115 (closed by close)
         kind = self.server if self.place is None else self.place.parameters(self.server)
         kind = kind.model_copy(update={"encoding_error_handler": "replace"})
         return Client(self.wire.through(stdio_client(kind, errlog=self._stderr)), **self.answers.options())
+
+    @contextlib.asynccontextmanager
+    async def _over_http(self, url: str) -> AsyncIterator[Any]:
+        async with self.over.client() as client, streamable_http_client(url, http_client=client) as streams:
+            yield streams
 
     def _fail(self, ready: asyncio.Future[tuple[Tool, ...]], why: str) -> None:
         _give(ready, SessionDied(f"{self._what()} {why}{self._tail()}"))
@@ -194,6 +256,9 @@ class Connection:
         if isinstance(self.server, str):
             return f"MCP server {self.server}"
         return f"MCP server `{' '.join([self.server.command, *self.server.args])}`"
+
+    def _last(self) -> str:
+        return f"; last: {self.over.trouble}" if self.over.trouble else self._tail()
 
     def _tail(self) -> str:
         if self._stderr is None or self._stderr.closed:
@@ -217,6 +282,11 @@ async def _list_tools(client: Client) -> tuple[Tool, ...]:
         if not cursor or cursor in seen:
             return tuple(found)
         seen.add(cursor)
+
+
+def _broken_off(error: MCPError) -> bool:
+    """Whether a stream of events over HTTP ended before the answer; the code is also one that servers give."""
+    return error.message.startswith("SSE stream")
 
 
 def _leaf(error: BaseException) -> BaseException:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from treewright.envs.errors import InvalidAction, RestoreUnsupported, TreewrightError
+from treewright.envs.lines import json_value
 from treewright.envs.naming import import_named, modules_here
 from treewright.envs.tools.gym_game import Game, Place
 from treewright.envs.tools.gym_spaces import action_schema
@@ -147,7 +148,7 @@ def _read_options(id: str, told: str | None) -> dict[str, Any]:
         if not equals or not key.isidentifier():
             raise TreewrightError(f"gym:{id}: {part!r} is no option; write gym:ID?name=value&other=value")
         try:
-            out[key] = json.loads(text)
+            out[key] = json_value(text)
         except json.JSONDecodeError:
             out[key] = text
     return out
@@ -157,7 +158,9 @@ def _import(id: str, module: str) -> None:
     try:
         import_named(module)
     except ImportError as error:
-        raise TreewrightError(f"gym:{id}: cannot import {module!r}, which should register it: {error}") from error
+        raise TreewrightError(
+            f"gym:{id}: cannot import {module!r}, which should register it: {error}; install it"
+        ) from error
 
 
 def _spec(gymnasium: Any, id: str, module: str | None, known: str) -> Any:

@@ -227,11 +227,10 @@ class MCPEnvironment(BaseEnvironment):
         await self._drop_outgrown()
         if self._state is None:
             await self._repeat(episode)
+            found = episode.chain
         else:
-            await self._in_thread("restore", unpack_folder, packed, self._state.path)
-            await self._connect()
+            found = await self._put_back(self._state, packed, episode)
         self._episode = episode
-        found = await self._fingerprint(episode)
         if found != snapshot.fingerprint:
             raise Divergence(snapshot.fingerprint, found, 0)
         return episode.shown
@@ -250,6 +249,15 @@ class MCPEnvironment(BaseEnvironment):
         episode.chain = digest(episode.chain, self._end.name, answer)
         shown = await self._show("done", "environment")
         return StepResult(shown, reward, terminated=True, effect=self._end.effect)
+
+    async def _put_back(self, state: StateFolder, packed: bytes, episode: Episode) -> str:
+        """Writes the folder's bytes and gives the fingerprint that is then found, once the server runs."""
+        if self._living is None:
+            await self._in_thread("restore", unpack_folder, packed, state.path)
+            await self._connect()
+            return await self._fingerprint(episode)
+        found = await self._in_thread("restore", _unpacked, state, packed)  # one turn of a thread, not two
+        return digest(found, episode.chain) if episode.ended else found
 
     async def _repeat(self, episode: Episode) -> None:
         """Brings the server to where the journal ends, by as few calls as possible."""
@@ -325,7 +333,7 @@ class MCPEnvironment(BaseEnvironment):
         """The answer's text, whether it is an error, and its images."""
         connection = await self._connect_if_never()
         try:
-            result = await connection.call(call.name, call.arguments)
+            result = await connection.call(call.name, call.arguments, once=self._is_final(call))
         except MCPError as error:
             return self._cut(f"error: {error.message}"), True, []
         finally:
@@ -427,6 +435,11 @@ class MCPEnvironment(BaseEnvironment):
         living, self._living = self._living, None
         if living is not None:
             await living.leave()
+
+
+def _unpacked(state: StateFolder, packed: bytes) -> str:
+    unpack_folder(packed, state.path)
+    return state.fingerprint(state.path)
 
 
 def _set_up(state: StateFolder, task: Task, key: int) -> None:

@@ -25,6 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from treewright.envs.custom import custom_suite, load_named
 from treewright.envs.errors import TreewrightError
+from treewright.envs.secrecy import in_settings, in_url, keep_secret, named_secret
+from treewright.envs.toml_text import toml_value
 from treewright.envs.tools.asked import Answers
 from treewright.envs.tools.fresh import Freshness
 from treewright.envs.tools.mcp import MCPEnvironment, StateFolder
@@ -96,6 +98,8 @@ class ServerFile(BaseModel):
 def mcp_suite(spec: str) -> Suite:
     """The suite of one server; its name is 'mcp:' and the spec. Raises TreewrightError naming the field at fault."""
     server, name = read_server(spec), f"mcp:{spec}"
+    keep_secret(*in_settings(server.env), *in_url(server.url or ""), *in_url(server.command or ""))
+    keep_secret(*(value for key, value in server.env.items() if named_secret(key)))
     answers = _answers(server, name)
     probe = Freshness(name) if server.probe else False
 
@@ -135,7 +139,7 @@ def read_server(spec: str) -> ServerFile:
     try:
         words = shlex.split(spec)
     except ValueError as error:
-        raise TreewrightError(f"mcp:{spec}: {error}") from error
+        raise TreewrightError(f"mcp:{spec}: {error}; write the command as in a shell") from error
     while words and words[0].startswith("--"):
         if words[0] not in FLAGS:
             near = difflib.get_close_matches(words[0], FLAGS, n=1)
@@ -149,11 +153,15 @@ def read_server(spec: str) -> ServerFile:
 
 def _read_file(path: Path) -> ServerFile:
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = toml_value(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise TreewrightError(f"cannot read the server file {path}: {error}") from error
+        raise TreewrightError(
+            f"cannot read the server file {path}: {error}; name a TOML file with 'command' or 'url'"
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise TreewrightError(f"{path}: {error}") from error
+        raise TreewrightError(
+            f'{path} is not TOML: {error}; write lines such as command = "python server.py"'
+        ) from error
     for name in data:
         if name not in ServerFile.model_fields:
             near = difflib.get_close_matches(name, ServerFile.model_fields, n=1)
@@ -164,7 +172,9 @@ def _read_file(path: Path) -> ServerFile:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise TreewrightError(f"{path}: field {where!r} = {first['input']!r}: {first['msg']}") from error
+        raise TreewrightError(
+            f"{path}: field {where!r} = {first['input']!r:.200}: {first['msg']}; correct it there"
+        ) from error
     _check(server, path)
     home = path.parent
     beside = {n: home / value for n in ("folder", "tasks") if (value := getattr(server, n)) is not None}
@@ -181,16 +191,19 @@ def _check(server: ServerFile, path: Path) -> None:
     except (TreewrightError, ValueError) as error:
         raise TreewrightError(f"{path}: {error}") from error
     if server.command is not None and not words:
-        raise TreewrightError(f"{path}: field 'command' is empty")
+        raise TreewrightError(f"{path}: field 'command' is empty; write how the server is started")
     if (server.tasks is None) != (server.reward is None):
         missing = "reward" if server.reward is None else "tasks"
         raise TreewrightError(f"{path}: field {missing!r} is missing; tasks and reward go together")
     if server.folder is not None:
         if not (path.parent / server.folder).is_dir():
-            raise TreewrightError(f"{path}: field 'folder' = {str(server.folder)!r} is not a folder beside the file")
+            raise TreewrightError(
+                f"{path}: field 'folder' = {str(server.folder)!r} is not a folder beside the file; make it there"
+            )
         if not any(FOLDER in text for text in [server.command or "", server.cwd or "", *server.env.values()]):
             raise TreewrightError(
-                f"{path}: field 'folder' is given, but {FOLDER} stands in none of command, env and cwd"
+                f"{path}: field 'folder' is given, but {FOLDER} stands in none of command, env and cwd: "
+                "put it where the server is told its folder"
             )
 
 

@@ -7,6 +7,7 @@ is left out: such an argument is then checked by the server alone, and every oth
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,9 @@ HEADS = ("$schema", "$id", "id", "$vocabulary")  # they would move where referen
 TYPES = {"str": "string", "text": "string", "int": "integer", "float": "number", "double": "number"}
 TYPES |= {"bool": "boolean", "dict": "object", "list": "array", "none": "null"}
 ANYTHING = {"additionalProperties": True}
+_parser: Any = re._parser  # type: ignore[attr-defined]
+REPEATS = (_parser.MAX_REPEAT, _parser.MIN_REPEAT)
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 MAX_REPAIRS = 100
 
 
@@ -55,6 +59,8 @@ def mend_schema(schema: Any) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
 
 def _mended(schema: Mapping[str, Any], place: str, notes: list[str]) -> dict[str, Any]:
     out = {key: value for key, value in schema.items() if value is not None or key in VALUES}
+    for key in [key for key, value in out.items() if key in VALUES + BOUNDS and not _plain(value)]:
+        notes.append(f"{place}/{key}: {out.pop(key)!r:.60} is no JSON")
     own = [name for name, one in _named(out).items() if isinstance(one, Mapping) and one.get("required") is True]
     if own:  # as draft 3 says it
         named = out.get("required")
@@ -130,12 +136,49 @@ def _drop_patterns(schema: dict[str, Any], place: str, notes: list[str]) -> None
         schema["patternProperties"] = {name: inner for name, inner in named.items() if name not in bad} or {".*": True}
 
 
-def _readable(pattern: Any) -> bool:
+def _plain(value: Any) -> bool:
+    """JSON has no NaN and no infinity; Python's libraries write them as defaults and bounds."""
     try:
-        re.compile(pattern)
-    except (re.error, TypeError, RecursionError, OverflowError):
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
         return False
     return True
+
+
+def _readable(pattern: Any) -> bool:
+    """A pattern that Python's `re` takes, and that no short text keeps busy for ever."""
+    try:
+        re.compile(pattern)
+        return not _endless(_parser.parse(pattern))
+    except (re.error, TypeError, RecursionError, OverflowError):
+        return False
+
+
+def _endless(parts: Any, within: bool = False) -> bool:
+    """A repetition of something that is itself no more than a repetition, as (a+)+: time grows as 2 to the length.
+
+    within  the parts are all that a repetition without end repeats
+    """
+    parts = list(parts)
+    for kind, value in parts:
+        alone = within and sum(map(_least, parts)) == _least((kind, value))
+        unending = kind in REPEATS and value[1] == _parser.MAXREPEAT
+        inner = value[1] if kind is _parser.BRANCH else [value[-1]] if kind in (*REPEATS, _parser.SUBPATTERN) else []
+        if (unending and alone) or any(_endless(part, unending or alone) for part in inner):
+            return True
+    return False
+
+
+def _least(part: Any) -> int:
+    """The fewest characters that a part of a pattern takes."""
+    kind, value = part
+    if kind in REPEATS:
+        return int(value[0]) * min(1, int(value[2].getwidth()[0]))
+    if kind is _parser.SUBPATTERN:
+        return int(value[-1].getwidth()[0])
+    if kind is _parser.BRANCH:
+        return int(min(branch.getwidth()[0] for branch in value[1]))
+    return int(kind not in (_parser.AT, _parser.ASSERT, _parser.ASSERT_NOT))
 
 
 # -- references ------------------------------------------------------------------------------------------------------

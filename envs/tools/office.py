@@ -13,17 +13,13 @@ Jobs come in 26 kinds; `UNSEEN` ones are in no training task.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mcp.client.stdio import StdioServerParameters
-
-import treewright
 from treewright.envs.errors import EnvFault, InvalidAction, TreewrightError
+from treewright.envs.tools.forked import bundled_server
 from treewright.envs.tools.mcp import DONE, MCPEnvironment, StateFolder
 from treewright.envs.tools.office_jobs import JOBS, UNSEEN, Drawer, Job
 from treewright.envs.tools.office_tools import TOOLS, call_tool
@@ -161,17 +157,10 @@ def _fingerprint(folder: Path) -> str:
 
 
 async def open_office(*, deadline: float = 30.0) -> MCPEnvironment:
-    """A new session: its own server process (about half a second) and its own folder, removed at close."""
+    """A new session: its own server process (half a second for the first) and its own folder, removed at close."""
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="treewright-office-"))
-    package = str(Path(treewright.__file__).parent.parent)
-    server = StdioServerParameters(
-        command=sys.executable,
-        args=["-m", "treewright.envs.tools.office_server", "--root", str(folder), "--scratch"],
-        env={
-            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-            "PYTHONSAFEPATH": "1",
-        },
-    )
+    words = ["--root", str(folder), "--scratch"]
+    server = bundled_server("treewright.envs.tools.office_server", words)
     state = StateFolder(folder, _set_up, _fingerprint, scratch=True)
     return MCPEnvironment(
         server, name="office", effects=EFFECTS, state=state, sandboxed=True, judge=_judge, deadline=deadline

@@ -76,7 +76,7 @@ def verifiers_suite(taskset: Any, *, horizon: int = 30, sandboxed: bool | None =
         )
     rows = [row for row, _ in zip(found, range(1000), strict=False)]
     if not rows:
-        raise TreewrightError(f"{title} has no tasks")
+        raise TreewrightError(f"{title} has no tasks; give its loader a data set")
     _check_rewards(title, rows)
     built = type(rows[0]).toolsets(rows[0].config)
     listed = [_tool(i, method) for i, toolset in enumerate(built) for method in _methods(toolset)]

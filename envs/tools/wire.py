@@ -97,7 +97,12 @@ class Wire:
         if asked.method == "tools/list":
             return self._tools(result, first=not (asked.params or {}).get("cursor"))
         if asked.method == "tools/call":
-            return self._answer(str((asked.params or {}).get("name")), result)
+            name = str((asked.params or {}).get("name"))
+            try:
+                return self._answer(name, result)
+            except RecursionError:
+                said = f"error: {name} was called and answered, but its content is nested too deeply to be read"
+                return {"content": [_text(said)], "isError": True}
         return result
 
     def _unread(self, error: Exception) -> SessionMessage | Exception:
@@ -128,11 +133,19 @@ class Wire:
         if first:
             self.changed = False
         listed = result.get("tools")
-        tools = [self._tool(tool) for tool in (listed if isinstance(listed, list) else [])]
+        tools = [self._readable(tool) for tool in (listed if isinstance(listed, list) else [])]
         out: dict[str, Any] = {"tools": [tool for tool in tools if tool is not None]}
         if isinstance(cursor := result.get("nextCursor"), str) and cursor:
             out["nextCursor"] = cursor
         return {key: value for key, value in result.items() if key not in ("tools", "nextCursor")} | out
+
+    def _readable(self, tool: Any) -> dict[str, Any] | None:
+        try:
+            return self._tool(tool)
+        except RecursionError:
+            name = tool.get("name") if isinstance(tool, Mapping) else None
+            self.note(f"the tool {name!r:.80} is not offered: it is nested too deeply to be read")
+            return None
 
     def _tool(self, tool: Any) -> dict[str, Any] | None:
         """The tool as the protocol wants it; None where it cannot be called."""

@@ -9,18 +9,14 @@ that should not have been sent therefore fails the task.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mcp.client.stdio import StdioServerParameters
-
-import treewright
 from treewright.envs.errors import TreewrightError
+from treewright.envs.tools.forked import bundled_server
 from treewright.envs.tools.mcp import MCPEnvironment, StateFolder
 from treewright.envs.tools.workbench_world import DAYS, STATUSES, Office, apply, first_office, load, save
 from treewright.envs.types import Action, Effect, Suite, Task, ToolSpec, Turn, seed_of
@@ -225,17 +221,10 @@ def _set_up(folder: Path, task: Task, key: int) -> None:
 
 
 async def open_workbench(*, deadline: float = 30.0, arguments: Sequence[str] = ()) -> MCPEnvironment:
-    """A new session: its own server process (about half a second) and its own folder, removed at close."""
+    """A new session: its own server process (half a second for the first) and its own folder, removed at close."""
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="treewright-workbench-"))
-    package = str(Path(treewright.__file__).parent.parent)
-    server = StdioServerParameters(
-        command=sys.executable,
-        args=["-m", "treewright.envs.tools.workbench_server", "--root", str(folder), "--scratch", *arguments],
-        env={
-            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-            "PYTHONSAFEPATH": "1",
-        },
-    )
+    words = ["--root", str(folder), "--scratch", *arguments]
+    server = bundled_server("treewright.envs.tools.workbench_server", words)
     state = StateFolder(folder, _set_up, _fingerprint, scratch=True)
     return MCPEnvironment(
         server, name="workbench", effects=EFFECTS, state=state, sandboxed=True, judge=_judge, deadline=deadline

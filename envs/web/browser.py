@@ -37,7 +37,7 @@ _PLAYWRIGHT_FOLDERS = ("~/.cache/ms-playwright", "~/Library/Caches/ms-playwright
 _PLAYWRIGHT_BINARIES = ("chromium*/chrome-*/*headless?shell", "chromium*/chrome-*/chrome", "chromium*/*/*/*/Chromium")
 
 # Nothing here may talk to anyone but the pages: no updates, no reports, no prefetch, no UDP past the proxy.
-_FLAGS = (
+_FLAGS: tuple[str, ...] = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-default-apps",

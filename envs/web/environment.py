@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin
 
@@ -113,23 +114,50 @@ class WebEnvironment(WebHands):
                 with tab.faults(f"{self.name} {call.name}"):
                     target = await self._target(call)
                     before = self._judge(target)
-                    refused = tab.gate.refused
+                    late = self._stopped(tab)
                     tab.watcher.begin()
                     tab.watcher.leaves = False
+                    fenced = self._guarded and call.name != "wait"
+                    if fenced:
+                        await self.fence.begin(tab)
                     tab.gate.writes = self._may_write(target, before)
                     settled, observation = await self._act(tab, call, before)
                     tab.gate.writes = not self._guarded
+                    stopped, writes = self._stopped(tab), list(tab.traffic.writes)
+                    methods = tab.traffic.methods(self.posts)
+                    if fenced and await self.fence.end(tab):
+                        await self.settle(tab)
+                        observation = await self._look()
+                        late += self._stopped(tab)
+                    if call.name == "wait" and self._guarded:  # waiting sends nothing: what came was begun before
+                        late, stopped, methods = [*late, *stopped], [], []
+                    if late := [entry for entry in late if " " in entry]:
+                        observation = await self._tell_late(late, observation)
         expected = before is Effect.IRREVERSIBLE or bool(target and target.method not in ("", *SAFE_METHODS))
-        stopped = list(tab.gate.denied)[-(tab.gate.refused - refused) :] if tab.gate.refused > refused else []
         tried = [entry.split(" ", 1)[0] for entry in stopped if " " in entry]  # some the browser does not tell of
-        effect = self._cap(after_traffic(before, [*tab.traffic.methods(self.posts), *tried], expected=expected))
+        effect = self._cap(after_traffic(before, [*methods, *tried], expected=expected))
         info = {
             "settled": settled,
-            "writes": list(tab.traffic.writes),
+            "writes": writes,
             "dialogs": list(tab.traffic.dialogs),
             "denied": stopped,
+            "late": late,
         }
         return StepResult(observation, effect=effect, info={k: v for k, v in info.items() if v not in ([], True)})
+
+    def _stopped(self, tab: Tab) -> list[str]:
+        """What the gate stopped since it was asked last, as far as it remembers."""
+        new, self._told = tab.gate.refused - self._told, tab.gate.refused
+        return list(tab.gate.denied)[-new:] if new > 0 else []
+
+    async def _tell_late(self, late: Sequence[str], observation: Observation) -> Observation:
+        """The observation with a note of what was stopped, once for each request of an episode."""
+        new = [entry for entry in dict.fromkeys(late) if entry not in self._told_late]
+        self._told_late.update(new)
+        if not new:
+            return observation
+        self._notes.append(f"note what an earlier action began was stopped: {', '.join(new)}")
+        return await self._observe()
 
     async def _act(self, tab: Tab, call: Call, effect: Effect) -> tuple[bool, Observation]:
         """Executes a call and looks; the first value is False if the page did not settle.
@@ -139,6 +167,8 @@ class WebEnvironment(WebHands):
         view, document, self._notes = self._view, tab.watcher.documents, []
         await self._execute(tab, call)
         settled = await self.settle(tab)
+        if settled and self._guarded and call.name != "wait" and document == tab.watcher.documents:
+            await self.fence.over(tab, partial(self.settle, tab))
         self._may_load = effect is Effect.READ and not tab.traffic.writes
         observation = await self._look()
         if tab.watcher.dialog is None:

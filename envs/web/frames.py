@@ -36,7 +36,8 @@ _MEETS = """const meets = (self, x, y) => {
   const words = (cover.getAttribute('aria-label') || cover.innerText || '').replace(/\\s+/g, ' ').trim().slice(0, 60);
   return 'is covered by another element' + (words && ' (' + JSON.stringify(words) + ')');
 };"""
-# The point to click in the window of the element's document, or what is in the way.
+# The point to click in the window of the element's document, or what is in the way; `moved` if it was scrolled for
+# that, `gone` if it is not in the document.
 LOCATE = (
     "function () {"
     + _MEETS
@@ -57,12 +58,15 @@ LOCATE = (
     }
     return !alone && second || {problem};
   };
+  const spot = () => { const box = this.getBoundingClientRect(); return box.x + ' ' + box.y };
+  const stood = spot(), whether = found => !this.isConnected ? {problem: 'is no longer on the page', gone: true} :
+    spot() === stood ? found : {...found, moved: true};
   let found = place(this, false);
   for (const label of found.problem && this.labels || []) {  // what is drawn in its place
     const other = place(label, true);
-    if (!other.problem) return other;
+    if (!other.problem) return whether(other);
   }
-  return found;
+  return whether(found);
 }"""
 )
 # Called on the element that shows a frame: a point of that frame's window as one of the window around it.

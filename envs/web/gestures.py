@@ -10,6 +10,7 @@ from pathlib import Path
 from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.errors import InvalidAction
+from treewright.envs.web.pointing import click, point
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.view import Element
 
@@ -51,13 +52,12 @@ async def type_text(tab: Tab, text: str) -> None:
 
 
 async def hover(tab: Tab, element: Element) -> None:
-    await tab.move_to(*await tab.point(element))
+    await tab.move_to(*await point(tab, element))
 
 
-async def check(tab: Tab, element: Element, on: bool) -> None:
-    """Clicks a box or a switch if it is not as wanted already."""
-    if element.on is not on:
-        await tab.click(element)
+async def check(tab: Tab, element: Element, on: bool) -> bool:
+    """Clicks a box or a switch if it is not as wanted already; False if the click was lost."""
+    return element.on is on or await click(tab, element)
 
 
 async def scroll(tab: Tab, element: Element | None, direction: str) -> None:
@@ -75,8 +75,8 @@ async def scroll(tab: Tab, element: Element | None, direction: str) -> None:
 
 async def drag(tab: Tab, element: Element, target: Element) -> None:
     """Presses on one element, moves, and lets go on another."""
-    from_x, from_y = await tab.point(element)
-    to_x, to_y = await tab.point(target)
+    from_x, from_y = await point(tab, element)
+    to_x, to_y = await point(tab, target)
     await drag_at(tab, from_x, from_y, to_x, to_y)
 
 

@@ -10,11 +10,14 @@ from treewright.envs.types import Call
 from treewright.envs.web import fields, gestures
 from treewright.envs.web.actions import TOOLS, checked_element
 from treewright.envs.web.again import found_again
+from treewright.envs.web.pointing import Redrawn, click
 from treewright.envs.web.session import WebSession
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.view import Element, PageView, quote
 
 __all__ = ["WebHands"]
+
+_TRIES = 5  # times that an element is looked for again where the page draws it anew all the time
 
 
 class WebHands(WebSession):
@@ -39,11 +42,31 @@ class WebHands(WebSession):
         return url
 
     async def _execute(self, tab: Tab, call: Call) -> None:
+        """Does what was called for; an element that is drawn anew before anything was done is found again."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return await self._do(tab, call)
+            except Redrawn:
+                if not left:
+                    raise
+            for name in ("ref", "to"):
+                if call.arguments.get(name):
+                    await self._at_hand(tab, call.arguments[name])
+
+    async def _click(self, tab: Tab, element: Element) -> None:
+        self._tell_of(element, await click(tab, element))
+
+    def _tell_of(self, element: Element, reached: bool) -> None:
+        if not reached:
+            lost = f"note the click did not reach {element.ref} {quote(element.name)}: it was drawn anew meanwhile"
+            self._notes.append(lost)
+
+    async def _do(self, tab: Tab, call: Call) -> None:
         given = call.arguments
         element = self._element(call) if given.get("ref") else None
         match call.name, element:
             case "click", Element():
-                await tab.click(element)
+                await self._click(tab, element)
             case (("fill" | "select" | "check" | "upload"), Element()):
                 value = next(given[name] for name in ("text", "option", "on", "file") if name in given)
                 await self._edit(tab, call.name, element, value)
@@ -100,23 +123,28 @@ class WebHands(WebSession):
             case "select":
                 await fields.select(tab, element, value)
             case "check":
-                await gestures.check(tab, element, value)
+                self._tell_of(element, await gestures.check(tab, element, value))
             case "upload":
                 await gestures.upload(tab, element, gestures.upload_path(self.uploads, value))
         self._edits.append((name, element.ref, value))
 
     async def _choose(self, tab: Tab, element: Element, option: str) -> None:
         """Clicks an option that is an element of its own; opens the list first if it is not open."""
-        view = self._view
+        view, before = self._view, None
         found = _option(view, element, option)
         if found is None:
-            await tab.click(element)
+            await self._click(tab, element)
             await self.settle(tab)
-            view = await self._view_of(tab)
-            found = _option(view, element, option, before=self._view)
-        if found is not None:
-            await tab.click(found)
-            return
+            view, before = await self._view_of(tab), self._view
+            found = _option(view, element, option, before)
+        for _ in range(_TRIES):
+            if found is None:
+                break
+            try:
+                return await self._click(tab, found)
+            except Redrawn:  # the list, not the option, is what must not be clicked once more
+                view = await self._view_of(tab)
+                found = _option(view, element, option, before)
         there = [e.name for e in view.elements.values() if e.role == "option"]
         listed = f"; there are: {', '.join(map(quote, there[:20]))}" if there else ""
         self._notes.append(f"note {element.ref} was opened; it has no option {quote(option)}{listed}")

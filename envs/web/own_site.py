@@ -11,6 +11,7 @@ reward is unknown (NaN).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import fnmatch
 import json
@@ -30,6 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from treewright.envs.custom import JudgedEnvironment, load_named
 from treewright.envs.errors import EnvFault, TreewrightError
+from treewright.envs.lines import json_value
+from treewright.envs.secrecy import in_login, in_url, keep_secret, secret_headers
+from treewright.envs.toml_text import toml_value
 from treewright.envs.types import Action, Effect, Environment, StepResult, Suite, Task
 from treewright.envs.web.browser import close_browser, require_chromium
 from treewright.envs.web.checkpoint import CheckpointEnvironment
@@ -37,6 +41,7 @@ from treewright.envs.web.effects import DEFAULT_RULES, Rule, Target
 from treewright.envs.web.environment import FullWebEnvironment
 from treewright.envs.web.outcome import Check, Ending, StateCheck, holds
 from treewright.envs.web.sameness import SiteMemory, read_same_page
+from treewright.envs.web.storage import host_of, storage_trouble
 from treewright.envs.web.view import TIMES
 
 __all__ = ["EffectRule", "SiteEnvironment", "SiteFile", "SiteTask", "Step", "web_suite"]
@@ -191,11 +196,11 @@ def _read_site(spec: str, more: Mapping[str, Any]) -> SiteFile:
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = tomllib.loads(path.read_text("utf-8"))
+            data = toml_value(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise TreewrightError(f"cannot read the site file {path}: {error}") from error
+            raise TreewrightError(f"cannot read the site file {path}: {error}; name a TOML file with 'url'") from error
         except tomllib.TOMLDecodeError as error:
-            raise TreewrightError(f"{path}: {error}") from error
+            raise TreewrightError(f'{path} is not TOML: {error}; write lines such as url = "https://…"') from error
     elif spec.startswith(("http://", "https://")):
         data = {"url": spec}
     else:
@@ -228,12 +233,16 @@ def _checked(model: type[Any], data: Mapping[str, Any], where: str) -> Any:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         given = "" if first["type"] == "missing" else f" = {first['input']!r}"
-        raise TreewrightError(f"{where}: field {place!r}{given}: {first['msg']}") from error
+        raise TreewrightError(f"{where}: field {place!r}{given:.200}: {first['msg']}; correct it there") from error
 
 
 def _check_values(site: SiteFile, where: str) -> None:
-    if not site.url.startswith(("http://", "https://")) or not urlsplit(site.url).netloc:
+    if not site.url.startswith(("http://", "https://")) or not host_of(site.url):
         raise TreewrightError(f"{where}: field 'url' = {site.url!r} is no address; write https://…")
+    if site.storage is not None and site.login is not None:
+        raise TreewrightError(f"{where}: give either 'login' or 'storage', and not both")
+    if site.storage is not None and (why := storage_trouble(site.storage)):
+        raise TreewrightError(f"{where}: field 'storage': {why}")
     try:
         read_same_page(site.same_page)
         for step in site.login if isinstance(site.login, tuple) else ():
@@ -244,9 +253,9 @@ def _check_values(site: SiteFile, where: str) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise TreewrightError(f"{where}: field 'calm': {pattern!r} is no regular expression: {error}") from error
-    if site.login is not None and site.storage is not None:
-        raise TreewrightError(f"{where}: give either 'login' or 'storage', and not both")
+            raise TreewrightError(
+                f"{where}: field 'calm': {pattern!r} is no regular expression: {error}; correct it"
+            ) from error
 
 
 def _read_tasks(site: SiteFile, suite: str, judged: bool) -> list[Task]:
@@ -256,20 +265,24 @@ def _read_tasks(site: SiteFile, suite: str, judged: bool) -> list[Task]:
     try:
         lines = site.tasks.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise TreewrightError(f"cannot read tasks from {site.tasks}: {error}") from error
+        raise TreewrightError(
+            f"cannot read tasks from {site.tasks}: {error}; name a file with one JSON object a line"
+        ) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{site.tasks}, line {number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TreewrightError(f"{where}: not valid JSON: {error}") from error
+            row = json_value(line)
+        except ValueError as error:
+            raise TreewrightError(
+                f'{where}: not valid JSON: {error}; a task is an object such as {{"id": "first", "goal": "what to do"}}'
+            ) from error
         if not isinstance(row, dict):
             raise TreewrightError(f'{where}: a task is an object such as {{"id": "first", "goal": "what to do"}}')
         task = _task(_checked(SiteTask, row, where), site, suite, where, judged)
         if task.id in tasks:
-            raise TreewrightError(f"{where}: id {task.id!r} was used before")
+            raise TreewrightError(f"{where}: id {task.id!r} was used before; give another")
         tasks[task.id] = task
     if not tasks:
         raise TreewrightError(f'{site.tasks} holds no task; write one a line: {{"id": "first", "goal": "…"}}')
@@ -307,6 +320,10 @@ class _Site:
     def __post_init__(self) -> None:
         self.memory = SiteMemory(self.file.restless, self.file.learned)
         self.login = self.file.storage
+        keep_secret(*secret_headers(self.file.headers), *in_url(self.file.url))
+        if self.file.storage is not None:
+            with contextlib.suppress(OSError, ValueError):  # the browser will say what is wrong with it
+                keep_secret(*in_login(json.loads(self.file.storage.read_text("utf-8"))))
 
     def settings(self) -> dict[str, Any]:
         file = self.file
@@ -378,7 +395,7 @@ class SiteEnvironment(CheckpointEnvironment):
         answer = await tab.cdp.send("Runtime.evaluate", request)
         text = None if answer.get("exceptionDetails") else answer["result"].get("value")
         try:
-            return json.loads(text) if text is not None else None
+            return json_value(text) if text is not None else None
         except ValueError:
             return text
 
@@ -400,9 +417,13 @@ async def _logged_in(site: _Site) -> Any:
         else:
             for number, step in enumerate(file.login or (), 1):
                 await _log_in_step(env, step, f"login, step {number}")
-        return await env._live().context.storage_state(indexed_db=True)
+        state = await env._live().context.storage_state(indexed_db=True)
+        keep_secret(*in_login(state))
+        return state
     except (EnvFault, PlaywrightError) as error:
-        raise TreewrightError(f"the login at {file.url} failed: {error}") from error
+        raise TreewrightError(
+            f"the login at {file.url} failed: {error}; correct the steps of 'login', or give 'storage'"
+        ) from error
     finally:
         await env.close()
 
@@ -412,8 +433,9 @@ async def _log_in_step(env: FullWebEnvironment, step: Step, where: str) -> None:
     wanted = str(getattr(step, kind))
     try:
         text = re.sub(r"\$(\w+)", lambda match: os.environ[match[1]], step.text)
+        keep_secret(text if kind == "fill" and text != step.text else None)
     except KeyError as missing:
-        raise TreewrightError(f"{where}: the environment variable {missing} is not set") from None
+        raise TreewrightError(f"{where}: the environment variable {missing} is not set; export it") from None
     if kind == "goto":
         action = Action.of("goto", path=wanted)
     else:

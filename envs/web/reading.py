@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from treewright.envs.errors import EnvFault
 from treewright.envs.web.uses import NOTHING, Use, Uses
 from treewright.envs.web.view import ASSIGNED, CLICKABLE, EDITABLE, Element, PageView, Place, quote
 
@@ -70,10 +71,15 @@ def read_tree(
     """The view of a page from the nodes that `Accessibility.getFullAXTree` answers, and those of its frames.
 
     restless  DOM nodes of regions that are known to change by themselves, by index of their document
+
+    Raises EnvFault where the nodes are not what Chromium answers.
     """
-    reader = _Reader([FrameTree(nodes, uses=uses), *frames], restless or {})
-    reader.document(0)
-    reader.flush()
+    try:
+        reader = _Reader([FrameTree(nodes, uses=uses), *frames], restless or {})
+        reader.document(0)
+        reader.flush()
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise EnvFault(f"the browser's accessibility tree cannot be read: {type(error).__name__}: {error}") from error
     return PageView(title, url, tuple(reader.lines), reader.elements, frozenset(reader.restless), tuple(reader.places))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,10 +22,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 from treewright.envs.web.distance import distance
 from treewright.envs.web.regions import Regions, Trail, changed_regions, named_regions, paths_of
 from treewright.envs.web.uses import Uses
 from treewright.envs.web.view import TIMES, PageView
+from treewright.envs.whole import write_whole
 
 __all__ = ["SameAs", "Seen", "SiteMemory", "Verdict", "read_same_page", "same"]
 
@@ -229,10 +230,8 @@ class SiteMemory:
         for kind, names in _kept(path).items():
             self.restless.setdefault(kind, set()).update(names)
         known = {kind: sorted(names - (self._given if kind == "*" else set())) for kind, names in self.restless.items()}
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            beside.write_text(json.dumps({k: v for k, v in sorted(known.items()) if v}, indent=1) + "\n")
-            beside.replace(path)
+            write_whole(path, json.dumps({k: v for k, v in sorted(known.items()) if v}, indent=1) + "\n")
         except OSError as error:
             log.warning("cannot keep what was learned of the site in %s: %s", path, error)
 
@@ -257,7 +256,7 @@ def _kept(path: Path | None) -> dict[str, set[str]]:
     if path is None or not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json_value(path.read_bytes())
         return {str(kind): {str(name) for name in names} for kind, names in found.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise TreewrightError(

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from treewright.envs.types import BaseEnvironment, Observation, Restore, Task, T
 from treewright.envs.web.actions import TOOLS
 from treewright.envs.web.again import found_again
 from treewright.envs.web.effects import DEFAULT_RULES, Rule, Target
+from treewright.envs.web.fence import Fence
 from treewright.envs.web.guard import AllowList
 from treewright.envs.web.regions import Regions
 from treewright.envs.web.sameness import Seen, SiteMemory, Verdict, read_same_page, same
@@ -117,6 +119,7 @@ class WebSession(BaseEnvironment):
         self.locked, self.posts, self.uses = locked, tuple(posts), uses
         self.storage = storage
         self.same_as, self.memory = read_same_page(same_page), memory or SiteMemory()
+        self.fence = Fence()
         self.task: Task | None = None
         self._tab: Tab | None = None
         self._view: PageView
@@ -128,6 +131,8 @@ class WebSession(BaseEnvironment):
         self._notes: list[str]
         self._missing: frozenset[str]  # references of the recorded page that the present one has nothing for
         self._arrival: tuple[str, int]  # the recorded fingerprint that was accepted last, and the step
+        self._told: int  # how many refusals of the gate have been told
+        self._told_late: set[str]  # what the policy was told of them
         self._untouched: bool  # nothing was done on the page since it was loaded
         self._may_load: bool  # the last action only read, so the page may be loaded beside
         self._forget()
@@ -186,7 +191,8 @@ class WebSession(BaseEnvironment):
     async def _fresh(self, storage: Any = None) -> Tab:
         """A new context with all of this session's guards; `storage` is what it holds to begin with."""
         tab = await Tab.open(
-            self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks, script=self.script,
+            self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks,
+            script=(self.fence.script if self._guarded else "") + self.script,
             posts=self.posts, tunnels=self._guarded and any(host != "127.0.0.1" for host in self._names()),
             storage=storage,
         )  # fmt: skip
@@ -205,6 +211,8 @@ class WebSession(BaseEnvironment):
         self._shown, self._edits, self._answer, self._notes = 1, [], None, []
         self._missing, self._arrival = frozenset(), ("", 0)
         self._may_load = self._untouched = False
+        self._told_late = set()
+        self._told = self._tab.gate.refused if self._tab is not None else 0
         if self._tab is not None:
             self._history.clear()
 
@@ -358,6 +366,10 @@ class WebSession(BaseEnvironment):
         head, _, rest = parts[self._shown - 1].partition("\n")
         text = "\n".join([*(line for line in (head, *self._notes, *around, rest) if line)])
         return Observation(text, fingerprint, provenance="page", parts=await self._picture())
+
+    async def document(self, name: str) -> str | None:
+        """The whole page that is shown now, which comes in parts where it is long; None for anything by name."""
+        return None if name else "\n".join(self._view.parts(sys.maxsize))
 
     def _around(self) -> list[str]:
         """The state of the browser around the page: other windows, and an open question."""

@@ -8,12 +8,13 @@ Not covered: a page that starts something later on its own, by a timer longer th
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from playwright.async_api import BrowserContext, CDPSession, Dialog, Page, Request, WebSocket
+from playwright.async_api import BrowserContext, CDPSession, Dialog, Page, Request, Response, WebSocket
 from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.web.effects import SAFE_METHODS
@@ -23,6 +24,14 @@ __all__ = ["Traffic", "Watcher", "World"]
 World = tuple[CDPSession, Mapping[str, int]]
 """Where a script can be run in a frame: its session, and what else `Runtime.evaluate` must be told."""
 
+BROKEN = re.compile(
+    r"net::ERR_(CONNECTION|EMPTY_RESPONSE|INVALID_HTTP|CONTENT_LENGTH|CONTENT_DECODING|INCOMPLETE|RESPONSE_HEADERS_TRUNC|"
+    r"TIMED_OUT|NETWORK|INTERNET|ADDRESS|SOCKET|SSL|CERT|NAME|PROXY|TUNNEL|HTTP2|QUIC)"
+)
+"""What Chromium says of a connection that broke or could not be had; the rest (blocked, aborted, no such scheme) is no
+trouble of the network."""
+GATEWAYS = frozenset({429, 502, 503, 504})
+"""Statuses with which not the site answers, but what stands before it; a site's own 404 or 500 is a page."""
 _ENDLESS = frozenset({"websocket", "eventsource", "ping", "media"})
 # Resolves once the document has not changed for `quiet` ms; two turns of the task queue at least.
 _PROBE = """new Promise(done => {
@@ -50,12 +59,14 @@ class Traffic:
     writes    those that may change something as 'METHOD path', messages of WebSockets as 'SEND path'
     dialogs   questions of the page as 'type message'
     downloads names of files that the page wanted to save
+    lost      why a document of a page did not come, or not whole: a connection that broke, a gateway's answer
     """
 
     requests: int = 0
     writes: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)
+    lost: str = ""
 
     def methods(self, besides: Sequence[str] = ()) -> list[str]:
         """The methods of all writes but those to paths that begin with one of `besides`."""
@@ -95,7 +106,8 @@ class Watcher:
         self._heard: tuple[tuple[Any, Any], ...] = (
             ("request", self._request),
             ("requestfinished", self._finished),
-            ("requestfailed", self._finished),
+            ("requestfailed", self._failed),
+            ("response", self._answered),
             ("close", lambda _: self._die("the browser was closed")),
         )
         self._context = cast("Any", context)  # its events have a type each
@@ -175,7 +187,10 @@ class Watcher:
         self._changed.set()
 
     async def settled(self, deadline: float, quiet: float) -> bool:
-        """Waits until the page has settled; False if it has not after `deadline` seconds."""
+        """Waits until the page has settled; False if it has not after `deadline` seconds.
+
+        A document that is still coming then is waited for on: half a page is not what the site shows.
+        """
         try:
             async with asyncio.timeout(deadline):
                 patience = _ROUNDS
@@ -194,7 +209,9 @@ class Watcher:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            return False
+            while not self.dead and any(map(_whole_page, self._open)):
+                self._changed.clear()
+                await self._changed.wait()
         return False
 
     def _busy(self) -> bool:
@@ -248,6 +265,20 @@ class Watcher:
         self._open.discard(request)
         self._changed.set()
 
+    def _failed(self, request: Request) -> None:
+        self._finished(request)
+        if BROKEN.match(request.failure or ""):
+            self._lost(request, str(request.failure))
+
+    def _answered(self, response: Response) -> None:
+        if response.status in GATEWAYS:
+            self._lost(response.request, f"HTTP {response.status}")
+
+    def _lost(self, request: Request, why: str) -> None:
+        """A whole page of a host that may be reached is not what the site shows; pictures and frames may well fail."""
+        if _whole_page(request) and self._adopts(request.url):
+            self.traffic.lost = self.traffic.lost or f"{request.url}: {why}"
+
     async def _dialog(self, dialog: Dialog) -> None:
         """Questions of a page are answered with no, unless the policy is asked: a yes could do anything."""
         self.traffic.dialogs.append(f"{dialog.type} {dialog.message}")
@@ -280,3 +311,13 @@ class Watcher:
     def _stops(self, event: Mapping[str, Any]) -> None:
         self._loading.discard(event["frameId"])
         self._changed.set()
+
+
+def _whole_page(request: Request) -> bool:
+    """Whether it asks for the document of a page, not of a frame in it."""
+    if not request.is_navigation_request():
+        return False
+    try:
+        return request.frame.parent_frame is None
+    except PlaywrightError:  # the frame of a window that is not there yet
+        return True

@@ -22,7 +22,7 @@ from playwright.async_api import Error as PlaywrightError
 from treewright.envs.errors import EnvFault, InvalidAction, SessionDied, boundary
 from treewright.envs.web.browser import shared_browser
 from treewright.envs.web.effects import Target
-from treewright.envs.web.frames import LOCATE, Frames
+from treewright.envs.web.frames import Frames
 from treewright.envs.web.guard import AllowList, Gate
 from treewright.envs.web.reading import ASSIGNED_ROLES, read_tree
 from treewright.envs.web.regions import Regions, Trail, paths_of
@@ -55,16 +55,8 @@ _HEARERS = (
     "function () { let at = this, top = document.body; while (at.parentElement && at.parentElement !== top) "
     "at = at.parentElement; return at }",
 )
-# What a canvas shows of its contents is drawn by the page: it is pressed as assistive technology does.
-_IN_CANVAS = """function () {
-  if (!this.parentElement || !this.parentElement.closest('canvas')) return false;
-  this.focus(); this.click();
-  return true;
-}"""
-# Two frames drawn: what was scrolled in one process is known to the one that hands out clicks.
-_DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
-_STEADY = 1.0  # seconds that a frame of another process may take to come to rest
 _GROUP = "treewright"
+_TORN = 3  # times that a page is read again because it changed while it was read
 
 
 async def _none() -> None:
@@ -73,6 +65,13 @@ async def _none() -> None:
 
 def _role(node: Mapping[str, Any]) -> str:
     return str(node.get("role", {}).get("value", "")).lower()
+
+
+def _apart(nodes: Sequence[Mapping[str, Any]], uses: Mapping[str, Uses] | None) -> frozenset[int]:
+    """Nodes of the accessibility tree that the document does not hold: it changed between the two readings, or they are
+    a browser's own parts of a field or a player, which the tree shows and the snapshot does not."""
+    held = (uses or {}).get("", NOTHING).ids
+    return frozenset(int(node.get("backendDOMNodeId", 0)) for node in nodes) - held - {0} if held else frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +129,7 @@ class Tab:
         self.seen = NOTHING  # what the last look found out about the page's own document
         self.uses = True  # look for what is used without a role that says so
         self._objects: dict[tuple[int, int], str] = {}
+        self._inside: frozenset[int] = frozenset()  # nodes that the tree has and the snapshot lacks, as last seen
         self._closing: set[asyncio.Task[None]] = set()
         context.on("page", self._no_popup)
 
@@ -222,15 +222,18 @@ class Tab:
 
         regions  those that change by themselves: what stands there gets references of its own and is no state. With
                  it, even if it is empty, every element is named, see `Uses.marks`
+
+        Raises EnvFault where the network lost it: a blank or half page is not what the site shows.
         """
+        self.arrived()
         self._objects.clear()
-        answers = await asyncio.gather(
-            self.cdp.send("Accessibility.getFullAXTree"),
-            self.cdp.send("Runtime.evaluate", {"expression": "document.title", "returnByValue": True}),
-            self.cdp.send("Runtime.releaseObjectGroup", {"objectGroup": _GROUP}),
-            look_for_uses(self.cdp, regions is not None) if self.uses or regions is not None else _none(),
-        )
-        nodes, title, uses = answers[0]["nodes"], answers[1]["result"].get("value", ""), answers[3]
+        nodes, title, uses = await self._read(regions is not None)
+        for _ in range(_TORN):
+            apart = _apart(nodes, uses)
+            if apart <= self._inside:
+                break
+            self._inside = apart
+            nodes, title, uses = await self._read(regions is not None)
         if uses is None and any(_role(node) in ASSIGNED_ROLES for node in nodes):
             uses = {"": replace(next(iter((await look_for_uses(self.cdp)).values()), NOTHING), found={})}
         elif uses is not None and not self.uses:
@@ -240,7 +243,22 @@ class Tab:
         known: dict[Trail, bool] = {}
         paths = paths_of(self.seen.marks) if regions else {}
         calm = frozenset(node for node, path in paths.items() if regions and regions.hold(path, known))
-        return read_tree(nodes, str(title), self.page.url, frames, self.seen, {0: calm})
+        return read_tree(nodes, title, self.page.url, frames, self.seen, {0: calm})
+
+    def arrived(self) -> None:
+        """Raises EnvFault where a page that was asked for since the last action did not come, or not whole."""
+        if self.traffic.lost:
+            raise EnvFault(f"could not load {self.traffic.lost}")
+
+    async def _read(self, marks: bool) -> tuple[list[Any], str, dict[str, Uses] | None]:
+        """The accessibility tree, the title and the uses. A page that changes just then is not the same in all."""
+        answers = await asyncio.gather(
+            self.cdp.send("Accessibility.getFullAXTree"),
+            self.cdp.send("Runtime.evaluate", {"expression": "document.title", "returnByValue": True}),
+            self.cdp.send("Runtime.releaseObjectGroup", {"objectGroup": _GROUP}),
+            look_for_uses(self.cdp, marks) if self.uses or marks else _none(),
+        )
+        return answers[0]["nodes"], str(answers[1]["result"].get("value", "")), answers[3]
 
     async def aside(
         self, url: str, settle: Callable[[Tab], Awaitable[bool]], regions: Regions
@@ -306,12 +324,6 @@ class Tab:
         except InvalidAction:
             return True
 
-    async def click(self, element: Element) -> None:
-        if await self.call(element, _IN_CANVAS):
-            return
-        x, y = await self.point(element)
-        await self.click_at(x, y)
-
     async def click_at(self, x: float, y: float) -> None:
         """A real click at a point of the window, in CSS pixels."""
         if self.glides:
@@ -328,28 +340,18 @@ class Tab:
         event = {"type": "mouseMoved", "x": x, "y": y}
         await self.watcher.unless_asked(self.cdp.send("Input.dispatchMouseEvent", event))
 
-    async def point(self, element: Element) -> tuple[float, float]:
-        """Scrolls the element into view and gives its centre in the window. Raises InvalidAction if it is covered."""
-        found = await self._locate(element)
-        if self.frames.separate(element.frame):
-            with suppress(TimeoutError):  # what another process scrolls follows a little later
-                async with asyncio.timeout(_STEADY):
-                    before = None
-                    while before != found:
-                        await self.cdp.send("Runtime.evaluate", {"expression": _DRAWN, "awaitPromise": True})
-                        before, found = found, await self._locate(element)
-        if problem := found.get("problem"):
-            raise InvalidAction(f"{element.ref} {problem}; choose another element")
-        return found["x"], found["y"]
-
-    async def _locate(self, element: Element) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = await self.call(element, LOCATE)
-        if element.frame and "problem" not in found:
-            found = await self.frames.outward(element.frame, found["x"], found["y"])
-        return found
-
     async def call(self, element: Element, function: str, *arguments: str | float) -> Any:
         """Calls a function on the element's DOM node and returns its JSON value."""
+        answer = await self._call(element, function, arguments, returnByValue=True)
+        return None if answer is None else answer.get("value")
+
+    async def handle(self, element: Element, function: str) -> str | None:
+        """Calls a function on the element's DOM node and returns the id of the object that it gives, until the next
+        look; None if it gives none."""
+        answer = await self._call(element, function, (), objectGroup=_GROUP)
+        return None if answer is None else answer.get("objectId")
+
+    async def _call(self, element: Element, function: str, arguments: Sequence[str | float], **how: Any) -> Any:
         known = (element.frame, element.node)
         if known not in self._objects:
             self._objects[known] = await self._resolve(element)
@@ -357,7 +359,7 @@ class Tab:
             "objectId": self._objects[known],
             "functionDeclaration": function,
             "arguments": [{"value": argument} for argument in arguments],
-            "returnByValue": True,
+            **how,
         }
         session = self.frames.session(element.frame) or self.cdp
         answer = await self.watcher.unless_asked(session.send("Runtime.callFunctionOn", request))
@@ -365,7 +367,7 @@ class Tab:
             return None
         if details := answer.get("exceptionDetails"):
             raise EnvFault(f"{element.ref}: the page's own code failed: {details.get('text', '')}")
-        return answer["result"].get("value")
+        return answer["result"]
 
     async def _resolve(self, element: Element) -> str:
         session = self.frames.session(element.frame) or self.cdp

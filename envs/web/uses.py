@@ -60,6 +60,7 @@ class Uses:
            of a page are named
     boxes  where elements are drawn in the window: left, top, width, height in CSS pixels
     busy   something is drawn that stands for what is still to come
+    ids    the identifiers of all that the document holds
     """
 
     found: Mapping[int, Use] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Uses:
     marks: Mapping[int, tuple[int, str]] = field(default_factory=dict)
     busy: bool = False
     boxes: Mapping[int, tuple[float, float, float, float]] = field(default_factory=dict)
+    ids: frozenset[int] = frozenset()
 
 
 NOTHING = Uses()
@@ -143,6 +145,7 @@ class _Document:
             self._marks() if marks else {},
             any(self._drawn(i) and self._waits(i) for i in self.elements),
             {self.ids[i]: (b[0] - self.at[0], b[1] - self.at[1], b[2], b[3]) for i, b in self.boxes.items()},
+            frozenset(self.ids),
         )
 
     def _marks(self) -> dict[int, tuple[int, str]]:
@@ -226,4 +229,6 @@ class _Document:
 
 
 def _attributes(flat: Sequence[int], strings: Sequence[str]) -> dict[str, str]:
-    return {strings[flat[k]]: strings[flat[k + 1]] for k in range(0, len(flat) - 1, 2)}
+    """Names and values; an empty value has the index -1."""
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return {strings[name]: strings[value] if value >= 0 else "" for name, value in pairs}

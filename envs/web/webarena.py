@@ -28,11 +28,14 @@ from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
+from treewright.envs.secrecy import in_login, keep_secret
 from treewright.envs.types import Environment, Suite, Task
 from treewright.envs.web.bazaar import SITE, BazaarEnvironment, close_bazaar
 from treewright.envs.web.bazaar_world import World
 from treewright.envs.web.browser import close_browser, require_chromium
 from treewright.envs.web.environment import FullWebEnvironment, WebEnvironment
+from treewright.envs.web.storage import storage_trouble
 from treewright.envs.web.tab import Tab
 
 __all__ = ["SUITE", "WebArenaEnvironment", "evaluate", "fuzzy", "load_tasks", "webarena_suite"]
@@ -82,11 +85,15 @@ def load_tasks(path: Path | str, sites: Mapping[str, str], suite: str = "webaren
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text())
+        found = json_value(path.read_bytes())
     except OSError as error:
-        raise TreewrightError(f"{path}: cannot be read: {error.strerror}") from error
+        raise TreewrightError(
+            f"{path}: cannot be read: {error.strerror}; name a JSON file of WebArena's tasks"
+        ) from error
     except json.JSONDecodeError as error:
-        raise TreewrightError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
+        raise TreewrightError(
+            f"{path}: line {error.lineno}: not JSON: {error.msg}; name a JSON file of WebArena's tasks"
+        ) from error
     rows = found if isinstance(found, list) else [found]
     tasks: list[Task] = []
     left = Counter[str]()
@@ -133,12 +140,10 @@ def _login(path: Path, name: str, place: _Place) -> Path:
     found = next((p for p in (Path(name), path.parent / name) if p.is_file()), None)
     if found is None:
         raise _NotCovered(LEFT_OUT[1])
-    try:
-        if "cookies" in json.loads(found.read_text()):
-            return found
-    except (OSError, ValueError, TypeError):
-        pass
-    raise place.wrong(f"{found} holds no storage state; save one with Playwright's context.storage_state(path=…)")
+    if why := storage_trouble(found):
+        raise place.wrong(why)
+    keep_secret(*in_login(json_value(found.read_bytes())))
+    return found
 
 
 def _checked(spec: Mapping[str, Any], place: _Place, sites: Mapping[str, str]) -> dict[str, Any]:
@@ -285,6 +290,7 @@ async def _find_in(env: WebEnvironment, tab: Tab, url: str, locator: str) -> str
         if url != "last":
             await tab.new_window(urljoin(shown.page.url, url))
             await env.settle(tab)
+        tab.arrived()  # else a network that failed would be a reward of 0
         expression = locator or "document.documentElement.outerHTML"
         answer = await tab.cdp.send("Runtime.evaluate", {"expression": f"String({expression})", "returnByValue": True})
         # A locator that finds nothing throws: that is an empty text, not a fault.

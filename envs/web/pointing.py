@@ -1,0 +1,115 @@
+"""Where the mouse meets an element: scrolled into view, at rest there, and whether a click reached it.
+
+Pages draw elements anew, also because they were scrolled. A click is two events, and a browser sends it to the element
+that both of them met: between them, a redraw swallows it. So the mouse is pressed only where the page has drawn what
+scrolling changed, on an element that is still on the page, and a click that was lost all the same is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from playwright.async_api import Error as PlaywrightError
+
+from treewright.envs.errors import InvalidAction
+from treewright.envs.web.frames import LOCATE
+from treewright.envs.web.tab import Tab
+from treewright.envs.web.view import Element
+
+__all__ = ["Redrawn", "click", "point"]
+
+# What a canvas shows of its contents is drawn by the page: it is pressed as assistive technology does.
+_IN_CANVAS = """function () {
+  if (!this.parentElement || !this.parentElement.closest('canvas')) return false;
+  this.focus(); this.click();
+  return true;
+}"""
+# Two frames drawn, each after its scroll events and animation callbacks: what was scrolled has told the page, and the
+# process that hands out clicks. An observer reports with the next frame, also where a page's clock stands still.
+_DRAWN = """new Promise(done => { let left = 2; const next = () => {
+  const seen = new IntersectionObserver(() => { seen.disconnect(); if (--left) next(); else done() });
+  seen.observe(document.documentElement) }; next() })"""
+_STEADY = 1.0  # seconds that an element may take to come to rest
+# Hears the clicks from now on. Lost is one that met an element which had left the page, or none at all.
+_LISTEN = """function () {
+  const self = this, top = (self.ownerDocument || self).defaultView;
+  if (!self.isConnected || !top) return null;
+  const heard = {reached: false};
+  const hear = event => {
+    if (event.isTrusted) heard.reached = heard.reached || self.isConnected || event.composedPath().includes(self);
+  };
+  EventTarget.prototype.addEventListener.call(top, 'click', hear, true);
+  heard.end = () => {
+    EventTarget.prototype.removeEventListener.call(top, 'click', hear, true);
+    return heard.reached || self.isConnected;
+  };
+  return heard;
+}"""
+_END = "function () { return this.end() }"
+
+
+class Redrawn(InvalidAction):
+    """The element has left the page, or was drawn anew, before anything was done to it."""
+
+
+async def point(tab: Tab, element: Element) -> tuple[float, float]:
+    """Scrolls the element into view and gives a place of it in the window, in CSS pixels, once it is at rest.
+
+    Raises InvalidAction if it is covered, Redrawn if it is no longer on the page.
+    """
+    found = await _locate(tab, element)
+    if found.get("moved") or element.frame:
+        with suppress(TimeoutError):  # what another process scrolls follows a little later
+            async with asyncio.timeout(_STEADY):
+                before: Mapping[str, Any] = {}
+                while _spot(before) != _spot(found) and not found.get("gone"):
+                    await tab.watcher.unless_asked(_drawn(tab))
+                    before, found = found, await _locate(tab, element)
+    if found.get("gone"):
+        raise Redrawn(f'{element.ref}, the {element.role} "{element.name}", is no longer on the page')
+    if problem := found.get("problem"):
+        raise InvalidAction(f"{element.ref} {problem}; choose another element")
+    return found["x"], found["y"]
+
+
+async def click(tab: Tab, element: Element) -> bool:
+    """Clicks an element; False if the click was lost, since the element was drawn anew while it was pressed.
+
+    What the page did when the mouse went down has then been done; only the page knows whether that was all.
+    """
+    if await tab.call(element, _IN_CANVAS):
+        return True
+    x, y = await point(tab, element)
+    heard = await tab.handle(element, _LISTEN)
+    if heard is None:
+        raise Redrawn(f'{element.ref}, the {element.role} "{element.name}", is no longer on the page')
+    await tab.click_at(x, y)
+    if tab.watcher.dialog is not None:
+        return True
+    session = tab.frames.session(element.frame) or tab.cdp
+    request = {"objectId": heard, "functionDeclaration": _END, "returnByValue": True}
+    try:
+        answer = await tab.watcher.unless_asked(session.send("Runtime.callFunctionOn", request))
+    except PlaywrightError:  # another document is there already: the click has led to it
+        if tab.watcher.dead:
+            raise
+        return True
+    return answer is None or answer["result"].get("value") is not False
+
+
+def _spot(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    return found.get("x"), found.get("y"), found.get("problem")
+
+
+async def _drawn(tab: Tab) -> None:
+    await tab.cdp.send("Runtime.evaluate", {"expression": _DRAWN, "awaitPromise": True})
+
+
+async def _locate(tab: Tab, element: Element) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = await tab.call(element, LOCATE)
+    if element.frame and "problem" not in found:
+        found = await tab.frames.outward(element.frame, found["x"], found["y"])
+    return found

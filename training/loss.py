@@ -1,9 +1,10 @@
 """The policy surrogates on packed trees: sums over unique tokens, divided by the number of trees generated.
 
-    L = −(1/T) Σ_i s_i · J(ρ_i, C_i)  +  β/T · Σ_t w_t KL_t  −  η/T · Σ_t w_t H_t
+    L = −(1/T) Σ_i s_i · J(ρ_i, C_i)  +  β/T · Σ_t w_t KL_t  −  η/T · Σ_t w_t H_t  −  α/T · Σ_t R_t log π_t
 
 C is the estimator's coefficient, ρ = π/π_old on log-probs that the trainer recomputed on the tree path, s the truncated
-correction of what sampler and trainer compute differently, w the mass of the draws that hold the token. J is a
+correction of what sampler and trainer compute differently, w the mass of the draws that hold the token, R what the
+tree's best path earned, on that path. J is a
 registered objective; `train.loss` names it. Neither length nor tokens nor effective sample size is divided by: each of
 them would bias the gradient.
 
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treewright.envs.doors import Door, nearest, options_of
+from treewright.envs.doors import Door, blamed, nearest, options_of
 from treewright.envs.errors import TreewrightError
 
 __all__ = [
@@ -54,6 +55,8 @@ class LossOptions:
     adaptive_clip a > 0 widens both bounds of a term by the factor 1 + a·tanh(|C| / rms of C)
     kl, kl_coef   estimator k1, k2 or k3 of the divergence from the reference, and its weight β
     entropy_coef  η, weight of the entropy bonus
+    sft_coef      α, weight of the supervised loss on best paths: rewards in place of a stage of imitation, as the
+                  LayerTuning-RL of Dynamic-TreeRPO (arXiv 2509.23352) joins the two; the form is ours
     sampler_cap   s = min(exp(old − behaviour), cap); by_action: of the whole draw instead of the token
     top_entropy   the share of TOP_ENTROPY tokens that are trained
     """
@@ -67,6 +70,7 @@ class LossOptions:
     kl: str = "k3"
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
+    sft_coef: float = 0.0
     sampler_cap: float = 2.0
     by_action: bool = False
     top_entropy: float = 0.2
@@ -97,6 +101,7 @@ class LossInputs:
     term            [P] which token;  coef  [P] C of the term
     sequence        [P] which draw (or row and draw) the term belongs to; negative = none
     reference       [M] log-probs under the reference policy, or None
+    imitate         [M] R of the best paths that hold the token, or None
     """
 
     logp: Tensor
@@ -110,10 +115,11 @@ class LossInputs:
     coef: Tensor
     sequence: Tensor
     reference: Tensor | None = None
+    imitate: Tensor | None = None
 
     def __post_init__(self) -> None:
         tokens = [self.logp, self.entropy, self.old, self.behaviour, self.weight, self.mode]
-        tokens += [] if self.reference is None else [self.reference]
+        tokens += [t for t in (self.reference, self.imitate) if t is not None]
         for kind, tensors in (("token", tokens), ("term", [self.term, self.coef, self.sequence])):
             shapes = [tuple(t.shape) for t in tensors]
             if len(set(shapes)) > 1:
@@ -253,12 +259,30 @@ def policy_loss(inputs: LossInputs, options: LossOptions | None = None) -> tuple
     if sequence is not None and whole:
         delta = _mean_by(delta, sequence)
     low, high = _bounds(coef, options)
-    terms, held = LOSSES.find(options.loss)(delta, logp, coef, low, high, options, **options.loss_options)
+    terms, held = _terms(delta, logp, coef, low, high, options)
     gradient = (mode == Mode.PG).to(terms)
     likelihood = (mode == Mode.SFT).to(terms)
     total = (gradient * weight * terms + likelihood * coef * logp).sum()
     loss = -total / x.trees + _penalties(x, options) / x.trees
     return loss, _stats(x, options, mode == Mode.PG, delta, held, gap, weight)
+
+
+def _terms(
+    delta: Tensor, logp: Tensor, coef: Tensor, low: Tensor, high: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    """What the objective gives. Raises TreewrightError for one of one's own that raises or gives something else."""
+    if options.loss in OBJECTIVES:
+        return OBJECTIVES[options.loss](delta, logp, coef, low, high, options, **options.loss_options)
+    with blamed(f"loss {options.loss!r}"):
+        given = LOSSES.find(options.loss)(delta, logp, coef, low, high, options, **options.loss_options)
+    both = isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, Tensor) for part in given)
+    if not both or any(part.shape != coef.shape for part in given):
+        shown = [list(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in given] if both else given
+        raise TreewrightError(
+            f"loss {options.loss!r} gave {shown if both else type(given).__name__}; it must give two tensors of shape "
+            f"{list(coef.shape)}: the terms, and whether a bound held each back"
+        )
+    return given[0], given[1]
 
 
 def _modes(x: LossInputs, options: LossOptions) -> Tensor:
@@ -296,7 +320,7 @@ def _mean_by(values: Tensor, sequence: Tensor) -> Tensor:
 
 
 def _penalties(x: LossInputs, options: LossOptions) -> Tensor:
-    """β Σ w KL − η Σ w H over the tokens that policies drew."""
+    """β Σ w KL − η Σ w H over the tokens that policies drew, − α Σ R log π over those of best paths."""
     out = x.logp.new_zeros(())
     drawn = x.weight * ((x.mode == Mode.PG) | (x.mode == Mode.TOP_ENTROPY))
     if options.kl_coef:
@@ -305,6 +329,8 @@ def _penalties(x: LossInputs, options: LossOptions) -> Tensor:
         out = out + options.kl_coef * (drawn * kl_penalty(x.logp, x.reference, options.kl)).sum()
     if options.entropy_coef:
         out = out - options.entropy_coef * (drawn * x.entropy).sum()
+    if options.sft_coef and x.imitate is not None:
+        out = out - options.sft_coef * (x.imitate * x.logp).sum()
     return out
 
 

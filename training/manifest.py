@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 
-__all__ = ["MANIFEST", "Checkpoint", "CheckpointError", "complete", "latest", "only_trainer", "read_manifest"]
+__all__ = [
+    "ADAPTER",
+    "BEGUN",
+    "MANIFEST",
+    "Checkpoint",
+    "CheckpointError",
+    "base_of",
+    "complete",
+    "is_adapter_folder",
+    "latest",
+    "only_trainer",
+    "read_manifest",
+]
 
 MANIFEST = "manifest.json"
+ADAPTER = "adapter_config.json"
+BEGUN = ", begun at stored nodes"
+"""Ends the names in a manifest's `baselines` that are of a suite's trees which do not begin at the root."""
 
 
 class CheckpointError(TreewrightError):
@@ -35,14 +50,35 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """What a checkpoint's folder says of itself. Raises CheckpointError for one that is damaged."""
     file = path / MANIFEST
     try:
-        data = json.loads(file.read_text("utf-8"))
+        data = json_value(file.read_bytes())
         int(data["step"]), str(data["version"]), dict(data["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"{file} is damaged ({type(error).__name__}: {error}); move the folder {path} away to go on from the "
             "checkpoint before it"
         ) from error
     return data  # type: ignore[no-any-return]
+
+
+def is_adapter_folder(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (Path(folder) / ADAPTER).is_file() and not (Path(folder) / "config.json").is_file()
+
+
+def base_of(folder: str | Path) -> dict[str, str]:
+    """The base of the adapter in a folder: {"model"}, and "version" of its weights where a trainer of ours wrote it.
+
+    Raises CheckpointError for a damaged folder.
+    """
+    path = Path(folder)
+    try:
+        if (path / MANIFEST).is_file() and (known := read_manifest(path).get("base")):
+            return dict(known)
+        return {"model": str(json_value((path / ADAPTER).read_bytes())["base_model_name_or_path"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / ADAPTER} does not say which base the adapter belongs to; name a folder that peft wrote"
+        ) from error
 
 
 def complete(folder: Path) -> list[Checkpoint]:

@@ -199,13 +199,13 @@ def chunked_backward(
     state = TreeChunkState(plan.to(ids.device), cuts)
     logp, entropy = _first_pass(model, ids, state, rows, targets, chunk)
     parts = _pairs_by_chunk(state, rows)
-    output = _output_of(model)
     with torch.enable_grad():
         logp.requires_grad_(), entropy.requires_grad_()
         value = loss(logp, entropy)
         d_logp, d_entropy = torch.autograd.grad(value, (logp, entropy), allow_unused=True, materialize_grads=True)
         for part, pairs in reversed(list(zip(state.chunks, parts, strict=True))):
             hidden = tree_hidden(model, ids[part.start : part.stop], part)
+            output = _output_of(model)  # after the layers ran: only then are sharded weights whole
             used, row = torch.unique(rows[pairs] - part.start, return_inverse=True)
             by_row = torch.zeros(used.shape, dtype=d_entropy.dtype, device=ids.device)
             by_row.index_add_(0, row, d_entropy[pairs])
@@ -235,13 +235,12 @@ def _first_pass(
     model: nn.Module, ids: Tensor, state: TreeChunkState, rows: Tensor, targets: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Runs the chunks in order, which keeps their keys and values in `state`; log-probs and entropies [M]."""
-    output = _output_of(model)
-    wide = torch.promote_types(output.weight.dtype, torch.float32)
+    wide = torch.promote_types(_output_of(model).weight.dtype, torch.float32)
     logp, entropy = (torch.empty(rows.shape, dtype=wide, device=ids.device) for _ in range(2))
     for part, pairs in zip(state.chunks, _pairs_by_chunk(state, rows), strict=True):
         hidden = tree_hidden(model, ids[part.start : part.stop], part)
         used, row = torch.unique(rows[pairs] - part.start, return_inverse=True)
-        logp[pairs], by_row = output.logp(hidden[used], row, targets[pairs], chunk)
+        logp[pairs], by_row = _output_of(model).logp(hidden[used], row, targets[pairs], chunk)
         entropy[pairs] = by_row[row]
     return logp, entropy
 

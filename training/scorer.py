@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
+from treewright.envs.whole import write_whole
 from treewright.search.tree import Tree
 from treewright.search.types import Exchange
 from treewright.training.credit import estimate
@@ -82,7 +84,8 @@ def examples_of(trees: Sequence[Tree], margin: float = 0.1, elsewhere: int = 2, 
         value = _values(tree)
         steps = {i: step_text(tree.text[i], _seen(tree, i)) for i in range(1, len(tree))}
         for node in range(len(tree)):
-            known = [c for c in tree.children[node] if not math.isnan(value[c])]
+            below = [] if tree.in_turn(node) else tree.children[node]  # steps are whole turns
+            known = [c for c in below if not math.isnan(value[c]) and not tree.in_turn(c)]
             place = place_text(tree.task.goal, tree.exchanges(node))
             for child in known:
                 failed = [steps[c] for c in known if value[c] <= value[child] - margin and steps[c] != steps[child]]
@@ -232,8 +235,10 @@ class Scorer:
     def save(self, folder: Path | str) -> Path:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        save_file(self.model.state_dict(), path / "model.safetensors")
-        (path / "config.json").write_text(json.dumps(asdict(self.model.settings), indent=1) + "\n")
+        part = path / ".model.safetensors.part"  # the weights that are there stay until the new ones are whole
+        save_file(self.model.state_dict(), part)
+        part.replace(path / "model.safetensors")
+        write_whole(path / "config.json", json.dumps(asdict(self.model.settings), indent=1) + "\n")
         return path
 
     @classmethod
@@ -241,7 +246,7 @@ class Scorer:
         """Raises TreewrightError if the folder holds no scorer."""
         path = Path(folder)
         try:
-            model = DualEncoder(ScorerSettings(**json.loads((path / "config.json").read_text())))
+            model = DualEncoder(ScorerSettings(**json_value((path / "config.json").read_bytes())))
             model.load_state_dict(load_file(path / "model.safetensors"))
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise TreewrightError(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, fields
-from itertools import groupby
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,21 +15,26 @@ from torch import Tensor, nn
 from treewright.envs.errors import TreewrightError
 from treewright.kernels import TreePlan
 from treewright.search.tree import Tree
-from treewright.training.credit import Credit, TreeArrays, credit_stats, estimate, options_taken
-from treewright.training.credit.rows import LeafRows, leaf_rows
-from treewright.training.credit.trees import tree_arrays
+from treewright.training.credit import Credit, TreeArrays, credit_stats
+from treewright.training.credit.rows import LeafRows
+from treewright.training.credit.trees import origin_of
+from treewright.training.crediting import NonFinite, best_paths, credit_of
 from treewright.training.decoders.experts import has_experts, routing_flips
-from treewright.training.loss import LossInputs, LossOptions, LossStats, by_sequence, policy_loss
+from treewright.training.decoders.replay import replaying
+from treewright.training.flops import spent_on
+from treewright.training.lora import adapter_off, is_adapted
+from treewright.training.loss import LossInputs, LossOptions, LossStats, Mode, by_sequence, policy_loss
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
+from treewright.training.optim import make_optimizer, rate_factor
 from treewright.training.pack import PackedBatch, pack_trees
+from treewright.training.precision import checkpoint_layers, compute_dtype, computing, logit_rows, rounded
+from treewright.training.progress import Progress, Underway
+from treewright.training.region import divergence, frozen, held_back, kept
+from treewright.training.routing import Routing
 from treewright.training.settings import TrainSettings
 from treewright.training.versions import age_of, require_fresh, weights_version
 
 __all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
-
-
-class NonFinite(TreewrightError):
-    """NaN or infinity in rewards, log-probs, loss or gradient; the step was not taken and no weight has changed."""
 
 
 PackLoss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
@@ -44,10 +47,13 @@ class Trainer:
     model      a transformers causal LM that `training.model.prepare` accepts
     tokenizer  saved beside the weights, so that a checkpoint can be opened as a policy; None leaves it out
     consumed   (tree id, policy version) of every tree trained on; each is used once
-    baselines  by suite, the mean root value of the last batch
-    reference  the policy that kl_coef pulls to; None: a frozen copy of `model` as it is given here
+    baselines  by suite (trees from stored nodes apart), the mean root value of the last batch
+    reference  the policy that kl_coef pulls to; None: a frozen copy of `model` as it is given here, or, where it has an
+               adapter, the model with that off
     versions   names of this trainer's weights, oldest first, by which stale trees are refused; None: not checked
     aliases    other names of the same weights, such as a server gives them: alias → name in `versions`
+    chosen     what train.memory led to, in a sentence
+    progress   keeps what an update has done so far; None: an update that is stopped begins anew
     """
 
     model: Any
@@ -60,6 +66,8 @@ class Trainer:
     reference: Any = None
     versions: list[str] | None = None
     aliases: dict[str, str] = field(default_factory=dict)
+    chosen: str = ""
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         prepare(self.model)
@@ -70,17 +78,36 @@ class Trainer:
                 "train.clip_rows = true clips (leaf, token) terms; it goes with neither a loss of whole draws nor "
                 "max_staleness"
             )
-        self.lr = s.rate_for(sum(p.numel() for p in self.model.parameters()))
-        if s.kl_coef and self.reference is None:
+        if s.clip_rows and s.unit != "turn":
+            raise TreewrightError("train.clip_rows = true clips rows of turns; it does not go with train.unit")
+        self.lr = s.rate_for(sum(p.numel() for p in self.model.parameters() if p.requires_grad))
+        self.rate, self.dtype = rate_factor(s), compute_dtype(s.precision)
+        checkpoint_layers(self.model, s.checkpointing)
+        self.logit_rows = logit_rows(self.model)
+        if s.kl_coef and self.reference is None and not is_adapted(self.model):
             self.reference = frozen(self.model)
         if self.reference is not None:
+            rounded(self.reference, self.dtype)
             prepare(self.reference)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.lr, betas=(0.9, 0.99), weight_decay=s.weight_decay
-        )
+        self._place()
+        self.optimizer = make_optimizer(s, self.model, self.lr)
 
     optimizer: torch.optim.Optimizer = field(init=False)
     lr: float = field(init=False)
+    rate: Callable[[int], float] = field(init=False)
+    dtype: torch.dtype | None = field(init=False)
+    logit_rows: int = field(init=False)
+    fixed_rate: float | None = field(init=False, default=None)  # of the next steps, in place of lr and its warm-up
+    recent: list[tuple[PackedBatch, Tensor]] = field(init=False, default_factory=list)  # log-probs under max_kl
+    routing: Routing = field(init=False, default_factory=Routing)
+    moves: list[tuple[float, float]] = field(init=False, default_factory=list)  # (divergence, share) of its steps
+
+    def _place(self) -> None:
+        """Before the optimizer is made: a trainer of many processes shards the weights here."""
+
+    def version(self) -> str:
+        """The name of the present weights."""
+        return weights_version(self.model)
 
     def update(self, trees: Sequence[Tree], on_pack: Callable[[int, int], None] | None = None) -> dict[str, float]:
         """Trains on the trees not consumed before and returns what to log.
@@ -90,8 +117,8 @@ class Trainer:
         """
         fresh = self.unseen(trees)
         ages = [0] if self.versions is None else self._ages(fresh)
-        arrays, credit, rows = self._credit(fresh)
-        stats = self.learn(fresh, arrays, credit, rows=rows, stale=max(ages) > 0, on_pack=on_pack)
+        arrays, credit, rows, tokens = credit_of(fresh, self.settings, self.baselines, self._plain_logprobs)
+        stats = self.learn(fresh, arrays, credit, rows=rows, tokens=tokens, stale=max(ages) > 0, on_pack=on_pack)
         return stats | {"oldest": float(max(ages))}
 
     def unseen(self, trees: Sequence[Tree]) -> list[Tree]:
@@ -99,7 +126,7 @@ class Trainer:
         fresh = [t for t in trees if (t.tree_id, t.header.policy_version) not in self.consumed]
         if not fresh:
             raise TreewrightError("every tree given was trained on before; collect new ones or give another folder")
-        fresh.sort(key=lambda t: t.task.suite)  # stable: trees of a suite stay in order
+        fresh.sort(key=origin_of)  # stable: trees of a suite stay in order
         return fresh
 
     def learn(
@@ -110,21 +137,25 @@ class Trainer:
         *,
         mode: NDArray[np.int64] | None = None,
         rows: LeafRows | None = None,
+        tokens: Sequence[NDArray[np.float64]] | None = None,
         stale: bool = False,
         on_pack: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
         """`update` with credit that was computed elsewhere; `mode` [N] says what each node is trained with.
 
-        stale  correct whole draws for having been made by older weights
+        tokens  by node, a coefficient for each of its tokens, where the tokens of a turn are not credited alike
+        stale   correct whole draws for having been made by older weights
         """
         s = self.settings
         by_draw = stale or by_sequence(s.loss)
         packs = pack_trees(
             trees, arrays, credit, s.max_tokens, terms="row" if rows is not None else "draw" if by_draw else "token",
-            rows=rows, mode=mode, every=bool(s.kl_coef or s.entropy_coef),
+            rows=rows, mode=mode, every=bool(s.kl_coef or s.entropy_coef), tokens=tokens, replay=s.replay_routes,
+            imitate=best_paths(trees) if s.sft_coef else None,
         )  # fmt: skip
         routing = self._routing(packs[0]) if packs and not self.steps else {}
         stats = routing | self.descend_surrogate(packs, s.loss_settings(stale), on_pack) if packs else {}
+        stats |= self._moves() | self.routing.told()
         self.consumed |= {(t.tree_id, t.header.policy_version) for t in trees}
         used = credit.coef != 0
         seen = credit_stats(arrays, credit)
@@ -137,11 +168,12 @@ class Trainer:
             "ess_tree": float(np.nanmean(credit.ess[arrays.roots])),
             "tokens": float(sum(len(p) for p in packs)),
             "trained_tokens": float(sum(len(p.target) for p in packs)),
+            **spent_on(self.model, packs, s.minibatches, bool(s.kl_coef)),
         }
 
     def _routing(self, pack: PackedBatch) -> dict[str, float]:
         """How many of a pack's tokens half precision would send to other experts; {} for a model without experts."""
-        if not has_experts(self.model) or self._cuts(pack) is not None:
+        if pack.routes is not None or not has_experts(self.model) or self._cuts(pack) is not None:
             return {}
         ids, plan, *_ = self._inputs(pack)
         return {"routing_flips": routing_flips(self.model, ids, plan)}
@@ -155,39 +187,6 @@ class Trainer:
         """How many updates ago this trainer's weights went by that name, 0 = now; None if never, or if not checked."""
         return age_of(self.aliases.get(version, version), self.versions or ())
 
-    def _credit(self, trees: Sequence[Tree]) -> tuple[TreeArrays, Credit, LeafRows | None]:
-        """Credit suite by suite: a root's baseline comes from other trees of its own suite, now or in earlier batches.
-
-        Suites differ in how often they succeed; one baseline for all would only add variance.
-        """
-        name, options = self.settings.estimator, self.settings.estimator_options
-        biased = options_taken(name, {"allow_biased": self.settings.allow_biased})
-        parts: list[tuple[TreeArrays, Credit]] = []
-        rows: list[LeafRows] = []
-        nodes = 0
-        for suite, group in groupby(trees, key=lambda t: t.task.suite):
-            arrays = tree_arrays(list(group))
-            arrays.validate()
-            own = options_taken(name, {"root_baseline": self.baselines.get(suite)})
-            credit = estimate(name, arrays, **{**biased, **own, **options})
-            if not np.isfinite(credit.coef).all():
-                raise NonFinite(f"the credit of {int((~np.isfinite(credit.coef)).sum())} nodes is not finite")
-            if self.settings.clip_rows:
-                found = leaf_rows(name, arrays, **options)
-                rows.append(LeafRows(found.leaf + nodes, found.node + nodes, found.coef))
-            nodes += len(arrays)
-            roots = credit.value[arrays.roots]
-            if np.isfinite(roots).any():
-                self.baselines[suite] = float(np.nanmean(roots))
-            parts.append((arrays, credit))
-        joined = {f.name: np.concatenate([getattr(c, f.name) for _, c in parts]) for f in fields(Credit)}
-        together = (np.concatenate([getattr(r, f.name) for r in rows]) for f in fields(LeafRows)) if rows else None
-        return (
-            TreeArrays.concatenate([a for a, _ in parts]),
-            Credit(**joined),
-            LeafRows(*together) if together is not None else None,
-        )
-
     # -- the optimizer's side -----------------------------------------------------------------------------------
 
     def descend_surrogate(
@@ -198,53 +197,88 @@ class Trainer:
     ) -> dict[str, float]:
         """`descend` with the loss of the settings, or of `options`."""
         options = options or self.settings.loss_settings(False)
-        olds: dict[int, Tensor] = {}
-        if min(self.settings.minibatches, len(packs)) > 1:
+        at = self._begin(packs, options)
+        if min(self.settings.minibatches, len(packs)) > 1 and not at.kept and at.stats is None:
             with torch.no_grad():
-                olds = {id(p): self.logprobs(p)[0].detach() for p in packs}
+                at.kept = tuple(self.logprobs(p)[0].detach() for p in packs)
+        olds = {id(p): old for p, old in zip(packs, at.kept, strict=False)}
 
         def surrogate(pack: PackedBatch, trees: int) -> PackLoss:
-            return self._surrogate(pack, olds.get(id(pack)), trees, options)
+            return self._surrogate(pack, olds.get(id(pack)), trees, options, self.reference_logprobs(pack))
 
-        return self.descend(packs, surrogate, on_pack)
+        return self.descend(packs, surrogate, on_pack, at)
 
     def descend(
         self,
         packs: Sequence[PackedBatch],
         loss_of: Callable[[PackedBatch, int], PackLoss],
         on_pack: Callable[[int, int], None] | None = None,
+        at: Underway | None = None,
     ) -> dict[str, float]:
         """Optimizer steps over the packs, `minibatches` of them, for any loss of their log-probs; what to log.
 
         loss_of  (pack, trees generated for its step) → a function of (log-probs [M], entropies [M]) that gives the
                  loss and what it saw
+        at       where the pass stands; with `progress`, that of a pass that was stopped is taken up
         """
+        at = self._begin(packs) if at is None else at
+        if at.stats is not None:
+            return at.stats
         groups = [packs[i :: self.settings.minibatches] for i in range(min(self.settings.minibatches, len(packs)))]
-        sums: dict[str, float] = {}
         done = 0
         for group in groups:
+            if done + len(group) <= at.done:  # this step was taken before
+                done += len(group)
+                continue
             trees = sum(p.trees for p in group)
-            self.optimizer.zero_grad(set_to_none=True)
-            for pack in group:
-                for name, value in self._backward(pack, loss_of(pack, trees)).items():
-                    sums[name] = sums.get(name, 0.0) + value
+            if at.done <= done:  # else the gradient of the packs before is there
+                self.optimizer.zero_grad(set_to_none=True)
+            for number, pack in enumerate(group, 1):
                 done += 1
+                if done <= at.done:
+                    continue
+                with computing(self.model, self.dtype):
+                    found = self._backward(pack, loss_of(pack, trees))
+                for name, value in found.items():
+                    at.sums[name] = at.sums.get(name, 0.0) + value
                 if on_pack is not None:
                     on_pack(done, len(packs))
-            sums["grad_norm"] = sums.get("grad_norm", 0.0) + self._step()
+                if number < len(group):
+                    self._keep(at, done)
+            at.sums["grad_norm"] = at.sums.get("grad_norm", 0.0) + self._step()
+            if done < len(packs):
+                self.optimizer.zero_grad(set_to_none=True)
+                self._keep(at, done)
         if groups and self.versions is not None:
-            self.versions.append(weights_version(self.model))
+            self.versions.append(self.version())
         per_group = {"grad_norm", "loss"}
-        return {k: v / (len(groups) if k in per_group else len(packs)) for k, v in sums.items()}
+        stats = {k: v / (len(groups) if k in per_group else len(packs)) for k, v in at.sums.items()}
+        if self.progress is not None:
+            self.progress.end(at, stats)
+        return stats
+
+    def _begin(self, packs: Sequence[PackedBatch], options: LossOptions | None = None) -> Underway:
+        return Underway() if self.progress is None else self.progress.begin(self, packs, options)
+
+    def _keep(self, at: Underway, done: int) -> None:
+        at.done = done
+        if self.progress is not None:
+            self.progress.save(self, at)
 
     def logprobs(self, pack: PackedBatch, model: Any = None) -> tuple[Tensor, Tensor]:
         """Log-probs and predicting entropies [M] of the pack's targets on the tree path, under `model` or our own; in
         chunks without gradient."""
         model = self.model if model is None else model
         cuts = self._cuts(pack)
-        if cuts is not None:
-            return chunked_logprobs(model, *self._inputs(pack), cuts)
-        return tree_logprobs(model, *self._inputs(pack))
+        with computing(model, self.dtype), replaying(model, pack.routes):
+            if cuts is not None:
+                return chunked_logprobs(model, *self._inputs(pack), cuts, self.logit_rows)
+            return tree_logprobs(model, *self._inputs(pack), self.logit_rows)
+
+    @torch.no_grad()
+    def _plain_logprobs(self, pack: PackedBatch) -> NDArray[np.float64]:
+        """[M] log-probs of a pack's targets under the present weights."""
+        return self.logprobs(pack)[0].double().cpu().numpy()
 
     def _cuts(self, pack: PackedBatch) -> int | None:
         """Tokens per chunk, None where the pack runs whole."""
@@ -261,17 +295,25 @@ class Trainer:
 
     def reference_logprobs(self, pack: PackedBatch) -> Tensor | None:
         """[M] log-probs under the reference policy, or None without one."""
-        if self.reference is None:
+        if self.reference is None and not (self.settings.kl_coef and is_adapted(self.model)):
             return None
         with torch.no_grad():
-            return self.logprobs(pack, self.reference)[0]
+            if self.reference is not None:
+                return self.logprobs(pack, self.reference)[0]
+            with adapter_off(self.model):
+                return self.logprobs(pack)[0]
 
-    def _surrogate(self, pack: PackedBatch, old: Tensor | None, trees: int, options: LossOptions) -> PackLoss:
-        reference = self.reference_logprobs(pack)
-
+    def _surrogate(
+        self,
+        pack: PackedBatch,
+        old: Tensor | None,
+        trees: int,
+        options: LossOptions,
+        reference: Tensor | None = None,
+    ) -> PackLoss:
         def loss(logp: Tensor, entropy: Tensor) -> tuple[Tensor, dict[str, float]]:
-            coef, behaviour, weight = (
-                torch.from_numpy(a).to(logp) for a in (pack.term_coef, pack.behaviour, pack.weight)
+            coef, behaviour, weight, imitate = (
+                torch.from_numpy(a).to(logp) for a in (pack.term_coef, pack.behaviour, pack.weight, pack.imitate)
             )
             mode, term, sequence = (torch.from_numpy(a).to(logp.device) for a in (pack.mode, pack.term, pack.sequence))
             before = logp.detach() if old is None else old
@@ -287,6 +329,7 @@ class Trainer:
                 coef=coef,
                 sequence=sequence,
                 reference=reference,
+                imitate=imitate,
             )
             value, seen = policy_loss(inputs, options)
             return value, _logged(seen, reference is not None)
@@ -303,41 +346,62 @@ class Trainer:
             if not bool(torch.isfinite(loss)):
                 raise self._refuse("loss")
             seen.update(found)
+            if self.settings.max_kl is not None and bool((pack.mode == Mode.PG).any()):
+                self.recent.append((pack, logp.detach()))
             return loss
 
         cuts = self._cuts(pack)
-        if cuts is not None:
-            loss, _, _ = chunked_backward(self.model, *self._inputs(pack), objective, cuts)
-        else:
-            loss = objective(*tree_logprobs(self.model, *self._inputs(pack)))
-            loss.backward()  # type: ignore[no-untyped-call]
+        with self.routing.replaying(self.model, pack):
+            if cuts is not None:
+                loss, _, _ = chunked_backward(self.model, *self._inputs(pack), objective, cuts, self.logit_rows)
+            else:
+                loss = objective(*tree_logprobs(self.model, *self._inputs(pack), self.logit_rows))
+                loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": float(loss.detach()), **seen}
 
     def _step(self) -> float:
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
+        norm = self._clipped_norm()
         if not math.isfinite(norm):
             raise self._refuse("gradient")
-        ramp = min(1.0, (self.steps + 1) / (self.settings.warmup + 1))
+        factor = self.rate(self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * ramp
+            group["lr"] = group["initial_lr"] * factor if self.fixed_rate is None else self.fixed_rate
+        before = kept(self.model) if self.recent else []
         self.optimizer.step()
         self.steps += 1
+        if before and self.settings.max_kl is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.moves.append(held_back(self.model, before, self.settings.max_kl, self._moved))
+        self.recent.clear()
         return norm
+
+    def _clipped_norm(self) -> float:
+        """The gradient's norm, which is then at most train.grad_clip."""
+        return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
+
+    def _moved(self) -> float:
+        """How far the weights are from those of `recent`, in nats per drawn token."""
+        pairs = [(logp, self.logprobs(pack)[0], torch.from_numpy(pack.mode == Mode.PG)) for pack, logp in self.recent]
+        before, after = (torch.cat([pair[i][pair[2].to(pair[i].device)] for pair in pairs]) for i in (0, 1))
+        return divergence(before, after)
+
+    def _moves(self) -> dict[str, float]:
+        """What max_kl did to the steps since it was last asked, as means; {} without it."""
+        moves, self.moves = self.moves, []
+        names = ("step_kl", "step_share")
+        return {name: float(np.mean([move[i] for move in moves])) for i, name in enumerate(names)} if moves else {}
+
+    def forget_moments(self) -> None:
+        """The optimizer begins anew, for another objective: neither its means nor its count of steps go on."""
+        self.optimizer.state.clear()
 
     def _refuse(self, what: str) -> NonFinite:
         self.optimizer.zero_grad(set_to_none=True)
+        self.recent.clear()
         return NonFinite(
             f"{what} not finite at step {self.steps}: no step was taken, weights are as before. "
             "Lower train.lr or look at the batch's rewards and log-probs"
         )
-
-
-def frozen(model: Any) -> Any:
-    """A copy of the model that no training changes."""
-    twin = copy.deepcopy(model).eval()
-    for weight in twin.parameters():
-        weight.requires_grad_(False)
-    return twin
 
 
 def _logged(seen: LossStats, with_reference: bool) -> dict[str, float]:

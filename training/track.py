@@ -20,8 +20,9 @@ from typing import IO, Any, Protocol, Self, runtime_checkable
 
 from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 
-__all__ = ["DOOR", "FILE", "Metrics", "Tracker", "Update", "open_metrics", "open_trackers"]
+__all__ = ["DOOR", "FILE", "Metrics", "Tracker", "Update", "open_metrics", "open_trackers", "read_metrics"]
 
 log = logging.getLogger("treewright")
 
@@ -49,6 +50,7 @@ class Update:
     stats      what the trainer measured: loss, kl, entropy, sampler_gap, grad_norm, tokens, …
     success    by suite, estimated from the trees trained on
     seconds    wall-clock, collecting included where the loop collected
+    meter      what it cost, by the names of `treewright.search.meter.Meter`
     """
 
     step: int
@@ -59,6 +61,7 @@ class Update:
     recipe: str = "credit"
     drawn_by: str | None = None
     success: Mapping[str, float] = field(default_factory=dict)
+    meter: Mapping[str, float | None] = field(default_factory=dict)
 
     def line(self) -> dict[str, Any]:
         """As one JSON object; numbers that are not finite are null."""
@@ -66,7 +69,8 @@ class Update:
         told = {} if self.drawn_by is None else {"drawn_by": self.drawn_by}
         stats = {name: _finite(value) for name, value in self.stats.items() if name not in own}
         success = {name: _finite(value) for name, value in self.success.items()}
-        return {**own, **told, "seconds": round(self.seconds, 3), "success": success, **stats}
+        cost = {"meter": dict(self.meter)} if self.meter else {}
+        return {**own, **told, "seconds": round(self.seconds, 3), "success": success, **stats, **cost}
 
     def values(self) -> dict[str, float]:
         """The finite numbers by name, for trackers."""
@@ -75,6 +79,7 @@ class Update:
             "iteration": self.iteration,
             "seconds": self.seconds,
             **{f"success/{suite}": value for suite, value in self.success.items()},
+            **{f"meter/{name}": value for name, value in self.meter.items() if value is not None},
         }
         return {name: float(value) for name, value in every.items() if _finite(value) is not None}
 
@@ -107,6 +112,10 @@ class Metrics:
                 self._file = None
         self._each(lambda tracker: tracker.log(update.step, update.values()))
 
+    def holds(self, step: int) -> bool:
+        """The file has a line for the weights after `step` optimizer steps."""
+        return any(line.get("step") == step for line in read_metrics(self.path))
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -130,6 +139,23 @@ class Metrics:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file in their order, [] where there is none; what a kill cut off is left out."""
+    try:
+        text = path.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            row = json_value(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            found.append(row)
+    return found
 
 
 def _cut_off(path: Path) -> bool:

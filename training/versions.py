@@ -11,14 +11,16 @@ the old policy reached them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from treewright.envs.errors import TreewrightError
 
-__all__ = ["StaleTrees", "age_of", "require_fresh", "weights_version"]
+__all__ = ["StaleTrees", "age_of", "hash_weights", "put_random", "random_state", "require_fresh",
+           "weights_version"]  # fmt: skip
 
 
 class StaleTrees(TreewrightError):
@@ -26,11 +28,22 @@ class StaleTrees(TreewrightError):
 
 
 def weights_version(model: Any) -> str:
-    """32 hex digits that name the model's weights: equal for equal tensors, whatever file they came from."""
-    h = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
+    """32 hex digits that name the model's weights: equal for equal tensors, whatever file they came from.
+
+    Those of a model with an adapter name its base and the adapter's tensors.
+    """
+    base, state = getattr(model, "treewright_base", None), model.state_dict()
+    if base is None:
+        return hash_weights(sorted(state.items()))
+    return hash_weights(sorted((n, t) for n, t in state.items() if ".lora_" in n), str(base["version"]))
+
+
+def hash_weights(named: Iterable[tuple[str, Tensor]], base: str = "") -> str:
+    """`weights_version` of tensors that come one by one, by rising name."""
+    h = hashlib.blake2b(base.encode(), digest_size=16)
+    for name, tensor in named:
         h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
 
@@ -55,3 +68,15 @@ def require_fresh(drawn_by: Sequence[str], versions: Sequence[str], most: int) -
             "trees of up to N updates ago"
         )
     return [age for age in ages if age is not None]
+
+
+def random_state() -> str:
+    """The state of this process's random numbers, as hexadecimal digits."""
+    return bytes(torch.get_rng_state().tolist()).hex()
+
+
+def put_random(states: Sequence[str], rank: int) -> None:
+    """The state that a rank had; where there are more ranks now, that of one of the former. Nothing for no states."""
+    if states:
+        digits = bytes.fromhex(states[rank % len(states)])
+        torch.set_rng_state(torch.frombuffer(bytearray(digits), dtype=torch.uint8))

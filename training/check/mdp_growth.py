@@ -121,7 +121,7 @@ class _Grower:
         arrays = TreeArrays.of(
             self.parent, reasons=reasons, tree=self.tree, group=self.tree // GROUP, mult=self.mult, k=self.k,
             share=np.where(np.isnan(self.share), even, self.share),
-            keep=self.keep, kept=self.kept, control=self.control, reward=self.rewards(), terminal=self.state < 0,
+            keep_prob=self.keep, kept=self.kept, control=self.control, reward=self.rewards(), terminal=self.state < 0,
             aux=self.aux, state_key=self.state,
         )  # fmt: skip
         return Grown(arrays, self.state, self.action, self.trees)

@@ -49,7 +49,7 @@ _DTYPES: dict[str, Any] = {
     "k": np.int32,
     "mult": np.int32,
     "share": np.float32,
-    "keep": np.float32,
+    "keep_prob": np.float32,
     "kept": np.bool_,
     "control": np.float32,
     "reward": np.float32,
@@ -61,6 +61,7 @@ _DTYPES: dict[str, Any] = {
     "state_key": np.int64,
     "call_ok": np.bool_,
     "n_tokens": np.int32,
+    "importance": np.float64,
     "origin": np.int8,
     "kind": np.int8,
 }
@@ -76,7 +77,7 @@ class TreeArrays:
     k          i32   draws made when the node was expanded, killed ones included, auxiliary ones not; 0 = never
     mult       i32   how many token-identical draws this node stands for
     share      f32   μ, the node's share of its parent's mass; mult/k of the parent for i.i.d. draws
-    keep       f32   q in (0, 1], the recorded probability of being kept, closed or executed; 1 without roulette
+    keep_prob  f32   q in (0, 1], the recorded probability of being kept, closed or executed; 1 without roulette
     kept       bool  whether that coin came up; False = the value is `control` and nothing below counts
     control    f32   h, an estimate of reward + value fixed before the coin; 0 is allowed
     reward     f32   of the transition into the node; NaN = unknown
@@ -88,6 +89,8 @@ class TreeArrays:
     state_key  i64   equal for equal states; −1 = not known
     call_ok    bool  the action was a valid call
     n_tokens   i32   tokens sampled for this node
+    importance f64   π(a)/μ(a) of the node's tokens, where μ drew them, the policy at another temperature; NaN = not
+                     known yet, 1 where the policy itself drew
     origin     i8    an `Origin`
     kind       i8    a `NodeKind`
     reasons    why each tree is inexact, as recorded while it grew; empty = no recorded reason
@@ -100,7 +103,7 @@ class TreeArrays:
     k: Ints
     mult: Ints
     share: NDArray[Any]
-    keep: NDArray[Any]
+    keep_prob: NDArray[Any]
     kept: Bools
     control: NDArray[Any]
     reward: NDArray[Any]
@@ -112,6 +115,7 @@ class TreeArrays:
     state_key: Ints
     call_ok: Bools
     n_tokens: Ints
+    importance: NDArray[Any]
     origin: Ints
     kind: Ints
     reasons: tuple[tuple[str, ...], ...]
@@ -144,7 +148,7 @@ class TreeArrays:
         full = {
             "mult": np.ones(n),
             "aux": np.zeros(n, bool),
-            "keep": np.ones(n),
+            "keep_prob": np.ones(n),
             "kept": np.ones(n, bool),
             "control": np.zeros(n),
             "reward": np.zeros(n),
@@ -154,6 +158,7 @@ class TreeArrays:
             "state_key": np.full(n, -1),
             "call_ok": np.ones(n, bool),
             "n_tokens": (up >= 0).astype(np.int32),
+            "importance": np.ones(n),
             "origin": np.zeros(n),
             "kind": np.zeros(n),
         } | have
@@ -234,6 +239,7 @@ class TreeArrays:
             "unexecuted draft": live & ~self.executed & (self.parent >= 0) & ~self.fault,
             "unknown reward": live & np.isnan(self.reward) & (self.parent >= 0),
             "draws missing": choice & live & ((drawn != self.k) | ((drawn > 0) & (np.abs(mass - 1) > 1e-4))),
+            "drawn at other temperatures, weights not known": placed & np.isnan(self.importance),
             "not drawn from the policy": placed & (self.origin != Origin.POLICY) & (self.share < 1) & choice[up],
         }
         found: list[list[str]] = [list(r) for r in self.reasons]
@@ -291,13 +297,14 @@ class TreeArrays:
             ("k", self.k < 0, "must not be negative"),
             ("mult", self.mult < 1, "must be at least 1"),
             ("share", ~((self.share >= 0) & (self.share <= 1 + 1e-5)), "must lie in [0, 1]"),
-            ("keep", ~((self.keep > 0) & (self.keep <= 1)), "must lie in (0, 1]"),
-            ("kept", ~self.kept & (self.keep == 1) & ~self.aux, "cannot be False where keep is 1"),
+            ("keep_prob", ~((self.keep_prob > 0) & (self.keep_prob <= 1)), "must lie in (0, 1]"),
+            ("kept", ~self.kept & (self.keep_prob == 1) & ~self.aux, "cannot be False where keep_prob is 1"),
             ("control", ~np.isfinite(self.control), "must be finite"),
             ("reward", np.isinf(self.reward), "must be finite, or NaN for unknown"),
             ("terminal", self.terminal & ~leaf, "cannot be True for a node with children"),
             ("truncated", self.truncated & ~leaf, "cannot be True for a node with children"),
             ("n_tokens", self.n_tokens < 0, "must not be negative"),
+            ("importance", ~((self.importance > 0) | np.isnan(self.importance)), "must be above 0, or NaN for unknown"),
         )
         for name, column in self.more.items():
             if column.shape != (n,):

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
+from treewright.envs.errors import TreewrightError
 from treewright.training.credit.arrays import Floats, Ints
 from treewright.training.credit.rows import Advantage, Rows, ratio, row_estimator
 
@@ -88,7 +89,7 @@ def _effective_size(cells: Ints, weight: Floats) -> Floats:
 def forest(
     rows: Rows,
     *,
-    features: np.ndarray | None = None,
+    features: np.ndarray | str | None = None,
     trees: int = 6,
     depth: int = 4,
     tries: int = 3,
@@ -98,9 +99,15 @@ def forest(
 
     The view of random forests as adaptive smoothers is after Curth et al., 2402.01502; credit by it is ours.
     `features` [N, F] describe each node's state in node order; None = depth, reward so far, state key, validity
-    and tokens of its call. Assumes that states alike in the features have alike values; a state's own outcome is in
-    its own smooth, so the estimate is biased. `Smoother` gives the weights, Credit.ess the effective sample size.
+    and tokens of its call; "text", where trees are trained on, is `text_features` of them. Assumes that states alike
+    in the features have alike values; a state's own outcome is in its own smooth, so the estimate is biased.
+    `Smoother` gives the weights, Credit.ess the effective sample size.
     """
+    if isinstance(features, str):
+        raise TreewrightError(
+            f"features = {features!r} needs the trees, which arrays do not have; give text_features(trees), or train "
+            "with --set train.options.features=text"
+        )
     order = rows.plan.order
     ended = (rows.arrays.terminal | rows.arrays.truncated)[order]
     state = np.flatnonzero((rows.n > 0) & ~ended)

@@ -101,7 +101,7 @@ class _Graph:
         return order
 
     def U(self, c: int) -> float:
-        h, q, kappa = float(self.a.control[c]), float(self.a.keep[c]), float(self.a.kept[c])
+        h, q, kappa = float(self.a.control[c]), float(self.a.keep_prob[c]), float(self.a.kept[c])
         return h + kappa * (float(np.nan_to_num(self.a.reward[c])) + self.V[self.same[c]] - h) / q
 
     def combined(self, p: int) -> float:
@@ -116,7 +116,7 @@ class _Graph:
 
     def edge(self, p: int, c: int, w: float, d_p: float) -> tuple[float, float, float]:
         """(coef, weight, baseline passed down) of the edge p → c."""
-        live = float(self.a.kept[c]) / float(self.a.keep[c])
+        live = float(self.a.kept[c]) / float(self.a.keep_prob[c])
         if self.a.kind[p] == NodeKind.ALL:
             others = [self.U(s) for s in self.children[p] if s != c]
             slope = math.prod(others) if self.combine == "product" else 1 / self.parts(p)

@@ -134,13 +134,17 @@ def _global_local(rows: Rows, parent: float = 1.0, root: float = 1.0) -> np.ndar
 
 
 @row_estimator("sibling")
-def sibling(rows: Rows, *, eps: float = 1e-6) -> Advantage:
+def sibling(rows: Rows, *, by: str = "draws", eps: float = 1e-6) -> Advantage:
     """A(l, c) = GRPO's A_l + (V(c) − μ_siblings)/(σ_siblings + ε) at branching points. V-STAR, 2602.10699.
 
-    Siblings count by their draws. With two children σ makes every gap ±1, whatever its size.
+    by  draws: a sibling counts as often as it was drawn, so that merging equal draws changes nothing; nodes: once, as
+        published. Raises ValueError for another.
+    With two children σ makes every gap ±1, whatever its size.
     """
+    if by not in ("nodes", "draws"):
+        raise ValueError(f"by = {by!r}; siblings count by nodes or by draws")
     value = rows.mean
-    mean, variance = rows.among_siblings(value, np.where(rows.n > 0, rows.mult, 0.0))
+    mean, variance = rows.among_siblings(value, np.where(rows.n > 0, rows.mult if by == "draws" else 1.0, 0.0))
     step = np.where(rows.inner & (rows.n > 0), (value - mean) * inverse_std(variance, eps), 0.0)
     task, inverse = rows.standard(rows.total, rows.group, eps=eps)
     return Advantage(row=(rows.total - task) * inverse, node=step)

@@ -68,6 +68,9 @@ class _Walk:
         given = float(self.a.share[c]) / sum(float(self.a.share[s]) for s in siblings)
         return float(even if abs(given - even) < 1e-6 else given)
 
+    def rho(self, c: int) -> float:
+        return float(np.nan_to_num(self.a.importance[c], nan=1.0))
+
     def reward(self, c: int) -> float:
         return float(np.nan_to_num(self.a.reward[c]))
 
@@ -78,7 +81,7 @@ class _Walk:
         self.V[p] = 0.0
         for c in kids:
             self.up(c)
-            mu, q, kappa = self.share(c), float(self.a.keep[c]), float(self.a.kept[c])
+            mu, q, kappa = self.share(c) * self.rho(c), float(self.a.keep_prob[c]), float(self.a.kept[c])
             self.V[p] += mu * self.U(c)
             self.leaves[p] += [mu * kappa / q * w for w in self.leaves[c]]
         if self.a.kept[p]:
@@ -88,27 +91,28 @@ class _Walk:
         return self.V[p]
 
     def U(self, c: int) -> float:
-        h, q, kappa = float(self.a.control[c]), float(self.a.keep[c]), float(self.a.kept[c])
+        h, q, kappa = float(self.a.control[c]), float(self.a.keep_prob[c]), float(self.a.kept[c])
         return h + kappa * (self.reward(c) + self.V[c] - h) / q
 
     def down(self, p: int, d_p: float) -> None:
         for c in self.drawn(p):
             m, mu, U = int(self.a.mult[c]), self.share(c), self.U(c)
             K = m / mu if mu else math.inf
-            b = self.rest(p, K - 1, mu / m, U, d_p)
-            d = self.rest(p, K - m, mu, U, d_p)
-            edge = self.weight[p] * mu
+            b = self.rest(p, K - 1, mu / m, c, d_p)
+            d = self.rest(p, K - m, mu, c, d_p)
+            edge = self.weight[p] * mu * self.rho(c)
             if self.trainable[c] and edge > 0:
                 self.coef[c] = edge**self.power * (U - b)
-            self.weight[c] = edge * float(self.a.kept[c]) / float(self.a.keep[c])
+            self.weight[c] = edge * float(self.a.kept[c]) / float(self.a.keep_prob[c])
             self.down(c, d - self.reward(c))
 
-    def rest(self, p: int, others: float, mu: float, U: float, d_p: float) -> float:
-        """λ·(mean of the other draws) + (1 − λ)·d_p."""
+    def rest(self, p: int, others: float, mu: float, c: int, d_p: float) -> float:
+        """λ·(mean of the draws other than a share μ of c) + (1 − λ)·d_p."""
         if 1 - mu <= 1e-9:
             return d_p
         lam = others / (others + self.tau) if math.isfinite(others) else 1.0
-        return lam * (self.V[p] - mu * U) / (1 - mu) + (1 - lam) * d_p
+        total, own = sum(self.share(s) * self.rho(s) for s in self.drawn(p)), mu * self.rho(c)
+        return lam * (self.V[p] - own * self.U(c)) / (total - own) + (1 - lam) * d_p
 
     def root_d(self, r: int, roots: list[int]) -> float:
         known = [x for x in roots if x != r and self.usable(x)]

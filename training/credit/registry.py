@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from treewright.envs.doors import Door, nearest, options_of
+from treewright.envs.doors import Door, blamed, nearest, options_of
 from treewright.envs.errors import TreewrightError
-from treewright.training.credit.arrays import Credit, TreeArrays
+from treewright.training.credit.arrays import Credit, InexactTree, TreeArrays
 from treewright.training.credit.trees import arrays_of
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "estimator",
     "options_taken",
     "require_options",
+    "weighs",
 ]
 
 Estimator = Callable[..., Credit]
@@ -55,10 +58,32 @@ def estimate(name: str, arrays: TreeArrays | Mapping[str, NDArray[Any]], **optio
     arrays  TreeArrays, or what `store.arrays(tree_ids)` returns
     """
     require_options(name, options)
-    credit = DOOR.find(name)(arrays if isinstance(arrays, TreeArrays) else arrays_of(arrays), **options)
+    whole = arrays if isinstance(arrays, TreeArrays) else arrays_of(arrays)
+    if not weighs(name) and not options.get("allow_biased") and bool((whole.importance != 1).any()):
+        raise InexactTree(
+            f"{name}: {int((whole.importance != 1).sum())} nodes were drawn at other temperatures, and this estimator "
+            "takes draws of the policy itself; use split_loo, or grow trees without search.temperature_by_depth"
+        )
+    if name in ESTIMATORS:
+        return ESTIMATORS[name](whole, **options)
+    with blamed(f"estimator {name!r}"):
+        credit = DOOR.find(name)(whole, **options)
     if not isinstance(credit, Credit):
         raise UnknownEstimator(f"estimator {name!r} gave a {type(credit).__name__}, not a treewright Credit")
+    for one in fields(Credit):
+        shape = np.shape(getattr(credit, one.name))
+        if shape[:1] != (len(whole),):
+            raise TreewrightError(
+                f"estimator {name!r} gave {one.name} of shape {list(shape)}; it must have one entry for each of the "
+                f"{len(whole)} nodes"
+            )
     return credit
+
+
+def weighs(name: str) -> bool:
+    """Whether an estimator takes draws that were not the policy's, by their `importance`: split_loo, and functions of
+    one's own with an attribute `weighs = True`."""
+    return bool(getattr(DOOR.find(name), "weighs", False))
 
 
 def require_options(name: str, options: Iterable[str]) -> None:

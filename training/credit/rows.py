@@ -24,7 +24,7 @@ from treewright.training.credit.arrays import Bools, Credit, Floats, Ints, TreeA
 from treewright.training.credit.levels import Levels, levels
 from treewright.training.credit.registry import UnknownEstimator, estimator
 
-__all__ = ["Advantage", "LeafRows", "Rows", "leaf_rows", "row_estimator", "weighted_rows"]
+__all__ = ["Advantage", "LeafRows", "Rows", "has_rows", "leaf_rows", "row_estimator", "weighted_rows"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,6 +181,11 @@ def row_estimator(name: str) -> Callable[[Callable[..., Advantage]], Callable[..
         return credited
 
     return register
+
+
+def has_rows(name: str) -> bool:
+    """Whether the estimator of that name is one of leaf rows."""
+    return name in _ROWS
 
 
 def leaf_rows(name: str, arrays: TreeArrays, **options: Any) -> LeafRows:

@@ -14,6 +14,10 @@ For a child c of p with K draws at p, of which m are token-identical to c (μ = 
 For shares other than m/K read (V_p − μ U_c)/(1 − μ) for the mean of the others and 1/μ for K: then nothing depends
 on how many draws a reserve was split into later, which may depend on outcomes.
 
+Where draws were made from another distribution than the policy's, at another temperature say, ρ = π(a)/π_drawn(a) is
+their `importance`: read μρ for μ in V, w and coef, and Σ μρU / Σ μρ for the means of other draws. The sum V stays
+unbiased, and so does the gradient, since a baseline is made of draws other than its own.
+
 b leaves out one draw, so other copies of the same tokens stay in it; d leaves out all m copies, because they
 share c's subtree. Σ w·V over the frontier is a martingale under any predictable choice of what to expand, so a
 search guided by any score stays exact as long as shares are fixed before the draws, the draws come from the
@@ -62,20 +66,24 @@ def split_loo(
     reward[:n_roots] = 0.0
     if np.isnan(reward.sum()):
         reward = np.nan_to_num(reward)
-    scale = kept / plan.pick(arrays.keep)
+    scale = kept / plan.pick(arrays.keep_prob)
     usable = _usable(arrays, plan)
     share = _shares(arrays, plan, usable, mult)
 
     fixed = control + scale * (reward - control)
-    value, mass, square = _upward(plan, fixed, scale, share)
+    rho = np.nan_to_num(plan.pick(arrays.importance), nan=1.0)
+    plain = bool((rho == 1).all())
+    worth = share if plain else share * rho
+    total = 1.0 if plain else np.bincount(up[n_roots:], weights=worth[n_roots:], minlength=len(up)).take(up)
+    value, mass, square = _upward(plan, fixed, scale, worth)
     drawn = fixed + scale * value
 
     above, single = value.take(up), share / mult
     lam_b = _shrink(1.0, single, tau)
     lam_d = _shrink(mult, share, tau)
-    own_d = lam_d * _without(above, share, drawn) - reward
+    own_d = lam_d * _without(above, worth, drawn, total) - reward
 
-    weight, stay = share * scale, 1 - lam_d
+    weight, stay = worth * scale, 1 - lam_d
     weight[:n_roots] = usable[:n_roots]
     tasks = arrays.group[arrays.parent < 0]
     own_d[:n_roots] = _root_baselines(value[:n_roots], usable[:n_roots], tasks, root_baseline)
@@ -83,8 +91,8 @@ def split_loo(
         weight[here] *= weight[up[here]]
         own_d[here] += stay[here] * own_d[up[here]]
 
-    baseline = lam_b * _without(above, single, drawn) + (1 - lam_b) * own_d.take(up)
-    edge = weight.take(up) * share
+    baseline = lam_b * _without(above, single * rho, drawn, total) + (1 - lam_b) * own_d.take(up)
+    edge = weight.take(up) * worth
     edge[:n_roots] = 0.0
     power = edge if weight_power == 1 else np.where(edge > 0, edge**weight_power, 0.0)
     coef = power * (drawn - baseline) * (usable & arrays.trainable.take(plan.order)) + 0.0
@@ -137,9 +145,9 @@ def _upward(plan: Levels, fixed: Floats, scale: Floats, share: Floats) -> tuple[
     return value, mass, square
 
 
-def _without(total: Floats, left_out: Floats, drawn: Floats) -> Floats:
-    """The mean of the parent's draws without a share of `left_out`; of no meaning where nothing is left."""
-    return np.asarray((total - left_out * drawn) / np.maximum(1 - left_out, 1e-9))
+def _without(value: Floats, left_out: Floats, drawn: Floats, total: Floats | float) -> Floats:
+    """The mean of the parent's draws, of weight `total`, without `left_out`; of no meaning where nothing is left."""
+    return np.asarray((value - left_out * drawn) / np.maximum(total - left_out, 1e-9))
 
 
 def _shrink(draws: Floats | float, left_out: Floats, tau: float) -> Floats:
@@ -160,3 +168,6 @@ def _root_baselines(value: Floats, usable: Bools, group: np.ndarray, alone: floa
     else:
         rest = np.full_like(value, alone)
     return np.asarray(np.divide(total, count, out=rest, where=count > 0.5))
+
+
+split_loo.weighs = True  # type: ignore[attr-defined]  # it takes `importance`, see registry.weighs

@@ -8,14 +8,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from treewright.search.rooted import prefix_ids
+from treewright.search.rooted import prefix_ids, prefix_length
 from treewright.search.schema import LATE, NUMBERS
 from treewright.search.store.arrays import STATUSES, StoredArrays, array_of, state_key
 from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus
-from treewright.training.credit.arrays import MalformedTree, TreeArrays
+from treewright.training.credit.arrays import MalformedTree, NodeKind, TreeArrays
+from treewright.training.manifest import BEGUN
 
-__all__ = ["arrays_of", "tree_arrays"]
+__all__ = ["arrays_of", "origin_of", "tree_arrays"]
 
 
 def _codes(*statuses: NodeStatus) -> list[int]:
@@ -41,6 +42,11 @@ def tree_arrays(trees: Sequence[Tree], by: str = "prefix") -> TreeArrays:
     keys = [(t.task.suite, t.task.id, ids) for t, ids in zip(trees, given, strict=True)]
     group = [tasks.setdefault(key, len(tasks)) for key in keys]
     return TreeArrays.concatenate([_one(tree, g) for tree, g in zip(trees, group, strict=True)])
+
+
+def origin_of(tree: Tree) -> str:
+    """What a root baseline is kept by: the suite, and apart from it the suite's trees that begin at stored nodes."""
+    return tree.task.suite + (BEGUN if prefix_length(tree) else "")
 
 
 def arrays_of(columns: StoredArrays | Mapping[str, NDArray[Any]]) -> TreeArrays:
@@ -77,6 +83,7 @@ def _batch(
 ) -> TreeArrays:
     status = columns["status"]
     n = len(status)
+    warm = (columns["temperature"] != 1) & columns["trainable"].astype(np.bool_)
     return TreeArrays(
         tree=tree.astype(np.int32),
         group=columns["group"].astype(np.int32),
@@ -84,7 +91,7 @@ def _batch(
         k=columns["drawn"].astype(np.int32),
         mult=columns["mult"].astype(np.int32),
         share=columns["share"].astype(np.float32),
-        keep=columns["keep_prob"].astype(np.float32),
+        keep_prob=columns["keep_prob"].astype(np.float32),
         kept=columns["kept"].astype(np.bool_),
         control=np.zeros(n, np.float32),
         reward=columns["reward"].astype(np.float32),
@@ -94,8 +101,9 @@ def _batch(
         fault=np.isin(status, MASKED),
         aux=np.zeros(n, np.bool_),
         state_key=columns["state_key"].astype(np.int64),
-        call_ok=columns["call_ok"].astype(np.bool_),
+        call_ok=columns["call_ok"].astype(np.bool_) & (columns["kind"] != NodeKind.SEGMENT),
         n_tokens=columns["n_tokens"].astype(np.int32),
+        importance=np.where(warm, np.nan, 1.0),
         origin=columns["origin"].astype(np.int8),
         kind=columns["kind"].astype(np.int8),
         reasons=reasons,

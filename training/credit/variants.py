@@ -36,7 +36,7 @@ def sibling_std(arrays: TreeArrays) -> Credit:
 def _against_parent(arrays: TreeArrays, *, std: bool) -> Credit:
     credit = split_loo(arrays)
     up = np.maximum(arrays.parent, 0)
-    h, kept, q = (x.astype(np.float64) for x in (arrays.control, arrays.kept, arrays.keep))
+    h, kept, q = (x.astype(np.float64) for x in (arrays.control, arrays.kept, arrays.keep_prob))
     drawn = h + kept / q * (arrays.reward + np.nan_to_num(credit.value) - h)
     off = drawn - credit.value[up]
     if std:

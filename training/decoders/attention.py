@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from treewright.envs.errors import TreewrightError
 from treewright.kernels import BranchCache, PromptCache, TreeChunk, TreePlan, tree_attention
 from treewright.training.decoders.plans import Plan, running_plan, turn
 
@@ -26,7 +27,7 @@ Seen = Callable[..., Tensor]
 NO_TREE = 'no tree given: call tree_hidden(), or model.set_attn_implementation("sdpa") for plain use'
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(TreewrightError, ValueError):
     """A model of which some part cannot run on a packed tree; the message names each."""
 
 

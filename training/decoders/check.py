@@ -25,7 +25,7 @@ from treewright.training.decoders.plans import counts_positions, inner_model, st
 from treewright.training.decoders.structure import text_config
 from treewright.training.decoders.tiny import tiny_model
 
-__all__ = ["Fit", "doubled", "fit_of", "running", "trial"]
+__all__ = ["Fit", "doubled", "fit_of", "running", "trial", "whole_numbers"]
 
 log = logging.getLogger("treewright.training")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
@@ -46,6 +46,7 @@ class Fit:
     softcap    bent to c · tanh(· / c); None: not bent
     chunks     whether packs may go through in chunks
     gap        largest relative difference of a token's hidden state in the trial, `dtype` what it was computed in
+    routers    the classes of its parts that say which experts a token goes to
     """
 
     attention: str
@@ -54,6 +55,22 @@ class Fit:
     chunks: bool
     gap: float
     dtype: torch.dtype
+    routers: tuple[type[nn.Module], ...] = ()
+
+
+def whole_numbers(out: Any, count: int) -> Tensor | None:
+    """The experts [count, K] that a router gave for `count` tokens; None where `out` is nothing of the kind.
+
+    It gives their weights beside them; whole numbers alone may be keys that sparse attention chose.
+    """
+    parts = [part for part in out if isinstance(part, Tensor)] if isinstance(out, tuple | list) else []
+    weights = {part.numel() for part in parts if part.is_floating_point()}
+    for part in parts:
+        whole = not part.is_floating_point() and part.dtype != torch.bool and part.numel() in weights
+        if whole and part.dim() >= 2 and part.numel() == count * part.shape[-1]:
+            found: Tensor = part.reshape(count, -1)
+            return found
+    return None
 
 
 class doubled(TorchFunctionMode):
@@ -177,13 +194,13 @@ def trial(model: nn.Module, dtype: torch.dtype, mode: Callable[[], Any] | None =
             ways.remove(attention.DENSE)  # nothing would tell its recurrent layers apart from plain use
         for implementation in ways:
             try:
-                gap, worst = _compared(inner, ids, plan, implementation, truth, limit)
+                gap, worst, routers = _compared(inner, ids, plan, implementation, truth, limit)
             except Exception as error:  # or to a plan; the next way is tried, or the model is refused
                 failed.append(_said(error))
                 continue
             if worst is None:
                 chunks = implementation == attention.NAME and _in_chunks(inner, ids, plan, truth) <= limit
-                return Fit(implementation, scale, softcap, chunks, gap, dtype)
+                return Fit(implementation, scale, softcap, chunks, gap, dtype, routers)
             if not any(said.startswith(f"{worst} ") for said in failed):
                 failed.append(
                     f"{worst} gives another result on a tree than on its rows (by {gap:.0e} of a token's state)"
@@ -304,12 +321,15 @@ def _by_token(out: Any, count: int) -> Tensor | None:
 
 def _compared(
     model: Any, ids: Tensor, plan: TreePlan, implementation: str, truth: _Rows, limit: float
-) -> tuple[float, str | None]:
-    """Largest relative difference of a token's last state, and the first part that differs, if it is too much."""
+) -> tuple[float, str | None, tuple[type[nn.Module], ...]]:
+    """Largest relative difference of a token's last state, the first part that differs, if it is too much, and the
+    classes of the routers."""
     with running(model, implementation), _recorded(model) as seen, _naming(model):
         hidden = states_on(model, plan.to(ids.device), ids[None])[0]
-    gap = _gap(hidden, truth.hidden)
-    return gap, None if gap <= limit else _first_wrong(model, seen, truth, len(ids), limit)
+    gap, parts = _gap(hidden, truth.hidden), dict(model.named_modules())
+    routed = (type(parts[name]) for name, (_, out) in seen.items() if whole_numbers(out, len(ids)) is not None)
+    routers = tuple(dict.fromkeys(kind for kind in routed if not kind.__module__.startswith("peft.")))
+    return gap, None if gap <= limit else _first_wrong(model, seen, truth, len(ids), limit), routers
 
 
 def _in_chunks(model: Any, ids: Tensor, plan: TreePlan, truth: _Rows) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from treewright.kernels import TreePlan
-from treewright.training.decoders.check import fit_of, running
+from treewright.training.decoders.check import fit_of, running, whole_numbers
 from treewright.training.decoders.plans import inner_model, states_on
 
 __all__ = ["expert_load", "has_experts", "routes", "routing_flips"]
@@ -38,10 +38,9 @@ def _watched(model: nn.Module, count: int) -> Iterator[dict[str, Tensor]]:
     found: dict[str, Tensor] = {}
 
     def keep(name: str, out: Any) -> None:
-        for part in out if isinstance(out, tuple | list) else ():
-            whole = isinstance(part, Tensor) and not (part.is_floating_point() or part.dtype == torch.bool)
-            if whole and part.dim() >= 2 and part.numel() == count * part.shape[-1]:
-                found[name] = part.reshape(count, -1).long()
+        chosen = whole_numbers(out, count)
+        if chosen is not None:
+            found[name] = chosen.long()
 
     hooks = [m.register_forward_hook(lambda m, args, out, n=name: keep(n, out)) for name, m in model.named_modules()]
     try:

@@ -19,17 +19,43 @@ from torch import Tensor, nn
 
 from treewright.kernels import BranchCache, PromptCache, TreeChunk, TreePlan
 
-__all__ = ["Plan", "counts_positions", "inner_model", "plan_in", "running_plan", "states_on", "turn"]
+__all__ = [
+    "Plan",
+    "counts_positions",
+    "inner_model",
+    "plan_in",
+    "replay_in",
+    "running_plan",
+    "running_replay",
+    "states_on",
+    "turn",
+]
 
 Plan = TreePlan | TreeChunk | PromptCache | BranchCache
 
 _PLAN: ContextVar[Plan | None] = ContextVar("treewright_plan", default=None)
+_REPLAY: ContextVar[Any] = ContextVar("treewright_replay", default=None)
 _TURNS: ContextVar[dict[Hashable, int]] = ContextVar("treewright_turns")
 
 
 def running_plan() -> Plan | None:
     """What the forward pass that runs now was given, None outside of one."""
     return _PLAN.get()
+
+
+def running_replay() -> Any:
+    """What `replay_in` was given around the forward pass that runs now, None outside of one."""
+    return _REPLAY.get()
+
+
+@contextmanager
+def replay_in(replay: Any) -> Iterator[None]:
+    """Layers that run in a `with` block find `replay`, and so do those that gradient checkpointing runs again later."""
+    token = _REPLAY.set(replay)
+    try:
+        yield
+    finally:
+        _REPLAY.reset(token)
 
 
 def turn(layer: Hashable) -> tuple[Hashable, int]:
@@ -65,14 +91,15 @@ def plan_in(model: nn.Module, plan: Plan) -> Iterator[None]:
 
 
 def _checkpoint(checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any, **more: Any) -> Any:
-    plan, turns = _PLAN.get(), _TURNS.get()
+    plan, turns, replay = _PLAN.get(), _TURNS.get(), _REPLAY.get()
     before = dict(turns)
 
     def repeatable(*given: Any, **named: Any) -> Any:
         own = dict(before)
         tokens = _PLAN.set(plan), _TURNS.set(own)
         try:
-            return function(*given, **named)
+            with replay_in(replay):
+                return function(*given, **named)
         finally:
             _PLAN.reset(tokens[0])
             _TURNS.reset(tokens[1])

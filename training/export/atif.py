@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from treewright.training.export.view import Row, View, clean
+from treewright.search.segments import parts_of
+from treewright.training.export.view import Row, View, clean, plain_json
 
-__all__ = ["ATIF_VERSION", "atif_documents"]
+__all__ = ["ATIF_VERSION", "atif_documents", "step_of"]
 
 ATIF_VERSION = "ATIF-v1.4"
 
@@ -28,7 +29,7 @@ def _document(view: View, leaf: int, agent_version: str) -> Row:
     head = view.messages(0)
     sources = {"system": "system", "user": "user"}
     steps: list[Row] = [{"source": sources[m["role"]], "message": m["content"]} for m in head]
-    steps += [_step(view, node) for node in tree.path(leaf)[1:]]
+    steps += [step_of(view, node) for node in tree.path(leaf)[1:] if not tree.in_turn(node)]
     totals = [s["metrics"] for s in steps if "metrics" in s]
     extra = _set(
         leaf=leaf,
@@ -58,11 +59,12 @@ def _document(view: View, leaf: int, agent_version: str) -> Row:
     return out
 
 
-def _step(view: View, node: int) -> Row:
+def step_of(view: View, node: int) -> Row:
+    """One turn as a step of the agent, with its tokens and its place in the tree."""
     tree = view.tree
     action = tree.action[node]
     calls = [
-        {"tool_call_id": f"call-{node}-{i}", "function_name": clean(c.name), "arguments": _plain(c.arguments)}
+        {"tool_call_id": f"call-{node}-{i}", "function_name": clean(c.name), "arguments": plain_json(c.arguments)}
         for i, c in enumerate(action.calls if action is not None else ())
     ]
     # The answer to parallel calls is one text, which belongs to none of them alone.
@@ -71,14 +73,16 @@ def _step(view: View, node: int) -> Row:
     if calls:
         out["tool_calls"] = calls
     out["observation"] = {"results": [{**result, "content": view.seen(node)}]}
-    if tree.ids[node]:
-        prompt = tree.context_ids(tree.parent[node])
+    parts = parts_of(tree, node)
+    ids, logprobs = [i for p in parts for i in tree.ids[p]], [x for p in parts for x in tree.logprobs[p]]
+    if ids:
+        prompt = tree.context_ids(tree.parent[parts[0]])
         out["metrics"] = _set(
             prompt_tokens=len(prompt),
-            completion_tokens=len(tree.ids[node]),
+            completion_tokens=len(ids),
             prompt_token_ids=list(prompt),
-            completion_token_ids=list(tree.ids[node]),
-            logprobs=list(tree.logprobs[node]) or None,
+            completion_token_ids=ids,
+            logprobs=logprobs or None,
         )
     seen = tree.observation[node]
     out["extra"] = _set(
@@ -104,14 +108,3 @@ def _step(view: View, node: int) -> Row:
 def _set(**given: Any) -> Row:
     """What is known: no None, no NaN."""
     return {k: v for k, v in given.items() if v is not None and not (isinstance(v, float) and not math.isfinite(v))}
-
-
-def _plain(value: Any) -> Any:
-    """JSON with texts that UTF-8 can hold."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if hasattr(value, "items"):
-        return {clean(str(k)): _plain(v) for k, v in value.items()}
-    return value

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import treewright
 from treewright.training.export.atif import ATIF_VERSION
-from treewright.training.export.columns import RAW_SCHEMA, columns, hf_features
+from treewright.training.export.columns import DOCUMENTS, RAW_SCHEMA, columns, hf_features
 from treewright.training.export.options import ExportOptions, ExportReport, TreeFilter
 
 __all__ = ["write_card"]
@@ -24,6 +24,8 @@ ABOUT = {
     "prefix": "Prompts with the front of a good path, to start reinforcement learning from: "
     "`prompt_ids + prefix_ids` is what the policy read at that node.",
     "atif": f"One {ATIF_VERSION} document for each finished path; the place in its tree stands in `extra`.",
+    "inspect": "One log of Inspect for each split and suite: a sample is a tree, every other executed node stands in a "
+    "branch. `inspect view --log-dir FOLDER/inspect` shows them.",
     "raw": "Whole trees with token ids, log-probs, weights and versions; `treewright import` reads them back with the "
     "same digests. They hold `task_truth`, what rewards were computed from.",
 }
@@ -81,14 +83,14 @@ def _front(report: ExportReport, options: ExportOptions) -> list[str]:
     own = options.own()
     configs = []
     for name, splits in written.items():
-        if name != "atif":  # `datasets` reads a folder by one module; the documents are JSON beside any table
+        if name not in DOCUMENTS:  # `datasets` reads a folder by one module; the documents are JSON beside any table
             table = own[name].table if name in own else name
             files = [{"split": split, "path": f"{table}/{split}.{options.file_type}"} for split in splits]
             configs.append({"config_name": table, "data_files": files})
     lines = [f"license: {json.dumps(options.license)}", 'tags: ["treewright", "agents", "tree-search", "trl"]']
     lines.append(f"task_categories: {json.dumps(sorted({TASKS[name] for name in written if name in TASKS}))}")
     lines += ["configs:", *(f"- {json.dumps(config)}" for config in configs)] if configs else []
-    typed = [name for name in written if name != "atif" and name not in own] if options.file_type == "jsonl" else []
+    typed = [name for name in written if name not in {*DOCUMENTS, *own}] if options.file_type == "jsonl" else []
     if typed:
         infos = [{"config_name": name, "features": hf_features(columns(name, options.style))} for name in typed]
         lines += ["dataset_info:", *(f"- {json.dumps(info)}" for info in infos)]
@@ -112,7 +114,8 @@ def _formats(report: ExportReport, options: ExportOptions) -> list[str]:
         if not report.total(name):
             lines += ["Nothing: see what was left out.", ""]
     tables = {name: own[name].table if name in own else name for name in options.formats}
-    calls = [f'load_dataset("FOLDER", "{tables[n]}")' for n in options.formats if n != "atif" and report.total(n)][:1]
+    shown = [n for n in options.formats if n not in DOCUMENTS and report.total(n)][:1]
+    calls = [f'load_dataset("FOLDER", "{tables[n]}")' for n in shown]
     if report.total("atif"):
         calls.append('load_dataset("json", data_files={"train": "FOLDER/atif/*/*.json"})')
     if calls:

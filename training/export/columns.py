@@ -13,14 +13,19 @@ from treewright.envs.errors import TreewrightError
 from treewright.search.schema import DRAWN, EXECUTED, LATE, FieldKind
 from treewright.search.schema import SPENT as SPENT_FIELDS
 
-__all__ = ["FORMATS", "RAW_SCHEMA", "STYLES", "arrow_schema", "columns", "hf_features"]
+__all__ = ["BUILT_IN", "DOCUMENTS", "FORMATS", "RAW_SCHEMA", "STYLES", "arrow_schema", "columns", "hf_features"]
 
 Shape = Any
 
 FORMATS: Final = ("sft", "dpo", "prm", "prefix", "atif", "raw")
+"""Formats that are written where none is named."""
+DOCUMENTS: Final = ("atif", "inspect")
+"""Formats that are no tables: JSON documents, one a path or one a suite."""
+BUILT_IN: Final = (*FORMATS, "inspect")
 STYLES: Final = ("conversational", "text", "tokens")
-RAW_SCHEMA: Final = 2
-"""Version of the raw table; a reader refuses newer ones. Rows of version 1 have no `hidden`, `money`, `drawn_share`."""
+RAW_SCHEMA: Final = 3
+"""Version of the raw table; a reader refuses newer ones. Rows of version 1 have no `hidden`, `money`, `drawn_share`,
+those of versions 1 and 2 no `routes`."""
 
 MESSAGES: Final = [{"role": "string", "content": "string"}]
 IDS: Final = ["int32"]
@@ -166,7 +171,7 @@ def columns(table: str, style: str = "conversational") -> dict[str, Shape]:
         return {**({} if style == "tokens" else {"prompt": said, "prefix": said}), **PREFIX}
     fixed = {"prm": PRM, "raw": RAW}
     if table not in fixed:
-        raise TreewrightError(f"no table named {table!r}; known: {', '.join(FORMATS)}")
+        raise TreewrightError(f"no table named {table!r}; known: {', '.join(BUILT_IN)}")
     return fixed[table]
 
 

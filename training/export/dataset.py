@@ -11,15 +11,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import treewright
 from treewright.envs.errors import TreewrightError
+from treewright.envs.whole import whole_folder
 from treewright.search.store import TreeRow, TreeStore
 from treewright.search.types import Expansion
 from treewright.training.export.atif import atif_documents
 from treewright.training.export.card import write_card
-from treewright.training.export.columns import columns
+from treewright.training.export.columns import DOCUMENTS, columns
+from treewright.training.export.inspect_log import InspectLog
 from treewright.training.export.options import ExportOptions, ExportReport, TreeFilter
 from treewright.training.export.own import OwnFormat
 from treewright.training.export.raw import encode_tree
@@ -33,10 +36,10 @@ __all__ = ["ExportOptions", "ExportReport", "TreeFilter", "export_dataset"]
 def export_dataset(
     store: TreeStore, folder: str | Path, options: ExportOptions | None = None, where: TreeFilter | None = None
 ) -> ExportReport:
-    """Writes the finished trees of the store that pass the filter; the card is written last.
+    """Writes the finished trees of the store that pass the filter; the folder is there whole or not at all.
 
     Tables are `FORMAT/SPLIT.parquet` (or .jsonl), in the folder mymod_rows for `mymod:rows`; ATIF documents are
-    `atif/SPLIT/TREE-LEAF.json`. Trees are read one at a
+    `atif/SPLIT/TREE-LEAF.json`, Inspect's logs `inspect/SPLIT/SUITE.json`. Trees are read one at a
     time. Raises TreewrightError if the folder holds anything, if no tree passes, if none of them gives a row (then
     nothing is written), or without pyarrow for parquet.
     """
@@ -44,16 +47,18 @@ def export_dataset(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TreewrightError(f"{folder} is there and not empty; name a new folder, or delete it first")
-    if options.file_type == "parquet" and set(options.formats) - {"atif"}:
+    if options.file_type == "parquet" and set(options.formats) - set(DOCUMENTS):
         need_pyarrow("writing parquet")
     chosen = _chosen(store, where)
-    report = ExportReport(folder)
-    with _Tables(folder, options, report) as tables:
-        for row in chosen:
-            tables.add(store, row)
-    if not report.rows.total():
-        raise TreewrightError(_nothing(report))
-    write_card(report, options, where)
+    with whole_folder(folder) as part:
+        report = ExportReport(part)
+        with _Tables(part, options, report) as tables:
+            for row in chosen:
+                tables.add(store, row)
+        if not report.rows.total():
+            raise TreewrightError(_nothing(report))
+        write_card(report, options, where)
+    report.folder = folder
     return report
 
 
@@ -91,6 +96,7 @@ class _Tables(ExitStack):
         super().__init__()
         self.folder, self.options, self.report = folder, options, report
         self.open: dict[tuple[str, str], Table] = {}
+        self.logs: dict[tuple[str, str], InspectLog] = {}
         self.own: dict[str, OwnFormat] = options.own()
         for name in options.formats:
             report.skipped[name] = Counter()
@@ -105,6 +111,17 @@ class _Tables(ExitStack):
             self.open[key] = self.enter_context(table)
         return self.open[key]
 
+    def _log(self, suite: str, split: str) -> InspectLog:
+        key = (suite, split)
+        if key not in self.logs:
+            folder = self.folder / "inspect" / split
+            folder.mkdir(parents=True, exist_ok=True)
+            name = re.sub(r"[^\w.-]", "_", suite, flags=re.ASCII)[:80] or "trees"
+            taken = {log.path.name for log in self.logs.values() if log.path.parent == folder}
+            name = next(n for n in (f"{name}{i or ''}.json" for i in count()) if n not in taken)
+            self.logs[key] = self.enter_context(InspectLog(folder / name))
+        return self.logs[key]
+
     def add(self, store: TreeStore, row: TreeRow) -> None:
         tree, expansions = store.load(row.tree_id), store.expansions(row.tree_id)
         versions = [row.policy_version, *(d.completion.policy_version for e in expansions for d in e.drafts)]
@@ -115,10 +132,13 @@ class _Tables(ExitStack):
             view.skipped = report.skipped[name]
             if name in ("dpo", "prm"):
                 view.skipped.update(unvalued)
+            if name == "inspect":
+                report.rows[name, split] += self._log(row.suite, split).write(view, row)
+                continue
             if name == "atif":
-                count = self._documents(view, split)
-                report.rows[name, split] += count
-                if not count:
+                written = self._documents(view, split)
+                report.rows[name, split] += written
+                if not written:
                     view.skip("trees without a finished path")
                 continue
             for line in self._rows(name, view, expansions, row):
@@ -149,9 +169,9 @@ class _Tables(ExitStack):
         return iter([encode_tree(view, expansions, row.spent)])
 
     def _documents(self, view: View, split: str) -> int:
-        folder, count = self.folder / "atif" / split, 0
+        folder, written = self.folder / "atif" / split, 0
         for name, document in atif_documents(view, treewright.__version__):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(document, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-            count += 1
-        return count
+            written += 1
+        return written

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 
 __all__ = ["Sparse", "given_arguments", "known_tools", "openai_messages"]
 
@@ -204,9 +205,9 @@ def known_tools(tools: Any) -> list[dict[str, Any]]:
     """
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools or "[]")
+            tools = json_value(tools or "[]")
         except json.JSONDecodeError as error:
-            raise TreewrightError(f"tools: not JSON: {error.msg}") from None
+            raise TreewrightError(f"tools: not JSON: {error.msg}; write a list of tools as OpenAI has it") from None
     if not isinstance(tools, Sequence):
         raise TreewrightError(f"tools: expected a list, found {_kind(tools)}")
     out = []

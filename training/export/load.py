@@ -16,12 +16,15 @@ from treewright.envs.lines import BadLine
 from treewright.search.store import StoreError, TreeStore
 from treewright.search.tree import Tree
 from treewright.search.types import Origin
+from treewright.training.export.foreign import conversations_in, read_documents
 from treewright.training.export.messages import conversation_tree, parse_conversation
 from treewright.training.export.raw import Grown, decode_tree
 from treewright.training.export.tables import read_rows
 
 __all__ = ["ImportReport", "grown_trees", "import_trees"]
 
+TABLES = (".jsonl", ".parquet")
+DOCUMENTS = (".json", ".eval")
 KINDS = ("auto", "raw", "messages")
 ORIGINS = {"demo": Origin.DEMO, "stored": Origin.STORED}
 
@@ -53,8 +56,10 @@ async def import_trees(
 ) -> ImportReport:
     """Adds every tree of a file or dataset folder to the store.
 
-    path    a .jsonl or .parquet file, or a folder: its raw/ tables, or else all such files in it
-    kind    raw | messages | auto: a row with `messages` is a conversation
+    path    a .jsonl or .parquet file, a .json document, a .eval log of Inspect, or a folder: its raw/ tables, or else
+            all tables in it, or else all documents in it and below
+    kind    raw | messages | auto: a row with `messages` is a conversation, and so are ATIF documents, verifiers' traces
+            and logs of Inspect (see `foreign`)
     run, suite, origin   for conversations only: run (the file's name if None), suite where a line has none, and
                          demo or stored
     strict  the first row that cannot be taken ends the import; what came before is in the store
@@ -113,27 +118,47 @@ def _placed(
         raise TreewrightError(f"origin {origin!r} is neither demo nor stored; imported text was not drawn here")
     attempts: Counter[tuple[str, str]] = Counter()
     for file in _files(Path(path)):
-        for number, row in _rows(file, leave):
-            place = f"{file}, line {number}"
-            talks = kind == "messages" or (kind == "auto" and isinstance(row, Mapping) and "messages" in row)
-            try:
-                if isinstance(row, BadLine):
-                    raise TreewrightError(row.why)
-                if talks:
-                    grown = _talk(row, run or file.stem, suite, f"{file.stem}-{number}", ORIGINS[origin], attempts)
+        for number, whole in _rows(file, leave):
+            for part, row in _parts(whole, kind):
+                place = f"{file}, {'line' if file.suffix in TABLES else 'document'} {number}{part}"
+                talks = kind == "messages" or (kind == "auto" and isinstance(row, Mapping) and "messages" in row)
+                try:
+                    if isinstance(row, TreewrightError):
+                        raise row
+                    if talks:
+                        name = f"{file.stem}-{number}"
+                        grown = _talk(row, run or file.stem, suite, name, ORIGINS[origin], attempts)
+                    else:
+                        grown = decode_tree(_object(row))
+                except TreewrightError as error:
+                    if leave is None:
+                        raise TreewrightError(f"{place}: {error}") from None
+                    leave(f"{place}: {error}")
                 else:
-                    grown = decode_tree(_object(row))
-            except TreewrightError as error:
-                if leave is None:
-                    raise TreewrightError(f"{place}: {error}") from None
-                leave(f"{place}: {error}")
-            else:
-                yield place, grown
+                    yield place, grown
+
+
+def _parts(row: Any, kind: str) -> Iterator[tuple[str, Any]]:
+    """The rows in a row: the conversations of a document in another's form, each with its name; else the row itself."""
+    if isinstance(row, BadLine):
+        yield "", TreewrightError(row.why)
+        return
+    try:
+        found = conversations_in(row) if kind != "raw" else None
+    except TreewrightError as error:
+        yield "", error
+        return
+    if found is None:
+        yield "", row
+    elif not found:
+        yield "", TreewrightError("no message of a model is in it, so there is nothing to import; leave it out")
+    else:
+        yield from ((f", conversation {i}" if len(found) > 1 else "", one) for i, one in enumerate(found, 1))
 
 
 def _rows(file: Path, leave: Callable[[str], None] | None) -> Iterator[tuple[int, Any]]:
     try:
-        yield from read_rows(file)
+        yield from read_documents(file) if file.suffix in DOCUMENTS else read_rows(file)
     except TreewrightError as error:
         if leave is None:
             raise
@@ -142,15 +167,22 @@ def _rows(file: Path, leave: Callable[[str], None] | None) -> Iterator[tuple[int
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        if path.suffix not in (".jsonl", ".parquet"):
-            raise TreewrightError(f"{path} is neither .jsonl nor .parquet; write one JSON object a line")
+        if path.suffix not in (*TABLES, *DOCUMENTS):
+            raise TreewrightError(
+                f"{path} is none of {', '.join((*TABLES, *DOCUMENTS))}; write one JSON object a line into a .jsonl file"
+            )
         return [path]
     if not path.is_dir():
-        raise TreewrightError(f"there is no file or folder at {path}")
+        raise TreewrightError(
+            f"there is no file or folder at {path}; name a .jsonl or .parquet file, or a folder of them"
+        )
     folder = path / "raw" if (path / "raw").is_dir() else path
-    found = sorted(p for p in folder.iterdir() if p.suffix in (".jsonl", ".parquet"))
+    found = sorted(p for p in folder.iterdir() if p.suffix in TABLES)
+    found = found or sorted(p for p in folder.rglob("*") if p.suffix in DOCUMENTS and p.is_file())
     if not found:
-        raise TreewrightError(f"{folder} holds no .jsonl or .parquet file; export with --formats raw, or name a file")
+        raise TreewrightError(
+            f"{folder} holds no {', '.join((*TABLES, *DOCUMENTS))} file; export with --formats raw, or name a file"
+        )
     return found
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from treewright.envs.errors import InvalidAction, TreewrightError
-from treewright.envs.lines import whole_text
+from treewright.envs.lines import json_value, whole_text
 from treewright.envs.types import Action, Call, Effect, Observation, Task, seed_of
 from treewright.search.screen import parse_action
 from treewright.search.tree import Tree, TreeHeader
@@ -38,11 +38,17 @@ INEXACT = "imported messages: not drawn here, no log-probs, and the world was no
 def _arguments(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            value = json.loads(value or "{}")
+            value = json_value(value or "{}")
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error.msg}") from None
     if not isinstance(value, dict):
         raise ValueError("arguments must be a JSON object, or one written as a string")
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("a number that JSON has not, such as NaN or 1e400") from None
+    except RecursionError:
+        raise ValueError("nested too deeply to be read") from None
     return value
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from treewright.envs.errors import TreewrightError
-from treewright.training.export.columns import FORMATS, STYLES
+from treewright.training.export.columns import BUILT_IN, FORMATS, STYLES
 from treewright.training.export.own import OwnFormat, own_formats
 from treewright.training.export.rows import SOLVED
 from treewright.training.export.tables import FILE_TYPES
@@ -40,7 +40,7 @@ class TreeFilter:
 class ExportOptions:
     """What to write and how.
 
-    formats          of sft, dpo, prm, prefix, atif, raw, or one's own: module:function, an entry point of
+    formats          of sft, dpo, prm, prefix, atif, raw, inspect, or one's own: module:function, an entry point of
                      treewright.exporters
     options          of one's own formats, each gets those that it takes
     style            of sft, dpo and prefix: conversational (messages), text, or tokens (ids alone)
@@ -76,7 +76,7 @@ class ExportOptions:
             if getattr(self, name) not in allowed:
                 raise TreewrightError(f"{name} = {getattr(self, name)!r}; known: {', '.join(allowed)}")
         if not self.formats:
-            raise TreewrightError(f"no format named ''; known: {', '.join(FORMATS)}")
+            raise TreewrightError(f"no format named ''; known: {', '.join(BUILT_IN)}")
         self.own()  # a misspelt name or option is told before anything is read
         if self.min_gap < 0:
             raise TreewrightError(f"min_gap = {self.min_gap} is negative; 0 takes every pair whose values differ")

@@ -20,12 +20,13 @@ import numpy as np
 from treewright.envs.doors import Door, call, nearest, options_of
 from treewright.envs.errors import TreewrightError
 from treewright.envs.naming import place_of
-from treewright.training.export.columns import FORMATS
+from treewright.training.export.columns import BUILT_IN
+from treewright.training.export.peers import PEERS
 from treewright.training.export.view import Row, View, clean
 
 __all__ = ["DOOR", "OwnFormat", "own_formats"]
 
-DOOR = Door(kind="format", group="treewright.exporters", built_in=lambda: dict.fromkeys(FORMATS))
+DOOR = Door(kind="format", group="treewright.exporters", built_in=lambda: {**dict.fromkeys(BUILT_IN), **PEERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def own_formats(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, O
 
     Raises TreewrightError for an unknown name, for an option that none of them takes, and for two of one table.
     """
-    found = {name: DOOR.find(name) for name in names if name not in FORMATS}
+    found = {name: DOOR.find(name) for name in names if name not in BUILT_IN}
     for name, function in found.items():
         if not callable(function):
             raise TreewrightError(f"format {name!r} is a {type(function).__name__}; name a function (view) -> rows")
@@ -111,7 +112,7 @@ def own_formats(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, O
         taken = known[name]
         own = {key: value for key, value in options.items() if taken is None or key in taken}
         table = re.sub(r"\W+", "_", name, flags=re.ASCII)
-        if table in FORMATS or any(table == other.table for other in out.values()):
+        if table in BUILT_IN or any(table == other.table for other in out.values()):
             raise TreewrightError(f"format {name!r} would share the table {table!r} with another; rename the function")
         columns = getattr(function, "columns", None)
         out[name] = OwnFormat(name, table, function, own, dict(columns) if columns is not None else None)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 from treewright.envs.types import Action, Observation, Task, seed_of
 from treewright.search.fields import FIRST_SCHEMA
 from treewright.search.schema import DRAWN, EXECUTED, LATE, SPENT, FieldKind, NodeField, get_drawn
@@ -161,7 +162,7 @@ def _parsed(text: str) -> Any:
     def hook(value: dict[str, Any]) -> Any:
         return base64.b64decode(value[BYTES_KEY]) if value.keys() == {BYTES_KEY} else value
 
-    return json.loads(text, object_hook=hook)
+    return json_value(text, hook)
 
 
 def _action(key: str) -> Action:
@@ -293,7 +294,10 @@ def decode_tree(row: Mapping[str, Any]) -> Grown:
     """
     schema = row.get("schema")
     if not isinstance(schema, int):
-        raise TreewrightError("schema: this is no row of a raw table; export with --formats raw")
+        raise TreewrightError(
+            "it has neither 'messages' (a list of objects with role and content) nor the fields of a raw table; its "
+            f"fields are {', '.join(map(str, list(row)[:8])) or 'none'}"
+        )
     if schema > RAW_SCHEMA:
         raise TreewrightError(f"schema: {schema} is newer than {RAW_SCHEMA}, which this version reads; upgrade it")
     try:

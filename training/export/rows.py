@@ -57,6 +57,8 @@ def sft_rows(view: View, paths: str = "best", min_outcome: float = SOLVED) -> It
             if node in done:
                 continue
             done.add(node)
+            if tree.in_turn(node) and view.style != "tokens":
+                continue  # the node that ends the turn has all of its text
             if tree.error[node] is not None:
                 view.skip("invalid output on a good path is not imitated")
                 continue
@@ -176,7 +178,7 @@ def prm_rows(view: View, label_threshold: float = 0.0) -> Iterator[Row]:
     """
     tree, leaf = view.tree, None
     for leaf in view.leaves():
-        path = tree.path(leaf)
+        path = [i for i in tree.path(leaf) if not tree.in_turn(i)]
         values = [float(view.q[i]) for i in path[1:]]
         if any(map(math.isnan, values)):
             view.skip("paths with a step of unknown value have no labels")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from treewright.envs.errors import TreewrightError
-from treewright.envs.lines import BadLine, json_lines
+from treewright.envs.lines import BadLine, json_lines, json_value
 from treewright.training.export.columns import arrow_schema
 from treewright.training.export.forms import Sparse
 from treewright.training.export.view import Row
@@ -115,14 +115,14 @@ class ParquetTable(Table):
 
         if self._waiting and self.schema is None:
             self.schema = self._read_off(self._waiting)
-        if self._writer is None and self.schema is not None:
-            self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd")
-        if self._waiting:
-            try:
-                self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self.schema))
-            except pa.ArrowException as error:
-                raise self._misfit(str(error)) from error
-        self._waiting, self._bytes = [], 0
+        rows, self._waiting, self._bytes = self._waiting, [], 0
+        try:
+            if self._writer is None and self.schema is not None:
+                self._writer = pq.ParquetWriter(self.path, self.schema, compression="zstd")
+            if rows:
+                self._writer.write_table(pa.Table.from_pylist(rows, schema=self.schema))
+        except (pa.ArrowException, OverflowError) as error:  # objects without keys, numbers beyond 64 bits
+            raise self._misfit(str(error)) from error
 
     def _read_off(self, rows: list[Row]) -> Any:
         """The columns of rows whose types nobody told, every row's keys among them."""
@@ -133,15 +133,15 @@ class ParquetTable(Table):
         for name in names:
             try:
                 fields.append(pa.field(name, pa.array([row.get(name) for row in rows]).type))
-            except pa.ArrowException as error:
+            except (pa.ArrowException, OverflowError) as error:
                 raise self._misfit(f"column {name!r}: {error}") from error
         self._known = set(names)
         return pa.schema(fields)
 
     def _misfit(self, why: str) -> TreewrightError:
         return TreewrightError(
-            f"{self.path.parent.name}: the rows do not fit one table: {why}; give the function an attribute `columns` "
-            "with a type for each, or write JSON lines: --file-type jsonl"
+            f"{self.path.parent.name}: the rows do not fit one table: {why}; write JSON lines: --file-type jsonl "
+            "(a function of your own can have an attribute `columns` with a type for each)"
         )
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         yield from json_lines(path)
     except (OSError, UnicodeError) as error:
-        raise TreewrightError(f"{path} cannot be read: {error}") from None
+        raise TreewrightError(f"{path} cannot be read: {error}; name a file of JSON lines in UTF-8") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -193,7 +193,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
                         number += 1
                         yield number, _read(row, readers)
     except (pa.ArrowException, OSError) as error:
-        raise TreewrightError(f"{path}: not a readable parquet file: {error}") from None
+        raise TreewrightError(
+            f"{path}: not a readable parquet file: {error}; write it again, or name another"
+        ) from None
 
 
 TALK = ("messages", "tools")
@@ -217,7 +219,7 @@ def _reader(field: Any, sparse: bool) -> Reader:
 
     kind = field.type
     if b"arrow.json" in (getattr(kind, "extension_name", "").encode(), (field.metadata or {}).get(EXTENSION)):
-        return lambda value: None if value is None else json.loads(value)
+        return lambda value: None if value is None else json_value(value)
     if pa.types.is_struct(kind):
         return _objects({inner.name: _reader(inner, sparse) for inner in kind}, sparse)
     if pa.types.is_map(kind):

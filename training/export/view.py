@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treewright.envs.errors import TreewrightError
+from treewright.search.segments import said_at
 from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus, Origin
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
 
-__all__ = ["FOREIGN", "Decode", "Message", "Row", "View", "clean"]
+__all__ = ["FOREIGN", "Decode", "Message", "Row", "View", "clean", "plain_json"]
 
 Row = dict[str, Any]
 Message = dict[str, str]
@@ -34,6 +35,15 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def plain_json(value: Any) -> Any:
+    """JSON with texts that UTF-8 can hold, from mappings, lists and tuples."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list | tuple):
+        return [plain_json(one) for one in value]
+    return {clean(str(key)): plain_json(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+
 @dataclass(slots=True)
 class View:
     """One tree, how to write it, and a count of what was left out and why.
@@ -45,6 +55,7 @@ class View:
     versions  [N] weights that each node was drawn from; empty: those of the tree
     q         [N] float64, reward of the edge plus SPLIT-LOO value of the node; NaN where unknown
     ess       [N] float64, effective number of finished leaves behind it
+    coef      [N] float64, SPLIT-LOO's factor of ∇ log π of each node's draw; 0 where it has none
     """
 
     tree: Tree
@@ -56,6 +67,7 @@ class View:
     q: NDArray[np.float64] = field(init=False)
     ess: NDArray[np.float64] = field(init=False)
     value: NDArray[np.float64] = field(init=False)
+    coef: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         arrays = tree_arrays([self.tree])
@@ -65,9 +77,9 @@ class View:
         except TreewrightError:
             self.skip("trees whose nodes need all their children have no value for each child")
             self.value = np.full(len(self.tree), np.nan)
-            self.ess = np.zeros(len(self.tree))
+            self.ess = self.coef = np.zeros(len(self.tree))
         else:
-            self.value, self.ess = credit.value, credit.ess
+            self.value, self.ess, self.coef = credit.value, credit.ess, credit.coef
         self.q = self.value + np.where(arrays.parent < 0, 0.0, arrays.reward.astype(np.float64))
 
     def skip(self, reason: str) -> None:
@@ -131,6 +143,8 @@ class View:
         out = [{"role": "system", "content": clean(system)}] if isinstance(system, str) and system else []
         out.append({"role": "user", "content": self.first()})
         for i in self.tree.path(node)[1:]:
+            if self.tree.in_turn(i):
+                continue  # said by the node that ends the turn
             out += [self.said(i), {"role": "user", "content": self.seen(i)}]
         return out
 
@@ -140,7 +154,7 @@ class View:
         return {"tools": json.dumps(found, ensure_ascii=False) if found else None} if self.style != "tokens" else {}
 
     def said(self, node: int) -> Message:
-        return {"role": "assistant", "content": clean(self.tree.text[node])}
+        return {"role": "assistant", "content": clean(said_at(self.tree, node))}
 
     def prompt(self, node: int) -> Any:
         """The prompt at `node` in the style: messages or text."""
@@ -156,7 +170,7 @@ class View:
             return [self.said(node)]
         if self.decode is not None and self.tree.ids[node]:
             return clean(self.decode(self.tree.ids[node]))
-        return clean(self.tree.text[node])
+        return clean(said_at(self.tree, node))
 
     def common(self, node: int) -> Row:
         """The columns that every row has."""

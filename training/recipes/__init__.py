@@ -3,7 +3,8 @@
     imitate   best-path SFT
     prefer    DPO from branches and from refinements (SPaR)
     prm       a process reward model, and its use as an evaluator
-    prefix    PrefixRL, Prefix-RFT and PPPO on trees that were grown from stored nodes
+    prefix    PrefixRL, Prefix-RFT and PPPO on trees that were grown from stored nodes; fronts: how much is given
+    curriculum  which stored nodes some trees of a loop begin at, nearer the root as success there allows
 
 Online tree RL is `Trainer.update`. What each accepts:
 

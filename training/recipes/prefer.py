@@ -3,8 +3,8 @@
     L = −mean log σ(β [(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)])       Rafailov et al., 2305.18290
 
 Pairs come from branches (two executed siblings of different value, as TreeCUA-DPO does) or from refinements: what the
-policy did at first, and failed, against what a search then found from the same place (after SPaR, 2412.11605; there a
-language model judges and refines, here the search refines and the world's reward judges).
+policy did at first, and failed, against what a search then found from the same place (after SPaR, 2412.11605): by the
+world's reward, or by a model that judges and one that refines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from treewright.training.export.view import View
 from treewright.training.pack import PackedBatch, TokenRow, pack_rows
 from treewright.training.step import PackLoss, Trainer, frozen
 
-__all__ = ["Pair", "branch_pairs", "dpo", "require_exact", "spar_pairs"]
+__all__ = ["Pair", "branch_pairs", "dpo", "refinement_pairs", "require_exact", "spar_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,23 @@ def spar_pairs(trees: Sequence[Tree], min_outcome: float = SOLVED) -> list[Pair]
         if tree.ids[chosen] and tree.ids[rejected] and tree.error[chosen] is None:
             gap = tree.outcome_of(best) - tree.outcome_of(first[-1])
             out.append(Pair(tree.context_ids(path[at - 1]), tree.ids[chosen], tree.ids[rejected], gap))
+    return out
+
+
+def refinement_pairs(trees: Sequence[Tree], min_outcome: float = SOLVED) -> list[Pair]:
+    """Refined ≻ own attempt from trees whose every turn is a whole answer: the attempt is the first one below the root,
+    the refinement the answer of highest score, the earliest of equal ones, among those that reached `min_outcome`. None
+    from trees whose attempt did, or without one that did."""
+    out = []
+    for tree in trees:
+        own = tree.children[0][0] if tree.children[0] else None
+        good = [leaf for leaf in tree.leaves() if tree.outcome_of(leaf) >= min_outcome]
+        if own is None or not good or own in good or tree.fault[own] is not None:
+            continue
+        best = min(good, key=lambda leaf: (-tree.score[leaf], leaf))
+        if tree.ids[own] and tree.ids[best]:
+            gap = tree.outcome_of(best) - tree.outcome_of(own)
+            out.append(Pair(tree.context_ids(0), tree.ids[best], tree.ids[own], gap))
     return out
 
 

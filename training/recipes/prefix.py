@@ -5,13 +5,13 @@
     PPPO         start from fronts that the policy drew; train the fronts alone, by what several continuations earn;
                  fronts get longer
 
-The unit is a turn: a share of a path is rounded to whole turns. Trees come from `search.rooted.search_from`.
+The unit is a turn, a share of a path being rounded to whole turns, or a token: then the given part ends anywhere in a
+response, and a path of one turn has prefixes too. Trees come from `search.rooted.search_from`.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treewright.envs.errors import TreewrightError
-from treewright.search.rooted import Start, prefix_length, start_at
+from treewright.search.rooted import Start, prefix_length
 from treewright.search.tree import Tree
 from treewright.search.types import Origin
 from treewright.training.credit import Credit, TreeArrays, estimate, options_taken
@@ -29,22 +29,36 @@ from treewright.training.credit.trees import tree_arrays
 from treewright.training.export.rows import SOLVED
 from treewright.training.export.view import View
 from treewright.training.loss import Mode
+from treewright.training.recipes.fronts import UNITS, front, next_share, share_at
 from treewright.training.settings import TrainSettings
 from treewright.training.step import Trainer
 from treewright.training.versions import require_fresh
 
-__all__ = ["RECIPES", "Recipe", "drawn_starts", "good_starts", "learn", "pppo", "prefix_rft", "recipe", "share_at"]
+__all__ = [
+    "RECIPES",
+    "UNITS",
+    "Recipe",
+    "drawn_starts",
+    "front",
+    "good_starts",
+    "learn",
+    "next_share",
+    "pppo",
+    "prefix_rft",
+    "recipe",
+    "share_at",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """name  prefixrl | prefix_rft | pppo;  first, last  the share of a path that is kept, at the beginning and the end
-    drawn  whether fronts are taken from what the policy drew, not from successful paths"""
+    from_draws  whether fronts are taken from what the policy drew, not from successful paths"""
 
     name: str
     first: float
     last: float
-    drawn: bool
+    from_draws: bool
 
 
 RECIPES = {
@@ -63,18 +77,7 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def share_at(update: int, updates: int, first: float, last: float) -> float:
-    """The share kept at `update` of `updates`, from first to last along a half cosine (Prefix-RFT: .95 to .05)."""
-    done = update / max(updates - 1, 1)
-    return last + (first - last) * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2
-
-
-def _kept(turns: int, share: float) -> int:
-    """Whole turns, rounded; never all of them."""
-    return min(max(turns - 1, 0), round(share * turns))
-
-
-def good_starts(trees: Sequence[Tree], share: float, min_outcome: float = SOLVED) -> list[Start]:
+def good_starts(trees: Sequence[Tree], share: float, min_outcome: float = SOLVED, unit: str = "turn") -> list[Start]:
     """A front of the best path of each tree that has one of at least `min_outcome`; equal fronts come once.
 
     PrefixRL and Prefix-RFT take traces of any weights, and imported ones.
@@ -83,27 +86,26 @@ def good_starts(trees: Sequence[Tree], share: float, min_outcome: float = SOLVED
     for tree in trees:
         for leaf in View(tree, style="tokens").best("best", min_outcome):
             path = tree.path(leaf)
-            node = path[_kept(len(path) - 1, share)]
             own = tree.origin[path[1]] if len(path) > 1 else Origin.STORED
-            start = start_at(tree, node, Origin.DEMO if own is Origin.DEMO else Origin.STORED)
-            out.setdefault((start.task.suite, start.task.id, start.ids), start)
+            start = front(tree, leaf, share, unit=unit, origin=Origin.DEMO if own is Origin.DEMO else Origin.STORED)
+            if start is not None:
+                out.setdefault((start.task.suite, start.task.id, start.ids), start)
     return list(out.values())
 
 
-def drawn_starts(trees: Sequence[Tree], share: float) -> list[Start]:
-    """Every distinct front of finished paths, good or bad, with their mass: what PPPO compares within a task.
+def drawn_starts(trees: Sequence[Tree], share: float, unit: str = "turn") -> list[Start]:
+    """Fronts of all finished paths, good or bad, with their mass: what PPPO compares within a task.
 
-    Paths of one front, by exact tokens, are pooled and add up their masses. Fronts without a turn are left out: nothing
-    of them can be trained.
+    Paths of one front, by exact tokens, are pooled and add up their masses. Fronts without a turn, or a token, are left
+    out: nothing of them can be trained.
     """
     out: dict[tuple[object, ...], Start] = {}
     for tree in trees:
         for leaf in tree.leaves():
-            path = tree.path(leaf)
-            node = path[max(1, _kept(len(path) - 1, share))] if len(path) > 2 else 0
-            if node == 0 or not tree.ids[node]:
+            start = front(tree, leaf, share, unit=unit, least=1)
+            if start is None or not all(start.ids):
                 continue
-            start = replace(start_at(tree, node), mass=tree.mass[leaf])
+            start = replace(start, mass=tree.mass[leaf])
             key = (start.task.suite, start.task.id, start.ids)
             have = out.get(key)
             out[key] = start if have is None else replace(have, mass=have.mass + start.mass)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.whole import write_whole
 from treewright.kernels import TreePlan
 from treewright.search.tree import Tree
 from treewright.training.export.view import View
@@ -103,13 +104,14 @@ class Prm:
         return [float(p) for p in torch.sigmoid(self.logits(steps))]
 
     def save(self, folder: Path, about: dict[str, Any]) -> Path:
-        """Writes weights, head, tokenizer and what it was made from; `load` reads them."""
+        """Writes weights, head, tokenizer and, last, what it was made from, without which the folder does not count."""
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ABOUT).unlink(missing_ok=True)
         self.model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
         save_file({k: v.detach().contiguous() for k, v in self.head.state_dict().items()}, folder / HEAD)
-        (folder / ABOUT).write_text(json.dumps(about, indent=1))
+        write_whole(folder / ABOUT, json.dumps(about, indent=1))
         return folder
 
     @classmethod

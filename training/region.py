@@ -1,0 +1,77 @@
+"""A bound on how far one optimizer step moves the policy, whatever the model's size and the learning rate.
+
+Adam's first steps move every weight by the full rate, whether its gradient is signal or noise. What that does to a
+policy grows with the number of weights, so that a rate which is good for a small model can carry a large one out of the
+region in which its trees say anything about it. Here a step is measured after it was made, on the tokens that it was
+made of, and shortened along its own direction until the mean divergence is within bounds (the idea of a trust region,
+Schulman et al., arXiv 1502.05477, without its natural gradient). The divergence is quadratic in a short step, so the
+share of the step that fits is the root of the ratio.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["divergence", "frozen", "held_back", "kept"]
+
+TRIES, ROOM = 4, 0.95
+
+
+def kept(model: nn.Module) -> list[Tensor]:
+    """Copies of the weights that are trained, to be made before a step."""
+    return [p.detach().clone() for p in _trained(model)]
+
+
+def _trained(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in model.parameters() if p.requires_grad)
+
+
+def divergence(before: Tensor, after: Tensor) -> float:
+    """Mean KL(before ‖ after) in nats of tokens drawn from `before`, by their log-probs [M] under both: the estimate
+    exp(d) − 1 − d with d = after − before is unbiased and never negative. 0.0 for no tokens."""
+    d = (after - before).double()
+    return float((d.exp() - 1 - d).mean()) if len(d) else 0.0
+
+
+@torch.no_grad()
+def held_back(
+    model: nn.Module, before: Sequence[Tensor], most: float, measure: Callable[[], float]
+) -> tuple[float, float]:
+    """Shortens the step from the weights `before` to the model's own until `measure` gives at most `most`.
+
+    measure  the divergence of the model as it is from what it was, in nats
+
+    Returns (divergence of what was taken, share of the step that was taken). After four attempts, or where the
+    divergence is not a number, the step is not taken at all: (0, 0).
+    """
+    share = 1.0
+    for _ in range(TRIES):
+        found = measure()
+        if found <= most:
+            return found, share
+        if not math.isfinite(found):
+            break
+        shorter = ROOM * math.sqrt(most / found)
+        for weight, old in zip(_trained(model), before, strict=True):
+            weight.lerp_(old, 1 - shorter)
+        share *= shorter
+    found = measure()
+    if found <= most:
+        return found, share
+    for weight, old in zip(_trained(model), before, strict=True):
+        weight.copy_(old)
+    return 0.0, 0.0
+
+
+def frozen(model: Any) -> Any:
+    """A copy of the model that no training changes."""
+    twin = copy.deepcopy(model).eval()
+    for weight in twin.parameters():
+        weight.requires_grad_(False)
+    return twin

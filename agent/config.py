@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
+import logging
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
+from treewright.envs.redact import drop_masked, without_secrets
+from treewright.envs.secrecy import in_settings, keep_secret
+from treewright.envs.toml_text import toml_text, toml_value
+from treewright.envs.whole import write_whole
+from treewright.training.sections import EvalSection, LoopSection, Section, TrackSection
 from treewright.training.settings import TrainSettings
 
-__all__ = ["Config", "ConfigError", "explained", "keep", "load_config", "to_toml"]
+__all__ = ["Config", "ConfigError", "explained", "load_config", "store_settings", "to_toml"]
+
+log = logging.getLogger("treewright")
+
+
+LONGEST_NAME = 200  # bytes; a folder takes 255, and trees of a run add a number to it
 
 
 class ConfigError(TreewrightError):
     """A configuration value is wrong; the message names the key, what it is and what it may be."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class PolicySection(_Section):
+class PolicySection(Section):
     """Who acts."""
 
     newest: bool = Field(
@@ -52,12 +59,13 @@ class PolicySection(_Section):
     )
     proposer: str | None = Field(
         default=None,
-        description="what is put around the policy: module:function(policy), or an entry point of treewright.proposers",
+        description="what is put around the policy: codetree, module:function(policy), or an entry point of "
+        "treewright.proposers",
     )
     proposer_options: dict[str, Any] = Field(default_factory=dict, description="of that proposer")
 
 
-class WorldsSection(_Section):
+class WorldsSection(Section):
     """Where it acts."""
 
     suites: tuple[str, ...] = Field(
@@ -85,6 +93,11 @@ class WorldsSection(_Section):
         default="auto", description="of the lexical retriever: auto (by the documents' language), none, or a language"
     )
     grading: Literal["exact", "f1"] = Field(default="exact", description="reward of own questions")
+    digest: str = Field(
+        default="",
+        description="gives every world the tool digest, which reads long texts with this policy (hf:…, openai:…, "
+        "vllm:…; policy: the one that acts); empty: no such tool",
+    )
     same_page: str = Field(
         default="",
         description="of web:… suites, when a page counts as the recorded one: exact | target | distance:0.05; "
@@ -93,9 +106,13 @@ class WorldsSection(_Section):
     web: dict[str, Any] = Field(
         default_factory=dict, description="of web:… suites: hosts, calm, effects, login, … (docs/web.md)"
     )
+    agent: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of agent:… suites: goal, folder, output, sandboxed, effects, normalise, … (docs/gateway.md)",
+    )
 
 
-class SearchSection(_Section):
+class SearchSection(Section):
     """How trees are grown: the rule, the draws, the budget of each tree, and what runs side by side."""
 
     rule: str = Field(
@@ -110,13 +127,17 @@ class SearchSection(_Section):
     root_draws: int = Field(default=4, ge=1, description="samples at the root")
     evaluator: str = Field(
         default="likelihood",
-        description="likelihood | entropy | tests | prm:FOLDER | scorer:FOLDER | checklist:POLICY | none, "
-        "module:object, or an entry point of treewright.evaluators",
+        description="likelihood | entropy | tests | prm:FOLDER | scorer:FOLDER | steps:FOLDER | checklist:POLICY | "
+        "critic:POLICY | imagined:POLICY | vstar[:FOLDER] | none, module:object, or an entry point of "
+        "treewright.evaluators",
     )
     evaluator_options: dict[str, Any] = Field(default_factory=dict, description="of an evaluator of one's own")
     evidence: str | None = Field(
         default=None,
         description="drafts must quote what they act on: all, or tools by name, comma separated; see docs/judging.md",
+    )
+    evidence_judge: str | None = Field(
+        default=None, description="the policy that judges evidence in other words, e.g. hf:NAME; else only quotes count"
     )
     expansions: int | None = Field(default=4, ge=0, description="budget of a tree; run takes 12 unless it is set")
     policy_tokens: int | None = Field(default=None, ge=1, description="budget of a tree: sampled tokens")
@@ -129,6 +150,11 @@ class SearchSection(_Section):
         default=None, gt=0, description="budget of a tree, in the currency of the policy's prices"
     )
     answers: int | None = Field(default=None, ge=1, description="stop a tree once it has so many finished leaves")
+    stop: Literal["budget", "first", "proved"] = Field(
+        default="budget",
+        description="when a tree ends before its budget: never | once the world has ended an episode | once the "
+        "cheapest end of astar or uniform_cost cannot be beaten by what is open",
+    )
     in_flight: int = Field(
         default=1, ge=1, description="expansions of one tree at once; part of the result, unlike sessions"
     )
@@ -153,50 +179,19 @@ class SearchSection(_Section):
         "random rewards or steps",
     )
     trees: int = Field(default=64, ge=1, description="trees grown at once")
-
-
-class TrackSection(_Section):
-    """Where the numbers of training go."""
-
-    trackers: tuple[str, ...] = Field(
-        default=(),
-        description="beside runs/NAME/metrics.jsonl: tensorboard | wandb | trackio | mlflow, module:object, or an "
-        "entry point of treewright.trackers; see docs/training.md",
+    temperature_by_depth: dict[str, Any] = Field(
+        default_factory=dict,
+        description='sampling temperature by depth, {start = 1, growth = 0.1, most = 2} or {by = "module:function"}; '
+        "empty: the policy's own; see docs/search.md",
     )
-    options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description='of trackers by name, e.g. {wandb = {project = "mine", mode = "offline"}}'
+    segments: dict[str, Any] = Field(
+        default_factory=dict,
+        description='branch within responses, cut by length or delimiter, entropy, surprisal: {by = "length", '
+        "length = 64}; empty: whole turns; see docs/search.md",
     )
 
-    @field_validator("trackers", mode="before")
-    @classmethod
-    def _listed(cls, trackers: Any) -> Any:
-        return tuple(t.strip() for t in trackers.split(",") if t.strip()) if isinstance(trackers, str) else trackers
 
-
-class LoopSection(_Section):
-    """Collect, train, again."""
-
-    iterations: int = Field(default=8, ge=1, description="of collect → train")
-    tasks: int = Field(default=24, ge=1, description="per suite and iteration")
-    suite_tasks: dict[str, int] = Field(
-        default_factory=dict, description="suites with another number of tasks, e.g. {market = 6}"
-    )
-    checkpoints: int = Field(default=3, ge=1, description="how many are kept")
-    behind: int = Field(
-        default=0, ge=0, le=1,
-        description="1: the next round is collected while the trainer works, so that trees are one update old",
-    )  # fmt: skip
-
-
-class EvalSection(_Section):
-    """Success on held-out tasks."""
-
-    split: Literal["train", "test"] = Field(default="test", description="which tasks")
-    tasks: int = Field(default=100, ge=1, description="per suite")
-    expansions: int = Field(default=0, ge=0, description="of the search; 0: the policy alone")
-
-
-class Config(_Section):
+class Config(Section):
     """One configuration for every command."""
 
     name: str = Field(default="run", description="of the run; its files go to runs/NAME")
@@ -221,6 +216,10 @@ class Config(_Section):
     def _plain(cls, name: str) -> str:
         if not name.strip() or name in (".", "..") or any(c in name for c in "/\\\0") or not name.isprintable():
             raise ValueError("a run's name is one folder's name: no slashes, not empty, no control characters")
+        if name.startswith("-") or len(name.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"a run's name is one folder's name: at most {LONGEST_NAME} bytes long, and no dash at its beginning"
+            )
         return name
 
     def __eq__(self, other: object) -> bool:
@@ -260,12 +259,13 @@ def load_config(
     """The configuration in a TOML file with `a.b=c` settings on top, and what the command line's own options say.
 
     given     values by dotted key, taken literally
-    remember  begin with what the named run was begun with, see `keep`; worlds named anew replace its worlds
+    remember  begin with what the named run was begun with, see `store_settings`; worlds named anew replace its worlds
 
     Values of settings are read as JSON where the key is not a text (8, true, ["kg"]), else as they stand.
     Raises ConfigError naming the key; for an unknown one with the nearest known.
     """
     data = _read(path) if path is not None else {}
+    data.pop(BEGUN, None)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -281,14 +281,17 @@ def load_config(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{key} = {first['input']!r}: {first['msg']}") from None
+        raise ConfigError(
+            f"{key} = {first['input']!r:.200}: {first['msg']}; what it takes: treewright config --explain"
+        ) from None
     config._told = data
+    keep_secret(*in_settings(data))
     return config
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return toml_value(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}; leave --config out to use the defaults") from None
     except tomllib.TOMLDecodeError as error:
@@ -303,10 +306,10 @@ def _value_of(key: str, text: str) -> Any:
     kind: Any = Config
     for part in key.split("."):
         kind = _fields(kind).get(part, (None, ""))[0] if _is_section(kind) else None
-    if kind in (str, "str", str | None, "str | None", Path | None, "Path | None"):
+    if kind in (str, str | None, Path | None):
         return None if text == "null" else text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
     try:
-        return json.loads(text)
+        return json_value(text)
     except json.JSONDecodeError:
         return text
 
@@ -325,16 +328,24 @@ def _put(data: dict[str, Any], key: str, value: Any, setting: str) -> None:
 SETTLED = "run.toml"
 
 
-def keep(config: Config) -> None:
-    """Writes what was set to the run's run.toml where there is none yet: later commands of the run begin with it."""
+BEGUN = "begun"
+"""A section of run.toml that is for people alone: versions, commit, hardware."""
+
+
+def store_settings(config: Config, begun: Mapping[str, Any] | None = None) -> None:
+    """Writes what was set to the run's run.toml where there is none yet: later commands of the run begin with it.
+
+    begun  facts about this beginning, for its section [begun], which no command reads
+    """
     path = config.home / SETTLED
     told = {key: value for key, value in config.told.items() if key not in ("name", "folder")}
-    if path.exists() or not told:
+    if path.exists() and begun and f"[{BEGUN}]" not in path.read_text("utf-8"):  # begun by collecting, trained now
+        added = toml_text(json.loads(json.dumps(without_secrets({BEGUN: begun}), default=str)))
+        write_whole(path, path.read_text("utf-8") + "\n" + added)
+    if path.exists() or not (told or begun):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{SETTLED}.{os.getpid()}")
-    draft.write_text(_toml(json.loads(json.dumps(told, default=str))), "utf-8")
-    draft.replace(path)
+    written = without_secrets({**told, **({BEGUN: begun} if begun else {})})
+    write_whole(path, toml_text(json.loads(json.dumps(written, default=str))))
 
 
 def _remembered(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,7 +354,11 @@ def _remembered(data: Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = _read(path)
+    found.pop(BEGUN, None)
     _refuse_unknown(found, Config, "")
+    if lacking := drop_masked(found):
+        told = "%s keeps no secrets; what needs them has to be told again, by --set or --config: %s"
+        log.warning(told, path, ", ".join(lacking))
     return found
 
 
@@ -355,9 +370,16 @@ def _joined(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         out.pop("worlds", None)
     if "spec" in policy and policy["spec"] != out.get("policy", {}).get("spec"):
         out.pop("policy", None)
+    return _over(out, above, Config)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any], section: Any) -> dict[str, Any]:
+    """One section on top of another, and so for the sections inside it."""
+    kinds, out = _fields(section), dict(below)
     for key, value in above.items():
-        known = out.get(key)
-        out[key] = {**known, **value} if isinstance(known, dict) and isinstance(value, Mapping) else value
+        inner, known = kinds[key][0] if key in kinds else None, below.get(key)
+        both = isinstance(known, Mapping) and isinstance(value, Mapping)
+        out[key] = _over(known, value, inner) if both and _is_section(inner) else value  # type: ignore[arg-type]
     return out
 
 
@@ -365,7 +387,8 @@ def _fields(section: Any) -> dict[str, tuple[Any, str]]:
     """The keys of a section with their types and what they mean; pydantic models and dataclasses alike."""
     if isinstance(section, type) and issubclass(section, BaseModel):
         return {name: (field.annotation, field.description or "") for name, field in section.model_fields.items()}
-    return {field.name: (field.type, field.metadata.get("doc", "")) for field in fields(section)}
+    kinds = get_type_hints(section)
+    return {field.name: (kinds[field.name], field.metadata.get("doc", "")) for field in fields(section)}
 
 
 def _is_section(kind: Any) -> bool:
@@ -377,7 +400,7 @@ def _refuse_unknown(data: Mapping[str, Any], section: Any, prefix: str) -> None:
     for key, value in data.items():
         full = prefix + key
         if full in RENAMED:
-            raise ConfigError(f"{full!r} is called {RENAMED[full]} since version 0.2")
+            raise ConfigError(f"{full!r} is called {RENAMED[full]} since version 0.2; write that")
         if key not in known:
             raise ConfigError(f"unknown key {full!r}; {_nearest(full, known)}")
         inner = known[key][0]
@@ -407,24 +430,4 @@ def explained(section: Any = Config, prefix: str = "") -> dict[str, str]:
 
 def to_toml(config: Config) -> str:
     """The configuration as TOML text; keys without a value are left as comments."""
-    return _toml(json.loads(config.model_dump_json()))
-
-
-def _toml(plain: Mapping[str, Any]) -> str:
-    top = [_line(k, v) for k, v in plain.items() if not isinstance(v, dict)]
-    sections = [
-        "\n".join([f"[{name}]", *(_line(k, v) for k, v in body.items())])
-        for name, body in plain.items()
-        if isinstance(body, dict)
-    ]
-    return "\n\n".join(["\n".join(top), *sections] if top else sections) + "\n"
-
-
-def _line(key: str, value: Any) -> str:
-    return f"# {key} =" if value is None else f"{key} = {_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + "}"
-    return json.dumps(value)
+    return toml_text(json.loads(config.model_dump_json()))

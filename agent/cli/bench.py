@@ -19,14 +19,24 @@ __all__ = ["HOMES", "bench"]
 HOMES = {
     "control": "control",
     "credit": "credit",
+    "faults": "fault_gradient",
+    "gateway": "gateway",
     "kernels": "kernels",
     "learning": "learning.bench",
     "learning-suites": "suites",
+    "learning2": "learning2",
+    "memory": "memory",
     "models": "models",
+    "pair": "pair",
     "policy": "policy",
+    "real": "real",
     "recipes": "recipes",
     "search": "search",
+    "scale": "scale",
+    "segments": "segments",
     "store": "store",
+    "train": "train",
+    "variance": "variance",
     "web": "web",
     "worlds": "worlds",
 }
@@ -47,6 +57,9 @@ def _main_of(name: str) -> Callable[..., Any]:
 
 def bench(
     name: Annotated[str, typer.Argument(help=" | ".join(HOMES))],
+    between: Annotated[
+        list[str] | None, typer.Argument(help="pair: OLD NEW, folders with checkouts or commits.", metavar="[OLD NEW]")
+    ] = None,
     quick: Annotated[bool, typer.Option(help="End within a minute on two cores; says that it is quick.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures with hardware, versions and commit.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot, where matplotlib is installed.")] = None,
@@ -54,8 +67,13 @@ def bench(
         Path | None, typer.Option(help="An interpreter that has the peer to compare with, where a benchmark has one.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="search: only sections with this in their names; models: only these.")
+        list[str] | None,
+        typer.Option(help="search, pair: only parts with this in their names; models, train: only these."),
     ] = None,
+    name_: Annotated[
+        str | None, typer.Option("--name", "-n", help="variance: the run whose worlds, weights and trees are measured.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="pair: turns of each build.")] = None,
     suite: Annotated[list[str] | None, typer.Option(help="control, learning-suites: these suites instead.")] = None,
 ) -> None:
     """Measure: a table, and JSON with hardware, versions and commit. Refuses to report timings if the check fails.
@@ -64,6 +82,7 @@ def bench(
     treewright bench credit --json credit.json
     """
     from treewright.agent.runs.figures import write_result
+    from treewright.search.meter import Meter, metering
 
     if name not in HOMES:
         near = difflib.get_close_matches(name, HOMES, n=1)
@@ -75,13 +94,20 @@ def bench(
         ("peer_python", "--peer-python", peer_python),
         ("suites", "--suite", suite),
         ("only", "--only", only),
+        ("name", "--name", name_),
+        ("between", "OLD NEW", between),
+        ("rounds", "--rounds", rounds),
     ):
         if not value:
             continue
         if key not in inspect.signature(main).parameters:
             raise TreewrightError(f"bench {name} has no use for {option}; leave it out")
         more[key] = value
-    kept = json if only else None  # the benchmark puts its parts beside those that are there
-    result = main(quick, str(kept) if kept else None, str(plot) if plot else None, **more)
+    kept = (
+        json if only or name in ("pair", "scale") else None
+    )  # the benchmark puts its parts beside those that are there
+    with metering() as spent:
+        result = main(quick, str(kept) if kept else None, str(plot) if plot else None, **more)
     if json is not None and kept is None:
-        write_result(json, result)
+        cost = {} if spent.total() == Meter() else {"meter": spent.total().as_dict()}
+        write_result(json, {**cost, **result})

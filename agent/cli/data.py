@@ -13,6 +13,7 @@ import typer
 
 from treewright.agent.cli.options import console
 from treewright.envs.errors import TreewrightError
+from treewright.envs.lines import json_value
 
 __all__ = ["data_app", "export_command", "import_command"]
 
@@ -42,7 +43,9 @@ def export_command(
     formats: Annotated[
         str,
         typer.Option(
-            "--formats", "-f", help="Comma separated: sft, dpo, prm, prefix, atif, raw, or MODULE:FUNCTION of your own."
+            "--formats",
+            "-f",
+            help="Comma separated: sft, dpo, prm, prefix, atif, raw, inspect, or MODULE:FUNCTION of your own.",
         ),
     ] = "sft,dpo,prm,prefix,atif,raw",
     style: Annotated[str, typer.Option(help="Of sft, dpo and prefix: conversational, text or tokens.")] = (
@@ -118,7 +121,7 @@ def _options(settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise TreewrightError(f"--set {setting!r} has no key or no '='; write --set least=2")
         try:
-            out[key] = json.loads(text)
+            out[key] = json_value(text)
         except json.JSONDecodeError:
             out[key] = text
     return out
@@ -137,7 +140,9 @@ def _decoder(tokenizer: str | None, style: str) -> Callable[[Sequence[int]], str
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
-        raise TreewrightError(f"no tokenizer at {tokenizer}: {error}") from error
+        raise TreewrightError(
+            f"no tokenizer at {tokenizer}: {error}; name a folder or a model of transformers"
+        ) from error
 
     def decode(ids: Sequence[int]) -> str:
         return str(loaded.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -147,7 +152,7 @@ def _decoder(tokenizer: str | None, style: str) -> Callable[[Sequence[int]], str
 
 @data_app.command("import")
 def import_command(
-    path: Annotated[Path, typer.Argument(help="A dataset folder, or a .jsonl or .parquet file.")],
+    path: Annotated[Path, typer.Argument(help="A dataset folder, or a .jsonl, .parquet, .json or .eval file.")],
     name: Name = "run",
     store: StoreFile = None,
     kind: Annotated[str, typer.Option(help="raw, messages, or auto: rows with `messages` are conversations.")] = "auto",
@@ -156,19 +161,24 @@ def import_command(
     origin: Annotated[str, typer.Option(help="Conversations: demo or stored.")] = "stored",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be taken.")] = False,
 ) -> None:
-    """Read raw trees back, or conversations in OpenAI's message format as chains, into a run's store.
+    """Read raw trees back, or conversations as chains, into a run's store.
+
+    Conversations are rows in OpenAI's message format, ATIF documents, verifiers' traces, and logs of Inspect.
 
     Rows that cannot be taken are left out and named. The same line again adds nothing. Conversations have no log-probs:
     they are never trained on by policy gradients.
 
       treewright import data/raw --name second
       treewright import talks.jsonl --name talks --suite support --origin demo
+      treewright import logs/2026-11-30_support.eval --name logs
     """
     from treewright.search.store import TreeStore
     from treewright.training.export import import_trees
 
     if not path.exists():
-        raise TreewrightError(f"there is no file or folder at {path}")
+        raise TreewrightError(
+            f"there is no file or folder at {path}; name a .jsonl or .parquet file, or a folder of them"
+        )
     with TreeStore.open(_store_of(name, store)) as opened:
         report = asyncio.run(import_trees(path, opened, kind=kind, run=run, suite=suite, origin=origin, strict=strict))
         there = f", {report.present} were there already" if report.present else ""

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from treewright.agent.cli.options import ConfigFile, Name, Sets, console, go, read_config
+from treewright.envs.whole import write_whole
 
 __all__ = ["explore"]
 
@@ -43,8 +44,8 @@ def explore(
                 seen = await grow(
                     task, world.pool, steps, explorers=explorers, seed=cfg.seed, store=store, run=f"{cfg.name} {steps}"
                 )
-        path = cfg.home / "tasks.jsonl"
-        path.write_text("".join(json.dumps(made, ensure_ascii=False) + "\n" for made in seen.tasks))
+        made = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in seen.tasks)
+        path = write_whole(cfg.home / "tasks.jsonl", made)
         console.print(
             f"{len(seen.states)} states, {len(seen.kinds)} kinds of pages in {seen.tree.spent.env_steps} steps; "
             f"{len(seen.verified)} reached again by replay; {len(seen.tasks)} tasks in {path}",

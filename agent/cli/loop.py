@@ -9,8 +9,10 @@ import typer
 from treewright.agent.cli.after import tell_of_invalid, valid_share
 from treewright.agent.cli.collect import tasks_of, tell_of_faults
 from treewright.agent.cli.options import (
+    ANEW,
     ConfigFile,
     CorpusFile,
+    JsonFile,
     Name,
     PolicySpec,
     QuestionFile,
@@ -26,9 +28,11 @@ from treewright.agent.cli.options import (
     read_config,
     say,
 )
-from treewright.agent.cli.telling import Notes
+from treewright.agent.cli.progress import time_left, told_of_update
+from treewright.agent.cli.ranks import Gpus, Processes, spread
+from treewright.agent.cli.telling import Notes, tell_of_cost
 from treewright.agent.cli.training import metrics_of
-from treewright.agent.config import keep
+from treewright.agent.config import store_settings
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["eval_", "loop"]
@@ -48,6 +52,8 @@ def loop(
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Collect, train, serve the new weights, again: loop.iterations times. The same line again resumes.
 
@@ -55,41 +61,71 @@ def loop(
 
       treewright loop --name first --suites kg --set loop.iterations=6 --set loop.tasks=32
       treewright loop --name other --policy vllm:seedling --set loop.behind=1
+      treewright loop --name big --policy vllm:FOLDER@http://127.0.0.1:8000/v1 --gpus 8
     """
     from treewright.agent.policies.opening import loading_model
     from treewright.agent.policies.propose import open_proposer
+    from treewright.agent.runs.begun import begun_with
     from treewright.agent.runs.collect import Failure, open_worlds, suites_of
-    from treewright.agent.runs.loop import Learner, Round, make_trainer, model_folder, resume_loop, rule_of, run_loop
+    from treewright.agent.runs.collectors import crew_of
+    from treewright.agent.runs.loop import (
+        Learner,
+        make_trainer,
+        model_folder,
+        open_trainer,
+        resume_loop,
+        rule_of,
+        run_loop,
+    )
+    from treewright.agent.runs.ranks import following, leading
+    from treewright.agent.runs.rounds import Round, untold
+    from treewright.agent.runs.shared import shared_model
     from treewright.search.store import TreeStore
     from treewright.search.tree import Tree
     from treewright.training.manifest import only_trainer
+    from treewright.training.progress import Progress
     from treewright.training.track import Metrics
 
     notes = Notes()
     cfg = read_config(name, config, set_, suites, policy, corpus, questions, tasks_file, reward)
     found = suites_of(cfg)
     rule_of(cfg.search)  # a misspelt rule is told before a model is loaded
+    spread(processes, gpus)
+    if following(lambda: open_trainer(cfg)):
+        return
     folder = cfg.home / "checkpoints"
 
     async def work(metrics: Metrics) -> None:
         source = model_folder(cfg.policy.spec)
-        keep(cfg)
+        store_settings(cfg, begun_with(cfg.seed))
         with loading_model(source):
             learner = Learner(make_trainer(cfg, source), folder, cfg.loop.checkpoints, cfg.policy.spec)
-        actor = open_proposer(cfg.policy)
+        if learner.trainer.chosen:
+            say(learner.trainer.chosen)
+        if getattr(learner.trainer, "ranks", None) is None:  # many processes go on from their checkpoints
+            learner.trainer.progress = Progress(folder, cfg.train.save_every, say)
+        with leading(learner.trainer):
+            await rounds(metrics, learner)
+
+    async def rounds(metrics: Metrics, learner: Learner) -> None:
+        actor = open_proposer(cfg.policy, shared_model(cfg, learner.trainer))
         first = await resume_loop(cfg, learner, actor)
         if first:
             console.print(f"going on from {learner.saved} with iteration {first + 1}")
-        store = TreeStore.open(cfg.store_at)
+            if (lost := untold(folder, learner.trainer.versions)) is not None and not metrics.holds(lost.step):
+                metrics.log(lost)
+        store, crew, finished = TreeStore.open(cfg.store_at), crew_of(cfg), False
         try:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
                 each = sum(cfg.loop.suite_tasks.get(suite, cfg.loop.tasks) for suite in worlds)
                 total = max(cfg.loop.iterations - first, 0) * each
                 with bar("exploring", total) as advance:
+                    took: list[float] = []
 
                     def note(done: Round) -> None:
-                        rates = "  ".join(f"{k} {100 * v:.0f}%" for k, v in done.success.items())
-                        console.print(f"iteration {done.index + 1}: {rates}  ({done.seconds:.1f} s)")
+                        took.append(done.seconds)
+                        left = time_left(took, cfg.loop.iterations - 1 - done.index)
+                        say(told_of_update(done.index + 1, done.success, done.stats, done.seconds, left))
                         metrics.log(done.update(learner.trainer.steps))
 
                     def grown(done: Tree | Failure) -> None:
@@ -97,8 +133,11 @@ def loop(
                         if isinstance(done, Tree):
                             notes.add(done)
 
-                    await run_loop(cfg, worlds, actor, learner, store, first, grown, note)
+                    await run_loop(cfg, worlds, actor, learner, store, first, grown, note, crew)
+                finished = True
         finally:
+            if crew is not None:
+                crew.close(finished)
             store.close()
             await actor.close()
         notes.tell()
@@ -128,6 +167,7 @@ def eval_(
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
+    json: JsonFile = None,
 ) -> None:
     """Success on held-out tasks, of the policy alone or with search. Search never sees the reward.
 
@@ -141,6 +181,7 @@ def eval_(
     from treewright.agent.runs.evaluate import evaluate, without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
     from treewright.agent.runs.newest import acting_config, serve_newest
+    from treewright.search.meter import metering
 
     named = names_a_run(name, config, set_)
     given = (suites, policy, corpus, questions, tasks_file, reward)
@@ -161,7 +202,7 @@ def eval_(
             try:
                 if named:
                     await serve_newest(cfg, actor)
-                with bar("evaluating", len(todo)) as advance:
+                with bar("evaluating", len(todo)) as advance, metering() as spent:
                     evaluator = evaluator_of(cfg.search, actor)
                     results, trees = await evaluate(
                         todo, worlds, actor, rule=acting_rule_of(cfg.search, evaluator), evaluator=evaluator,
@@ -181,6 +222,7 @@ def eval_(
                 f"{one.tokens}", f"{one.env_steps}",
             )  # fmt: skip
         console.print(table)
+        tell_of_cost(spent.total(), json, suites={name: one.figures() for name, one in results.items()})
         tell_of_invalid(trees)
         for one in results.values():
             if one.faults:
@@ -190,7 +232,7 @@ def eval_(
         if causes := without_result(trees):
             raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
-    go(work)
+    go(work, ANEW)
 
 
 def _share(rate: float) -> str:

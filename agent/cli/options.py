@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +17,17 @@ import typer
 from rich.console import Console
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.redact import without_secrets
 
 if TYPE_CHECKING:
     from treewright.agent.config import Config
 
 __all__ = [
+    "ANEW",
+    "TASKS",
     "ConfigFile",
     "CorpusFile",
+    "JsonFile",
     "Name",
     "PolicySpec",
     "QuestionFile",
@@ -31,6 +38,7 @@ __all__ = [
     "again",
     "bar",
     "console",
+    "end_as_asked",
     "go",
     "must_exist",
     "names_a_run",
@@ -38,6 +46,8 @@ __all__ = [
     "resumable",
     "say",
 ]
+
+TASKS = 24  # per suite, that `collect` takes by itself
 
 console = Console(emoji=False, markup=False)
 """Every command prints through it: `:fire:` and `[red]` in a name, a task or a path are data and stay what they are."""
@@ -64,6 +74,7 @@ TasksFile = Annotated[
 RewardName = Annotated[
     str | None, typer.Option("--reward", help="With --tasks-file: MODULE:FUNCTION of (task, history[, object]).")
 ]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures, with what they cost, as JSON.")]
 PolicySpec = Annotated[
     str | None,
     typer.Option("--policy", "-p", help="seedling | hf:FOLDER | openai:MODEL@URL | vllm:MODEL@URL | vllm:FOLDER | …"),
@@ -123,19 +134,44 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
+_asked: signal.Signals = signal.SIGINT  # what a command that is ending was sent
+
+
+def end_as_asked() -> None:
+    """From now on SIGTERM, which schedulers send, ends a command as Ctrl-C does: sessions are closed, stores flushed.
+
+    Processes that a launcher started as ranks end at once: one that waits for another one would never hear of it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _ended)
+
+
+def _ended(number: int, _frame: object) -> None:
+    global _asked
+    _asked = signal.Signals(number)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a shell
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
 @contextmanager
 def resumable(kept: str) -> Iterator[None]:
-    """Ctrl-C says what is kept and the line that goes on, and ends with 130."""
+    """Ctrl-C says what is kept and the line that goes on, and ends with 130; SIGTERM too, with 143."""
     try:
         yield
     except KeyboardInterrupt:
-        say(f"\nstopped: {kept}. Go on with:\n  treewright {shlex.join(sys.argv[1:])}")
-        raise typer.Exit(130) from None
+        say(f"\nstopped: {kept}. Go on with:\n  treewright {shlex.join(map(without_secrets, sys.argv[1:]))}")
+        raise typer.Exit(128 + _asked) from None
 
 
-def go(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+WHOLE = "what was finished is kept, and nothing is left half written"
+STORED = "sessions are closed and everything acknowledged is stored"
+ANEW = "nothing is kept of this before its end: the same line begins it anew"
+
+
+def go(work: Callable[[], Coroutine[Any, Any, Any]], kept: str = STORED) -> Any:
     """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
-    with resumable("sessions are closed and everything acknowledged is stored"):
+    with resumable(kept):
         return asyncio.run(work())
 
 

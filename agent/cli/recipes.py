@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from treewright.agent.cli.after import collect_anew
-from treewright.agent.cli.options import ConfigFile, Name, PolicySpec, Sets, Suites, again, console, go, say
+from treewright.agent.cli.options import (
+    ANEW,
+    ConfigFile,
+    Name,
+    PolicySpec,
+    Sets,
+    Suites,
+    TasksFile,
+    again,
+    console,
+    go,
+    resumable,
+    say,
+)
 from treewright.agent.cli.training import Run, growing, open_run, show_stats
 from treewright.envs.errors import TreewrightError
 
@@ -32,6 +45,13 @@ def sft(
     paths: Annotated[str, typer.Option(help="best | chosen | all paths of a tree")] = "best",
     min_outcome: MinOutcome = SOLVED,
     epochs: Epochs = 1,
+    suites: Suites = None,
+    demos: Annotated[int, typer.Option(min=1, help="With --suites: demonstrations per suite.")] = 200,
+    rate: Annotated[float | None, typer.Option(help="With --suites: the highest learning rate; else by size.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="With --suites: demonstrations of one step.")] = 8,
+    held_out: Annotated[
+        int, typer.Option(min=0, help="With --suites: test tasks measured before and after; 0: none.")
+    ] = 32,
     head: Annotated[
         str, typer.Option(help="Text that is read in front of each response and never trained on, see train ping.")
     ] = "",
@@ -39,10 +59,23 @@ def sft(
         Path | None, typer.Option("--refusals", help="Harmful requests, one a line: check refusing before and after.")
     ] = None,
 ) -> None:
-    """Imitate the good paths of stored trees (best-path SFT). Trees of any weights and imported conversations will do.
+    """Imitate the good paths of stored trees (best-path SFT), or, with --suites, what the suites' oracles do.
 
-    treewright train sft --name first --epochs 2
+    Trees of any weights and imported conversations will do. Oracles need no trees: they play training tasks, and their
+    episodes are written in the policy's own template.
+
+      treewright train sft --name first --epochs 2
+      treewright train sft --name begun --suites kg,workbench --demos 200 --policy hf:smollm2
     """
+    if suites is not None:
+        from treewright.agent.cli.imitation import imitate_oracles
+
+        if suite or requests or head:
+            raise TreewrightError("--suites imitates oracles; --suite, --head and --refusals are for stored trees")
+        imitate_oracles(
+            name, config, set_, suites, policy, demos=demos, epochs=epochs, rate=rate, batch=batch, held_out=held_out
+        )
+        return
     from treewright.agent.policies.headed import head_ids
     from treewright.agent.runs.recipes import encoder_of
     from treewright.training.recipes.imitate import sft as imitate
@@ -54,6 +87,7 @@ def sft(
         tokens = head_ids(_template_of(run), head) if head else ()
         extra: dict[str, Any] = {"recipe": "sft", "head": head}
         known = {**extra, "epochs": epochs, "trees": len(trees)}  # the same line again goes on where it was stopped
+        run.plan(f"{known} {paths} {min_outcome}")
         done = run.extra.get("epochs_done", 0) if known.items() <= run.extra.items() else 0
         if done:
             say(f"{done} of {epochs} epochs were made before")
@@ -99,6 +133,7 @@ def dpo(
     with open_run(name, config, set_, None, policy) as run:
         trees = run.trees(suite, split)
         require_exact(trees, run.config.train.allow_biased, "dpo")
+        run.plan(f"dpo {beta} {epochs}")
         stats = prefer(run.trainer, branch_pairs(trees, min_gap, pairs), beta=beta, epochs=epochs)
         run.saved(stats, {"recipe": "dpo"}, trees)
 
@@ -125,15 +160,19 @@ def prm(
 
     with open_run(name, config, set_, None, policy) as run:
         trees = run.trees(suite, split)
+        if run.config.train.lora.rank:
+            raise TreewrightError("a reward model is trained whole: set train.lora.rank=0, and --name another run")
         model = Prm(run.trainer.model, run.trainer.tokenizer)
-        stats = train_prm(
-            model, trees, epochs=epochs, lr=lr or run.trainer.lr, max_tokens=run.config.train.max_tokens,
-            seed=run.config.seed, allow_biased=run.config.train.allow_biased,
-        )  # fmt: skip
+        with resumable(ANEW):
+            stats = train_prm(
+                model, trees, epochs=epochs, lr=lr or run.trainer.lr, max_tokens=run.config.train.max_tokens,
+                seed=run.config.seed, allow_biased=run.config.train.allow_biased,
+            )  # fmt: skip
         target = folder or run.config.home / "prm"
         versions = sorted({t.header.policy_version for t in trees})
         model.save(target, {"run": run.config.name, "trees": len(trees), "policy_versions": versions, **stats})
         show_stats(stats)
+        run.track(stats, "prm", trees)
         line = collect_anew(run.config, "prm", f"search.evaluator=prm:{target}")
         say(f"saved {target}; next: {line}")
 
@@ -148,14 +187,28 @@ def spar(
     beta: Annotated[
         float, typer.Option(help="How far the policy may move from the weights of the round before.")
     ] = 0.1,
+    judge: Annotated[
+        str | None, typer.Option(help="Policy that judges answers, where no reward exists: needs --tasks-file.")
+    ] = None,
+    refiner: Annotated[
+        str | None, typer.Option(help="With --judge: policy that refines failed answers; else the one that is trained.")
+    ] = None,
+    votes: Annotated[int, typer.Option(min=1, help="With --judge: judgements of one answer.")] = 3,
+    tasks_file: TasksFile = None,
 ) -> None:
     """Search from the policy's failed attempts; prefer what the search found to what the policy did (after SPaR).
 
-    treewright train spar --name first --suites kg --rounds 3 --set loop.tasks=32
+    With --judge no world and no reward is needed: the goals of a file of tasks are instructions, and the trees of
+    refinements are kept in the run's store.
+
+      treewright train spar --name first --suites kg --rounds 3 --set loop.tasks=32
+      treewright train spar --name own --tasks-file tasks.jsonl --judge openai:MODEL@URL --refiner openai:MODEL@URL
     """
     from treewright.agent.runs.collect import suites_of
     from treewright.agent.runs.recipes import spar_rounds
 
+    if judge is not None or refiner is not None or tasks_file is not None:
+        return _judged(name, config, set_, policy, rounds, beta, judge, refiner, votes, tasks_file)
     with open_run(name, config, set_, suites, policy, stored=False) as run:
         cfg = run.config
         found = suites_of(cfg)
@@ -171,6 +224,41 @@ def spar(
         say(f"checkpoints in {cfg.home / 'checkpoints'}; next: {again(cfg, 'eval')}")
 
 
+def _judged(
+    name: str | None, config: Path | None, set_: list[str] | None, policy: str | None, rounds: int, beta: float,
+    judge: str | None, refiner: str | None, votes: int, tasks_file: Path | None,
+) -> None:  # fmt: skip
+    """SPaR by a model's judgement."""
+    from treewright.agent.policies.opening import open_policy
+    from treewright.agent.runs.spar import SUITE, Judge, judged_rounds
+    from treewright.envs.custom import load_tasks
+
+    if judge is None or tasks_file is None:
+        missing = "--judge POLICY" if judge is None else "--tasks-file FILE.jsonl"
+        raise TreewrightError(f"SPaR without a reward needs --tasks-file and --judge; add {missing}")
+    tasks = [task for task in load_tasks(tasks_file, SUITE) if task.split == "train"]
+    if not tasks:
+        raise TreewrightError(f"{tasks_file} holds no task of the split train")
+    asked = open_policy(judge)
+    mends = open_policy(refiner) if refiner is not None else None
+    with open_run(name, config, set_, None, policy, stored=False) as run:
+
+        async def work() -> None:
+            try:
+                async with growing(run, ()) as (actor, store, _):
+                    await judged_rounds(
+                        run.config, tasks, actor, Judge(asked, votes=votes), mends, run.learner, rounds=rounds,
+                        beta=beta, store=store, on_round=run.tell_round("spar"),
+                    )  # fmt: skip
+            finally:
+                await asked.close()
+                if mends is not None:
+                    await mends.close()
+
+        go(work)
+        say(f"refinements in {run.config.store_at}; next: {again(run.config, 'show')}")
+
+
 def prefix(
     name: Name = None,
     recipe: Annotated[str, typer.Option(help="prefixrl | prefix_rft | pppo")] = "prefixrl",
@@ -182,6 +270,13 @@ def prefix(
     set_: Sets = None,
     split: Split = "train",
     min_outcome: MinOutcome = SOLVED,
+    unit: Annotated[str, typer.Option(help="Where the given part may end: turn | token.")] = "turn",
+    share: Annotated[
+        str | None, typer.Option(help="Share of a path that is given, in the first and the last round: .9:.1")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Success at which the given part gets shorter; else by round.")
+    ] = None,
 ) -> None:
     """Grow trees from stored nodes and train on what follows, on what follows and the start, or on the start.
 
@@ -192,24 +287,41 @@ def prefix(
     """
     from treewright.agent.runs.collect import suites_of
     from treewright.agent.runs.recipes import prefix_rounds
+    from treewright.training.recipes.prefix import UNITS
     from treewright.training.recipes.prefix import recipe as known
 
     chosen = known(recipe)
-    with open_run(name, config, set_, suites, policy, stored=not chosen.drawn) as run:
+    shares = _shares(share)
+    if unit not in UNITS:
+        raise TreewrightError(f"--unit {unit}: it is {' or '.join(UNITS)}")
+    with open_run(name, config, set_, suites, policy, stored=not chosen.from_draws) as run:
         cfg = run.config
         found = suites_of(cfg)
         names = {s.name for s in found}
-        good = [] if chosen.drawn else [t for t in run.trees(None, split) if t.task.suite in names]
+        good = [] if chosen.from_draws else [t for t in run.trees(None, split) if t.task.suite in names]
 
         async def work() -> None:
             async with growing(run, found) as (actor, store, worlds):
                 await prefix_rounds(
                     cfg, recipe, worlds, actor, run.learner, good, updates=updates, starts=starts, store=store,
-                    on_round=run.tell_round(recipe), min_outcome=min_outcome,
+                    on_round=run.tell_round(recipe), min_outcome=min_outcome, unit=unit, share=shares, target=target,
                 )  # fmt: skip
 
         go(work)
         say(f"checkpoints in {cfg.home / 'checkpoints'}; next: {again(cfg, 'eval')}")
+
+
+def _shares(text: str | None) -> tuple[float, float] | None:
+    """`.9:.1` as two shares; one number stands for both. Raises TreewrightError for anything else."""
+    if text is None:
+        return None
+    try:
+        first, *rest = [float(part) for part in text.split(":")]
+    except ValueError:
+        first, rest = -1.0, []
+    if len(rest) > 1 or not all(0 <= s < 1 for s in (first, *rest)):
+        raise TreewrightError(f"--share {text}: write one share from 0 to below 1, or two with a colon, such as .9:.1")
+    return first, rest[0] if rest else first
 
 
 def ping(
@@ -274,7 +386,7 @@ def ping(
             finally:
                 await actor.close()
 
-        ranked = go(work)
+        ranked = go(work, ANEW)
         write_report(target, ranked, weight)
         for one in ranked[:8]:
             console.print(f"  refuses {one.refusal:.2f}  solves {one.success:.2f}  {one.prefix!r}", markup=False)
@@ -306,12 +418,13 @@ def _refusing(run: Run, requests: Path | None, head: str) -> float:
     from treewright.agent.policies.hf import HFPolicy
     from treewright.agent.policies.prompts import prompt_options
     from treewright.agent.runs.ping import read_lines, refusals
+    from treewright.training.lora import merged
     from treewright.training.step import frozen
 
     harmful = read_lines(requests)
 
     async def work() -> float:
-        twin = frozen(run.trainer.model)
+        twin = merged(frozen(run.trainer.model))
         twin.set_attn_implementation("sdpa")
         actor = HFPolicy(twin, run.trainer.tokenizer, **prompt_options(run.config.policy.options))
         try:
@@ -319,7 +432,7 @@ def _refusing(run: Run, requests: Path | None, head: str) -> float:
         finally:
             await actor.close()
 
-    return float(go(work))
+    return float(go(work, ANEW))
 
 
 RECIPES = (sft, dpo, prm, spar, prefix, ping)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from treewright.agent.cli.options import console, say
+from treewright.agent.cli.options import (
+    ANEW,
+    console,
+    resumable,
+    say,
+)
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
@@ -38,6 +44,7 @@ def treehop_command(
     from treewright.envs.retrieval.encoders import SentenceEncoder
     from treewright.envs.retrieval.opening import cache_folder
     from treewright.envs.retrieval.treehop import linked_jumps
+    from treewright.training.track import Update, open_metrics
     from treewright.training.treehop import train_gate
 
     docs = load_corpus(corpus)
@@ -46,7 +53,16 @@ def treehop_command(
         raise TreewrightError(f"in {corpus} no passage names another one's title; give --store with solved trees")
     dense = DenseIndex(docs, SentenceEncoder(encoder), cache=cache_folder())
     last: list[float] = []
-    gate = train_gate(dense, jumps, epochs=epochs, seed=seed, note=lambda _, loss: last.append(loss))
+    began = time.monotonic()
+    with resumable(ANEW), open_metrics(folder, run=folder.name) as metrics:
+
+        def note(epoch: int, loss: float) -> None:
+            last.append(loss)
+            took = time.monotonic() - began
+            stats = {"loss": loss, "jumps": float(len(jumps))}
+            metrics.log(Update(step=epoch + 1, iteration=0, version="", stats=stats, seconds=took, recipe="treehop"))
+
+        gate = train_gate(dense, jumps, epochs=epochs, seed=seed, note=note)
     console.print(f"{len(jumps)} jumps, loss {last[0]:.3f} in the first pass, {last[-1]:.3f} in the last")
     path = gate.save(folder)
     words = [

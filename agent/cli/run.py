@@ -48,6 +48,10 @@ def run(
         typer.Option(help="Split an INDEX counts in: train or test. test, or train where there is no other."),
     ] = None,
     approve: Annotated[str, typer.Option(help="In a live world: never | ask | module:function.")] = "never",
+    in_doubt: Annotated[
+        str | None,
+        typer.Option(help="What became of a call that was sent and never answered: happened | never. You looked."),
+    ] = None,
     corpus: CorpusFile = None,
     questions: QuestionFile = None,
     tasks_file: TasksFile = None,
@@ -60,7 +64,8 @@ def run(
     """Search one task and print the tree.
 
     The chosen path is marked; the reward is what the world's own check said, which the search did not see. In a live
-    world the chosen path is then executed, irreversible actions only as far as --approve lets them.
+    world the chosen path is then executed, irreversible actions only as far as --approve lets them. Where that was
+    killed after a committed action, the same line goes on from there; nothing committed is sent again.
 
       treewright run kg/3
       treewright run maze/0 --policy scripted:mymodule:walker
@@ -71,6 +76,8 @@ def run(
     from treewright.agent.runs.newest import acting_config, serve_newest
     from treewright.envs.spelling import split_task
 
+    if in_doubt not in (None, "happened", "never"):
+        raise TreewrightError(f"--in-doubt {in_doubt!r}: it is happened or never")
     suite, which = split_task(task)
     given = (policy, corpus, questions, tasks_file, reward)
     named = names_a_run(name, config, set_)
@@ -94,14 +101,17 @@ def run(
                     await serve_newest(settings, actor)
                 async with world.pool.lease("") as session:
                     live = not session.env.sandboxed
-                await (_run_live if live else _run_searched)(settings, world, chosen_task, actor, expansions, approve)
+                if live:
+                    await _run_live(settings, world, chosen_task, actor, expansions, approve, in_doubt)
+                else:
+                    await _run_searched(settings, world, chosen_task, actor, expansions)
             finally:
                 await actor.close()
 
     go(work)
 
 
-async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
+async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int) -> None:
     import time
 
     from treewright.agent.runs.evaluate import evaluate, without_result
@@ -109,40 +119,59 @@ async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansio
     from treewright.search.store import TreeStore
 
     evaluator = evaluator_of(cfg.search, actor)
+    order = acting_rule_of(cfg.search, evaluator)
     run = f"{cfg.name} {time.time_ns()}"  # a run of its own, so that the same line again searches again
     with TreeStore.open(cfg.store_at) as store:
         _, trees = await evaluate(
-            [task], {world.suite.name: world}, actor, rule=acting_rule_of(cfg.search, evaluator), evaluator=evaluator,
+            [task], {world.suite.name: world}, actor, rule=order, evaluator=evaluator,
             budget=budget_of(cfg.search, expansions), evidence=evidence_of(cfg.search), store=store,
             settings=settings_of(cfg.search, run=run, seed=cfg.seed, acting=True, peers=True),
         )  # fmt: skip
     for tree in trees:
         _print_tree(tree)
+        if order.tells is not None and expansions:
+            say(order.tells(tree))
         say(f"stored in {cfg.store_at}; to look at it: treewright view {shlex.quote(cfg.store_at)}")
     _tell(trees)
     if causes := without_result(trees):
         raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
 
-async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str) -> None:
-    """The journal needs a store: runs/NAME/trees.sqlite, a run of its own for every call."""
+async def _run_live(
+    cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str, in_doubt: str | None
+) -> None:
+    """The journal needs a store: runs/NAME/trees.sqlite, a run of its own for every episode."""
     import time
 
     from treewright.agent.runs.collect import tokens_for
-    from treewright.agent.runs.episode import run_episode
+    from treewright.agent.runs.episode import committed_calls, run_episode, settle, unfinished
     from treewright.agent.runs.evaluate import without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
+    from treewright.search.commit import Next
+    from treewright.search.rules import chains
     from treewright.search.store import TreeStore
 
     evaluator = evaluator_of(cfg.search, actor)
-    settings = settings_of(cfg.search, run=f"{cfg.name} {time.time_ns()}", seed=cfg.seed, acting=True, peers=True)
-    settings = replace(settings, max_tokens=tokens_for(world.suite, settings.max_tokens))
     with TreeStore.open(cfg.store_at) as store:
+        run = unfinished(store, cfg.name, task) or f"{cfg.name} {time.time_ns()}"
+        for key in await settle(store, run, None if in_doubt is None else in_doubt == "happened"):
+            say(f"sent before and never answered, find out whether it happened; it is not sent again: {key}")
+        if committed := committed_calls(store, run):
+            say(f"going on after {committed} committed call(s) of an episode that was cut off; they are not made again")
+        settings = settings_of(cfg.search, run=run, seed=cfg.seed, acting=True, peers=True)
+        settings = replace(settings, max_tokens=tokens_for(world.suite, settings.max_tokens))
+        alone = expansions == 0
         episode = await run_episode(
             task, world.pool, actor, journal=store.journal, approve=approve,
-            rule=acting_rule_of(cfg.search, evaluator), evaluator=evaluator,
-            budget=budget_of(cfg.search, expansions), store=store, settings=settings, evidence=evidence_of(cfg.search),
+            rule=chains(1) if alone else acting_rule_of(cfg.search, evaluator),
+            evaluator=None if alone else evaluator,
+            budget=budget_of(cfg.search, expansions), store=store, evidence=evidence_of(cfg.search),
+            settings=replace(settings, close=True, peers=0) if alone else settings,
         )  # fmt: skip
+        causes = without_result(episode.trees[-1:])
+        doubtful = bool(episode.commits) and episode.commits[-1].next is Next.SETTLE
+        if not causes and not doubtful:
+            await store.end_run(run)
     for tree in episode.trees:
         _print_tree(tree)
     Notes(episode.trees).tell()
@@ -150,7 +179,11 @@ async def _run_live(cfg: Config, world: Any, task: Any, actor: Any, expansions: 
         console.print(f"commit: {done.next.value}: {done.reason}", markup=False, highlight=False)
         for key in done.approved:
             console.print(f"  approved: {key}", markup=False, highlight=False)
-    if causes := without_result(episode.trees[-1:]):
+    if doubtful:
+        for entry in episode.commits[-1].in_doubt:
+            console.print(f"  in doubt: {entry.action_key}", markup=False, highlight=False)
+        say("find out whether it happened, then type the same line with --in-doubt happened, or --in-doubt never")
+    if causes:
         raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 
 
@@ -197,7 +230,7 @@ def _at(suite: Suite, split: str, index: int) -> Task:
     try:
         found = suite.tasks(split, index + 1)
     except ValueError as error:
-        raise TreewrightError(f"no task {index} in the split {split!r}: {error}") from error
+        raise TreewrightError(f"no task {index} in the split {split!r}: {error}; take a smaller number") from error
     if len(found) <= index:
         raise TreewrightError(f"{suite.name} has {len(found)} tasks in the split {split!r}; there is no task {index}")
     return found[index]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from treewright.agent.cli.after import collect_anew
-from treewright.agent.cli.options import ConfigFile, Name, Sets, console, must_exist, read_config, say
+from treewright.agent.cli.options import (
+    ANEW,
+    ConfigFile,
+    Name,
+    Sets,
+    console,
+    must_exist,
+    read_config,
+    resumable,
+    say,
+)
+from treewright.agent.cli.training import metrics_of
 
 __all__ = ["scorer_command"]
 
@@ -30,6 +42,7 @@ def scorer_command(
     """
     from treewright.search.store import TreeStore
     from treewright.training.scorer import Scorer, ScorerSettings, examples_of, fit
+    from treewright.training.track import Update
 
     cfg = read_config(name, config, set_, None, None)
     must_exist(cfg)
@@ -43,10 +56,20 @@ def scorer_command(
     examples, held = examples_of([t for i, t in enumerate(trees, 1) if i % every]), examples_of(kept)
     console.print(f"{len(trees)} trees, {len(examples)} contrasts to train on, {len(held)} held out")
 
-    def told(epoch: int, loss: float) -> None:
-        console.print(f"  epoch {epoch + 1:<3} loss {loss:.3f}")
+    began = time.monotonic()
+    with resumable(ANEW), metrics_of(cfg) as metrics:
 
-    scorer = Scorer(fit(examples, ScorerSettings(epochs=epochs, seed=cfg.seed), told))
-    console.print(f"ranked right of held-out sibling pairs: {scorer.accuracy(held):.1%} (chance 50%)")
+        def told(epoch: int, loss: float) -> None:
+            console.print(f"  epoch {epoch + 1:<3} loss {loss:.3f}")
+            measured(epoch + 1, {"loss": loss})
+
+        def measured(epoch: int, stats: dict[str, float]) -> None:
+            took = time.monotonic() - began
+            metrics.log(Update(step=epoch, iteration=0, version="", stats=stats, seconds=took, recipe="scorer"))
+
+        scorer = Scorer(fit(examples, ScorerSettings(epochs=epochs, seed=cfg.seed), told))
+        right = scorer.accuracy(held)
+        measured(epochs, {"accuracy": right, "contrasts": float(len(examples))})
+    console.print(f"ranked right of held-out sibling pairs: {right:.1%} (chance 50%)")
     saved = scorer.save(to or cfg.home / "scorer")
     say(f"saved; next: {collect_anew(cfg, 'scorer', f'search.evaluator=scorer:{saved}')}")

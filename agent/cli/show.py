@@ -82,7 +82,8 @@ def config(
     if not explain and key is None:
         console.print(to_toml(Config()), markup=False, highlight=False)
         return
-    found = {name: doc for name, doc in explained().items() if key is None or key in name}
+    word = (key or "").casefold().replace("-", "_").replace(" ", "_")
+    found = {name: doc for name, doc in explained().items() if word in name}
     if not found:
         raise TreewrightError(f"no setting has {key!r} in its name; type: treewright config --explain")
     for name, doc in found.items():

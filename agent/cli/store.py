@@ -1,45 +1,25 @@
-"""`treewright store …` and `treewright compare`."""
+"""`treewright store …`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from treewright.agent.cli.options import console
-from treewright.envs.errors import TreewrightError
+from treewright.agent.runs.stores import find_store
 
 if TYPE_CHECKING:
     from treewright.search.store.copying import Copied
-    from treewright.search.store.reading import TreeRow
 
-__all__ = ["StoreName", "compare_command", "find_store", "store_app"]
+__all__ = ["StoreName", "find_store", "store_app"]
 
 store_app = typer.Typer(help="Check, repair, compact, merge, empty and measure stores of trees.", no_args_is_help=True)
 
 StoreName = Annotated[str, typer.Argument(help="A file, a run's name or folder, or postgresql://USER@HOST/DATABASE.")]
-
-
-def find_store(name: str) -> str:
-    """A file or URL as it is; else the store in the folder or in the run of this name. Raises TreewrightError."""
-    if "://" in name or Path(name).is_file():
-        return name
-    from treewright.agent.config import load_config
-
-    run = Path("runs") / name / "trees.sqlite"
-    for home in (Path(name), Path("runs") / name):
-        if (home / "run.toml").is_file() and (kept := load_config(home / "run.toml").store):
-            return kept
-    for there in (Path(name) / "trees.sqlite", run):
-        if there.is_file():
-            return str(there)
-    raise TreewrightError(
-        f"there is no store {name!r}: neither a file of this name nor {run}; type: treewright collect --name {name}"
-    )
 
 
 def _bytes(count: int) -> str:
@@ -171,38 +151,3 @@ def stats(store: StoreName) -> None:
     )
     if found.pending:
         console.print(f"[red]{found.pending} irreversible actions have no known answer[/]", markup=True)
-
-
-def compare_command(
-    first: Annotated[str, typer.Argument(help="A run's name, a store, or STORE#RUN for one run of a store.")],
-    second: Annotated[str, typer.Argument(help="The other one; the gain is second minus first.")],
-) -> None:
-    """Success of two runs on the tasks that both have finished, with the paired bootstrap's 95 % interval.
-
-    treewright compare first second
-    treewright compare all.sqlite#first/0 all.sqlite#first/7
-    """
-    from treewright.search.store import compare
-
-    table = Table(
-        "suite", "tasks", "first", "second", "gain, points", "95 % interval", "only first", "only second", "tokens"
-    )
-    for c in compare(_rows_of(first), _rows_of(second)):
-        table.add_row(
-            c.suite, f"{c.tasks}", f"{100 * c.first:.1f} %", f"{100 * c.second:.1f} %", f"{100 * c.gain:+.1f}",
-            f"{100 * c.low:+.1f} … {100 * c.high:+.1f}", f"{c.only_first}", f"{c.only_second}",
-            f"{c.tokens[0]} / {c.tokens[1]}",
-        )  # fmt: skip
-    console.print(table)
-
-
-def _rows_of(name: str) -> list[TreeRow]:
-    from treewright.search.store import TreeStore
-
-    where, _, run = name.partition("#")
-    with TreeStore.open(find_store(where), read_only=True) as store:
-        rows = store.trees(run=run or None)
-        runs = ", ".join(dict.fromkeys(row.run for row in store.trees())) if not rows else ""
-    if not rows:
-        raise TreewrightError(f"{name!r} has no trees" + (f"; the store has the runs {runs}" if runs else ""))
-    return rows

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from treewright.agent.cli.options import say
 from treewright.search.types import NodeStatus
 
 if TYPE_CHECKING:
+    from treewright.search.meter import Meter
     from treewright.search.tree import Tree
 
-__all__ = ["Notes", "brief"]
+__all__ = ["Notes", "brief", "tell_of_cost"]
 
 MOST = 5  # causes that are told one by one
 
@@ -85,3 +87,12 @@ def brief(fault: str) -> str:
 
     text = clean(fault)
     return next((line.strip()[:300] for line in text.splitlines() if line.strip()), text)
+
+
+def tell_of_cost(cost: Meter, path: Path | None, **figures: Any) -> None:
+    """The meter in a line; with a path also as JSON, beside `figures`."""
+    say(cost.told())
+    if path is not None:
+        from treewright.agent.runs.figures import write_result
+
+        write_result(path, {**figures, "meter": cost.as_dict()})

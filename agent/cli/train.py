@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import time
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from treewright.agent.cli.options import ConfigFile, Name, PolicySpec, Sets, say
+from treewright.agent.cli.options import ConfigFile, Name, PolicySpec, Sets, read_config, say
+from treewright.agent.cli.ranks import Gpus, Processes, alone, spread
 from treewright.agent.cli.recipes import RECIPES
 from treewright.agent.cli.retrieval import treehop_command
 from treewright.agent.cli.scorer import scorer_command
+from treewright.agent.cli.steps import steps_command
 from treewright.agent.cli.training import open_run, show_stats
 from treewright.agent.cli.usable import advice, nothing_learnt, sort_trees
 from treewright.envs.errors import TreewrightError
@@ -41,6 +44,8 @@ def train(
     policy: PolicySpec = None,
     config: ConfigFile = None,
     set_: Sets = None,
+    processes: Processes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Train once on the finished trees of runs/NAME that were not trained on before, and save a checkpoint.
 
@@ -49,8 +54,16 @@ def train(
 
       treewright train --name first --set train.lr=0.001
       treewright train dpo --name first
+      treewright train --name first --processes 2
     """
+    from treewright.agent.runs.loop import open_trainer
+    from treewright.agent.runs.ranks import following
+
     if context.invoked_subcommand is not None:
+        alone(processes, gpus, context.invoked_subcommand)
+        return
+    spread(processes, gpus)
+    if following(lambda: open_trainer(read_config(name, config, set_, None, policy))):
         return
     with open_run(name, config, set_, None, policy) as run:
         found = run.trees(split="train")
@@ -59,10 +72,12 @@ def train(
         say(f"{len(found)} finished trees: {reasons}{len(usable)} to train on")
         if not usable:
             raise TreewrightError(f"nothing to train on; {advice(run, left_out)}")
+        began = time.monotonic()
         stats = run.trainer.update(usable)
+        stats["train_seconds"] = time.monotonic() - began
         if not stats["trees_with_gradient"]:
             show_stats(stats)
-            say(nothing_learnt(run, usable))
+            say(nothing_learnt(run, usable, len(found)))
             return
         run.saved(stats, {}, usable)
 
@@ -71,3 +86,4 @@ for recipe in RECIPES:
     train_app.command()(recipe)
 train_app.command("treehop")(treehop_command)
 train_app.command("scorer")(scorer_command)
+train_app.command("steps")(steps_command)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treewright.agent.cli.options import again, console, must_exist, read_config, resumable, say
-from treewright.agent.config import keep
+from treewright.agent.config import store_settings
 from treewright.envs.errors import TreewrightError
+from treewright.envs.redact import without_secrets
 from treewright.envs.registry import names
+from treewright.search.meter import Meter
 from treewright.training.manifest import read_manifest
 from treewright.training.track import Metrics, Update, open_metrics
 
@@ -59,9 +61,13 @@ class Run:
             )
         return found
 
+    def plan(self, told: str) -> None:
+        """What is trained and how, so that no other work takes up what was done of it."""
+        self.trainer.progress.plan = told
+
     def saved(self, stats: Mapping[str, float], extra: dict[str, Any], trees: Sequence[Tree] = ()) -> None:
         """Prints what was measured, writes a checkpoint and says what to type next. `trees` were trained on."""
-        saved = self.learner.save(extra)
+        saved = self.learner.save({**extra, "stats": dict(stats), "success": self._success(trees)})
         show_stats(stats)
         self.track(stats, extra.get("recipe", "credit"), trees)
         line = shlex.join([*shlex.split(again(self.config, "eval")), *self.suites_option()])
@@ -69,26 +75,33 @@ class Run:
 
     def track(self, stats: Mapping[str, float], recipe: str, trees: Sequence[Tree] = ()) -> None:
         """A line of metrics.jsonl, and the trackers, for what was done since the last one."""
-        from treewright.agent.runs.loop import success_by_suite
-
         now = time.monotonic()
-        try:
-            success = success_by_suite(trees)
-        except TreewrightError:  # trees that give their nodes no values; imitation takes them nevertheless
-            success = {}
         self.metrics.log(
             Update(
                 step=self.trainer.steps, iteration=self.learner.iteration, version=self.trainer.versions[-1],
-                stats=stats, seconds=now - self.began[-1], recipe=recipe, success=success,
+                stats=stats, seconds=now - self.began[-1], recipe=recipe, success=self._success(trees),
+                meter=Meter.trained(stats).as_dict() if "row_tokens" in stats else {},
             )
         )  # fmt: skip
         self.began.append(now)
+
+    @staticmethod
+    def _success(trees: Sequence[Tree]) -> dict[str, float]:
+        from treewright.agent.runs.success import success_by_suite
+
+        try:
+            return success_by_suite(trees)
+        except TreewrightError:  # trees that give their nodes no values; imitation takes them nevertheless
+            return {}
 
     def tell_round(self, recipe: str) -> Callable[[int, Mapping[str, float], Sequence[Tree]], None]:
         """What is told and kept of each round of a recipe that grows trees as it trains."""
 
         def tell(index: int, stats: Mapping[str, float], trees: Sequence[Tree]) -> None:
-            shown = ("share", "starts", "pairs", "trees", "inexact", "loss", "value", "grad_norm")
+            shown = (
+                "share", "starts", "pairs", "trees", "inexact", "faults", "right_at_once", "mended", "loss", "value",
+                "grad_norm",
+            )  # fmt: skip
             told = "  ".join(f"{k} {stats[k]:.3g}" for k in shown if k in stats)
             console.print(f"round {index + 1}: {told}")
             self.track(stats, recipe, trees)
@@ -115,33 +128,45 @@ def open_run(
     """The run and its trainer, alone at this run until the end. `stored`: it needs trees, so that their lack is told
     before a model is loaded. Ctrl-C keeps the last checkpoint and says how to go on."""
     from treewright.agent.policies.opening import loading_model
+    from treewright.agent.runs.begun import begun_with
     from treewright.agent.runs.loop import Learner, make_trainer, model_folder
+    from treewright.agent.runs.ranks import leading
+    from treewright.agent.runs.rounds import untold
     from treewright.training.manifest import latest, only_trainer
+    from treewright.training.progress import Progress
 
     cfg = read_config(name, config, set_, suites, policy)
     if stored:
         must_exist(cfg)
     folder = cfg.home / "checkpoints"
     source = model_folder(cfg.policy.spec)
-    with resumable(f"the checkpoints in {folder} are whole"), only_trainer(folder, cfg.name):
+    kept = f"the checkpoints in {folder} are whole, and an update under way goes on from where it was last saved"
+    with resumable(kept), only_trainer(folder, cfg.name):
         metrics = metrics_of(cfg)
         before = latest(folder)  # a damaged one is told before a model is loaded
         with metrics:
             with loading_model(source):
                 trainer = make_trainer(cfg, source)
+            if trainer.chosen:
+                say(trainer.chosen)
+            if getattr(trainer, "ranks", None) is None:  # many processes go on from their checkpoints
+                trainer.progress = Progress(folder, cfg.train.save_every, say)
             learner = Learner(trainer, folder, cfg.loop.checkpoints, cfg.policy.spec)
             extra: dict[str, Any] = {}
             if before is not None:
                 learner.iteration = learner.restore(before)
                 extra, source = read_manifest(before.path)["extra"], before.path
                 say(f"going on from {before.path}")
-            keep(cfg)
-            yield Run(cfg, learner, source, extra, metrics)
+                if (lost := untold(folder, trainer.versions)) is not None and not metrics.holds(lost.step):
+                    metrics.log(lost)  # a kill came between the two
+            store_settings(cfg, begun_with(cfg.seed))
+            with leading(trainer):
+                yield Run(cfg, learner, source, extra, metrics)
 
 
 def metrics_of(cfg: Config) -> Metrics:
     """The run's metrics and trackers, open. Raises TreewrightError for a tracker that cannot be opened."""
-    settings = json.loads(cfg.model_dump_json())
+    settings = without_secrets(json.loads(cfg.model_dump_json()))
     return open_metrics(cfg.home, cfg.name, cfg.track.trackers, cfg.track.options, settings)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from treewright.agent.cli.options import again
+from treewright.agent.cli.options import TASKS, again
 from treewright.search.types import Origin
 
 if TYPE_CHECKING:
@@ -60,17 +60,23 @@ def advice(run: Run, left_out: Counter[str]) -> str:
     if why == INEXACT:
         return f"to train on inexact trees all the same: {again(run.config, 'train')} --set train.allow_biased=true"
     if why == USED:
-        return f"for other tasks: {again(run.config, 'collect')} --batch {run.learner.iteration + 1}"
+        return f"for other tasks: {again(run.config, 'collect')} --batch {_next_batch(sum(left_out.values()))}"
     return f"to draw with the newest weights: {again(run.config, 'collect')}"
 
 
-def nothing_learnt(run: Run, trees: Sequence[Tree]) -> str:
-    """Every draw earned what the others did: no checkpoint is made of that."""
+def nothing_learnt(run: Run, trees: Sequence[Tree], many: int) -> str:
+    """Every draw earned what the others did: no checkpoint is made of that. `many`: the trees that the run holds."""
     ends = [[tree.outcome_of(leaf) for leaf in tree.leaves()] for tree in trees]
     none = sum(bool(e) and max(e) < SOLVED for e in ends)
     every = sum(bool(e) and min(e) >= SOLVED for e in ends)
     told = f"nothing was learnt, so no checkpoint was made: in {none} of {len(trees)} trees no draw solves the task"
     told += f", in {every} all do, and no tree has draws of different reward to learn from"
+    collect = f"{again(run.config, 'collect')} --batch {_next_batch(many)}"
     if none >= every:
-        return f"{told}. More draws may help; next: {again(run.config, 'collect')} --batch 1 --set search.root_draws=8"
-    return f"{told}. Harder tasks may help; next: {again(run.config, 'collect')} --batch 1"
+        return f"{told}. More draws may help; next: {collect} --set search.root_draws=8"
+    return f"{told}. Harder tasks may help; next: {collect}"
+
+
+def _next_batch(trees: int) -> int:
+    """A batch of as many tasks as `collect` takes by itself that begins behind so many trees."""
+    return trees // TASKS + 1

@@ -7,19 +7,17 @@ after WebOperator. All items of all siblings are asked in one call.
 
 from __future__ import annotations
 
-import asyncio
 import math
-import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from treewright.agent.policies.once import Once
+from treewright.agent.policies.prompt_text import read_items
 from treewright.envs.types import Task
 from treewright.search.types import Candidate, Score
 
 __all__ = ["Checklist", "Model", "answer_shares", "read_items"]
 
-ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s*(.+?)\s*$")
 ANSWERS = ("yes", "no", "in progress")
 REMEMBERED = 4096
 
@@ -55,7 +53,7 @@ class Checklist:
     ) -> None:
         self.model, self.items, self.most, self.max_tokens = model, items, most, max_tokens
         self.turns, self.letters = turns, letters
-        self._known: OrderedDict[str, asyncio.Future[tuple[str, ...]]] = OrderedDict()
+        self._written_once: Once[str, tuple[str, ...]] = Once(REMEMBERED)
 
     async def evaluate(self, task: Task, candidates: Sequence[Candidate]) -> Sequence[Score]:
         items, spent = await self._checklist(task)
@@ -72,16 +70,9 @@ class Checklist:
         """The items of a goal and the tokens it took to write them; nothing the second time."""
         if self.items is not None:
             return tuple(self.items(task)) or (task.goal,), 0
-        made = task.goal not in self._known
-        if made:
-            self._known[task.goal] = asyncio.ensure_future(self._written(task))
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
-        try:
-            return await asyncio.shield(self._known[task.goal]), self.max_tokens if made else 0
-        except BaseException:
-            self._known.pop(task.goal, None)
-            raise
+        made = task.goal not in self._written_once
+        items = await self._written_once.get(task.goal, lambda: self._written(task))
+        return items, self.max_tokens if made else 0
 
     async def _written(self, task: Task) -> tuple[str, ...]:
         prompt = (
@@ -99,11 +90,6 @@ class Checklist:
         lines += [f"> {candidate.completion.text.strip()}", candidate.error or seen, ""]
         lines += [f"Checklist item: {item}", "Is it done? Answer with one of: yes, no, in progress.", "Answer:"]
         return "\n".join(lines)
-
-
-def read_items(text: str) -> list[str]:
-    """Lines that begin with a dash, a bullet or a number; every other line is talk."""
-    return [found[1] for line in text.splitlines() if (found := ITEM.match(line))]
 
 
 def answer_shares(tokens: Mapping[str, float]) -> tuple[float, float, float]:

@@ -1,6 +1,7 @@
 """Evaluators: estimates of success for the search. None of them sees the environment's reward.
 
-search.evaluator = likelihood | entropy | tests | prm:FOLDER | scorer:FOLDER | checklist:POLICY | none | module:object
+search.evaluator = likelihood | entropy | tests | prm:FOLDER | scorer:FOLDER | steps:FOLDER | checklist:POLICY |
+                   critic:POLICY | imagined:POLICY | vstar[:FOLDER] | none | module:object
 """
 
 from __future__ import annotations
@@ -21,8 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Learned", "Likelihood", "open_evaluator"]
 
-KINDS = ("likelihood", "entropy", "tests", "prm", "scorer", "checklist", "none")
-TAKE_REST = {"prm": "FOLDER", "scorer": "FOLDER", "checklist": "POLICY (checklist:hf:NAME)"}
+KINDS = ("likelihood", "entropy", "tests", "prm", "scorer", "steps", "checklist", "critic", "imagined", "vstar", "none")
+TAKE_REST = {
+    "prm": "FOLDER",
+    "scorer": "FOLDER",
+    "steps": "FOLDER",
+    "checklist": "POLICY (checklist:hf:NAME)",
+    "critic": "POLICY (critic:hf:NAME)",
+    "imagined": "POLICY (imagined:hf:NAME)",
+}
 DOOR = Door(kind="evaluator", group="treewright.evaluators", built_in=lambda: dict.fromkeys(KINDS))
 
 
@@ -65,7 +73,11 @@ def open_evaluator(spec: str, policy: Any = None, options: Mapping[str, Any] | N
     tests              public tests passed, in the suite `code`
     prm:FOLDER         made by `treewright train prm`
     scorer:FOLDER      made by `treewright train scorer`
+    steps:FOLDER       made by `treewright train steps`
     checklist:POLICY   a model asked item by item; a policy as `--policy` names it
+    critic:POLICY      public tests passed, joined with a model's opinion of the program, in the suite `code`
+    vstar[:FOLDER]     value plus entropy, for the rule `vstar`; the value is that of a PRM. `options` may give `weight`
+    imagined:POLICY    a model asked for the steps still to come, for the rule `astar`
     module:object      one of your own, or an entry point: an object with `evaluate`, or a function or class that makes
                        one from `options`; it is given the policy where it has a parameter `policy`
 
@@ -73,6 +85,11 @@ def open_evaluator(spec: str, policy: Any = None, options: Mapping[str, Any] | N
     """
     kind, _, rest = spec.partition(":")
     told = dict(options or {})
+    if kind == "vstar":
+        from treewright.agent.judges.vstar import ValueGuided
+
+        made = call(ValueGuided, told, "evaluator 'vstar'", policy=policy, value=_opened("prm", rest) if rest else None)
+        return made  # type: ignore[no-any-return]
     if kind in KINDS and (kind in TAKE_REST) == bool(rest):
         if told:
             raise TreewrightError(f"evaluator {spec!r} has no option {next(iter(told))!r}; it has none")
@@ -124,12 +141,27 @@ def _opened(kind: str, rest: str) -> Evaluator | None:
         return TestsPassed()
     if kind == "scorer":
         return _opened_scorer(rest)
+    if kind == "steps":
+        from treewright.agent.judges.steps import StepJudge
+        from treewright.training.step_model import StepModel
+
+        return StepJudge(StepModel.load(rest))
     from treewright.agent.judges.checklist import Checklist, Model
+    from treewright.agent.judges.imagined import Imagined
     from treewright.agent.policies.opening import open_policy
+    from treewright.agent.policies.policy import Writer
 
     model: object = open_policy(rest)
+    if kind == "imagined":
+        if not isinstance(model, Writer):
+            raise TreewrightError(f"policy {rest!r} writes no plans; imagine with hf:, openai: or vllm:")
+        return Imagined(model)
     if not isinstance(model, Model):
         raise TreewrightError(f"policy {rest!r} gives no answer log-probs; judge with hf:, openai: or vllm:")
+    if kind == "critic":
+        from treewright.agent.judges.code_judge import ModelCritic, TestsPassed
+
+        return TestsPassed(ModelCritic(model))
     return Checklist(model)
 
 

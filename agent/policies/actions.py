@@ -188,7 +188,8 @@ def _mended(text: str) -> Mapping[str, Any] | None:
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(bare)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            json.dumps(value, allow_nan=False)  # Python's sets, bytes and ... are no arguments
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return value

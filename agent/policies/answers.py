@@ -11,11 +11,14 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from treewright.envs.lines import json_value
 
 __all__ = ["Choice", "Logprobs", "Malformed", "Refused", "Reply", "Said", "read", "refusal", "whole"]
 
 STANDS_FOR_NONE = -9000.0  # some servers write -9999.0 for −inf, which JSON cannot spell
+MOST = 1e15  # no server counts so far; JSON can spell whole numbers that no float holds
 ABORTED = ("abort", "aborted", "cancelled", "canceled", "error")
 PASSING_CODE = 502  # an error inside a 200 that gives no number of its own
 
@@ -64,18 +67,23 @@ def _arguments(value: Any) -> Any:
 
 
 def _count(value: Any) -> int | None:
-    return math.ceil(value) if isinstance(value, int | float) and math.isfinite(value) and value >= 0 else None
+    good = isinstance(value, int | float) and 0 <= value < MOST
+    return math.ceil(value) if good else None
 
 
 def _number(value: Any) -> float:
     """A log-prob; NaN where there is none, −inf where the server writes a number that stands for it."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value > MOST:
         return math.nan
     return -math.inf if value <= STANDS_FOR_NONE else float(value)
 
 
 def _mapping(value: Any) -> Any:
     return value if isinstance(value, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) else None
 
 
 def _rows(value: Any) -> list[Any] | None:
@@ -95,6 +103,7 @@ def _reason(value: Any) -> str:
 
 
 Count = Annotated[int | None, BeforeValidator(_count)]
+Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Number = Annotated[float, BeforeValidator(_number)]
 
 
@@ -154,7 +163,8 @@ class Choice(BaseModel):
     text: str | None = None
     finish_reason: Annotated[str, BeforeValidator(_reason)] = "stop"
     logprobs: Annotated[Logprobs | None, BeforeValidator(_mapping)] = None
-    token_ids: list[int] | None = None
+    token_ids: list[Token] | None = None
+    routed_experts: Annotated[str | None, BeforeValidator(_plain)] = None
 
     def said(self) -> str:
         return self.message.text() if self.message is not None else self.text or ""
@@ -182,7 +192,8 @@ def read(content: bytes) -> Reply:
         reply = Reply.model_validate(data)
     except ValidationError as wrong:
         first = wrong.errors(include_url=False, include_input=False)[0]
-        raise Malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from wrong
+        place = ".".join(map(str, first["loc"]))
+        raise Malformed(f"{place or 'the whole'}: {first['msg']}") from wrong
     if not reply.choices:
         raise Malformed("no choices")
     for choice, raw in zip(reply.choices, data["choices"], strict=True):
@@ -199,9 +210,9 @@ def _json(content: bytes) -> Any:
         events = [line[5:].strip() for line in text.split("\n") if line.startswith("data:")]
         text = next((event for event in reversed(events) if event != "[DONE]"), "")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"{error or type(error).__name__}; it begins {text[:60]!r}") from error
+        return json_value(text)
+    except ValueError as error:
+        raise Malformed(f"{error}; it begins {text[:60]!r}") from error
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
@@ -211,10 +222,10 @@ def refusal(status: int, content: bytes) -> Refused:
     """Why the server would not, from the body of an answer that is no 200."""
     text = content.decode("utf-8", "replace").strip()
     try:
-        data = whole(json.loads(text))
-    except (ValueError, RecursionError):
+        data = whole(json_value(text))
+        found = _error(data[0] if isinstance(data, list) and data else data)
+    except ValueError:
         return Refused(status, text[:400])
-    found = _error(data[0] if isinstance(data, list) and data else data)
     return Refused(status, found.reason[:400], found.named) if found is not None else Refused(status, text[:400])
 
 
@@ -249,7 +260,8 @@ def _reasons(said: Any) -> tuple[str, set[str]]:
         if not isinstance(entry, dict):
             words.append(str(entry))
             continue
-        place = [str(step) for step in entry.get("loc", ()) if step != "body"]
+        steps = entry.get("loc")
+        place = [str(step) for step in (steps if isinstance(steps, list) else ()) if step != "body"]
         named.update(place[:1] if place[1:] and place[0] != "messages" else place[-1:])
         words.append(f"{'.'.join(place)}: {entry.get('msg', entry)}" if place else str(entry.get("msg", entry)))
     return "; ".join(words), named

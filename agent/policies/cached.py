@@ -70,6 +70,9 @@ class CacheRunner:
     def refresh(self) -> None:
         """Nothing is copied from the model."""
 
+    def release(self) -> None:
+        """There is nothing to free."""
+
     def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
         parts = [part for part in path if isinstance(part, _Kept)]
         known = max((i for i, part in enumerate(parts) if part.cache is not None), default=-1) if self.continues else -1

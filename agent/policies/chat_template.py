@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from treewright.agent.policies.bounded import bounded, refuse_products
 from treewright.agent.policies.encoder import BEHIND_TEXT, Foreign, Ids
 from treewright.agent.policies.prompt_text import THOUGHT, native_text, system_text
 from treewright.agent.policies.template import Template, Window
+from treewright.agent.policies.worked import load_worked
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Call, Task, ToolSpec
 from treewright.search.screen import CLOSE, OPEN, parse_action
@@ -59,15 +61,21 @@ class ChatTemplate(Template):
     tools_as  'text' lists the tools in the system message, to be called as `name {…}`; 'schema' gives the template
               their schemas, which it shows in the form that the model was trained on, and observations as tool results
     system    stands before the rules
+    examples  a file of worked examples (`treewright model examples`): those of a task's suite stand before the task, as
+              turns of the same conversation; with tools_as='text', under a template that shows earlier turns as they
+              were
     options   variables of the template, e.g. enable_thinking=False
     Raises TreewrightError for a template that leaves messages out, that ignores schemas when asked to show them, or
     that ends no turn.
     """
 
     def __init__(
-        self, tokenizer: Any, window: Window = None, *, tools_as: str = "text", system: str = "", **options: Any
-    ) -> None:
+        self, tokenizer: Any, window: Window = None, *, tools_as: str = "text", system: str = "",
+        examples: str | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(tokenizer, window)
+        for source in _sources(tokenizer):
+            refuse_products(source)
         if tools_as not in ("text", "schema"):
             raise TreewrightError(f"tools_as = {tools_as!r} is not known; write 'text' or 'schema'")
         self.options, self.tools_as, self.system = options, tools_as, system
@@ -90,6 +98,10 @@ class ChatTemplate(Template):
         self.before_system, self.before_goal = opening[:2]
         self.append_only = self.local and self.prompt == self.header
         self._ways = [self._way(slot, long, long_order) for slot in range(4)]
+        self._worked = load_worked(examples) if examples is not None else {}
+        if self._worked and (tools_as != "text" or not self.local):
+            why = "tools_as = 'schema'" if tools_as != "text" else "this chat template, which changes earlier turns"
+            raise TreewrightError(f"worked examples do not go with {why}; leave template_options.examples out")
 
     def _learn(self, opening: Sequence[str], long: Sequence[str], order: Sequence[int]) -> None:
         """How a turn begins and ends.
@@ -140,8 +152,24 @@ class ChatTemplate(Template):
     def opening(self, task: Task, tools: Sequence[ToolSpec], seen: str, last: bool) -> Ids:
         if not self.local:
             return self._blocks(task, tools, [seen])[0]
+        asked = f"{task.goal}\n\n{seen}"
+        worked = self._worked.get(task.suite, ())
+        if not worked:
+            return self._first(tools, asked, last)
+        ids = self._first(tools, f"{worked[0].goal}\n\n{worked[0].first}", False)
+        for i, one in enumerate(worked):
+            for j, step in enumerate(one.steps):
+                ids += self.response(step.action)
+                if j + 1 < len(one.steps):
+                    ids += self._after(ids, self.turn(step.observation, False))
+            if i + 1 < len(worked):
+                ids += self._after(ids, self.turn(f"{worked[i + 1].goal}\n\n{worked[i + 1].first}", False))
+        return ids + self._after(ids, self.turn(asked, last))
+
+    def _first(self, tools: Sequence[ToolSpec], asked: str, last: bool) -> Ids:
+        """The rules, then the first message of the user."""
         system, goal = self._opening(tools)
-        texts = (self._foreign(0, self._rules(tools)), self._foreign(1, f"{task.goal}\n\n{seen}"))
+        texts = (self._foreign(0, self._rules(tools)), self._foreign(1, asked))
         return self.encoder.encode([system, texts[0], goal, texts[1], self.prompt if last else self.header])
 
     def _rules(self, tools: Sequence[ToolSpec]) -> str:
@@ -236,7 +264,7 @@ class ChatTemplate(Template):
         more: dict[str, Any] = dict(self.options)
         if self.tools_as == "schema" and tools:
             more["tools"] = [self._harmless(tool.to_openai()) for tool in tools]
-        return str(apply(messages, tokenize=False, add_generation_prompt=True, **more))
+        return bounded(apply, messages, tokenize=False, add_generation_prompt=True, **more)
 
     def _harmless(self, value: Any) -> Any:
         """Tool schemas may come from others: a mark or placeholder spelled in them is broken up."""
@@ -259,6 +287,11 @@ class ChatTemplate(Template):
             missing = sorted(set(range(slots)) - set(order))
             raise TreewrightError(f"the chat template leaves out message {missing} of {slots}; pass another one")
         return parts[::2], order
+
+
+def _sources(tokenizer: Any) -> list[str]:
+    found = getattr(tokenizer, "chat_template", None)
+    return [found] if isinstance(found, str) else [*found.values()] if isinstance(found, dict) else []
 
 
 def _response_at(slot: int) -> int:

@@ -14,6 +14,8 @@ arXiv:2408.08696), and what siblings and cousins have said.
 
 A constraint, such as a grammar, masks both sides: guesses that it forbids are not checked, and the sampler draws from
 the masked distribution at every place. Draws are then those that the plain sampler makes under the same mask.
+
+With a draft model the guesses are its draws, see speculative.py.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +35,14 @@ from torch import Tensor
 from treewright.agent.policies.hf import HFPolicy
 from treewright.agent.policies.runners import ModelRunner
 from treewright.agent.policies.sampling import Drawn, Request, pick, uniforms
+from treewright.agent.policies.speculative import ModelDrafter, drafted_by_model, open_draft
+from treewright.agent.policies.token_trees import Constraint, checked, extended, joined
 from treewright.envs.errors import TreewrightError
 from treewright.kernels.decode import Path
 from treewright.search.types import Completion
 
 __all__ = ["Constraint", "DraftTree", "Drafter", "DraftingPolicy", "allowed", "drafted", "fuse"]
 
-KV = list[tuple[Tensor, Tensor]]  # for each layer keys and values [1, kv heads, tokens, head dim]
 START = -1  # stands before the first token of a response in the siblings' table
 
 
@@ -49,19 +52,6 @@ class DraftTree:
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
-
-
-class Constraint(Protocol):
-    """What one response may say, from where it stands on."""
-
-    def mask(self, logits: Tensor) -> Tensor:
-        """logits [V] with −inf for every token that may not follow."""
-
-    def allows(self, tokens: Sequence[int]) -> bool:
-        """Whether these may follow, one after the other. Changes nothing."""
-
-    def take(self, token: int) -> None:
-        """The response goes on with `token`, which was allowed."""
 
 
 def allowed(tree: DraftTree, constraint: Constraint) -> DraftTree:
@@ -184,7 +174,7 @@ def drafted(
     With a constraint it is the draw from the masked distribution, and its log-probs are of that.
     """
     path, logits = prompt
-    kv = _joined(path)
+    kv = joined(path)
     u = torch.from_numpy(uniforms([seed], request.max_tokens)[0]).to(logits.device)
     ids: list[int] = []
     logprobs: list[float] = []
@@ -204,7 +194,7 @@ def drafted(
         tree = drafter.guess(ids) if constraint is None else allowed(drafter.guess(ids), constraint)
         tokens = (ids[-1], *tree.tokens)
         parents = (-1, *(p + 1 for p in tree.parents))
-        after, fresh = _check(model, kv, tokens, parents)
+        after, fresh = checked(model, kv, tokens, parents)
         drafter.learn(tokens, after)
         passes += 1
         children = {(parents[i], tokens[i]): i for i in range(1, len(tokens))}
@@ -212,65 +202,39 @@ def drafted(
         while (going := draw(after[at])) and (at, ids[-1]) in children:
             at = children[at, ids[-1]]
             taken.append(at)
-        keep = torch.tensor(taken, device=logits.device)
-        kv = [
-            (torch.cat([k, a.index_select(2, keep)], 2), torch.cat([v, b.index_select(2, keep)], 2))
-            for (k, v), (a, b) in zip(kv, fresh, strict=True)
-        ]
+        kv = extended(kv, fresh, taken)
     drafter.remember(ids)
     return Drawn(tuple(ids), tuple(logprobs)), passes
-
-
-def _joined(path: Path) -> KV:
-    """Keys and values of a whole prompt, layer by layer."""
-    keys = torch.cat([stretch.keys for stretch in path], 2)
-    values = torch.cat([stretch.values for stretch in path], 2)
-    return [(k[None], v[None]) for k, v in zip(keys, values, strict=True)]
-
-
-def _check(model: Any, kv: KV, tokens: Sequence[int], parents: Sequence[int]) -> tuple[Tensor, KV]:
-    """Logits [T, V] after each node of a token tree that continues `kv`, and the nodes' keys and values."""
-    from transformers import DynamicCache
-
-    count, before = len(tokens), kv[0][0].shape[2]
-    seen = np.eye(count, dtype=bool)
-    depth = np.zeros(count, dtype=np.int64)
-    for i, parent in enumerate(parents):
-        if parent >= 0:
-            seen[i] |= seen[parent]
-            depth[i] = depth[parent] + 1
-    mask = torch.zeros(count, before + count, dtype=model.dtype)
-    mask[:, before:].masked_fill_(torch.from_numpy(~seen), torch.finfo(model.dtype).min)
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(kv):
-        cache.update(keys, values, layer)
-    out = model(
-        input_ids=torch.tensor([tokens], device=model.device),
-        attention_mask=mask[None, None].to(model.device),
-        position_ids=torch.from_numpy(depth + before)[None].to(model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    layers = out.past_key_values.layers
-    return out.logits[0], [(layer.keys[:, :, before:], layer.values[:, :, before:]) for layer in layers]
 
 
 class DraftingPolicy(HFPolicy):
     """HFPolicy with a drafter: the same draws in fewer passes, one draw after the other. For large models and few
     draws; many draws of a small model are faster together.
 
+    draft_model  a model of the same tokens that guesses in place of the two sources, by folder or name: the draws are
+                 others, of the same distribution (speculative.py);  draft_width, draft_depth  of its tree
     passes    forward passes after the prompts';  tokens_per_pass  how many tokens each gave
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, drafter: Drafter | None = None, **options: Any) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, drafter: Drafter | None = None,
+        draft_model: str | ModelDrafter | None = None, draft_width: int = 4, draft_depth: int = 4, **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(model, tokenizer, **options)
         self.runner = ModelRunner(model)  # keys and values as the model's own forward lays them out
         self.drafter = drafter or Drafter(model.config.vocab_size)
+        if isinstance(draft_model, str):
+            draft_model = open_draft(draft_model, tokenizer, model, width=draft_width, depth=draft_depth)
+        self.other = draft_model
         self.passes = self.checked = 0
 
     @property
     def sampling(self) -> dict[str, Any]:
         """How draws were made; kept in the header of every tree."""
+        if (other := self.other) is not None:
+            return super().sampling | {
+                "drafted_by": other.name, "draft_width": other.width, "draft_depth": other.depth,
+            }  # fmt: skip
         return super().sampling | {"drafted_by": "recycled tokens and siblings", "draft_nodes": self.drafter.nodes}
 
     @property
@@ -290,12 +254,14 @@ class DraftingPolicy(HFPolicy):
                     logits, row = self._prefill(request.ids), []
                     prompt = (self._cache.path(request.ids), logits)
                     for seed, constraint in zip(request.seeds, self._constraints(request), strict=True):
-                        done, passes = drafted(
-                            self.model, request, seed, prompt, self.stop_ids, self.drafter, constraint
-                        )
+                        asked = (self.model, request, seed, prompt, self.stop_ids)
+                        if self.other is not None:
+                            done, passes = drafted_by_model(*asked, self.other, constraint)
+                        else:
+                            done, passes = drafted(*asked, self.drafter, constraint)
                         self.passes += passes
                         self.checked += len(done.ids) - 1
-                        row.append(self._completion(done))
+                        row.append(self._completion(done, request))
                     out.append(row)
                     self._cache.trim()
             self.stats.seconds += time.monotonic() - began

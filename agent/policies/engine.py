@@ -12,11 +12,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from treewright.agent.policies.actions import cached_grammar
+from treewright.agent.policies.cutting import CutAfterwards
 from treewright.agent.policies.prompts import Template
 from treewright.agent.policies.served import ExchangingPolicy, together, tools_of, with_tools
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.meter import Work
+from treewright.search.routes import fresh_routes
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
 __all__ = ["Ask", "Engine", "EngineDead", "EnginePolicy", "Told"]
@@ -31,7 +37,11 @@ class EngineDead(PolicyFault):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One draw. temperature 0 is greedy; grammar is a Lark grammar in llguidance's dialect, or None."""
+    """One draw. temperature 0 is greedy; grammar is a Lark grammar in llguidance's dialect, or None.
+
+    added  how many of the last of `ids` no draw had in its prompt before
+    tempered  the temperature is what the prompt asked for, so that the draw may be trained on
+    """
 
     ids: tuple[int, ...]
     seed: int
@@ -39,6 +49,8 @@ class Ask:
     temperature: float
     stop_ids: tuple[int, ...]
     grammar: str | None = None
+    added: int = 0
+    tempered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +58,16 @@ class Told:
     """[T] sampled ids with the stop id, and their natural log-probs under the distribution they were sampled from.
 
     finish  'stop' or 'length';  cached  prompt tokens whose keys and values were taken from the engine's cache
+    routes  whole numbers [n, L, K], the experts of the last n tokens of prompt and ids without the last one; or None
+    again   tokens before those that `Ask.added` counts which were computed anew for this draw, and so routed anew
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: str
     cached: int = 0
+    routes: NDArray[np.generic] | None = None
+    again: int = 0
 
 
 class Engine(Protocol):
@@ -93,12 +109,13 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
-class EnginePolicy(ExchangingPolicy):
+class EnginePolicy(ExchangingPolicy, CutAfterwards):
     """Draws from `engine`; prompts are built with the model's own tokenizer and nothing is tokenised twice.
 
     concurrency  draws under way at once; the rest waits here, in the order of `order` (see PrefixLine), so that the
                  engine is never flooded and its prefix cache stays warm
     deadline     seconds for one draw() with its waiting; then the draws are cancelled and it is a PolicyFault
+    drafts       how the engine itself drafts, kept in the header of every tree; {} for not at all
     restarts     times that an engine that died is started again with the weights it had; counted anew after SETTLED
                  draws. The draws that died with it are made once more, with their seeds; beyond that they are faults
     grammar      True: every draw is an action of the node's tools, see actions.py
@@ -121,6 +138,7 @@ class EnginePolicy(ExchangingPolicy):
         restarts: int = 2,
         grammar: bool = False,
         masked_exact: bool = False,
+        drafts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             name=name, version=version, temperature=temperature, concurrency=concurrency, order=order,
@@ -128,9 +146,14 @@ class EnginePolicy(ExchangingPolicy):
         )  # fmt: skip
         self.engine, self.template, self.masked_exact = engine, template, masked_exact
         self.stop_ids = tuple(sorted(template.stop_ids | set(stop_ids)))
-        self.restarts, self._closed = restarts, False
+        self.restarts, self._closed, self.drafts = restarts, False, dict(drafts or {})
+        self.work: Work | None = None
         self._deaths = self._settled = 0
         self._revival: asyncio.Task[None] | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return super().sampling | ({"drafted_by": self.drafts} if self.drafts else {})
 
     def context(
         self,
@@ -155,7 +178,9 @@ class EnginePolicy(ExchangingPolicy):
                 f"positions of {self.name}; set window=N to shorten prompts"
             )
         grammar = cached_grammar(tools_of(context)) if self.grammar else None
-        asks = [Ask(context.ids, s, max_tokens, self.temperature, self.stop_ids, grammar) for s in seeds]
+        warm = context.temperature is not None
+        heat = self.temperature if context.temperature is None else context.temperature
+        asks = [Ask(context.ids, s, max_tokens, heat, self.stop_ids, grammar, len(context.delta), warm) for s in seeds]
         return await self._in_time(together([self._one(ask) for ask in asks]), lambda: "")
 
     async def _one(self, ask: Ask) -> Completion:
@@ -176,6 +201,9 @@ class EnginePolicy(ExchangingPolicy):
             raise PolicyFault(f"{self.name} gave {len(told.ids)} token ids with {len(told.logprobs)} log-probs")
         if told.finish not in ("stop", "length"):
             raise PolicyFault(f"{self.name} broke a draw off ({told.finish})")
+        read = len(ask.ids) + len(told.ids) - 1
+        if told.routes is not None and len(told.routes) > read:
+            raise PolicyFault(f"{self.name} gave the experts of {len(told.routes)} tokens, but {read} were read")
         self._settled += 1
         self.stats.requests += 1
         self.stats.draws += 1
@@ -183,14 +211,16 @@ class EnginePolicy(ExchangingPolicy):
         self.stats.cached_tokens += told.cached
         self.stats.prompt_tokens += len(ask.ids) - told.cached
         stopped = told.ids[-1] in self.stop_ids
+        plain = ask.grammar is None or (self.masked_exact and ask.temperature == 1.0)
         return Completion(
             self.template.encoder.text(told.ids[:-1] if stopped else told.ids),
             told.ids,
             told.logprobs,
             finish_reason=told.finish,
             policy_version=self._version,
-            trainable=self.temperature == 1.0 and (ask.grammar is None or self.masked_exact),
-            temperature=self.temperature,
+            trainable=plain and (ask.tempered or ask.temperature == 1.0),
+            temperature=ask.temperature,
+            routes=fresh_routes(told.routes, ask.added + told.again, len(told.ids)),
         )
 
     # -- weights and memory -----------------------------------------------------------------------------------------

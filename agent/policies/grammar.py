@@ -31,6 +31,8 @@ class _GrammarRequest(Request):
 class GrammarPolicy(HFPolicy):
     """HFPolicy whose draws are actions of the tools at the node. Needs llguidance, in the extra `grammar`."""
 
+    tempers = False  # the mask is in the log-probs, too, which a weight against the free policy would take for heat
+
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
         try:
@@ -58,7 +60,7 @@ class GrammarPolicy(HFPolicy):
 
     def _request(self, context: Context, seeds: tuple[int, ...], max_tokens: int) -> Request:
         grammar = cached_grammar(tools_of(context))
-        return _GrammarRequest(context.ids, seeds, max_tokens, self.temperature, grammar)
+        return _GrammarRequest(context.ids, seeds, max_tokens, grammar=grammar, **self._heat(context))
 
     def _matching(self, request: Request) -> Any:
         """A fresh matcher of the request's grammar. Raises TreewrightError where the tools make none."""
@@ -79,7 +81,7 @@ class GrammarPolicy(HFPolicy):
                     prompt = (self._cache.path(request.ids), masked_logits(logits[None], [first])[0])
                     (drawn,) = generate(masked, [request], [prompt], self.stop_ids)
                     self._cache.trim()
-                    out.append([self._completion(one) for one in drawn])
+                    out.append([self._completion(one, request) for one in drawn])
             self.stats.seconds += time.monotonic() - began
             self.stats.requests += len(requests)
             return out
@@ -136,6 +138,9 @@ class _MaskedRunner:
 
     def refresh(self) -> None:
         self.runner.refresh()
+
+    def release(self) -> None:
+        self.runner.release()
 
     def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
         return self.runner.prefill(ids, path)

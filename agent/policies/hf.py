@@ -9,28 +9,35 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from treewright.agent.policies.light import LightModel, LightTokenizer, is_light
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prefixes import PrefixCache
 from treewright.agent.policies.prompts import Template, Window, template_for
 from treewright.agent.policies.runners import runner_for
-from treewright.agent.policies.sampling import Drawn, Request, generate
+from treewright.agent.policies.sampling import Cut, Drawn, Request, generate
+from treewright.agent.policies.weights import folder_version
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.kernels.decode import path_length
-from treewright.search.types import Completion, Context, Exchange, PolicyFault
+from treewright.search.segments import Segments, ended
+from treewright.search.types import SEGMENT, Completion, Context, Exchange, PolicyFault
+from treewright.training.flops import work_of_config
+from treewright.training.lora import load_model
+from treewright.training.manifest import is_adapter_folder
 from treewright.training.versions import weights_version
 
 __all__ = ["HFPolicy", "weights_version"]
 
+Result = TypeVar("Result")
 SMALL = 20_000_000  # parameters up to which one CPU thread beats several
 
 
@@ -57,7 +64,12 @@ class HFPolicy:
     cache_bytes       for the keys and values of earlier prompts; 0 turns reuse between batches off, as does
                       batch_requests=False
     threads           CPU threads of the worker; None: 1 for small models, else torch's default
+    shared            the model belongs to a trainer that changes it in place: there is no other copy of the weights,
+                      and what `load_weights` is given is in the model already
     """
+
+    tempers = True
+    """Draws at the temperature of a prompt have exact log-probs of the policy at that temperature."""
 
     def __init__(
         self,
@@ -74,15 +86,18 @@ class HFPolicy:
         cache_bytes: int = 256 << 20,
         threads: int | None = None,
         template_options: dict[str, Any] | None = None,
+        shared: bool = False,
     ) -> None:
         if temperature < 0:
             raise TreewrightError(f"temperature = {temperature} is negative; give 0 for greedy, 1 to sample")
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self._model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.base: str | None = None
         self.template = template_for(tokenizer, window, template, **(template_options or {}))
         self.runner = runner_for(model)
         self.temperature, self.batch_requests = float(temperature), batch_requests
         self.max_batch_tokens = max_batch_tokens
-        self.stats = PolicyStats()
+        self.stats, self.work = PolicyStats(), work_of_config(model.config)
+        self._folder = ""
         self._version = version or weights_version(model)
         self._cache = PrefixCache(cache_bytes if batch_requests else 0)
         ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -94,29 +109,63 @@ class HFPolicy:
         self._executor = ThreadPoolExecutor(
             1, thread_name_prefix=f"policy-{name}", initializer=_use_threads, initargs=(threads,)
         )
+        self.shared = shared
         self._lock = threading.Lock()
+        self._awake = asyncio.Event()
+        self._awake.set()
         self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     @classmethod
-    def load(cls, path: str, *, device: str | None = None, dtype: str = "float32", **options: Any) -> Self:
-        """Opens a folder in `save_pretrained` layout, or a model by name.
+    def load(
+        cls, path: str, *, device: str | None = None, dtype: str = "float32", base: str | None = None,
+        model: Any = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """Opens a folder in `save_pretrained` layout, a model by name, or an adapter's folder, merged into its base.
+
+        base   where the base of adapters lies, if not where they were trained
+        model  a trainer's model, made of that folder, to draw from in place of a copy
 
         Raises TreewrightError if there is no such model, or no tokenizer beside it.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if cls is HFPolicy and model is None and is_light(path, dtype):
+            light = LightModel.from_pretrained(path).to(device)
+            made = cls(light, LightTokenizer(path), **{"name": f"hf:{path}", **options})
+            made._folder, made.base = path, base
+            return made
+        from transformers import AutoTokenizer
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+            options["shared"] = model is not None
+            if model is None:
+                model = load_model(path, getattr(torch, dtype), base).to(device)
         except (OSError, ValueError) as error:
-            raise TreewrightError(f"cannot load a model from {path!r}: {_first_line(error)}") from error
+            raise TreewrightError(
+                f"cannot load a model from {path!r}: {_first_line(error)}; name its folder, or one of the hub"
+            ) from error
         if not tokenizer.encode("a", add_special_tokens=False):
             # Without tokenizer files transformers makes up an empty one for some architectures.
             raise TreewrightError(f"{path!r} holds no tokenizer; save one beside the weights with save_pretrained")
-        return cls(model.to(device), tokenizer, **{"name": f"hf:{path}", **options})
+        named = {"version": folder_version(path)} if is_adapter_folder(path) else {}
+        made = cls(model, tokenizer, **{"name": f"hf:{path}", **named, **options})
+        made.base = base
+        return made
+
+    @property
+    def model(self) -> Any:
+        """The transformers model; one that was opened without transformers is loaded now."""
+        if isinstance(self._model, LightModel):
+            from transformers import AutoModelForCausalLM
+
+            whole = AutoModelForCausalLM.from_pretrained(self._folder, dtype=torch.float32).to(self._model.device)
+            with self._lock:
+                whole.load_state_dict(self._model.state_dict())
+                self._model = whole.eval()
+                self.runner = runner_for(whole)
+        return self._model
 
     @property
     def version(self) -> str:
@@ -139,6 +188,33 @@ class HFPolicy:
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One completion for each seed. Raises PolicyFault for a prompt the model has no room for."""
+        return await self._asked_for(context, seeds, max_tokens, None)
+
+    def said(self, ids: Sequence[int]) -> str:
+        """The text of a response's tokens."""
+        ended = bool(ids) and ids[-1] in self.stop_ids
+        return self.template.encoder.text(tuple(ids[:-1] if ended else ids))
+
+    async def draw_segment(
+        self, context: Context, seeds: Sequence[int], max_tokens: int, head: Sequence[int], segments: Segments | None
+    ) -> list[Completion]:
+        """Draws on from a response under way, up to where a segment ends; see `Segmenting`."""
+        if type(self)._run is not HFPolicy._run:
+            raise TreewrightError(
+                f"{self.name} draws under a grammar or from drafts, which begin with a response; leave grammar and "
+                "draft out of policy.options to use search.segments"
+            )
+        if segments is None:
+            return await self._asked_for(context, seeds, max_tokens, None)
+        over = (lambda ids: segments.over(self.said(ids))) if segments.watched else None
+        cut = Cut(segments.least, segments.unsure, segments.threshold, over)
+        asked = min(segments.length, max_tokens)
+        drawn = await self._asked_for(context, seeds, asked, cut if segments.by != "length" else None)
+        return [ended(done, asked, max_tokens) for done in drawn]
+
+    async def _asked_for(
+        self, context: Context, seeds: Sequence[int], max_tokens: int, cut: Cut | None
+    ) -> list[Completion]:
         if self._closed:
             raise PolicyFault(f"policy {self.name} is closed")
         if max_tokens < 1 or not context.ids:
@@ -151,7 +227,8 @@ class HFPolicy:
         if not seeds:
             return []
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(self._request(context, tuple(seeds), max_tokens), loop.create_future())
+        request = self._request(context, tuple(seeds), max_tokens)
+        waiting = _Waiting(replace(request, cut=cut) if cut is not None else request, loop.create_future())
         self._waiting.append(waiting)
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._work())
@@ -161,8 +238,12 @@ class HFPolicy:
         """Entropy in nats of the next token after each prompt. What is computed is kept for draws from the same one."""
         if self._closed:
             raise PolicyFault(f"policy {self.name} is closed")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._entropies, [tuple(ids) for ids in contexts])
+        return await self._worked(self._entropies, [tuple(ids) for ids in contexts])
+
+    async def _worked(self, job: Callable[..., Result], *given: Any) -> Result:
+        """What the job gives, done in the worker's thread, once the policy is awake."""
+        await self._awake.wait()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, job, *given)
 
     def _entropies(self, contexts: Sequence[tuple[int, ...]]) -> list[float]:
         with self._lock:
@@ -176,21 +257,25 @@ class HFPolicy:
     @property
     def vocabulary(self) -> int:
         """How many tokens a draw chooses from."""
-        return int(self.model.config.get_text_config().vocab_size)
+        return int(self._model.config.get_text_config().vocab_size)
 
     def _request(self, context: Context, seeds: tuple[int, ...], max_tokens: int) -> Request:
-        return Request(context.ids, seeds, max_tokens, self.temperature)
+        return Request(context.ids, seeds, max_tokens, **self._heat(context))
+
+    def _heat(self, context: Context) -> dict[str, Any]:
+        """Temperature of a request: what the prompt asks for, else the policy's own."""
+        asked = context.temperature
+        return {"temperature": self.temperature if asked is None else asked, "tempered": asked is not None}
 
     async def _work(self) -> None:
         """Runs what waits, batch after batch, until nothing does."""
-        loop = asyncio.get_running_loop()
         await asyncio.sleep(0)  # let others that are about to ask join the first batch
         while self._waiting:
             batch = self._batch()
             if not batch:
                 continue
             try:
-                done = await loop.run_in_executor(self._executor, self._run, [w.request for w in batch])
+                done = await self._worked(self._run, [w.request for w in batch])
             except Exception as error:
                 self.stats.faults += 1
                 if isinstance(error, RuntimeError):
@@ -210,7 +295,8 @@ class HFPolicy:
         room -= batch[0].cost(self.runner.shares) if batch else 0
         for waiting in self._waiting[1:] if self.batch_requests else ():
             cost = waiting.cost(self.runner.shares)
-            if cost > room:
+            apart = (waiting.request.temperature == 0) != (batch[0].request.temperature == 0)
+            if cost > room or apart:
                 break
             room -= cost
             batch.append(waiting)
@@ -233,7 +319,7 @@ class HFPolicy:
             self.stats.seconds += time.monotonic() - began
             self.stats.requests += len(requests)
             place = {i: draws for i, draws in zip(order, drawn, strict=True)}
-            return [[self._completion(one) for one in place[i]] for i in range(len(requests))]
+            return [[self._completion(one, asked) for one in place[i]] for i, asked in enumerate(requests)]
 
     def _prefill(self, ids: tuple[int, ...]) -> Tensor:
         """The logits after `ids`, whose keys and values the cache holds then."""
@@ -249,7 +335,7 @@ class HFPolicy:
         self._cache.put(ids, stretch, logits)
         return logits
 
-    def _completion(self, drawn: Drawn) -> Completion:
+    def _completion(self, drawn: Drawn, asked: Request) -> Completion:
         stopped = drawn.ids[-1] in self.stop_ids
         self.stats.draws += 1
         self.stats.sampled_tokens += len(drawn.ids)
@@ -257,16 +343,15 @@ class HFPolicy:
             self.template.encoder.text(drawn.ids[:-1] if stopped else drawn.ids),
             drawn.ids,
             drawn.logprobs,
-            finish_reason="stop" if stopped else "length",
+            finish_reason=SEGMENT if drawn.cut else "stop" if stopped else "length",
             policy_version=self._version,
-            trainable=self.temperature == 1.0,
-            temperature=self.temperature,
+            trainable=asked.temperature == 1.0 or (asked.tempered and self.tempers),
+            temperature=asked.temperature,
         )
 
     async def first_tokens(self, prompts: Sequence[str]) -> list[dict[str, float]]:
         """For each prompt, as a user's message, the likeliest first tokens of the answer and their log-probs."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._first_tokens, [self._asked(p) for p in prompts])
+        return await self._worked(self._first_tokens, [self._asked(p) for p in prompts])
 
     def _first_tokens(self, prompts: Sequence[tuple[int, ...]]) -> list[dict[str, float]]:
         found = []
@@ -293,21 +378,26 @@ class HFPolicy:
         return tuple(self.tokenizer.encode(prompt))
 
     def load_weights(self, path: str | Path, version: str = "") -> str:
-        """Takes the weights of a `save_pretrained` folder of the same shape; returns the new version.
+        """Takes the weights of a `save_pretrained` folder of the same shape, or an adapter's; returns the new version.
 
-        Waits for the batch that runs; draws that wait get the new weights. Raises TreewrightError where the folder
-        does not fit the model.
+        Waits for the batch that runs; draws that wait get the new weights. A shared model has them already: only what
+        was computed with the old ones is forgotten. Raises TreewrightError where the folder does not fit the model.
         """
+        if self.shared:
+            with self._lock:
+                return self.refresh(version)
         try:
-            fresh = type(self.model).from_pretrained(str(path), dtype=self.model.dtype)
-            state = fresh.state_dict()
+            if is_adapter_folder(path):
+                state = load_model(path, self.model.dtype, self.base).state_dict()
+                version = version or folder_version(path)
+            else:
+                model = self._model if is_light(path) else self.model
+                state = type(model).from_pretrained(str(path), dtype=model.dtype).state_dict()
         except (OSError, ValueError) as error:
-            raise TreewrightError(
-                f"cannot load weights from {str(path)!r}: {str(error).partition(chr(10))[0]}"
-            ) from error
+            raise TreewrightError(f"cannot load weights from '{path}': {_first_line(error)}; name another") from error
         with self._lock:
             try:
-                self.model.load_state_dict(state)
+                self._model.load_state_dict(state)
             except RuntimeError as error:
                 raise TreewrightError(f"the weights in {str(path)!r} do not fit {self.name}: {error}") from error
             return self.refresh(version)
@@ -316,12 +406,32 @@ class HFPolicy:
         """To be called after the model's tensors were changed in place; returns the new version."""
         self.runner.refresh()
         self._cache.clear()
-        self._version = version or weights_version(self.model)
+        self._version = version or weights_version(self._model)
+        self._awake.set()
         return self._version
+
+    async def sleep(self) -> bool:
+        """Frees the sampler's keys, values and copies of weights, behind the batch that runs; draws wait until `wake`,
+        or until there are new weights."""
+        self._awake.clear()
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._release)
+        return True
+
+    def _release(self) -> None:
+        with self._lock:
+            self.runner.release()
+            self._cache.clear()
+
+    async def wake(self) -> None:
+        """Draws go on, with the weights as they are."""
+        with self._lock:
+            self.runner.refresh()
+        self._awake.set()
 
     async def close(self) -> None:
         """Ends the worker after its batch; requests that wait fail."""
         self._closed = True
+        self._awake.set()
         for waiting in self._waiting:
             if not waiting.future.done():
                 waiting.future.set_exception(PolicyFault(f"policy {self.name} was closed"))

@@ -24,7 +24,7 @@ from treewright.agent.policies.answers import Choice, Malformed, Refused, Reply,
 from treewright.agent.policies.pictures import message_json
 from treewright.agent.policies.prompts import chat_messages, native_text
 from treewright.agent.policies.served import ServedPolicy, ToolContext, amount, together, tools_of, with_tools
-from treewright.agent.policies.transport import Outage, Transport, passing, retry_after
+from treewright.agent.policies.transport import Outage, Transport, Untrusted, passing, retry_after
 from treewright.agent.policies.ways import Ways
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
@@ -58,7 +58,8 @@ class OpenAIPolicy(ServedPolicy):
                    request for each seed, so that a seed gives the same draw wherever the server honours seeds
     window         how many of the newest observations are sent in full; None for all
     concurrency    requests under way at once; the rest waits in the order of `order`, see PrefixLine
-    deadline       seconds for one draw(), retries and waiting in line included; attempt_timeout for one request
+    deadline       seconds for one draw() or question of a judge, retries and waiting in line included;
+                   attempt_timeout for one request, its whole answer included
     api_key_env    environment variable that holds the key; no header is sent when it is not set. It goes into
                    `key_header`: Authorization as a bearer token, another one (api-key) as it is
     price_in, price_out  money for a million tokens of prompt and of answer; a search with a money budget reserves the
@@ -195,7 +196,7 @@ class OpenAIPolicy(ServedPolicy):
                 continue
             reply = await self._ask({**body, "seed": left[0]} | ({"n": len(left)} if len(left) > 1 else {}), effort)
             if reply is None:
-                continue  # one draft a request, from now on
+                continue  # one draw a request, from now on
             self._learnt(self.ways.gives(len(reply.choices), len(left)))
             done += self._counted([self._completion(choice) for choice in reply.choices[: len(left)]], reply, body)
         return done
@@ -257,7 +258,8 @@ class OpenAIPolicy(ServedPolicy):
         return (said.content or "") if said is not None else ""
 
     async def _answer(self, body: dict[str, Any]) -> Reply:
-        reply = await self._ask(body, _Effort(time.monotonic() + self.deadline))
+        effort = _Effort(time.monotonic() + self.deadline)
+        reply = await self._in_time(self._ask(body, effort), effort.last)
         assert reply is not None  # only `n` is taken back, and this asks for one
         return reply
 
@@ -267,7 +269,7 @@ class OpenAIPolicy(ServedPolicy):
     # -- the wire ---------------------------------------------------------------------------------------------------
 
     async def _ask(self, asked: Mapping[str, Any], effort: _Effort) -> Reply | None:
-        """One request, repeated while it may still succeed; None where the server gives fewer drafts a request."""
+        """One request, repeated while it may still succeed; None where the server gives fewer draws a request."""
         for attempt in itertools.count():
             began = time.monotonic()
             reply, wait = await self._once(asked, effort)
@@ -307,11 +309,15 @@ class OpenAIPolicy(ServedPolicy):
             try:
                 response = await self._post(body)
                 if response.status_code != 200:
+                    if (moved := response.headers.get("location")) and 300 <= response.status_code < 400:
+                        raise Refused(response.status_code, f"the server is at {moved}; give that address")
                     raise refusal(response.status_code, response.content)
                 return self._heard(response), 0.0
             except httpx.RequestError as error:
                 effort.trouble = f"{type(error).__name__}: {error or 'no more said'} ({self.wire.base_url})"
                 return None, 0.0
+            except Untrusted as error:
+                raise PolicyFault(f"{self.name}: {error}") from error
             except Malformed as error:
                 effort.trouble = f"malformed answer: {error}"
                 return None, 0.0

@@ -7,27 +7,31 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from treewright.agent.policies.fetch import local_model
 from treewright.agent.policies.headed import HeadedPolicy
-from treewright.agent.policies.policy import SEEDLING, Policy, Updatable
+from treewright.agent.policies.policy import SEEDLING, Adaptable, Policy, Updatable
+from treewright.agent.policies.weights import folder_version
 from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import layers
-from treewright.training.manifest import MANIFEST, read_manifest
+from treewright.training.manifest import MANIFEST, base_of, is_adapter_folder, read_manifest
 
 __all__ = ["loading_model", "open_policy", "serve_weights"]
 
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 OPTIONS = (  # of policies, for hints; each kind takes some of them
-    "name", "version", "temperature", "window", "template", "template_options", "grammar", "draft", "repair",
+    "name", "version", "temperature", "window", "template", "template_options", "grammar", "speculate", "repair",
+    "draft_model", "draft_width", "draft_depth",
     "deadline", "attempt_timeout", "backoff", "concurrency", "order", "tools_as", "together", "logprobs", "api_key_env",
     "key_header", "max_tokens_field", "price_in", "price_out", "longest_prompt", "extra", "tokenizer", "masked_exact",
     "colocated", "extended", "engine", "restarts", "stop_before", "run_inside", "device", "dtype", "batch_requests",
-    "max_batch_tokens", "cache_bytes", "threads", "trainable", "newest_only", "images",
+    "max_batch_tokens", "cache_bytes", "threads", "trainable", "newest_only", "images", "shared", "base", "routes",
 )  # fmt: skip
 
 
@@ -37,9 +41,12 @@ def open_policy(spec: str, **options: Any) -> Policy:
     scripted:MODULE:FUNCTION   a plain function, for tests                (agent/policies/scripted.py)
     seedling[:FOLDER]          the small packaged model, or one built since
     hf:FOLDER_OR_NAME          any transformers causal language model     (agent/policies/hf.py); grammar=True: draws
-                               are actions (grammar.py); draft=True: fewer passes (drafting.py); both go together
+                               are actions (grammar.py); speculate=True: fewer passes (drafting.py), draft_model=FOLDER:
+                               by another model's guesses; they go together.
+                               Also hf:smollm2 after `treewright model fetch smollm2`, and hf:FILE.gguf
     openai:MODEL@BASE_URL      any OpenAI-compatible server               (agent/policies/openai.py)
-    vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out (agent/policies/vllm_client.py)
+    vllm:MODEL@BASE_URL        vLLM's OpenAI server, token ids in and out (agent/policies/vllm_client.py); several, as
+                               vllm:MODEL@URL,URL, share the draws     (agent/policies/many.py)
     langgraph:MODULE:GRAPH     your own compiled LangGraph agent          (agent/policies/langgraph.py)
     vllm:FOLDER_OR_NAME        vLLM in this program; vllm:seedling is the packaged model (agent/policies/vllm_engine.py)
 
@@ -53,8 +60,10 @@ def open_policy(spec: str, **options: Any) -> Policy:
         return _own(spec, options)
     try:
         if kind in ("hf", "vllm") and rest and "@http" not in rest:
-            with loading_model(SEEDLING if (kind, rest) == ("vllm", "seedling") else rest):
-                return _headed(_KINDS[kind](rest, options), rest)
+            folder = str(SEEDLING) if (kind, rest) == ("vllm", "seedling") else local_model(rest)
+            options = {"name": spec, **options} if kind == "hf" and folder != rest else options
+            with loading_model(folder):
+                return _headed(_KINDS[kind](folder, options), folder)
         return _KINDS[kind](rest, options)
     except TypeError as error:
         if (found := UNEXPECTED.search(str(error))) is None or found[1] not in options:
@@ -87,7 +96,7 @@ def loading_model(source: str | Path) -> Iterator[None]:
     A path at which there is no model fails before anything asks the network. Raises TreewrightError.
     """
     folder = Path(source).expanduser()
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not is_adapter_folder(folder):
         if folder.is_dir():
             inside = sorted(p.parent for pattern in ("*", "*/*") for p in folder.glob(f"{pattern}/config.json"))
             hint = f"did you mean {inside[-1]}?" if inside else "give a folder in save_pretrained layout"
@@ -98,12 +107,14 @@ def loading_model(source: str | Path) -> Iterator[None]:
             )
     try:
         yield
-    except ImportError:
+    except (ImportError, TreewrightError):
         raise
-    except Exception as error:
-        if not isinstance(error, (OSError, ValueError)) and not type(error).__module__.startswith("safetensors"):
-            raise
+    except Exception as error:  # readers of files that somebody made up raise whatever they like
+        if isinstance(error, TypeError) and UNEXPECTED.search(str(error)):
+            raise  # an option, not a file
         why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if not isinstance(error, OSError | ValueError):
+            why = f"{type(error).__name__}: {why}"
         raise TreewrightError(
             f"cannot load a model from {str(source)!r}: {why}\n"
             "give a folder in save_pretrained layout, or a name that is on the Hugging Face hub or in its cache here"
@@ -141,7 +152,9 @@ def _scripted(rest: str, options: dict[str, Any]) -> Policy:
     try:
         module = import_named(module_name)
     except ImportError as error:
-        raise TreewrightError(f"cannot import {module_name!r} for scripted:{rest}: {error}") from error
+        raise TreewrightError(
+            f"cannot import {module_name!r} for scripted:{rest}: {error}; mend it, or type in its folder"
+        ) from error
     found = getattr(module, function_name, None)
     if found is None:
         near = difflib.get_close_matches(function_name, dir(module), n=1)
@@ -161,13 +174,21 @@ def _seedling(rest: str, options: dict[str, Any]) -> Policy:
     return _hf(str(folder), {"name": "seedling", **options})
 
 
+def _speculates(options: dict[str, Any]) -> bool:
+    """Takes `speculate` out of the options; runs of version 0.2 and before wrote it as `draft`."""
+    if "draft" in options:
+        warnings.warn("the policy option 'draft' is called 'speculate' now", FutureWarning, stacklevel=2)
+        options.setdefault("speculate", options.pop("draft"))
+    return bool(options.pop("speculate", False))
+
+
 def _hf(rest: str, options: dict[str, Any]) -> Policy:
     from treewright.agent.policies.hf import HFPolicy
 
     if not rest:
         raise TreewrightError("'hf:' names no model; write hf:FOLDER or hf:ORGANISATION/NAME")
     kind: type[HFPolicy] = HFPolicy
-    match options.pop("grammar", False), options.pop("draft", False):
+    match options.pop("grammar", False), _speculates(options) or "draft_model" in options:
         case True, True:
             from treewright.agent.policies.grammar import DraftingGrammarPolicy as kind
         case True, False:
@@ -188,7 +209,14 @@ def _vllm(rest: str, options: dict[str, Any]) -> Policy:
         return _vllm_here(rest, options)
     from treewright.agent.policies.vllm_client import VLLMPolicy
 
-    return VLLMPolicy(*_served("vllm", rest), **options)
+    model, urls = _served("vllm", rest)
+    each = [VLLMPolicy(model, url.strip(), **options) for url in urls.split(",") if url.strip()]
+    if len(each) == 1:
+        return each[0]
+    from treewright.agent.policies.many import ManyPolicy
+
+    many: Policy = ManyPolicy(each)  # type: ignore[assignment]  # its counters are read-only
+    return many
 
 
 def _langgraph(rest: str, options: dict[str, Any]) -> Policy:
@@ -203,7 +231,12 @@ def _vllm_here(rest: str, options: dict[str, Any]) -> Policy:
 
     if not rest:
         raise TreewrightError("'vllm:' names no model; write vllm:FOLDER, or vllm:MODEL@http://HOST:PORT/v1")
-    return open_vllm(str(SEEDLING) if rest == "seedling" else rest, **options)
+    if is_adapter_folder(rest):
+        raise TreewrightError(
+            f"{rest} holds an adapter; serve its base, --policy vllm:{base_of(rest)['model']} with "
+            f"--set 'policy.options.engine={{\"enable_lora\": true}}', and name the run: it is given the adapter"
+        )
+    return open_vllm(rest, **options)
 
 
 def _served(kind: str, rest: str) -> tuple[str, str]:
@@ -214,7 +247,8 @@ def _served(kind: str, rest: str) -> tuple[str, str]:
 
 
 async def serve_weights(policy: object, folder: str | Path) -> str:
-    """Makes a policy serve the weights of a `save_pretrained` folder, in memory or over the wire; the new version.
+    """Makes a policy serve the weights of a `save_pretrained` or an adapter's folder, in memory or over the wire; the
+    new version.
 
     A policy that sleeps, because it shares an accelerator with the trainer, is woken for it. Raises TreewrightError for
     a policy that cannot exchange its weights.
@@ -223,6 +257,8 @@ async def serve_weights(policy: object, folder: str | Path) -> str:
     if taker is None:
         name = policy.name if isinstance(policy, Policy) else type(policy).__name__
         raise TreewrightError(f"policy {name} cannot take new weights; use seedling, hf:… or vllm:…")
+    if is_adapter_folder(folder) and isinstance(taker, Adaptable):
+        return await taker.load_adapter(folder, folder_version(folder))
     done = taker.load_weights(folder)
     return done if isinstance(done, str) else await done
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEEDLING",
+    "Adaptable",
     "Colocated",
     "Policy",
     "PolicyStats",
@@ -26,6 +27,7 @@ __all__ = [
     "Trusting",
     "Uncertain",
     "Updatable",
+    "Writer",
 ]
 
 SEEDLING = Path(__file__).parents[1] / "seedling"
@@ -100,11 +102,27 @@ class Templated(Protocol):
 
 
 @runtime_checkable
+class Writer(Protocol):
+    """A model that writes an answer; `HFPolicy`, `OpenAIPolicy` and `VLLMPolicy` do."""
+
+    async def write(self, prompt: str, seed: int, max_tokens: int) -> str:
+        """One answer to a prompt."""
+
+
+@runtime_checkable
 class Updatable(Protocol):
     """Can exchange its weights."""
 
     def load_weights(self, path: str | Path, version: str = "") -> str | Awaitable[str]:
         """Takes the weights of a `save_pretrained` folder and returns the new version, now or when it is done."""
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """Can draw with a LoRA adapter on the weights that it has."""
+
+    def load_adapter(self, path: str | Path, version: str = "") -> Awaitable[str]:
+        """Draws from now on with the adapter in a `peft` folder; the new version."""
 
 
 @runtime_checkable

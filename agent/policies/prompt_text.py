@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ __all__ = [
     "chat_messages",
     "native_text",
     "observation_text",
+    "read_items",
     "said_text",
     "shown_texts",
     "system_text",
@@ -25,6 +27,7 @@ __all__ = [
 
 LEFT_OUT = "(older observation left out)"
 THOUGHT = "</think>"
+ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s*(.+?)\s*$")
 
 
 def system_text(tools: Sequence[ToolSpec]) -> str:
@@ -94,3 +97,8 @@ def said_text(turn: Exchange) -> str:
     """The response without its thinking."""
     _, thought, said = turn.response.partition(THOUGHT)
     return said.lstrip() if thought else turn.response
+
+
+def read_items(text: str) -> list[str]:
+    """Lines that begin with a dash, a bullet or a number; every other line is talk."""
+    return [found[1] for line in text.splitlines() if (found := ITEM.match(line))]

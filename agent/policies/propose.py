@@ -19,11 +19,12 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from treewright.agent.config import PolicySection
 from treewright.agent.policies.opening import open_policy
-from treewright.agent.policies.policy import Policy, PolicyStats
+from treewright.agent.policies.policy import Policy
+from treewright.agent.policies.wrapped import Wrapped
 from treewright.envs.doors import Door
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
@@ -44,7 +45,14 @@ __all__ = [
     "rephrased",
 ]
 
-DOOR = Door(kind="proposer", group="treewright.proposers", built_in=dict)
+
+def _built_in() -> dict[str, Any]:
+    from treewright.agent.policies.code_tree import CodeTree
+
+    return {"codetree": CodeTree}
+
+
+DOOR = Door(kind="proposer", group="treewright.proposers", built_in=_built_in)
 """What is put around a policy: module:function(policy, **options) or an entry point; it gives a Policy."""
 
 MOST_DISTINCT = 12  # unordered-set weights cost 2 to the power of the number of draws
@@ -139,18 +147,21 @@ def memory_of(store: _Trees, split: str = "train", limit: int = 500) -> Memory:
     for row in list(store.trees(split=split, success=True, status="done"))[::-1][:limit]:
         tree = store.load(row.tree_id)  # type: ignore[attr-defined]
         if tree.chosen is not None:
-            said = tuple(tree.text[i] for i in tree.path(tree.chosen)[1:])
+            said = tuple(turn.response for turn in tree.exchanges(tree.chosen))
             past.append(Past(tree.task.suite, tree.task.goal, said))
     return Memory(tuple(past))
 
 
-def open_proposer(section: PolicySection) -> Policy:
+def open_proposer(section: PolicySection, model: Any = None) -> Policy:
     """The policy of the configuration, with its contexts and distinct draws around it.
+
+    model  of a trainer, for a policy of this process: it is drawn from as it is, and there is no second copy
 
     Raises TreewrightError for a context that is not known, and for examples without `policy.memory`.
     """
     variants = [_variant(name, section) for name in section.contexts]
-    policy = open_policy(section.spec, **section.options)
+    more = {} if model is None else {"model": model}
+    policy = open_policy(section.spec, **section.options, **more)
     if section.proposer is not None:
         policy = DOOR.make(section.proposer, section.proposer_options, policy=policy)
     elif section.proposer_options:
@@ -191,23 +202,7 @@ class _Contexts(Context):
     others: tuple[Context | None, ...] = ()
 
 
-class _Around:
-    """A policy around a policy."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.inner = policy
-        self.name: str = policy.name
-        self.stats: PolicyStats = policy.stats
-
-    @property
-    def version(self) -> str:
-        return self.inner.version
-
-    async def close(self) -> None:
-        await self.inner.close()
-
-
-class Variety(_Around):
+class Variety(Wrapped):
     """Draw i of every node is made under variant i modulo their number. Raises TreewrightError for no variants."""
 
     def __init__(self, policy: Policy, variants: Sequence[Variant]) -> None:
@@ -244,7 +239,7 @@ class Variety(_Around):
         return [out[i] for i in range(len(seeds))]
 
 
-class Distinct(_Around):
+class Distinct(Wrapped):
     """K different draws, as far as the policy has them: sampled until K were seen, in the order of their first sight.
 
     Seeds beyond the first K derive from the last one. Where `patience` × K draws did not show K different ones, they

@@ -106,6 +106,9 @@ class BranchRunner:
     def refresh(self) -> None:
         """Nothing is copied from the model."""
 
+    def release(self) -> None:
+        """There is nothing to free."""
+
     def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
         cache = PromptCache(path, len(ids), self.device)
         with tree_attention_in(self.model):
@@ -142,6 +145,9 @@ class ModelRunner:
 
     def refresh(self) -> None:
         """Nothing is copied from the model."""
+
+    def release(self) -> None:
+        """There is nothing to free."""
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:

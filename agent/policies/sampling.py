@@ -8,7 +8,8 @@ rounding of batched arithmetic).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,27 +20,51 @@ from torch import Tensor
 
 from treewright.kernels.decode import Path, Stretch
 
-__all__ = ["Drawn", "Request", "Rows", "Runner", "generate", "uniforms"]
+__all__ = ["Cut", "Drawn", "Request", "Rows", "Runner", "generate", "uncertainty", "uniforms"]
 
 COMPACT_AT = 0.75  # rows are dropped when at most this share of them still runs
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the draws asked of it. temperature 0 takes the likeliest token."""
+    """One prompt and the draws asked of it. temperature 0 takes the likeliest token.
+
+    tempered  the temperature is what the prompt asked for, so that the draw may be trained on
+    cut  where a draw ends before it would; None: nowhere
+    """
 
     ids: tuple[int, ...]
     seeds: tuple[int, ...]
     max_tokens: int
     temperature: float = 1.0
+    cut: Cut | None = None
+    tempered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A draw of at least `least` tokens ends before a token whose distribution is unsure, or behind one that `over`
+    says so of, given all tokens drawn.
+
+    unsure  entropy | surprisal (of the likeliest token), in nats, of at least `threshold`; None: that ends nothing
+    """
+
+    least: int = 1
+    unsure: str | None = None
+    threshold: float = math.inf
+    over: Callable[[Sequence[int]], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """[T] sampled ids and their log-probabilities, in nats, under the distribution they were sampled from."""
+    """[T] sampled ids and their log-probabilities, in nats, under the distribution they were sampled from.
+
+    cut  whether it ended by the request's cut
+    """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    cut: bool = False
 
 
 class Rows(Protocol):
@@ -62,6 +87,9 @@ class Runner(Protocol):
 
     def refresh(self) -> None:
         """Reads the model's weights again."""
+
+    def release(self) -> None:
+        """Frees what was copied from the model, until `refresh`."""
 
     def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
         """Keys and values of `ids`, which continue `path`, and the logits [V] after the last id."""
@@ -86,21 +114,60 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def pick(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def pick(logits: Tensor, u: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B] for logits [B, V] and u [B], and their log-probabilities [B] in float32.
+
+    temperature  one for all rows, or [B], each above 0
 
     At temperature 0 the log-probability is the one at temperature 1: the draw itself was certain.
     """
     logits = logits.float()
-    if temperature not in (0.0, 1.0):
+    if isinstance(temperature, Tensor):
+        logits = logits / temperature[:, None]
+    elif temperature not in (0.0, 1.0):
         logits = logits / temperature
     logprobs = logits.log_softmax(-1)
-    if temperature == 0.0:
+    if not isinstance(temperature, Tensor) and temperature == 0.0:
         tokens = logprobs.argmax(-1, keepdim=True)
     else:
         cdf = logprobs.double().exp_().cumsum_(-1)
         tokens = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
+
+
+class _Cuts:
+    """Which rows are cut, where some requests ask for it."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.cuts = [r.cut for r in requests for _ in r.seeds]
+        self.watched = any(c is not None and c.over is not None for c in self.cuts)
+        self.kinds = {c.unsure for c in self.cuts if c is not None and c.unsure is not None}
+
+    def unsure(self, at: Sequence[int], logits: Tensor, drawn: int) -> list[bool]:
+        """Rows, of draws `at`, that end before the token that `logits` [B, V] are of; `drawn` tokens are there."""
+        if not self.kinds:
+            return [False] * len(at)
+        logp = logits.float().log_softmax(-1)
+        known = {kind: uncertainty(logp, kind).tolist() for kind in self.kinds}
+        cuts = [self.cuts[draw] for draw in at]
+        return [
+            c is not None and c.unsure is not None and drawn >= c.least and known[c.unsure][row] >= c.threshold
+            for row, c in enumerate(cuts)
+        ]
+
+    def over(self, at: Sequence[int], ids: Tensor, drawn: int) -> list[bool]:
+        """Rows that end behind their last token; `ids` [draws, steps]."""
+        out = []
+        for draw in at:
+            cut = self.cuts[draw] if self.watched else None
+            asked = cut is not None and cut.over is not None and drawn >= cut.least
+            out.append(bool(asked and cut and cut.over and cut.over(ids[draw, :drawn].tolist())))
+        return out
+
+
+def uncertainty(logp: Tensor, kind: str) -> Tensor:
+    """[B] in nats, of distributions with log-probs [B, V]: their entropy, or the surprisal of their likeliest token."""
+    return -(logp.exp() * logp).sum(-1) if kind == "entropy" else -logp.max(-1).values
 
 
 @torch.inference_mode()
@@ -110,15 +177,16 @@ def generate(
     prompts: Sequence[tuple[Path, Tensor]],
     stop_ids: Sequence[int],
 ) -> list[list[Drawn]]:
-    """The draws of each request, in the order of its seeds; all requests share one temperature.
+    """The draws of each request, in the order of its seeds. Either all requests are greedy or none is.
 
     prompts  for each request its keys and values and the logits after its last id; neighbours share best
     A draw ends after a stop id, which it keeps, or after its request's max_tokens.
     """
     repeats = [len(request.seeds) for request in requests]
     steps = max(request.max_tokens for request in requests)
-    device, temperature = runner.device, requests[0].temperature
-    count = torch.tensor(repeats, device=device)
+    device, count = runner.device, torch.tensor(repeats, device=runner.device)
+    heat = torch.tensor([r.temperature for r in requests], device=device).repeat_interleave(count)
+    same = requests[0].temperature if len({r.temperature for r in requests}) == 1 else None
     limit = torch.tensor([r.max_tokens for r in requests], device=device).repeat_interleave(count)
     u = torch.from_numpy(uniforms([s for r in requests for s in r.seeds], steps)).to(device)
     stop = torch.tensor(list(stop_ids), device=device)
@@ -131,12 +199,24 @@ def generate(
     rows: Rows | None = None
     at = torch.arange(total, device=device)  # which draw a row belongs to
     alive = torch.ones(total, dtype=torch.bool, device=device)
+    cuts = _Cuts(requests) if any(r.cut is not None for r in requests) else None
+    cut = torch.zeros(total, dtype=torch.bool, device=device)
     for t in range(steps):
-        tokens, chosen = pick(logits, u[at, t], temperature)
+        if cuts is not None and t:
+            unsure = alive & torch.tensor(cuts.unsure(at.tolist(), logits, t), device=device)
+            length[at[unsure]], cut[at[unsure]] = t, True
+            alive = alive & ~unsure
+            if not bool(alive.any()):
+                break
+        tokens, chosen = pick(logits, u[at, t], heat[at] if same is None else same)
         ids[at, t], logprobs[at, t] = tokens, chosen
         over = alive & (torch.isin(tokens, stop) | (limit[at] <= t + 1))
         length[at[over]] = t + 1
         alive = alive & ~over
+        if cuts is not None and cuts.watched:
+            behind = alive & torch.tensor(cuts.over(at.tolist(), ids, t + 1), device=device)
+            length[at[behind]], cut[at[behind]] = t + 1, True
+            alive = alive & ~behind
         running = int(alive.sum())
         if not running:
             break
@@ -148,8 +228,8 @@ def generate(
             rows.select(keep)
         logits = rows.step(tokens)
     draws = [
-        Drawn(tuple(row[:n]), tuple(lp[:n]))
-        for row, lp, n in zip(ids.tolist(), logprobs.tolist(), length.tolist(), strict=True)
+        Drawn(tuple(row[:n]), tuple(lp[:n]), c)
+        for row, lp, n, c in zip(ids.tolist(), logprobs.tolist(), length.tolist(), cut.tolist(), strict=True)
     ]
     out, start = [], 0
     for n in repeats:

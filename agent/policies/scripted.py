@@ -8,14 +8,17 @@ from __future__ import annotations
 import inspect
 import math
 import random
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from treewright.agent.policies.policy import PolicyStats
 from treewright.envs.errors import TreewrightError
 from treewright.envs.naming import place_of
 from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.segments import Segments, ended
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
 __all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_choice"]
@@ -24,6 +27,8 @@ END, ACT = 256, 257
 REMEMBERED = 4096  # texts that were said: scripts say few of them, again and again
 
 Turns = Sequence[Exchange]
+Ids = tuple[int, ...]
+Floats = Sequence[float]
 Script = Callable[[Task, Turns, Sequence[ToolSpec], random.Random], str] | Callable[..., str]
 """(task, turns, tools, rng) -> what the policy writes, one action such as 'find {"word": "tea"}'.
 
@@ -96,6 +101,7 @@ class ScriptedPolicy:
         self._version = version
         self._takes_first = takes_first(script, 4, name)
         self._said: dict[tuple[str, int], Completion] = {}
+        self._rngs: list[random.Random] = []
 
     @property
     def version(self) -> str:
@@ -132,7 +138,11 @@ class ScriptedPolicy:
         return done
 
     def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
-        text = self._asked(self.script, known, random.Random(seed))
+        rng = self._rngs.pop() if self._rngs else random.Random(0)
+        rng.seed(seed)
+        text = self._asked(self.script, known, rng)
+        if sys.getrefcount(rng) == 2:  # the script kept nothing of it: its 2.5 KB of state serve the next draw
+            self._rngs.append(rng)
         if not isinstance(text, str):
             raise PolicyFault(
                 f'{self.name} gave a {type(text).__name__}, not a text such as \'find {{"word": "tea"}}\''
@@ -145,6 +155,48 @@ class ScriptedPolicy:
                 self._said.clear()
             self._said[text, max_tokens] = said
         return said
+
+    def said(self, ids: Sequence[int]) -> str:
+        """The text of a response's bytes."""
+        return bytes(i for i in ids if i < END).decode("utf-8", "replace")
+
+    async def draw_segment(
+        self, context: Context, seeds: Sequence[int], max_tokens: int, head: Sequence[int], segments: Segments | None
+    ) -> list[Completion]:
+        """Draws on from a response under way, up to where a segment ends; see `Segmenting`.
+
+        A function is asked anew, and must begin its text as the response does: scripts that use their random numbers
+        cannot go on from the middle, `scripted_choice` can.
+        """
+        if not isinstance(context, Situation):
+            raise TreewrightError(f"{self.name} was given a context it did not make; call its context(...) first")
+        done = [self._segment(context, seed, max_tokens, tuple(head), segments) for seed in seeds]
+        self.stats.requests += 1
+        self.stats.draws += len(done)
+        self.stats.sampled_tokens += sum(len(c.token_ids) for c in done)
+        return done
+
+    def _segment(
+        self, known: Situation, seed: int, max_tokens: int, head: Ids, segments: Segments | None
+    ) -> Completion:
+        ids, logprobs = self._rest(known, seed, head)
+        if segments is None:
+            return self._cut(ids, logprobs, max_tokens)
+        n = segments.cut(ids, self.said, self._unsure(known, head, ids, segments.unsure) if segments.unsure else ())
+        asked = min(max_tokens, len(ids) if n is None else n)
+        done = self._cut(ids, logprobs, asked)
+        return ended(done, asked, max_tokens) if n is not None else done
+
+    def _unsure(self, known: Situation, head: Ids, ids: Ids, kind: str) -> Floats:
+        """How unsure the policy is before each of the bytes `ids` behind `head`."""
+        raise TreewrightError(f"{self.name} does not know how unsure it is; cut its segments by length or delimiter")
+
+    def _rest(self, known: Situation, seed: int, head: Ids) -> tuple[Ids, Floats]:
+        """What a draw says behind `head`, and the log-probs of its bytes."""
+        whole = self._complete(known, seed, 1 << 30)
+        if whole.token_ids[: len(head)] != head:
+            raise PolicyFault(f"{self.name} said something else before; segments need scripted_choice or no randomness")
+        return whole.token_ids[len(head) :], whole.logprobs[len(head) :]
 
     def _cut(self, ids: Sequence[int], logprobs: Sequence[float], max_tokens: int) -> Completion:
         kept = tuple(ids[:max_tokens])
@@ -181,18 +233,71 @@ class _ChoicePolicy(ScriptedPolicy):
         self._takes_first = callable(choices) and takes_first(choices, 3, name)
 
     def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
+        return _at(known, self._cut(*self._rest(known, seed, ()), max_tokens))
+
+    def _segment(
+        self, known: Situation, seed: int, max_tokens: int, head: Ids, segments: Segments | None
+    ) -> Completion:
+        return _at(known, super()._segment(known, seed, max_tokens, head, segments))
+
+    def _coded(self, known: Situation, head: Ids) -> list[tuple[Ids, float]]:
+        """The bytes and probabilities of the texts that begin with `head`."""
         table = self.choices
         rows = _checked(self._asked(table, known) if callable(table) else table)
-        coded = [((*text.encode("utf-8", "replace"), END), p) for text, p in rows]
-        at, ids = random.Random(seed).random(), coded[-1][0]
+        coded = (((*text.encode("utf-8", "replace"), END), p) for text, p in rows)
+        return [(ids, p) for ids, p in coded if ids[: len(head)] == head]
+
+    def _rest(self, known: Situation, seed: int, head: Ids) -> tuple[Ids, Floats]:
+        coded = self._coded(known, head)
+        if not coded:
+            raise PolicyFault(f"{self.name} has no text that begins with {self.said(head)!r}")
+        if known.temperature is not None and known.temperature != 1.0:
+            return _warm_rest(coded, head, random.Random(seed), known.temperature)
+        at, ids = random.Random(seed).random() * math.fsum(p for _, p in coded), coded[-1][0]
         for candidate, p in coded:
             at -= p
             if at < 0:
                 ids = candidate
                 break
-        mass = [math.fsum(p for other, p in coded if other[:n] == ids[:n]) for n in range(len(ids) + 1)]
-        logprobs = [min(0.0, math.log(mass[n + 1] / mass[n])) for n in range(len(ids))]
-        return self._cut(ids, logprobs, max_tokens)
+        mass = [math.fsum(p for other, p in coded if other[:n] == ids[:n]) for n in range(len(head), len(ids) + 1)]
+        logprobs = [min(0.0, math.log(b / a)) for a, b in pairwise(mass)]
+        return ids[len(head) :], logprobs
+
+    def _unsure(self, known: Situation, head: Ids, ids: Ids, kind: str) -> Floats:
+        coded, whole = self._coded(known, head), head + ids
+        return [_unsure(coded, whole[:n], kind) for n in range(len(head), len(whole))]
+
+
+def _at(known: Situation, done: Completion) -> Completion:
+    return done if known.temperature is None else replace(done, temperature=known.temperature)
+
+
+def _warm_rest(
+    coded: Sequence[tuple[Ids, float]], head: Ids, rng: random.Random, temperature: float
+) -> tuple[Ids, Floats]:
+    """A draw behind `head`, byte by byte, each with p^(1/temperature) made to sum to 1; and its bytes' log-probs."""
+    said, logprobs = head, list[float]()
+    while not said[len(head) :] or said[-1] != END:
+        mass: dict[int, float] = {}
+        for ids, p in coded:
+            if ids[: len(said)] == said:
+                mass[ids[len(said)]] = mass.get(ids[len(said)], 0.0) + p
+        warm = {byte: p ** (1 / temperature) for byte, p in mass.items()}
+        byte = rng.choices(list(warm), list(warm.values()))[0]
+        logprobs.append(math.log(warm[byte] / math.fsum(warm.values())))
+        said = (*said, byte)
+    return said[len(head) :], logprobs
+
+
+def _unsure(coded: Sequence[tuple[Ids, float]], said: Ids, kind: str) -> float:
+    """The entropy of the byte behind `said`, or the surprisal of the likeliest one, in nats."""
+    mass: dict[int, float] = {}
+    for ids, p in coded:
+        if ids[: len(said)] == said:
+            mass[ids[len(said)]] = mass.get(ids[len(said)], 0.0) + p
+    total = math.fsum(mass.values())
+    shares = [m / total for m in mass.values()]
+    return -math.fsum(p * math.log(p) for p in shares) if kind == "entropy" else -math.log(max(shares))
 
 
 def _checked(rows: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:

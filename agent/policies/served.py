@@ -9,14 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from treewright.agent.policies.line import PrefixLine
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.weights import served_folder, weights_in
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import ToolSpec
-from treewright.search.types import Completion, Context, PolicyFault
+from treewright.search.types import Context, PolicyFault
+
+T = TypeVar("T")
 
 __all__ = ["ExchangingPolicy", "ServedPolicy", "ToolContext", "amount", "together", "tools_of", "with_tools"]
 
@@ -94,7 +96,7 @@ class ServedPolicy:
         out: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
         return out | ({"grammar": "actions of the node's tools"} if self.grammar else {})
 
-    async def _in_time(self, drawn: Awaitable[list[Completion]], last: Callable[[], str]) -> list[Completion]:
+    async def _in_time(self, drawn: Awaitable[T], last: Callable[[], str]) -> T:
         """What `drawn` gives. Raises PolicyFault after the deadline, with what `last` says; counts faults."""
         try:
             async with asyncio.timeout(self.deadline):
@@ -166,6 +168,10 @@ class ExchangingPolicy(ServedPolicy):
             await self._take_weights(folder)
             self._version, self.sure = name, True
         return name
+
+    def given(self, version: str) -> None:
+        """Another process has handed the server weights that go by this name."""
+        self._version = version
 
     async def load_adapter(self, path: str | Path, version: str = "") -> str:
         """Draws from now on with the LoRA adapter in a `peft` folder; returns the new version."""

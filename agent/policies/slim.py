@@ -12,20 +12,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from treewright.kernels.decode import BranchCache, Path, Stretch, path_length
 
 __all__ = ["SlimRunner", "is_slim"]
 
 SLIM_TYPES = ("llama", "qwen2", "qwen3")
+PACKS = 1 << 20
+"""Numbers of a weight from which packing it pays; below, the call costs what it saves."""
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 def is_slim(model: Any) -> bool:
-    """Whether the slim forward is exact for this model: float32, full attention, a fixed rotary table."""
+    """Whether the slim forward is exact for this model: float32, full attention, a fixed rotary table, plain layers
+    (an adapter's are not)."""
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
+    layers = getattr(getattr(model, "model", None), "layers", None)
     return (
         config.model_type in SLIM_TYPES
         and model.dtype == torch.float32
@@ -33,6 +37,8 @@ def is_slim(model: Any) -> bool:
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and rope.get("rope_type", "default") in FIXED_ROPE
         and not getattr(config, "quantization_config", None)
+        and layers is not None
+        and type(layers[0].self_attn.q_proj) in (nn.Linear, nn.Module)
     )
 
 
@@ -60,11 +66,17 @@ class SlimRunner:
     @torch.no_grad()
     def refresh(self) -> None:
         """Reads the model's weights again."""
+        self.release()  # never two copies
         core = self.model.model
-        self.embed, self.head = core.embed_tokens.weight.detach(), self.model.lm_head.weight.detach().t()
+        self.embed = core.embed_tokens.weight.detach()
+        self.head: Tensor | None = _packed(self.model.lm_head.weight.detach().t())
         self.head_bias, self.norm = self.model.lm_head.bias, core.norm.weight.detach()
         self.layers = [_Layer(layer, self.heads, self.kv_heads, self.dim) for layer in core.layers]
         self.table = torch.empty(0, self.dim // 2, dtype=torch.complex64, device=self.embed.device)
+
+    def release(self) -> None:
+        """Frees the copies; nothing can be drawn until `refresh`."""
+        self.layers, self.head = [], None
 
     def _rotation(self, positions: Tensor, longest: int) -> Tensor:
         """[…, 1, dim/2] complex factors of the rotary embedding at `positions`, all below `longest`."""
@@ -99,10 +111,32 @@ class SlimRunner:
 
     def _logits(self, x: Tensor) -> Tensor:
         x = F.rms_norm(x, x.shape[-1:], self.norm, self.eps)
-        return x @ self.head if self.head_bias is None else torch.addmm(self.head_bias, x, self.head)
+        return _times(x, self.head, self.head_bias)
 
     def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _SlimRows:
         return _SlimRows(self, BranchCache(paths, repeats, room), max(map(path_length, paths)) + room)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """A large [in, out] weight in the order in which oneDNN reads it; as it is where that is not to be had.
+
+    A product with a few rows waits for memory, and blocks that are read in order come sooner.
+    """
+    if weight.device.type != "cpu" or weight.numel() < PACKS:
+        return weight
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return weight
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), None)
+    return packed
+
+
+def _times(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x [B, in] times a weight of `_packed`, plus bias [out]."""
+    assert weight is not None, "the weights were released; call refresh first"
+    if weight.is_mkldnn:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return found
+    return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
 
 class _Layer:
@@ -124,7 +158,7 @@ class _Layer:
             q, k = attention.q_norm.weight[order], attention.k_norm.weight[order]
             self.qk_norm = torch.cat([q.expand(heads, dim), k.expand(kv_heads, dim)])
         self.out, self.out_bias = attention.o_proj.weight.t().contiguous(), attention.o_proj.bias
-        self.gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).t().contiguous()
+        self.gate_up = _packed(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).t().contiguous())
         self.gate_up_bias: Tensor | None = None
         if mlp.gate_proj.bias is not None:
             self.gate_up_bias = torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias])
@@ -149,7 +183,7 @@ class _Layer:
         """Adds what attention saw [B, heads · dim], then the feed-forward block."""
         x = torch.addmm(x if self.out_bias is None else x + self.out_bias, seen, self.out)
         y = F.rms_norm(x, x.shape[-1:], self.norm_mid, eps)
-        both = y @ self.gate_up if self.gate_up_bias is None else torch.addmm(self.gate_up_bias, y, self.gate_up)
+        both = _times(y, self.gate_up, self.gate_up_bias)
         gate, up = both.chunk(2, -1)
         return torch.addmm(x if self.down_bias is None else x + self.down_bias, F.silu(gate) * up, self.down)
 

@@ -195,7 +195,9 @@ class CompactTemplate(Template):
         self.spelled = [mark for mark in MARKS if mark not in known]
         end = known.get(MARKS[3], tokenizer.eos_token_id)
         if end is None:
-            raise TreewrightError("the tokenizer has neither <|end|> nor an end-of-sequence token to end a turn with")
+            raise TreewrightError(
+                "the tokenizer has neither <|end|> nor an end-of-sequence token to end a turn with; add one to it"
+            )
         self.closing = (int(end),)
         self.stop_ids = frozenset(self.closing)
         self._end = MARKS[3] if MARKS[3] in known else str(tokenizer.eos_token)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +16,10 @@ from typing import Any
 import httpx
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.secrecy import hidden_url, in_url, keep_secret
+from treewright.envs.waiting import seconds_until
 
-__all__ = ["Outage", "Transport", "passing", "retry_after"]
+__all__ = ["Outage", "Transport", "Untrusted", "passing", "retry_after"]
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +36,12 @@ def passing(status: int) -> bool:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server wants to be left alone; dates and nonsense count as 0."""
-    try:
-        return min(max(float(headers.get("retry-after") or 0), 0.0), 3600.0)
-    except ValueError:
-        return 0.0
+    """Seconds that the server wants to be left alone, at most an hour; nonsense counts as 0."""
+    return seconds_until(headers.get("retry-after"), headers.get("date"))
+
+
+class Untrusted(Exception):
+    """What answered there does not show that it is the server: asking again will not change that."""
 
 
 @dataclass(slots=True)
@@ -64,13 +69,14 @@ class Transport:
 
     key_env     environment variable with the key; no header is sent when it is not set
     key_header  where the key goes: Authorization as a bearer token, any other header as it is
-    timeout     seconds for one request;  connections  most at once
+    timeout     seconds for one request, its whole answer included;  connections  most at once
     """
 
     def __init__(
         self, name: str, base_url: str, *, key_env: str, key_header: str, timeout: float, connections: int
     ) -> None:
         self.name, self.base_url = name, _url(base_url)
+        keep_secret(os.environ.get(key_env), *in_url(str(self.base_url)))
         self.key_env, self.key_header, self.timeout, self.connections = key_env, key_header, timeout, connections
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,28 +90,54 @@ class Transport:
         return self.base_url.copy_with(path=where, query=own.encode() or query or None)
 
     async def post(self, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
-        """Raises httpx.RequestError where no whole answer comes."""
+        """Raises httpx.RequestError where no whole answer comes, Untrusted where the server cannot be trusted."""
         # Half surrogates are refused as UTF-8 by httpx, and as JSON by most servers.
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         headers = {"Content-Type": "application/json", **self._headers()}
-        slow = asyncio.get_running_loop().call_later(TOLD_AGAIN, self._still_waiting)
+        patience, where = self.timeout if timeout is None else timeout, hidden_url(str(self.base_url))
+        loop = asyncio.get_running_loop()
+        slow = loop.call_later(TOLD_AGAIN, self._tell, f"still waiting for {where}; a request may take", patience)
+        far = loop.call_later(TOLD_AFTER, self._tell, f"no connection to {where} yet; an attempt may take",
+                              min(patience, CONNECT))  # fmt: skip
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            if "send_request_headers" in event:
+                far.cancel()
+
+        request = self._session().build_request(
+            "POST", self.url(path), content=content, headers=headers, timeout=self._patience(patience),
+            extensions={"trace": trace},
+        )  # fmt: skip
         try:
-            patience = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
-            return await self._session().post(self.url(path), content=content, headers=headers, timeout=patience)
+            # Over all: httpx's own time-outs begin anew with every byte that comes.
+            async with asyncio.timeout(patience):
+                return await self._session().send(request)
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"no whole answer within {patience:g} s", request=request) from None
+        except httpx.ConnectError as error:
+            if (why := _untrusted(error)) is not None:
+                raise Untrusted(f"{where}: {why}") from error
+            raise
         finally:
             slow.cancel()
+            far.cancel()
 
-    def _still_waiting(self) -> None:
-        if time.monotonic() - self._slow >= TOLD_AGAIN:
+    def _tell(self, what: str, seconds: float) -> None:
+        """Warns of a request that is under way, once in a while however many there are."""
+        if time.monotonic() - self._slow >= TOLD_AGAIN or not self._slow:
             self._slow = time.monotonic()
-            log.warning("%s: still waiting for %s; a request may take %g s", self.name, self.base_url, self.timeout)
+            log.warning("%s: %s %g s", self.name, what, seconds)
+
+    @staticmethod
+    def _patience(seconds: float) -> httpx.Timeout:
+        return httpx.Timeout(seconds, pool=None, connect=min(seconds, CONNECT))
 
     def explain(self, status: int, reason: str) -> str:
         """Status and the server's words, the key blotted out wherever it is quoted."""
         if key := os.environ.get(self.key_env):
             reason = reason.replace(key, "***")
         hint = f"; set {self.key_env} to a key that it takes" if status in (401, 403) else ""
-        return f"HTTP {status}: {reason}{hint}"
+        return f"HTTP {status}: {reason.strip() or 'nothing more was said'}{hint}"
 
     def _headers(self) -> dict[str, str]:
         key = os.environ.get(self.key_env)
@@ -118,9 +150,9 @@ class Transport:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             self._client = httpx.AsyncClient(
-                timeout=httpx.Timeout(self.timeout, pool=None, connect=min(self.timeout, CONNECT)),
                 limits=httpx.Limits(max_connections=self.connections),
-                trust_env=self.base_url.host not in LOCAL,
+                trust_env=self.base_url.host not in LOCAL,  # no proxy between
+                verify=_trusted(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
             )
             self._loop = loop
         return self._client
@@ -129,6 +161,27 @@ class Transport:
         if self._client is not None and self._loop is asyncio.get_running_loop():
             await self._client.aclose()
         self._client = None
+
+
+@functools.lru_cache(maxsize=4)
+def _trusted(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """Who is trusted, as these variables say it to httpx; reading it takes as long as many requests."""
+    return httpx.create_ssl_context()
+
+
+def _untrusted(error: BaseException) -> str | None:
+    """Why TLS with a server cannot be had, and what to do; None where the connection failed otherwise."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ssl.SSLError):
+        inner = inner.__cause__ or inner.__context__
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({inner.verify_message}); for a server of your own name the file of who "
+            "signed it: export SSL_CERT_FILE=CA.pem"
+        )
+    if inner is not None and inner.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS; write its address with http://"
+    return None
 
 
 def _url(text: str) -> httpx.URL:

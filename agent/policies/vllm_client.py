@@ -6,6 +6,7 @@ Such draws are as exact as local ones. `vllm_server.py` starts such a server; `v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,25 @@ import httpx
 
 from treewright.agent.policies.actions import cached_grammar
 from treewright.agent.policies.answers import Choice, Logprobs, Malformed, Reply, refusal
+from treewright.agent.policies.cutting import CutAfterwards
 from treewright.agent.policies.openai import OpenAIPolicy
 from treewright.agent.policies.prompts import Template, template_for
+from treewright.agent.policies.routed import routes_in
 from treewright.agent.policies.served import ExchangingPolicy, tools_of, with_tools
+from treewright.agent.policies.transport import Untrusted
 from treewright.agent.policies.weights import folder_version
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
-from treewright.search.types import Completion, Context, Exchange
+from treewright.search.routes import decode_routes, encode_routes
+from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
 __all__ = ["VLLMPolicy"]
 
+BLOCK = 16
+"""Tokens of a block of the server's cache, by default: what stood in one that was not full may be routed once more."""
 
-class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
+
+class VLLMPolicy(OpenAIPolicy, ExchangingPolicy, CutAfterwards):
     """vLLM's OpenAI server at `base_url`/completions: prompts as token ids, sampled ids and log-probs back.
 
     Prompts are built here with the model's own tokenizer, so nothing is tokenised twice. Sampling parameters that a
@@ -34,6 +42,7 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
     on that folder. That the server still has these weights is taken on trust until `load_weights` gives it some.
     With `grammar` every draw is an action of the node's tools; masked_exact says that the server was started with
     --logprobs-mode processed_logprobs, so that such draws have exact log-probs and may be trained on.
+    With `routes` draws tell which experts their tokens took, of a server started with --enable-return-routed-experts.
     With `colocated` the server sleeps while the trainer works. `extended` is for servers started with
     --worker-extension-cls treewright.agent.policies.vllm_engine.WeightTaker, as vllm_server does: on a CPU, a model
     with tied embeddings takes new weights rightly only so.
@@ -53,6 +62,7 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
         masked_exact: bool = False,
         colocated: bool = False,
         extended: bool = False,
+        routes: bool = False,
         **options: Any,
     ) -> None:
         if isinstance(tokenizer, str) or tokenizer is None:
@@ -60,7 +70,9 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
         given = {"name": f"vllm:{model}", "version": folder_version(model), "together": False}
         super().__init__(model, base_url, **{**given, **options})
         self.masked_exact, self.colocated, self.extended = masked_exact, colocated, extended
+        self.routes = routes
         self.template = template_for(tokenizer, self.window, template, **(template_options or {}))
+        self.stop_ids = tuple(sorted(self.template.stop_ids))
 
     # -- weights and memory: needs a server started with VLLM_SERVER_DEV_MODE=1 ---------------------------------------
 
@@ -91,7 +103,7 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
         """One order to the server, at its root and not under /v1."""
         try:
             reply = await self.wire.post(path, body, self.deadline)
-        except httpx.RequestError as error:
+        except (httpx.RequestError, Untrusted) as error:
             raise TreewrightError(f"{self.name}: {path} failed: {type(error).__name__}: {error}") from error
         if reply.status_code == 404:
             raise TreewrightError(
@@ -131,8 +143,24 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
             "skip_special_tokens": False,
             **neutral,
             **masked,
+            **({"routed_experts_prompt_start": max(_old(context) - BLOCK, 0)} if self.routes else {}),
             **self.extra,
         }
+
+    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+        return [self._fresh(done, context) for done in await super().draw(context, seeds, max_tokens)]
+
+    def _fresh(self, done: Completion, context: Context) -> Completion:
+        """The draw with the experts of what it added, and of a block of tokens before."""
+        if not done.routes:
+            if self.routes and done.token_ids:
+                self._tell("routes", f"{self.name} names no experts; start it with --enable-return-routed-experts")
+            return done
+        found, read = decode_routes(done.routes), len(context.ids) + len(done.token_ids) - 1
+        if len(found) > read:
+            raise PolicyFault(f"{self.name} gave the experts of {len(found)} tokens, but {read} were read")
+        old = max(_old(context) - BLOCK, 0)
+        return replace(done, routes=encode_routes(found[max(len(found) - read + old, 0) :]))
 
     def _completion(self, choice: Choice) -> Completion:
         ids = tuple(choice.token_ids or ())
@@ -148,6 +176,7 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
                 temperature=self.temperature,
             )
         logprobs = tuple((choice.logprobs.token_logprobs or ()) if choice.logprobs else ())
+        routes = routes_in(choice.routed_experts) if choice.routed_experts and self.routes else None
         stopped = ids[-1] in self.template.stop_ids
         plain = self.temperature == 1.0 and not self.extra and (self.masked_exact or not self.grammar)
         return Completion(
@@ -158,6 +187,7 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
             policy_version=self._version,
             trainable=plain and bool(logprobs),
             temperature=self.temperature,
+            routes="" if routes is None else encode_routes(routes),
         )
 
     def _heard(self, response: httpx.Response) -> Reply:
@@ -166,7 +196,17 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy):
             ids, logprobs = choice.token_ids or [], (choice.logprobs or Logprobs()).token_logprobs or []
             if ids and logprobs and len(ids) != len(logprobs):
                 raise Malformed(f"{len(ids)} token ids with {len(logprobs)} log-probs")
+            if self.routes and choice.routed_experts:
+                try:
+                    routes_in(choice.routed_experts)
+                except ValueError as error:
+                    raise Malformed(str(error)) from error
         return reply
+
+
+def _old(context: Context) -> int:
+    """How many tokens of a prompt draws before had read."""
+    return max(len(context.ids) - len(context.delta) - 1, 0)
 
 
 def _tokenizer(name: str) -> Any:

@@ -14,9 +14,11 @@ from typing import Any
 
 from treewright.agent.policies.engine import Ask, EngineDead, EnginePolicy, Told
 from treewright.agent.policies.prompts import Template, Window, template_for
+from treewright.agent.policies.routed import routes_told
 from treewright.agent.policies.weights import folder_version, served_folder
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import PolicyFault
+from treewright.training.flops import work_of_folder
 
 __all__ = ["VLLMEngine", "WeightTaker", "open_vllm"]
 
@@ -66,6 +68,7 @@ class VLLMEngine:
         self.opened, self.sleeps = opened, sleeps
         self.llm = opened()
         self.longest = int(self.llm.model_config.max_model_len)
+        self.block = int(self.llm.vllm_config.cache_config.block_size or 0)
         self._numbers = itertools.count()
         self._adapter: Any = None
         self._weights: tuple[str, dict[str, Any]] | None = None  # the order that exchanged them last
@@ -103,9 +106,15 @@ class VLLMEngine:
         def opened() -> Any:
             try:
                 return AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **{**ours, **options}))
+            except TypeError as error:
+                if "enable_return_routed_experts" not in str(error):
+                    raise
+                raise TreewrightError(
+                    "this vLLM cannot say which experts a token took: leave routes out of policy.options, or type: "
+                    "pip install --upgrade vllm"
+                ) from error
             except (OSError, ValueError, RuntimeError) as error:
-                first = str(error).strip().partition("\n")[0]
-                raise TreewrightError(f"vLLM cannot load {model!r}: {first}; its log above says why") from error
+                raise TreewrightError(f"vLLM cannot load {model!r}: {_why(error)}; its log above says why") from error
 
         return cls(opened, bool({**ours, **options}["enable_sleep_mode"]))
 
@@ -120,7 +129,10 @@ class VLLMEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._bind()
+        old = max(len(ask.ids) - ask.added - 1, 0)  # tokens that draws before had read
+        known = {"routed_experts_prompt_start": max(old - self.block, 0)}
         params = SamplingParams(
+            **(known if ask.added and hasattr(SamplingParams, "routed_experts_prompt_start") else {}),
             max_tokens=ask.max_tokens,
             temperature=ask.temperature,
             seed=ask.seed,
@@ -154,7 +166,10 @@ class VLLMEngine:
         done = last.outputs[0]
         ids = tuple(done.token_ids)
         logprobs = tuple(float(at[i].logprob) for at, i in zip(done.logprobs, ids, strict=True))
-        return Told(ids, logprobs, done.finish_reason, last.num_cached_tokens or 0)
+        cached = last.num_cached_tokens or 0
+        # The cache holds whole blocks: what stood in one that was not full is computed, and routed, once more.
+        again = min(max(old - cached, 0), self.block)
+        return Told(ids, logprobs, done.finish_reason, cached, routes_told(last), again)
 
     def _bind(self) -> None:
         loop = asyncio.get_running_loop()
@@ -254,6 +269,13 @@ class VLLMEngine:
             _end(llm)
 
 
+def _why(error: Exception) -> str:
+    """The line of an error that says something; pydantic's first one says how many there are."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    told = lines[1:] if " validation error" in lines[0] else lines
+    return (told or lines)[0].partition(" [type=")[0]
+
+
 def _end(llm: Any) -> None:
     llm.shutdown()
     llm.shutdown = _nothing  # its finaliser calls it again, when half of the interpreter is gone
@@ -272,9 +294,13 @@ def open_vllm(
     template: Template | str | None = None,
     template_options: dict[str, Any] | None = None,
     engine: Mapping[str, Any] | None = None,
+    routes: bool = False,
     **options: Any,
 ) -> EnginePolicy:
-    """The policy on a folder in `save_pretrained` layout or a model by name; `engine` are vLLM's engine arguments.
+    """The policy on a folder in `save_pretrained` layout or a model by name; `engine` are vLLM's engine arguments, such
+    as `speculative_config`, by which vLLM drafts; the trees say so.
+
+    routes  draws tell which experts each token took, so that training can replay them
 
     Raises TreewrightError if vLLM cannot load it, and ImportError where vLLM is not installed.
     """
@@ -291,13 +317,17 @@ def open_vllm(
     except OSError:
         ends = None
     shown = template_for(tokenizer, window, template, **(template_options or {}))
-    started = VLLMEngine.start(served_folder(model), **(engine or {}))
-    return EnginePolicy(
+    told = {"enable_return_routed_experts": True} if routes else {}
+    started = VLLMEngine.start(served_folder(model), **{**told, **(engine or {})})
+    made = EnginePolicy(
         started,
         shown,
         name=name or f"vllm:{model}",
         version=folder_version(model),
         stop_ids=[ends] if isinstance(ends, int) else list(ends or ()),
         masked_exact=True,
+        drafts=(engine or {}).get("speculative_config"),
         **options,
     )
+    made.work = work_of_folder(model)
+    return made

@@ -2,7 +2,7 @@
 
 A request is first spelt as OpenAI's documentation has it. Where the server refuses a field, the next spelling is tried,
 and kept for all later requests: another name for the limit of tokens, seeds of 31 bits or under another name, one
-draft a request, a looser form of a schema, the rules in the user's message. Fields that only help (log-probs, seeds)
+draw a request, a looser form of a schema, the rules in the user's message. Fields that only help (log-probs, seeds)
 are left out in the end. Nothing that changes what the user asked for is: such a refusal stays a fault.
 """
 
@@ -124,7 +124,7 @@ class Ways:
                 return self._seed(name, reason)
             case "n":
                 self.choices = 1
-                return "one draft a request"
+                return "one draw a request"
             case "system":
                 self.system = False
                 return "the rules go out in the user's message, without a system message"

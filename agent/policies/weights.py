@@ -47,5 +47,7 @@ def served_folder(folder: str | Path) -> str:
 def weights_in(folder: str | Path) -> str:
     """The version of the weights in a folder. Raises TreewrightError where there are none."""
     if not any(Path(folder).glob("*.safetensors")):
-        raise TreewrightError(f"cannot load weights from {str(folder)!r}: it holds no *.safetensors")
+        raise TreewrightError(
+            f"cannot load weights from {str(folder)!r}: it holds no *.safetensors; name a folder of save_pretrained"
+        )
     return folder_version(folder)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from treewright.agent.config import Config
+from treewright.agent.runs.anew import AGAIN
 from treewright.envs.errors import TreewrightError
 from treewright.envs.naming import import_named
 from treewright.envs.registry import names
@@ -17,13 +18,15 @@ from treewright.envs.registry import suite as find_suite
 from treewright.envs.types import Suite, Task
 from treewright.search.engine import Keeper, Settings, search
 from treewright.search.evidence import Evidence
+from treewright.search.header import tree_name
 from treewright.search.restore import Pool
 from treewright.search.rules import Rule
+from treewright.search.settings import MAX_TOKENS
 from treewright.search.store.errors import StoreLost
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["SUGGESTED", "UNLIMITED", "Failure", "World", "collect", "open_worlds", "suites_of", "tokens_for"]
+__all__ = ["UNLIMITED", "Failure", "World", "collect", "open_worlds", "suites_of", "tokens_for"]
 
 log = logging.getLogger("treewright")
 
@@ -56,16 +59,35 @@ def _site(cfg: Config, name: str) -> Suite:
     return web_suite(name.removeprefix("web:"), {**w.web, **{k: v for k, v in given.items() if v is not None}})
 
 
-SUGGESTED = 512  # tokens of a draw where neither the user nor the suite says how many
+def _agents(cfg: Config, name: str) -> Suite:
+    """An agent's command with the tasks of a file."""
+    from treewright.agent.gateway.agents import agent_suite
+    from treewright.envs.custom import custom_suite
+
+    suite = agent_suite(name.removeprefix("agent:"), **cfg.worlds.agent)
+    if cfg.worlds.tasks_file is None:
+        suite.tasks("train", 1)  # says how tasks are given
+        return suite
+    return custom_suite("agent", cfg.worlds.tasks_file, suite, cfg.worlds.reward)
 
 
 def tokens_for(suite: Suite, wanted: int) -> int:
     """Most tokens of one draw: what the user wants; where that is UNLIMITED, what one action of the suite needs."""
-    return (suite.max_tokens or SUGGESTED) if wanted == UNLIMITED else wanted
+    return (suite.max_tokens or MAX_TOKENS) if wanted == UNLIMITED else wanted
 
 
 def suites_of(cfg: Config) -> list[Suite]:
     """The suites of the configuration, looked up before anything slow is opened; own tasks or questions are `own`."""
+    found = _suites(cfg)
+    if not cfg.worlds.digest:
+        return found
+    from treewright.agent.runs.digesting import Digester, with_digest
+
+    reader = Digester(cfg.policy.spec if cfg.worlds.digest == "policy" else cfg.worlds.digest)
+    return [with_digest(suite, reader) for suite in found]
+
+
+def _suites(cfg: Config) -> list[Suite]:
     w = cfg.worlds
     _import_first(cfg.policy.spec, w.reward)
     if w.questions is not None:
@@ -77,6 +99,8 @@ def suites_of(cfg: Config) -> list[Suite]:
         raise TreewrightError("a corpus alone has no tasks: name a question file too, --questions FILE.jsonl")
     if not w.suites:
         raise TreewrightError(f"no suite is named; write --suites NAME,NAME of {', '.join(names())}")
+    if len(w.suites) == 1 and w.suites[0].startswith("agent:"):
+        return [_agents(cfg, w.suites[0])]
     if w.tasks_file is None or all(name.startswith("web:") for name in w.suites):
         return [_site(cfg, name) if name.startswith("web:") else find_suite(name) for name in w.suites]
     from treewright.envs.custom import custom_suite
@@ -105,9 +129,11 @@ async def open_worlds(
     """Pools for the suites, by name; all sessions and what they share are closed at the end.
 
     sessions  how many each suite may open; None leaves it to the suite
+    deadline  seconds of one call, or what the suite's slowest takes, where that is longer
     """
     found = [s if isinstance(s, Suite) else find_suite(s) for s in suites]
-    worlds = {s.name: World(s, Pool(s.open, sessions or s.sessions, deadline)) for s in found}
+    pools = ((s, max(deadline, s.slowest or 0.0)) for s in found)
+    worlds = {s.name: World(s, Pool(s.open, sessions or s.sessions, most, around=s.around)) for s, most in pools}
     try:
         yield worlds
     finally:
@@ -131,12 +157,16 @@ async def collect(
     store: Keeper | None = None,
     concurrency: int = 64,
     on_tree: Callable[[Tree | Failure], None] | None = None,
+    rounds: Sequence[int] | None = None,
+    anew: bool = True,
 ) -> list[Tree]:
     """One tree for each task, in the order of the tasks; tasks that failed at the root are logged and left out.
 
     A task that is there several times is attempted as often, by trees of their own: `settings.attempt` and those after.
+    `rounds` says of each task how often it was given in batches before this one, which counts alike.
     A draw is as long as settings.max_tokens says; where that is UNLIMITED, as the task's suite suggests. Trees found
-    finished in `store` are not grown again.
+    finished in `store` are not grown again; where faults left such a tree without a result, and `anew`, another one is
+    grown in its place.
     Raises TreewrightError if a task's suite has no world, or if every single task failed, and StoreLost at once where
     the store cannot be written any more.
     """
@@ -152,17 +182,23 @@ async def collect(
         own = replace(settings, max_tokens=tokens, attempt=settings.attempt + again)
         async with gate:
             try:
-                done: Tree | Failure = await search(
-                    task,
-                    world.pool,
-                    policy,
-                    rule=rule,
-                    evaluator=evaluator,
-                    budget=budget,
-                    settings=own,
-                    store=store,
-                    evidence=evidence,
-                )
+                while True:
+                    found = store is not None and store.status(tree_name(own.run, task, own.attempt)) == "done"
+                    tree = await search(
+                        task,
+                        world.pool,
+                        policy,
+                        rule=rule,
+                        evaluator=evaluator,
+                        budget=budget,
+                        settings=own,
+                        store=store,
+                        evidence=evidence,
+                    )
+                    if not (anew and found and tree.lost):
+                        break
+                    own = replace(own, attempt=own.attempt + AGAIN)
+                done: Tree | Failure = tree
             except StoreLost:
                 raise  # no other tree can be kept either
             except TreewrightError as error:
@@ -175,8 +211,8 @@ async def collect(
     jobs = []
     try:
         async with asyncio.TaskGroup() as group:
-            for task in tasks:
-                jobs.append(group.create_task(one(task, before[task.suite, task.id])))
+            for task, earlier in zip(tasks, rounds or [0] * len(tasks), strict=True):
+                jobs.append(group.create_task(one(task, earlier + before[task.suite, task.id])))
                 before[task.suite, task.id] += 1
     except* StoreLost as lost:
         raise lost.exceptions[0] from None

@@ -32,6 +32,7 @@ from treewright.agent.runs.loop import (
 from treewright.envs.errors import TreewrightError
 from treewright.envs.registry import suite as find_suite
 from treewright.search.tree import Tree
+from treewright.training.track import open_metrics
 
 __all__ = [
     "PLAN",
@@ -177,11 +178,13 @@ async def _learn(
         def note(done: Round) -> None:
             found = "  ".join(f"{name} {100 * value:.0f}%" for name, value in done.success.items())
             console.print(f"round {done.index + 1}: sampled success of its trees {found}   ({done.seconds:.1f} s)")
+            metrics.log(done.update(learner.trainer.steps))
 
         def grown(tree: Tree | Failure) -> None:
             advance()
 
-        return await run_loop(config, worlds, policy, learner, store, on_tree=grown, on_round=note)
+        with open_metrics(config.home, config.name) as metrics:
+            return await run_loop(config, worlds, policy, learner, store, on_tree=grown, on_round=note)
 
 
 def _advantages(trees: Sequence[Tree]) -> dict[str, list[float]]:

@@ -48,6 +48,14 @@ class Evaluation:
     def rate(self) -> float:
         return float(np.mean(self.success)) if self.success else float("nan")
 
+    def figures(self) -> dict[str, float | None]:
+        """For JSON: how many tasks, and the shares."""
+        known = len(self.tasks) > 0
+        return {
+            "tasks": len(self.tasks), "success": self.rate if known else None,
+            "oracle_pick": self.oracle_pick if known else None, "faults": self.faults, "lost": self.lost,
+        }  # fmt: skip
+
 
 def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
     known = [t for t in trees if not t.lost]

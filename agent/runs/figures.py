@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from treewright.envs.whole import write_whole
+
 __all__ = ["hardware", "versions", "write_figures", "write_result"]
 
 PACKAGES = ("treewright", "torch", "triton", "transformers", "numpy", "sqlalchemy", "playwright", "mcp", "langgraph")
@@ -69,12 +71,10 @@ def write_figures(path: Path, figures: Mapping[str, tuple[float, str]], **more: 
         "commit": commit(),
         **more,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(body, indent=1, allow_nan=True) + "\n")
+    write_whole(path, json.dumps(body, indent=1, allow_nan=True) + "\n")
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """A benchmark's result as JSON, completed by hardware, versions and commit where it has none of its own."""
     body = {"hardware": hardware(), "versions": versions(), "commit": commit(), **result}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(body, indent=1) + "\n")
+    write_whole(path, json.dumps(body, indent=1) + "\n")

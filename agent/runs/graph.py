@@ -3,11 +3,13 @@
     graph = episode_graph(Pool(suite.open), suite.tasks("train", 8), policy, checkpointer=InMemorySaver())
     await graph.ainvoke({"task_id": "train-3-0"}, {"configurable": {"thread_id": "1"}})
 
-          ┌───────────────────────────────────────────┐
-    propose → screen → explore → judge ───────────────┘
+          ┌──────────┐
+    propose → explore┘
        └─ budget spent → commit (interrupts for approval) → end
 
-One round is one pop of the engine, phase by phase, and the tree is the one `search` grows with width 1. The state, and
+One round is one pop of the engine, and the tree is the one `search` grows with width 1: `propose` draws and screens,
+`explore` executes, judges and applies. A step of the graph costs several times what a pop does, so there are no more
+than can be stopped at usefully: before drafts are executed, and before the next are drawn. The state, and
 so every checkpoint, holds ids only; what a checkpoint cannot hold lives in the process, and in the store. After a crash
 the store wins: a pop that was under way is made again, with the same draws.
 """
@@ -25,18 +27,18 @@ from langgraph.types import Command, interrupt
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Task
-from treewright.search.commit import CommitJournal, CommitResult, commit, needs_approval
+from treewright.search.commit import CommitJournal, CommitResult, commit, needs_approval, recover
 from treewright.search.engine import Keeper, Settings
 from treewright.search.expand import Pop
 from treewright.search.restore import Pool
 from treewright.search.rules import Rule, best_first
 from treewright.search.stepper import Stepper
 from treewright.search.tree import Tree
-from treewright.search.types import Budget, Evaluator, Proposer
+from treewright.search.types import Budget, Evaluator, NodeStatus, Proposer
 
 __all__ = ["EpisodeState", "episode_graph"]
 
-ROUND, AROUND = 4, 16  # steps of the graph for one pop, and for everything else
+ROUND, AROUND = 2, 16  # steps of the graph for one pop, and for everything else
 
 
 class EpisodeState(TypedDict, total=False):
@@ -91,14 +93,10 @@ def episode_graph(
     episodes = _Episodes({task.id: task for task in tasks}, stepper, live, journal, on_end, {})
     graph: Any = StateGraph(EpisodeState)
     graph.add_node("propose", episodes.propose)
-    graph.add_node("screen", episodes.screen)
     graph.add_node("explore", episodes.explore)
-    graph.add_node("judge", episodes.judge)
     graph.add_node("commit", episodes.commit)
     graph.add_edge(START, "propose")
-    graph.add_edge("screen", "explore")
-    graph.add_edge("explore", "judge")
-    graph.add_edge("judge", "propose")
+    graph.add_edge("explore", "propose")
     compiled = graph.compile(checkpointer=checkpointer, name="episode")
     rounds = budget.expansions if budget.expansions is not None else 100_000
     return compiled.with_config(recursion_limit=ROUND * rounds + AROUND)
@@ -124,33 +122,23 @@ class _Episodes:
     on_end: Callable[[Tree, CommitResult | None], None] | None
     running: dict[str, _Running]
 
-    async def propose(self, state: EpisodeState) -> Command[Literal["screen", "commit"]]:
+    async def propose(self, state: EpisodeState) -> Command[Literal["explore", "commit"]]:
         run = await self._run(state)
         ids = {"tree_id": run.stepper.tree_id}
         run.pop = run.stepper.pop() if run.tree is None else None
         if run.pop is not None:
             await run.stepper.work.propose(run.pop)
-            return Command(update={**ids, "node_id": run.pop.node}, goto="screen")
+            run.stepper.work.screen(run.pop)
+            return Command(update={**ids, "node_id": run.pop.node}, goto="explore")
         if run.tree is None:
             run.tree = await run.stepper.finish()
         leaf = run.tree.chosen
         return Command(update={**ids, "node_id": -1 if leaf is None else leaf}, goto="commit")
 
-    async def screen(self, state: EpisodeState) -> EpisodeState:
-        run = await self._run(state)
-        if run.pop is not None:
-            run.stepper.work.screen(run.pop)
-        return {}
-
     async def explore(self, state: EpisodeState) -> EpisodeState:
         run = await self._run(state)
         if run.pop is not None:
             await run.stepper.work.explore(run.pop)
-        return {}
-
-    async def judge(self, state: EpisodeState) -> EpisodeState:
-        run = await self._run(state)
-        if run.pop is not None:
             await run.stepper.work.judge(run.pop)
             pop, run.pop = run.pop, None
             run.stepper.apply(pop)
@@ -162,6 +150,7 @@ class _Episodes:
             return Command(goto="propose")
         leaf, result = state["node_id"], None
         if leaf >= 0 and self.live is not None and self.journal is not None:
+            await recover(self.journal, run.tree)
             approved = _approvals(run.tree, leaf)
             result = await commit(run.tree, leaf, self.live, approve=_among(approved), journal=self.journal)
             leaf = result.reached
@@ -188,8 +177,11 @@ def _approvals(tree: Tree, leaf: int) -> list[str]:
 
     All are asked before anything is executed: LangGraph runs the node again from its beginning after each answer.
     """
-    approved = []
-    for node in tree.path(leaf)[1:]:
+    approved: list[str] = []
+    path = tree.path(leaf)
+    if any(tree.status[node] in (NodeStatus.COMMITTED, NodeStatus.IN_DOUBT) for node in path):
+        return approved  # an earlier process was at it: nothing more of this path is sent
+    for node in path[1:]:
         action = tree.action[node]
         if action is None or tree.error[node] is not None or not needs_approval(tree, node):
             continue

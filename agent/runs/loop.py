@@ -10,17 +10,24 @@ only, so every tree has one policy version in either mode.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from treewright.agent.config import Config
-from treewright.agent.policies.opening import serve_weights
+from treewright.agent.policies.fetch import local_model
+from treewright.agent.policies.opening import loading_model, serve_weights
 from treewright.agent.policies.policy import Colocated, Sleeper, Trusting
 from treewright.agent.policies.weights import folder_version
 from treewright.agent.runs.collect import Failure, World, collect
+from treewright.agent.runs.evaluate import without_result
+from treewright.agent.runs.guiding import guided, refresh
+from treewright.agent.runs.ranks import trainer_kind
+from treewright.agent.runs.rounds import Ahead, Grower, Round, RoundOrder
 from treewright.agent.runs.setup import (
     acting_rule_of,
     budget_of,
@@ -31,12 +38,17 @@ from treewright.agent.runs.setup import (
     settings_of,
     tasks_for,
 )
+from treewright.agent.runs.success import success_by_suite
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper
+from treewright.search.meter import Meter, measured, metering, work_of
 from treewright.search.tree import Tree
-from treewright.search.types import layers
-from treewright.training.track import Update
+from treewright.search.types import Evaluator, layers
+from treewright.training.manifest import ADAPTER
+
+if TYPE_CHECKING:
+    from treewright.training.recipes.curriculum import Front
 
 __all__ = [
     "Ahead",
@@ -48,6 +60,7 @@ __all__ = [
     "evidence_of",
     "grow_for_training",
     "make_trainer",
+    "open_trainer",
     "rates_of",
     "resume_loop",
     "rule_of",
@@ -57,33 +70,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One iteration: the policy version that drew the trees, the one trained from them, and what was measured."""
-
-    index: int
-    drawn_by: str
-    trained: str
-    success: dict[str, float]
-    stats: dict[str, float]
-    seconds: float
-
-    def update(self, step: int) -> Update:
-        """What metrics keep of it; `step` counts the optimizer's steps."""
-        return Update(
-            step=step, iteration=self.index + 1, version=self.trained, drawn_by=self.drawn_by, stats=self.stats,
-            seconds=self.seconds, success=self.success,
-        )  # fmt: skip
-
-
-class Ahead(TypedDict):
-    """What a checkpoint says of the round that was being collected when it was made, one step behind: the version of
-    the weights that draw its trees, and the success rates by suite that its rule was given."""
-
-    drawn_by: str
-    rates: dict[str, float]
-
-
 @dataclass(slots=True)
 class Learner:
     """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them.
@@ -91,23 +77,30 @@ class Learner:
     base   the policy that the run was begun with, as --policy names it; kept with every checkpoint
     saved  the folder of the trainer's present weights, once there is one
     ahead  of a loop that goes on one step behind: how the round that it stopped in was begun
+    serving  the folder whose weights the policy was given when the loop was resumed
+    adapted  what the loop had learned of starts and schedules
     """
 
     trainer: Any
     folder: Path
-    keep: int = 3
+    checkpoints: int = 3
     base: str | None = None
     rounds: list[Round] = field(default_factory=list)
     iteration: int = 0
     saved: Path | None = None
     ahead: Ahead | None = None
+    serving: str | None = None
+    adapted: dict[str, Any] = field(default_factory=dict)
 
     def learn(self, trees: Sequence[Tree], extra: dict[str, Any]) -> tuple[dict[str, float], Any]:
         """Updates on the trees and saves a checkpoint. Blocking: call it in a thread."""
         from treewright.training import checkpoint
 
+        began = time.monotonic()
         stats = self.trainer.update(trees)
-        saved = checkpoint.save(self.trainer, self.folder, self.keep, {**self._begun(), **extra})
+        stats["train_seconds"] = time.monotonic() - began
+        self.trainer.optimizer.zero_grad(set_to_none=True)  # gradients are as large as the weights, and done with
+        saved = checkpoint.save(self.trainer, self.folder, self.checkpoints, {**self._begun(), **extra, "stats": stats})
         self.knows(saved.path)
         return stats, saved
 
@@ -116,7 +109,7 @@ class Learner:
         from treewright.training import checkpoint
 
         saved = checkpoint.save(
-            self.trainer, self.folder, self.keep, {"iteration": self.iteration, **self._begun(), **extra}
+            self.trainer, self.folder, self.checkpoints, {"iteration": self.iteration, **self._begun(), **extra}
         )
         self.knows(saved.path)
         return saved
@@ -130,7 +123,7 @@ class Learner:
 
         extra = checkpoint.restore(self.trainer, saved)
         self.knows(saved.path)
-        self.ahead = extra.get("ahead")
+        self.ahead, self.adapted = extra.get("ahead"), extra.get("adapted", {})
         return int(extra["iteration"])
 
     def folder_of(self, version: str, source: str | Path) -> str | Path:
@@ -145,7 +138,7 @@ class Learner:
                 return folder
         raise TreewrightError(
             f"the weights {version} that the round under way was begun with are neither in {self.folder} nor {source}; "
-            "set loop.keep to 2 or more, and start a run with a new name"
+            "set loop.checkpoints to 2 or more, and start a run with a new name"
         )
 
     def knows(self, folder: str | Path) -> None:
@@ -156,29 +149,50 @@ class Learner:
 
 
 def make_trainer(config: Config, source: str | Path) -> Any:
-    """A Trainer on the weights in `source` (a folder in `save_pretrained` layout), in float32."""
+    """A Trainer on the weights in `source` (a folder in `save_pretrained` layout, or an adapter's), in float32.
+
+    With train.lora the base is kept in train.precision. What train.memory leads to is in the trainer's `chosen`.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from treewright.training.credit.registry import require_options
-    from treewright.training.step import Trainer, frozen
+    from treewright.training.lora import attach, load_model
+    from treewright.training.memory import fitted
+    from treewright.training.optim import rate_factor
+    from treewright.training.precision import compute_dtype
+    from treewright.training.step import frozen
     from treewright.training.versions import weights_version
 
-    settings = replace(config.train, max_staleness=max(config.train.max_staleness, config.loop.behind))
-    settings.loss_settings(False)  # a misspelt loss or estimator is told before the model is loaded
-    require_options(settings.estimator, settings.estimator_options)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    reference = None
-    if config.train.reference is not None:
-        if not (config.train.reference / "config.json").is_file():
-            raise TreewrightError(
-                f"train.reference = {config.train.reference} holds no model; name a checkpoint's folder"
-            )
-        reference = frozen(AutoModelForCausalLM.from_pretrained(config.train.reference, dtype=torch.float32))
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    s = replace(config.train, max_staleness=max(config.train.max_staleness, config.loop.steps_behind))
+    s = replace(s, schedule_steps=s.schedule_steps or config.loop.iterations * s.minibatches)
+    make = trainer_kind(s)
+    s.loss_settings(False), rate_factor(s)  # what is misspelt is told before the model is loaded
+    require_options(s.estimator, s.estimator_options)
+    model = load_model(source)
     version = weights_version(model)
+    if torch.cuda.is_available():
+        model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    if s.lora.rank:
+        model = attach(model, s.lora, source, config.seed, compute_dtype(s.precision))
+    reference = None
+    if s.reference is not None:
+        if not any((s.reference / name).is_file() for name in ("config.json", ADAPTER)):
+            raise TreewrightError(f"train.reference = {s.reference} holds no model; name a checkpoint's folder")
+        reference = frozen(load_model(s.reference)).to(model.device)
+    s, chosen = fitted(model, s, reference is not None)
+    tokenizer = AutoTokenizer.from_pretrained(source)
     aliases = {folder_version(source): version}
-    return Trainer(model, settings, tokenizer=tokenizer, reference=reference, versions=[version], aliases=aliases)
+    made = make(model, s, tokenizer=tokenizer, reference=reference, versions=[version], aliases=aliases)
+    made.chosen = chosen
+    return made
+
+
+def open_trainer(config: Config) -> Any:
+    """`make_trainer` on the weights that the configuration's policy begins with."""
+    source = model_folder(config.policy.spec)
+    with loading_model(source):
+        return make_trainer(config, source)
 
 
 def model_folder(spec: str) -> Path | str:
@@ -190,21 +204,8 @@ def model_folder(spec: str) -> Path | str:
         return Path(rest) if rest else SEEDLING
     if kind in ("hf", "vllm") and rest:
         name = rest.partition("@http")[0]  # a server is started with the folder's name, so its model's name is that
-        return SEEDLING if (kind, name) == ("vllm", "seedling") else name
+        return SEEDLING if (kind, name) == ("vllm", "seedling") else local_model(name)
     raise TreewrightError(f"policy {spec!r} cannot be trained here; use seedling, hf:NAME_OR_FOLDER or vllm:FOLDER")
-
-
-def success_by_suite(trees: Sequence[Tree]) -> dict[str, float]:
-    """Mean value of the roots: what a sampled rollout would get, estimated with every tree's own weights."""
-    from treewright.training.credit import estimate
-    from treewright.training.credit.trees import tree_arrays
-
-    out: dict[str, float] = {}
-    for name in dict.fromkeys(t.task.suite for t in trees):
-        arrays = tree_arrays([t for t in trees if t.task.suite == name])
-        values = estimate("split_loo", arrays, allow_biased=True).value[arrays.roots]
-        out[name] = float(values[values == values].mean())
-    return out
 
 
 async def grow_for_training(
@@ -218,10 +219,12 @@ async def grow_for_training(
     on_tree: Callable[[Tree | Failure], None] | None = None,
     attempt: int = 0,
     rates: Mapping[str, float] | None = None,
+    evaluator: Evaluator | None = None,
 ) -> list[Tree]:
     """One batch of trees as the configuration's search section says; the seed changes with the batch.
 
-    rates  success by suite so far, for a rule that adapts to it
+    rates      success by suite so far, for a rule that adapts to it
+    evaluator  one that is open already; None: the section's
     """
     return await collect(
         tasks,
@@ -230,7 +233,7 @@ async def grow_for_training(
         rule=rule_of(config.search, rates),
         budget=budget_of(config.search),
         settings=settings_of(config.search, run=run, attempt=attempt, seed=config.seed + index),
-        evaluator=evaluator_of(config.search, policy),
+        evaluator=evaluator or evaluator_of(config.search, policy),
         evidence=evidence_of(config.search),
         store=store,
         concurrency=config.search.trees,
@@ -238,13 +241,32 @@ async def grow_for_training(
     )
 
 
+def _useless(trees: Sequence[Tree]) -> str:
+    """Why a round has no tree to train on, and what to do."""
+    causes = without_result(trees)
+    if causes:
+        return "\n".join([*causes, "mend that and type the same line again: they are grown anew"])
+    why = Counter(tree.reasons[0] for tree in trees).most_common(1)[0]
+    return (
+        f"none of the {len(trees)} trees of this iteration is exact, {why[1]} because: {why[0]}; mend that and give "
+        "the run another --name, or type --set train.allow_biased=true"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Grown:
-    """A round's trees, the version of the weights that drew them, and the seconds that took."""
+    """A round's trees, the version of the weights that drew them, and the seconds and whatever else that took.
+
+    begun, chosen  trees that begin at stored nodes, and where they do;  rates  what the rule was told
+    """
 
     trees: list[Tree]
     drawn_by: str
     seconds: float
+    meter: Meter
+    begun: list[Tree] = field(default_factory=list)
+    chosen: list[Front] = field(default_factory=list)
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 async def resume_loop(config: Config, learner: Learner, policy: Any) -> int:
@@ -263,6 +285,7 @@ async def resume_loop(config: Config, learner: Learner, policy: Any) -> int:
     if learner.ahead is not None:
         folder = learner.folder_of(learner.ahead["drawn_by"], model_folder(config.policy.spec))
     await serve_weights(policy, folder)
+    learner.serving = _whole_path(folder)
     return first
 
 
@@ -275,15 +298,17 @@ async def run_loop(
     first: int = 0,
     on_tree: Callable[[Tree | Failure], None] | None = None,
     on_round: Callable[[Round], None] | None = None,
+    crew: Grower | None = None,
 ) -> list[list[Tree]]:
-    """Iterations `first` … of collect → train → serve; returns the trees of each.
+    """Iterations `first` … of collect → train → serve; returns the trees of each. `crew` grows them, if there is one.
 
     Inexact trees (a fault persisted, say) are left out of training unless train.allow_biased is set, and counted.
     A loop that is stopped goes on from its last checkpoint: pass what `resume_loop` gives as `first`.
     """
-    last, behind, trainer = config.loop.iterations - 1, config.loop.behind, learner.trainer
+    last, behind, trainer = config.loop.iterations - 1, config.loop.steps_behind, learner.trainer
     if behind:
-        learner.keep = max(learner.keep, 2)  # a resume needs the weights that the round under way was begun with
+        # a resume needs the weights that the round under way was begun with
+        learner.checkpoints = max(learner.checkpoints, 2)
         if any(p.colocated for p in layers(policy) if isinstance(p, Colocated)):
             raise TreewrightError(
                 "loop.behind = 1 samples while the trainer works, and a colocated server sleeps meanwhile; set "
@@ -292,44 +317,89 @@ async def run_loop(
     if trainer.versions is not None and (trainer.age_of(policy.version) is None or not _sure(policy)):
         await serve_weights(policy, model_folder(config.policy.spec))  # a server that nobody knows the weights of
 
+    from treewright.agent.runs.adapting import Adapted
+
+    judge = guided(config, policy, crew is not None)
+    adapted = Adapted(config, learner.adapted, store, policy, crew)
+    serving: dict[str, str] = {}  # folders by the version that policies give them
+
+    async def serve(folder: str | Path) -> None:
+        serving[await serve_weights(policy, folder)] = _whole_path(folder)
+
+    if learner.serving is not None:
+        serving[policy.version] = learner.serving
+
     async def grow(index: int, rates: Mapping[str, float]) -> _Grown:
         began, drawn_by = time.monotonic(), policy.version
+        begun: list[Tree] = []
+        chosen: list[Front] = []
         tasks = tasks_for(worlds, "train", index, config.loop.tasks, config.loop.suite_tasks)
-        trees = await grow_for_training(
-            config, tasks, worlds, policy, f"{config.name}/{index}", index, store, on_tree, rates=rates
-        )
-        return _Grown(trees, drawn_by, time.monotonic() - began)
+        run = f"{config.name}/{index}"
+        if crew is None:
+            with metering() as spent:
+                trees = await grow_for_training(
+                    config, tasks, worlds, policy, run, index, store, on_tree, rates=rates, evaluator=judge
+                )
+                chosen, begun = await adapted.begin(len(tasks), worlds, policy, run, store, index, rates, judge)
+            busy = spent.busy()
+        else:
+            where, busy = serving.get(drawn_by), Meter()
+            trees = await crew.grow(
+                RoundOrder(run=run, index=index, weights=where, version=drawn_by, rates=dict(rates)), tasks
+            )
+            for tree in trees if on_tree is not None else ():
+                on_tree(tree)  # type: ignore[misc]
+        cost = measured([*trees, *begun], work_of(policy)) + busy  # those that were in the store already count too
+        return _Grown(trees, drawn_by, time.monotonic() - began, cost, begun, chosen, rates)
 
     kept: list[list[Tree]] = []
     ahead: _Grown | None = None
     for index in range(first, last + 1):
-        began, rates = time.monotonic(), dict(trainer.baselines)
+        began, rates = time.monotonic(), adapted.rates(trainer.baselines)
         if ahead is None:
             ahead = await grow(index, learner.ahead["rates"] if learner.ahead is not None else rates)
             learner.ahead = None
         batch, ahead = ahead, None
-        usable = [t for t in batch.trees if t.exact or config.train.allow_biased]
+        every = [*batch.trees, *batch.begun]
+        usable = [t for t in every if t.exact or config.train.allow_biased]
+        if every and not usable:
+            raise TreewrightError(_useless(every))
+        success = success_by_suite([t for t in batch.trees if t.exact or config.train.allow_biased])
+        moved, known, paid = adapted.note(
+            batch.trees, batch.begun, batch.chosen, batch.rates, trainer.baselines, batch.seconds
+        )
+        cost = batch.meter + paid
+        told = {"iteration": index + 1, "drawn_by": batch.drawn_by, "success": success, "meter": cost.as_dict()}
+        told |= {"adapted": known} if known else {}
         if behind:
             if trainer.age_of(policy.version) and learner.saved is not None:  # only after a resume
-                await serve_weights(policy, learner.saved)
+                await serve(learner.saved)
             coming = asyncio.create_task(grow(index + 1, rates)) if index < last else None
-            stats, saved, ahead = await _train_beside(learner, usable, index, coming, policy.version, rates)
+            stats, saved, ahead = await _train_beside(learner, usable, told, coming, policy.version, rates)
         else:
-            stats, saved = await _train_alone(learner, usable, index, policy)
-        await serve_weights(policy, saved.path)
+            stats, saved = await _train_alone(learner, usable, told, policy)
+        await serve(saved.path)
         stats |= {
             "collect_s": batch.seconds,
-            "inexact": float(len(batch.trees) - len(usable)),
-            "sampled_tokens": float(sum(t.spent.policy_tokens + t.spent.closing_tokens for t in batch.trees)),
-            "env_steps": float(sum(t.spent.env_steps + t.spent.closing_steps for t in batch.trees)),
+            "inexact": float(len(every) - len(usable)),
+            "sampled_tokens": float(sum(t.spent.policy_tokens + t.spent.closing_tokens for t in every)),
+            "env_steps": float(sum(t.spent.env_steps + t.spent.closing_steps for t in every)),
+            **moved,
         }
         seconds = time.monotonic() - began
-        done = Round(index, batch.drawn_by, policy.version, success_by_suite(usable), stats, seconds)
+        done = Round(index, batch.drawn_by, policy.version, success, stats, seconds, cost + Meter.trained(stats))
         learner.rounds.append(done)
-        kept.append(batch.trees)
+        kept.append(every)
+        if judge is not None and (index + 1) % config.loop.prm_every == 0:
+            recent = [t for trees in kept[-config.loop.prm_every :] for t in trees]
+            stats |= await asyncio.to_thread(refresh, judge, config, trainer, recent)
         if on_round is not None:
             on_round(done)
     return kept
+
+
+def _whole_path(folder: str | Path) -> str:
+    return str(Path(folder).resolve())
 
 
 def _sleeper(policy: object) -> Sleeper | None:
@@ -342,14 +412,14 @@ def _sure(policy: object) -> bool:
 
 
 async def _train_alone(
-    learner: Learner, trees: Sequence[Tree], index: int, policy: Any
+    learner: Learner, trees: Sequence[Tree], told: dict[str, Any], policy: Any
 ) -> tuple[dict[str, float], Any]:
     """A step while the policy sleeps, if it shares the accelerator; it is woken with the new weights."""
     sleeper = _sleeper(policy)
     if sleeper is not None:
         await sleeper.sleep()
     try:
-        return await asyncio.to_thread(learner.learn, trees, {"iteration": index + 1})
+        return await asyncio.to_thread(learner.learn, trees, told)
     except Exception:
         if sleeper is not None:
             await sleeper.wake()  # no new weights will come that could wake it
@@ -359,13 +429,13 @@ async def _train_alone(
 async def _train_beside(
     learner: Learner,
     trees: Sequence[Tree],
-    index: int,
+    told: dict[str, Any],
     coming: asyncio.Task[_Grown] | None,
     version: str,
     rates: dict[str, float],
 ) -> tuple[dict[str, float], Any, _Grown | None]:
     """A step while the next round is collected; both are awaited, whichever ends first."""
-    extra: dict[str, Any] = {"iteration": index + 1}
+    extra = dict(told)
     if coming is not None:
         extra["ahead"] = Ahead(drawn_by=version, rates=rates)
     try:

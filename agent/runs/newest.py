@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from treewright.agent.config import Config
-from treewright.training.manifest import latest, read_manifest
+from treewright.training.manifest import is_adapter_folder, latest, read_manifest
 
 __all__ = ["acting_config", "newest_weights", "serve_newest"]
 
@@ -30,7 +30,7 @@ def newest_weights(cfg: Config) -> Path | None:
 def acting_config(cfg: Config, say: Callable[[str], Any]) -> Config:
     """The configuration with the run's newest weights as its policy, said in one line where that changes anything.
 
-    A policy behind a URL keeps its name: `serve_newest` hands the weights to its server.
+    A policy behind a URL keeps its name, and so does vLLM for an adapter: `serve_newest` hands the weights over.
     """
     weights = newest_weights(cfg)
     if weights is None:
@@ -41,16 +41,17 @@ def acting_config(cfg: Config, say: Callable[[str], Any]) -> Config:
     say(
         f"acting with {weights}, the newest of run {cfg.name!r} (--set policy.newest=false acts with {cfg.policy.spec})"
     )
-    if "@http" in rest:
+    if "@http" in rest or (kind == "vllm" and is_adapter_folder(weights)):
         return cfg
     spec = f"vllm:{weights}" if kind == "vllm" else f"hf:{weights}"
     return cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"spec": spec})})
 
 
 async def serve_newest(cfg: Config, policy: Any) -> None:
-    """Hands the run's newest weights to the server behind a policy with a URL."""
+    """Hands the run's newest weights to the server behind a policy with a URL, and an adapter to vLLM here."""
     from treewright.agent.policies.opening import serve_weights
 
     weights = newest_weights(cfg)
-    if weights is not None and "@http" in cfg.policy.spec:
+    adapter = cfg.policy.spec.startswith("vllm:") and weights is not None and is_adapter_folder(weights)
+    if weights is not None and ("@http" in cfg.policy.spec or adapter):
         await serve_weights(policy, weights)

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from treewright.envs.errors import InvalidAction, TreewrightError
+from treewright.envs.lines import json_value
 from treewright.envs.types import Observation, Task, seed_of
+from treewright.envs.whole import write_whole
 from treewright.search.screen import parse_action
 from treewright.search.types import Proposer
 
@@ -72,13 +74,19 @@ def read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise TreewrightError(f"there is no file {path}; write one request a line")
     out = []
-    for line in path.read_text("utf-8-sig").split("\n"):  # splitlines would part a request at U+2028 and its like
+    try:
+        whole = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TreewrightError(f"cannot read {path}: {error}; write one request a line, in UTF-8") from error
+    for line in whole.split("\n"):  # splitlines would part a request at U+2028 and its like
         text = line.strip()
         if text.startswith("{"):
             try:
-                text = str(json.loads(text)["prompt"])
+                text = str(json_value(text)["prompt"])
             except (json.JSONDecodeError, KeyError):
-                raise TreewrightError(f'{path}: {text[:60]!r} is no JSON with "prompt"') from None
+                raise TreewrightError(
+                    f'{path}: {text[:60]!r} is no JSON with "prompt"; write {{"prompt": "…"}}, or plain text'
+                ) from None
         if text:
             out.append(text)
     if not out:
@@ -111,21 +119,21 @@ Measure = Callable[[str], Awaitable[Measured]]
 
 
 async def search_prefix(
-    measure: Measure, candidates: Sequence[str] = CANDIDATES, *, rounds: int = 2, keep: int = 2, weight: float = 1.0
+    measure: Measure, candidates: Sequence[str] = CANDIDATES, *, rounds: int = 2, width: int = 2, weight: float = 1.0
 ) -> list[Measured]:
     """Every prefix measured, the best first; no prefix at all is among them, so that nothing worse is chosen.
 
-    Each round measures what is new, keeps the best `keep` and joins them in pairs for the next. The score is refusal +
+    Each round measures what is new, keeps the best `width` and joins them in pairs for the next. The score is refusal +
     weight · success; of equals the shorter prefix wins.
     """
-    if rounds < 1 or keep < 1:
-        raise TreewrightError(f"rounds = {rounds}, keep = {keep}; both must be at least 1")
+    if rounds < 1 or width < 1:
+        raise TreewrightError(f"rounds = {rounds}, width = {width}; both must be at least 1")
     known: dict[str, Measured] = {"": await measure("")}
     fresh = list(dict.fromkeys(c for c in candidates if c))
     for _ in range(rounds):
         for prefix in fresh:
             known[prefix] = await measure(prefix)
-        best = [m.prefix for m in _ranked(known, weight) if m.prefix][:keep]
+        best = [m.prefix for m in _ranked(known, weight) if m.prefix][:width]
         joined = [f"{a} {b}" for a in best for b in best if a != b and b not in a]
         fresh = [prefix for prefix in joined if prefix not in known]
         if not fresh:
@@ -139,6 +147,5 @@ def _ranked(known: dict[str, Measured], weight: float) -> list[Measured]:
 
 def write_report(path: Path, ranked: Sequence[Measured], weight: float) -> None:
     """All that was measured, best first, as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = {"prefix": ranked[0].prefix, "weight": weight, "measured": [asdict(m) for m in ranked]}
-    path.write_text(json.dumps(body, indent=1, ensure_ascii=False))
+    write_whole(path, json.dumps(body, indent=1, ensure_ascii=False))

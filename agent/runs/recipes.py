@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from treewright.agent.config import Config
 from treewright.agent.policies.opening import serve_weights
-from treewright.agent.policies.policy import Templated
-from treewright.agent.runs.collect import World, tokens_for
-from treewright.agent.runs.loop import (
-    Learner,
-    budget_of,
-    evaluator_of,
-    grow_for_training,
-    rule_of,
-    settings_of,
-    tasks_for,
-)
+from treewright.agent.runs.collect import World
+from treewright.agent.runs.loop import Learner, grow_for_training, tasks_for
+from treewright.agent.runs.starts import grow_from
+from treewright.agent.runs.success import success_by_suite
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, ToolSpec
 from treewright.search.engine import Keeper
-from treewright.search.rooted import Start, search_from
 from treewright.search.tree import Tree
-from treewright.search.types import Exchange, layers
+from treewright.search.types import Exchange
 
 __all__ = ["encoder_of", "grow_from", "listed_tools", "prefix_rounds", "spar_rounds"]
 
@@ -69,44 +60,6 @@ def listed_tools(tree: Tree) -> list[ToolSpec]:
     return [ToolSpec(f["name"], f.get("description") or "", f.get("parameters") or {}) for f in found]
 
 
-async def grow_from(
-    config: Config,
-    starts: Sequence[Start],
-    worlds: Mapping[str, World],
-    policy: Any,
-    run: str,
-    store: Keeper | None = None,
-    index: int = 0,
-) -> list[Tree]:
-    """One tree from each start as the search section says, in the order of the starts; the seed changes with `index`.
-
-    Raises TreewrightError if a start's suite has no world, and for search.evidence.
-    """
-    if config.search.evidence is not None:
-        raise TreewrightError(
-            "search.evidence cannot be asked for below stored turns, which may quote nothing; leave it out here"
-        )
-    for start in starts:
-        if start.task.suite not in worlds:
-            raise TreewrightError(f"a stored path is of suite {start.task.suite!r}; opened: {', '.join(worlds)}")
-    gates = {name: asyncio.Semaphore(world.pool.size) for name, world in worlds.items()}
-    section, evaluator = config.search, evaluator_of(config.search, policy)
-    templated = next((p for p in layers(policy) if isinstance(p, Templated)), None)
-    respond = templated.template.response if templated is not None else None
-
-    async def one(i: int, start: Start) -> Tree:
-        world = worlds[start.task.suite]
-        settings = settings_of(section, run=run, attempt=i, seed=config.seed + index)
-        settings = replace(settings, max_tokens=tokens_for(world.suite, settings.max_tokens))
-        async with gates[start.task.suite]:
-            return await search_from(
-                start, world.suite.open, policy, rule=rule_of(section), evaluator=evaluator, budget=budget_of(section),
-                settings=settings, store=store, respond=respond,
-            )  # fmt: skip
-
-    return list(await asyncio.gather(*(one(i, start) for i, start in enumerate(starts))))
-
-
 async def prefix_rounds(
     config: Config,
     name: str,
@@ -118,6 +71,9 @@ async def prefix_rounds(
     updates: int,
     starts: int,
     min_outcome: float = SOLVED,
+    unit: str = "turn",
+    share: tuple[float, float] | None = None,
+    target: float | None = None,
     store: Keeper | None = None,
     on_round: OnRound | None = None,
 ) -> list[dict[str, float]]:
@@ -125,24 +81,30 @@ async def prefix_rounds(
 
     good    stored trees whose successful paths PrefixRL and Prefix-RFT start in; PPPO draws its own fronts each round
     starts  most trees of a round
+    unit    turn | token: where a front may end
+    share   of a path that is given, in the first and the last round; None: the recipe's
+    target  success at which fronts get shorter: then measured success, not the round, changes the share
     """
     from treewright.training.recipes import prefix
 
     recipe = prefix.recipe(name)
-    out = []
+    first, last = share or (recipe.first, recipe.last)
+    out: list[dict[str, float]] = []
+    given = first
     for index in range(updates):
-        share = prefix.share_at(index, updates, recipe.first, recipe.last)
+        if target is None:
+            given = prefix.share_at(index, updates, first, last)
         run = f"{config.name}/{name}/{learner.trainer.steps}"
-        if recipe.drawn:
+        if recipe.from_draws:
             each = max(1, starts // (config.search.root_draws * len(worlds)))
             tasks = tasks_for(worlds, "train", index, each)
             drawn = await grow_for_training(config, tasks, worlds, policy, f"{run}/fronts", index, store)
-            found = prefix.drawn_starts([t for t in drawn if t.exact], share)
+            found = prefix.drawn_starts([t for t in drawn if t.exact], given, unit)
         else:
-            found = prefix.good_starts(good, share, min_outcome)
+            found = prefix.good_starts(good, given, min_outcome, unit)
         if not found:
             raise TreewrightError(f"{name}: no stored path to start from; collect trees that succeed first")
-        turn = (index * starts) % len(found) if not recipe.drawn else 0
+        turn = (index * starts) % len(found) if not recipe.from_draws else 0
         chosen = [*found[turn:], *found[:turn]][:starts]
         trees = await grow_from(config, chosen, worlds, policy, run, store, index)
         usable = [(t, s.mass) for t, s in zip(trees, chosen, strict=True) if t.exact or config.train.allow_biased]
@@ -153,7 +115,11 @@ async def prefix_rounds(
         )
         saved = await asyncio.to_thread(learner.save, {"recipe": name})
         await serve_weights(policy, saved.path)
-        stats |= {"share": share, "starts": float(len(chosen)), "inexact": float(len(trees) - len(usable))}
+        stats |= {"share": given, "starts": float(len(chosen)), "inexact": float(len(trees) - len(usable))}
+        if target is not None:
+            success = success_by_suite([t for t, _ in usable])
+            stats["success"] = sum(success.values()) / len(success)
+            given = prefix.next_share(given, stats["success"], target=target)
         out.append(stats)
         if on_round is not None:
             on_round(index, stats, [t for t, _ in usable])

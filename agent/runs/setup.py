@@ -7,14 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from treewright.agent.config import Config, SearchSection
+from treewright.agent.judges.entailment import open_entailment
 from treewright.agent.judges.judge import open_evaluator
 from treewright.agent.runs.collect import UNLIMITED, World
 from treewright.agent.runs.evaluate import acting_rule
+from treewright.envs.doors import call
 from treewright.envs.types import Task
 from treewright.search.engine import Settings
 from treewright.search.evidence import Evidence
 from treewright.search.rules import Rule, rule_with
+from treewright.search.segments import Segments
+from treewright.search.temper import Temperatures
 from treewright.search.types import Budget, Evaluator
+from treewright.training.manifest import BEGUN
 
 __all__ = [
     "acting_rule_of",
@@ -23,8 +28,10 @@ __all__ = [
     "evidence_of",
     "rates_of",
     "rule_of",
+    "segments_of",
     "settings_of",
     "tasks_for",
+    "temperatures_of",
 ]
 
 
@@ -41,7 +48,8 @@ def rule_of(section: SearchSection, rates: Mapping[str, float] | None = None) ->
 def rates_of(config: Config) -> dict[str, float]:
     """The success by suite that the run's newest checkpoint knows; {} before the first."""
     newest = sorted((config.home / "checkpoints").glob("step-*/manifest.json"))
-    return dict(json.loads(newest[-1].read_text())["baselines"]) if newest else {}
+    known = json.loads(newest[-1].read_text())["baselines"] if newest else {}
+    return {suite: rate for suite, rate in known.items() if not suite.endswith(BEGUN)}
 
 
 def acting_rule_of(section: SearchSection, evaluator: Evaluator | None = None) -> Rule:
@@ -74,11 +82,24 @@ def settings_of(
     Draws are as long as search.max_tokens says; else `collect` takes what each task's suite suggests.
     """
     return Settings(
-        run=run, attempt=attempt, seed=seed, in_flight=section.in_flight, max_tokens=section.max_tokens or UNLIMITED,
+        run=run, attempt=attempt, seed=seed, in_flight=section.in_flight, stop=section.stop,
+        max_tokens=section.max_tokens or UNLIMITED,
         close=not acting if section.close is None else section.close, answers=section.answers, retries=section.retries,
         repairs=section.repairs, share_results=section.share_results, merge=section.merge,
-        peers=section.peers if peers else 0,
+        peers=section.peers if peers else 0, segments=segments_of(section),
+        temperature_by_depth=temperatures_of(section),
     )  # fmt: skip
+
+
+def segments_of(section: SearchSection) -> Segments | None:
+    """How responses are cut; None where search.segments is empty. Raises TreewrightError for an option it has not."""
+    return call(Segments, section.segments, "search.segments") if section.segments else None
+
+
+def temperatures_of(section: SearchSection) -> Temperatures | None:
+    """What draws are made at by depth; None where nothing is set. Raises TreewrightError for an option it has not."""
+    given = section.temperature_by_depth
+    return call(Temperatures, given, "search.temperature_by_depth") if given else None
 
 
 def evaluator_of(section: SearchSection, policy: Any = None) -> Evaluator | None:
@@ -91,23 +112,31 @@ def evidence_of(section: SearchSection) -> Evidence | None:
     if section.evidence is None:
         return None
     names = tuple(name.strip() for name in section.evidence.split(",") if name.strip())
-    return Evidence(None if names == ("all",) else names)
+    judge = open_entailment(section.evidence_judge) if section.evidence_judge is not None else None
+    return Evidence(None if names == ("all",) else names, judge)
 
 
 def tasks_for(
     worlds: Mapping[str, World], split: str, index: int, count: int, other: Mapping[str, int] | None = None
 ) -> list[Task]:
     """Batch `index` of `count` tasks of every suite, or of `other[suite]`; a suite that runs out begins again."""
-    out: list[Task] = []
+    return [task for task, _ in rounds_for(worlds, split, index, count, other)]
+
+
+def rounds_for(
+    worlds: Mapping[str, World], split: str, index: int, count: int, other: Mapping[str, int] | None = None
+) -> list[tuple[Task, int]]:
+    """`tasks_for`, each with how often its suite has begun again: another attempt at the same task."""
+    out: list[tuple[Task, int]] = []
     for name, world in worlds.items():
         suite, many = world.suite, (other or {}).get(name, count)
         start = index * many
         try:
-            out += suite.tasks(split, start + many)[start:]
+            every = suite.tasks(split, start + many)
         except ValueError:
-            size = _size(suite.tasks, split)
-            every = suite.tasks(split, size)
-            out += [every[i % size] for i in range(start, start + many)]
+            every = suite.tasks(split, _size(suite.tasks, split))
+        if every:
+            out += [(every[i % len(every)], i // len(every)) for i in range(start, start + many)]
     return out
 
 

@@ -6,6 +6,8 @@
 Processes share nothing but the database. A lease lasts `lease_seconds` and is renewed while its search goes on; when a
 process dies or stops, the lease ends and another process resumes the tree where it was acknowledged. The old owner, if
 it comes back, is fenced: the database refuses what it writes, and it goes on with another task.
+
+A database that goes away is waited for, `AWAY_SECONDS` at most; workers then go on where trees were acknowledged.
 """
 
 from __future__ import annotations
@@ -17,26 +19,31 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from treewright.agent.config import Config
 from treewright.agent.policies.opening import open_policy
+from treewright.agent.runs.anew import attempts, lost_in
 from treewright.agent.runs.collect import World, collect, open_worlds, suites_of
-from treewright.agent.runs.loop import budget_of, evaluator_of, evidence_of, rates_of, rule_of, settings_of, tasks_for
+from treewright.agent.runs.loop import budget_of, evaluator_of, evidence_of, rates_of, rule_of, settings_of
+from treewright.agent.runs.setup import rounds_for
 from treewright.envs.errors import TreewrightError
-from treewright.envs.types import Task, digest
-from treewright.search.store import Fenced, Lease, StoreError, TreeStore
+from treewright.envs.types import Task
+from treewright.search.store import Fenced, Lease, StoreLost, TreeStore
+from treewright.search.store.queue import TRIES
 
-__all__ = ["Job", "collect_with_workers", "work"]
+__all__ = ["Job", "Worker", "collect_with_workers", "run_worker", "waited", "work"]
 
 log = logging.getLogger("treewright")
 
 POLL_SECONDS = 0.5
+AWAY_SECONDS = 60.0
 Counts = dict[str, int]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ def collect_with_workers(
     launch = _launcher(workers)
     with TreeStore.open(url) as store:
         queue = store.queue
-        ids = asyncio.run(_tree_ids(config, job))
+        ids = asyncio.run(_tree_ids(config, job, lost_in(store, config.name)))
         queue.add(config.name, ids)
         counts = queue.counts(config.name)
         if not counts["waiting"] + counts["leased"]:
@@ -93,11 +100,11 @@ def collect_with_workers(
         try:
             while counts["waiting"] + counts["leased"] and crew.alive():
                 time.sleep(POLL_SECONDS)
-                counts = queue.counts(config.name)
+                counts = waited(lambda: queue.counts(config.name))
                 if on_progress is not None:
                     on_progress(counts)
             crew.join()
-            counts = queue.counts(config.name)
+            counts = waited(lambda: queue.counts(config.name))
         finally:
             crew.stop()
         for tree_id, why in queue.failures(config.name).items():
@@ -108,14 +115,37 @@ def collect_with_workers(
     return counts
 
 
-async def _tree_ids(config: Config, job: Job) -> list[str]:
+def waited(call: Callable[[], Answer], seconds: float | None = None) -> Answer:
+    """What the call gives; it is made again while the database does not answer, which is said.
+
+    Raises StoreLost once that has lasted `seconds`; AWAY_SECONDS where None.
+    """
+    patience, end = AWAY_SECONDS if seconds is None else seconds, 0.0
+    while True:
+        try:
+            return call()
+        except StoreLost as error:
+            if not end:
+                end = time.monotonic() + patience
+                log.warning("%s (waiting for it, %.0f s at most)", error, patience)
+            if time.monotonic() > end:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
+async def _tree_ids(config: Config, job: Job, lost: Collection[str]) -> list[str]:
     async with open_worlds(suites_of(config), config.worlds.sessions or None, config.worlds.deadline) as worlds:
-        return [tree_id_of(config, task) for task in tasks_for(worlds, job.split, job.batch, job.tasks)]
+        return list(_of_job(config, job, worlds, lost))
 
 
-def tree_id_of(config: Config, task: Task) -> str:
-    """The id that the tree of a task gets in this run; see `TreeHeader.tree_id`."""
-    return digest(config.name, f"{task.suite}/{task.id}", "0")
+def _of_job(
+    config: Config, job: Job, worlds: Mapping[str, World], lost: Collection[str]
+) -> dict[str, tuple[Task, int]]:
+    """Task and attempt of every tree of a job, by its id; as in `collect`, each task once, in each batch anew."""
+    once: dict[tuple[str, str], tuple[Task, int]] = {}
+    for task, earlier in rounds_for(worlds, job.split, job.batch, job.tasks):
+        once.setdefault((task.suite, task.id), (task, earlier))
+    return attempts(config.name, once.values(), lost)
 
 
 # -- launching --------------------------------------------------------------------------------------------------------
@@ -189,34 +219,73 @@ def _launcher(workers: str | int) -> Callable[[Job], Processes | RayWorkers]:
 
 def work(job: Job) -> int:
     """One worker: grows trees until no task is left; returns how many it finished. Runs in a process of its own."""
-    return asyncio.run(_Worker(job).run())
+    return run_worker(lambda: Worker(job))
 
 
-class _Worker:
+def run_worker(make: Callable[[], Worker]) -> int:
+    """Runs a worker; where the database went away another one takes its place once it is back. How many trees were
+    finished. It ends, and says why, when it is not back in time, or goes away again and again with no tree finished.
+    """
+    finished, quiet = 0, 0
+    while True:
+        worker = make()
+        try:
+            waited(lambda: TreeStore.open(worker.job.url, read_only=True)).close()  # noqa: B023 - called at once
+            asyncio.run(worker.run())
+            return finished + worker.finished
+        except StoreLost as error:
+            finished, quiet = finished + worker.finished, 0 if worker.finished else quiet + 1
+            if quiet == TRIES:
+                log.warning("%s", error)
+                return finished
+
+
+def _alone() -> bool:
+    """The process that started this one, if one of ours did, has ended."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+class Worker:
+    """Leases tasks of one run and grows their trees."""
+
     def __init__(self, job: Job) -> None:
         self.job = job
         self.config = Config.model_validate_json(job.config)
         self.owner = f"{socket.gethostname()} {os.getpid()}"
         self.finished = 0
+        self.name, self.seed = self.config.name, self.config.seed
+        self.rates: Mapping[str, float] | None = None
 
     async def run(self) -> int:
         config, job = self.config, self.job
         store, actor = TreeStore.open(job.url), open_policy(config.policy.spec, **config.policy.options)
         try:
             async with open_worlds(suites_of(config), config.worlds.sessions or None, config.worlds.deadline) as worlds:
-                tasks = {tree_id_of(config, t): t for t in tasks_for(worlds, job.split, job.batch, job.tasks)}
-                lanes = min(job.lanes, len(tasks)) or 1
-                await asyncio.gather(*(self._lane(store, worlds, actor, tasks) for _ in range(lanes)))
+                tasks = _of_job(config, job, worlds, lost_in(store, config.name))
+                await self._lanes(min(job.lanes, len(tasks)) or 1, store, worlds, actor, tasks)
         finally:
-            with contextlib.suppress(Fenced):
+            with contextlib.suppress(Fenced, StoreLost):
                 store.close()
             await actor.close()
         return self.finished
 
-    async def _lane(self, store: TreeStore, worlds: Mapping[str, World], actor: Any, tasks: Mapping[str, Task]) -> None:
+    async def _lanes(self, count: int, *parts: Any) -> None:
+        """So many lanes side by side; all end with the first that fails."""
+        lanes = [asyncio.create_task(self._lane(*parts)) for _ in range(count)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            for lane in lanes:
+                lane.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
+
+    async def _lane(
+        self, store: TreeStore, worlds: Mapping[str, World], actor: Any, tasks: Mapping[str, tuple[Task, int]]
+    ) -> None:
         """Takes one task after the other. While others hold the last ones it waits: theirs may come free."""
-        queue, run = store.queue, self.config.name
-        while True:
+        queue, run = store.queue, self.name
+        while not _alone():
             lease = await asyncio.to_thread(queue.lease, run, self.owner, self.job.lease_seconds)
             if lease is None:
                 counts = await asyncio.to_thread(queue.counts, run)
@@ -229,21 +298,28 @@ class _Worker:
             else:
                 await self._grow(store, worlds, actor, tasks[lease.tree_id], lease)
 
-    async def _grow(self, store: TreeStore, worlds: Mapping[str, World], actor: Any, task: Task, lease: Lease) -> None:
+    async def _grow(
+        self, store: TreeStore, worlds: Mapping[str, World], actor: Any, work: tuple[Task, int], lease: Lease
+    ) -> None:
         """Grows one tree under its lease; drops it as soon as the lease is somebody else's."""
         store.hold(lease)
-        search = asyncio.create_task(self._search(store, worlds, actor, [task]))
+        search = asyncio.create_task(self._search(store, worlds, actor, *work))
         beat = asyncio.create_task(self._renew(store, lease))
-        queue = store.queue
+        queue, task = store.queue, work[0]
         try:
             await asyncio.wait({search, beat}, return_when=asyncio.FIRST_COMPLETED)
-            if beat.done():  # it ends only by an error
-                raise beat.exception() or StoreError("the renewing of a lease ended")
+            if beat.done() and (error := beat.exception()) is not None:
+                raise error
+            if beat.done() and not search.done():  # whoever wanted the tree is gone
+                await asyncio.to_thread(queue.give_back, lease)
+                return
             await search
             await asyncio.to_thread(queue.done, lease)
             self.finished += 1
         except Fenced as error:
             log.warning("%s", error)
+        except StoreLost:  # the lease runs out by itself
+            raise
         except TreewrightError as error:
             log.warning("task %s/%s: %s", task.suite, task.id, error)
             with contextlib.suppress(Fenced):
@@ -254,21 +330,26 @@ class _Worker:
             await asyncio.gather(search, beat, return_exceptions=True)
 
     async def _renew(self, store: TreeStore, lease: Lease) -> None:
-        while True:
+        """Until the process that started this one has ended, which may be by a kill."""
+        while not _alone():
             await asyncio.sleep(self.job.lease_seconds / 3)
             await asyncio.to_thread(store.queue.renew, lease, self.job.lease_seconds)
 
-    async def _search(self, store: TreeStore, worlds: Mapping[str, World], actor: Any, tasks: Sequence[Task]) -> None:
+    async def _search(
+        self, store: TreeStore, worlds: Mapping[str, World], actor: Any, task: Task, attempt: int
+    ) -> None:
         section = self.config.search
-        settings = settings_of(section, run=self.config.name, seed=self.config.seed)
+        settings = settings_of(section, run=self.name, seed=self.seed)
         await collect(
-            tasks,
+            [task],
             worlds,
             actor,
-            rule=rule_of(section, rates_of(self.config)),
+            rule=rule_of(section, rates_of(self.config) if self.rates is None else self.rates),
             budget=budget_of(section),
             settings=settings,
             evaluator=evaluator_of(section, actor),
             evidence=evidence_of(section),
             store=store,
+            rounds=[attempt],
+            anew=False,  # the lease is for this tree
         )

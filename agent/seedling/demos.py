@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from treewright.envs.errors import InvalidAction
+from treewright.envs.errors import InvalidAction, TreewrightError
+from treewright.envs.lines import json_value
 from treewright.envs.types import Action, Environment, Suite, Task, ToolSpec, Turn, require_sandbox, seed_of
 
 __all__ = [
@@ -191,8 +192,12 @@ def load_demos(path: Path) -> Iterator[Demo]:
         return
     with path.open(encoding="utf-8") as file:
         for line in file:
-            raw = json.loads(line)
-            yield Demo(**{**raw, "steps": tuple(DemoStep(**s) for s in raw["steps"])})
+            try:
+                raw = json_value(line)
+                demo = Demo(**{**raw, "steps": tuple(DemoStep(**s) for s in raw["steps"])})
+            except (ValueError, KeyError, TypeError) as error:
+                raise TreewrightError(f"{path} holds a line that is no demonstration: {error}; delete it") from error
+            yield demo
 
 
 def renamed(demo: Demo, names: Sequence[str], keep: Container[str], rng: random.Random) -> Demo:

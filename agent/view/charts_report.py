@@ -6,15 +6,17 @@ write_report(store, "report", png=True)         # report/report.html and one PNG
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from treewright.agent.view.chart import draw_png, draw_svg
+from treewright.agent.view.curves import make_curves
 from treewright.agent.view.page import render_report
 from treewright.agent.view.plots import NODES, make_charts, wilson
 from treewright.agent.view.reading import Filters
+from treewright.envs.whole import write_whole
 from treewright.search.store import TreeRow, TreeStore
 
 __all__ = ["write_report"]
@@ -28,17 +30,30 @@ def write_report(
     Raises TreewrightError if no finished tree matches, or where matplotlib is missing and PNG is asked for.
     """
     charts, note, rows = make_charts(store, filters, most_nodes)
+    curves, updates = make_curves(store)
+    charts = [*curves, *charts]
     target = Path(folder) / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     if png:
         for chart in charts:
             draw_png(chart, target.with_name(f"{chart.name}.png"))
     figures = [(c.caption, draw_svg(c), draw_svg(c, dark=True)) for c in charts]
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    page = render_report(f"report on {store.title}", note, _table(rows), figures)
-    draft.write_text(page, "utf-8")
-    draft.replace(target)
-    return target
+    page = render_report(f"report on {store.title}", note, _table(rows), figures, _updates(updates))
+    return write_whole(target, page)
+
+
+UPDATES = ("run", "trees of", "step", "success", "loss", "KL", "entropy", "sampler gap", "tokens a second")
+
+
+def _updates(updates: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
+    names = ("loss", "kl", "entropy", "sampler_gap", "tokens_per_s")
+    body = []
+    for row in updates:
+        known = [x for x in row["success"].values() if x is not None]
+        mean = sum(known) / len(known) if known else math.nan
+        numbers = [math.nan if row[name] is None else row[name] for name in names]
+        body.append((row["run"], row["trees"] or row["recipe"], row["step"] or 0.0, mean, *numbers))
+    return UPDATES, body
 
 
 HEADER = ("suite", "weights", "trees", "success", "± 95 %", "tokens a tree", "steps a tree", "exact")

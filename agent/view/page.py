@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from functools import cache
@@ -18,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from treewright.agent.view.curves import curves_json
 from treewright.agent.view.payload import (
     Decode,
     advantage_json,
@@ -32,13 +32,14 @@ from treewright.agent.view.plots import plots_json
 from treewright.agent.view.reading import Filters, Reader
 from treewright.agent.view.report import clean, figure
 from treewright.envs.errors import TreewrightError
+from treewright.envs.whole import write_whole
 from treewright.search.store import TreeStore
 
 __all__ = ["policy_of", "render_page", "render_report", "write_page"]
 
 SCRIPTS = (
-    "base.js", "source.js", "model.js", "draw.js", "pane.js", "text.js", "details.js", "list.js", "compare.js",
-    "keys.js", "app.js",
+    "base.js", "source.js", "model.js", "draw.js", "map.js", "pane.js", "text.js", "details.js", "list.js",
+    "compare.js", "keys.js", "app.js",
 )  # fmt: skip
 TEXT = 20_000  # characters of one text in a file
 NODES = 100_000  # nodes of all trees together in a file
@@ -103,8 +104,10 @@ def render_report(
     note: str,
     table: tuple[Sequence[str], Sequence[Sequence[object]]],
     figures: Sequence[tuple[str, str, str]],
+    training: tuple[Sequence[str], Sequence[Sequence[object]]] = ((), ()),
 ) -> str:
-    """A page without script: a table, and (caption, light SVG, dark SVG) of each chart as `draw_svg` made them."""
+    """A page without script: tables of trees and of updates, and (caption, light SVG, dark SVG) of each chart as
+    `draw_svg` made them."""
     css = _source("viewer.css")
     return (
         _static()
@@ -116,6 +119,8 @@ def render_report(
             css=Markup(css),
             header=table[0],
             rows=table[1],
+            update_header=training[0],
+            updates=training[1],
             figures=[(caption, Markup(light), Markup(dark)) for caption, light, dark in figures],
         )
     )
@@ -131,12 +136,7 @@ def write_page(
     """
     with closing(Reader(store)) as reader:
         data = _data(reader, filters, most, decode)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.write_text(render_page(f"trees of {store.title}", data), "utf-8")
-    draft.replace(target)
-    return target
+    return write_whole(path, render_page(f"trees of {store.title}", data))
 
 
 def _data(reader: Reader, filters: Filters | None, most: int, decode: Decode | None) -> dict[str, Any]:
@@ -153,6 +153,7 @@ def _data(reader: Reader, filters: Filters | None, most: int, decode: Decode | N
         "facets": facets_json(reader.facets(), weights),
         "trees": {row.tree_id: _whole(reader, row.tree_id, decode) for row, _ in listing.rows},
         "plots": plots_json(store, filters),
+        "curves": curves_json(store),
         "store": store.title,
     }
 

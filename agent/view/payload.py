@@ -63,7 +63,7 @@ def decoder(path: str | Path) -> Decode:
     try:
         made = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
-        raise TreewrightError(f"{file} is not a tokenizer: {error}") from error
+        raise TreewrightError(f"{file} is not a tokenizer: {error}; name a model's tokenizer.json") from error
     return lambda ids: str(made.decode(list(ids), skip_special_tokens=False))
 
 

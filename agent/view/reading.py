@@ -29,11 +29,12 @@ from treewright.search.store.reading import Blobs, TreeRow, header_rows, key_of,
 from treewright.search.store.tree_store import TreeStore
 from treewright.search.store.values import unescape
 from treewright.search.tree import TreeHeader
-from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome
+from treewright.search.types import Completion, Draft, Expansion, NodeKind, NodeStatus, Outcome
 
 __all__ = ["EFFECTS", "LABELLED", "Columns", "Filters", "Listing", "Reader", "Turn"]
 
 EFFECTS = tuple(Effect)
+KINDS = tuple(NodeKind)
 LABELLED = 50_000  # nodes of a tree up to which every node gets its label at once
 WORDS = 100  # characters of a label
 DRAFT = NodeStatus.DRAFT.value
@@ -46,7 +47,7 @@ class Columns:
     """A tree as numbers.
 
     arrays   [N] columns of `TreeStore.arrays` and score float32, effect int8 (index into EFFECTS), flags int8
-             (1 = error, 2 = closing); rewards are NaN until the tree is done
+             (1 = error, 2 = closing, 4 = all children are needed); rewards are NaN until the tree is done
     labels   [N] what each node did, in few words; None for trees of more than LABELLED nodes
     pops, tokens   [pops] the popped node, and tokens sampled up to and including this pop
     """
@@ -199,6 +200,7 @@ def _marks(connection: Connection, key: int, arrays: dict[str, NDArray[Any]], la
     arrays["score"] = np.array([row[0] for row in rows], np.float32)
     arrays["effect"] = np.array([code[seen if status else drawn] for _, drawn, status, seen, *_ in rows], np.int8)
     arrays["flags"] = np.array([bool(row[4]) for row in rows], np.int8)
+    arrays["flags"][arrays["kind"][: len(rows)] == KINDS.index(NodeKind.ALL)] |= 4
     x = expansions.c
     later = select(x.node, x.closing, x.first, x.drafts, x.status, x.outcome_effect, x.outcome_error)
     for node, closing, first, drafts, status, effect, error in connection.execute(
@@ -234,7 +236,7 @@ def _path(connection: Connection, key: int, tree_id: str, node: int) -> list[int
     above = select(nodes.c.id, nodes.c.parent).where(nodes.c.tree == key, nodes.c.id == walk.c.parent)
     found = connection.execute(select(walk.union_all(above).c.id)).scalars().all()
     if not found:
-        raise StoreError(f"tree {tree_id} has no node {node}")
+        raise StoreError(f"tree {tree_id} has no node {node}; nodes are numbered from 0, the root")
     return sorted(found)
 
 

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from rich.console import Console
 from rich.text import Text
 
 from treewright.agent.view.drawing import Drawing, draw, shape
+from treewright.envs.redact import hide
+from treewright.envs.whole import write_whole
 from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus
 
@@ -51,9 +52,9 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 def clean(text: str) -> str:
     """Untrusted text without terminal escapes, control, direction-changing and unpaired surrogate characters.
 
-    Line ends and tabs stay; CR LF and a lone CR become line ends.
+    Line ends and tabs stay; CR LF and a lone CR become line ends. Secrets of this process are masked.
     """
-    return CONTROLS.sub("", ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
+    return hide(CONTROLS.sub("", ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))))
 
 
 # -- the page -------------------------------------------------------------------------------------------------------
@@ -88,12 +89,7 @@ def write_report(
         css=Markup(css),  # our own file, the only text that is not escaped
         style_hash=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.write_text(page, "utf-8")
-    draft.replace(target)
-    return target
+    return write_whole(path, page)
 
 
 @cache
@@ -224,14 +220,14 @@ def _turn(
         ("reward", tree.reward(node) if node else math.nan),
         ("weight", tree.mass[node]),
         ("log-prob", math.fsum(tree.logprobs[node]) if tree.logprobs[node] else math.nan),
-        ("drawn", float(tree.mult[node]) if tree.mult[node] > 1 else math.nan),
+        ("times drawn", float(tree.mult[node]) if tree.mult[node] > 1 else math.nan),
     ]
     return _Turn(
         node,
         f"{name}-n{node}",
         tree.depth[node],
         shape(tree.status[node]),
-        _words(tree.status[node]),
+        f"segment, {_words(tree.status[node])}" if tree.in_turn(node) else _words(tree.status[node]),
         _cut(str(tree.action[node] or tree.text[node]), limit) or ("start" if node == 0 else "(nothing)"),
         tree.effect[node].value if node and seen is not None and tree.action[node] else "",
         [(word, figure(value)) for word, value in facts if not math.isnan(value)],
@@ -279,7 +275,7 @@ def _pieces(tree: Tree, node: int, decode: Decode | None) -> list[str]:
     if decode is not None:
         return [_mark(decode([i])) for i in ids]
     said = bytes(i for i in ids if i < 256)
-    if said and said == tree.text[node].encode("utf-8", "replace") and all(b < 0x80 for b in said):
+    if said and tree.text[node].encode("utf-8", "replace").endswith(said) and all(b < 0x80 for b in said):
         return [_mark(chr(i)) if i < 256 else "∎" for i in ids]
     return [f"{i} " for i in ids]
 
@@ -296,7 +292,8 @@ def _label(tree: Tree, node: int) -> str:
     if node == 0:
         return "start"
     if action is None:
-        return _cut(" ".join(tree.text[node].split()), WORDS) or "(nothing)"
+        said = " ".join(tree.text[node].split())
+        return _cut(f"{said} …" if tree.in_turn(node) else said, WORDS) or "(nothing)"
     calls = []
     for call in action.calls:
         values = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in call.arguments.values())

@@ -81,15 +81,26 @@ def make_app(store: TreeStore, token: str, decode: Decode | None = None) -> Star
 
         return plots_json(store, _filters(request))
 
+    def curves(_: Request) -> Any:
+        from treewright.agent.view.curves import curves_json
+
+        return curves_json(store)
+
+    def pulse(request: Request) -> Any:
+        from treewright.agent.view.curves import curves_size
+
+        return {**reader.pulse(request.query_params.getlist("tree")), "updates": curves_size(store)}
+
     routes = [
         Route("/", index),
         Route("/api/list", answer(lambda r: _list(reader, r))),
         Route("/api/facets", answer(lambda r: facets_json(reader.facets(), reader.weights()))),
-        Route("/api/pulse", answer(lambda r: reader.pulse(r.query_params.getlist("tree")))),
+        Route("/api/pulse", answer(pulse)),
         Route("/api/tree/{id}", answer(lambda r: columns_json(reader.columns(r.path_params["id"]), reader.weights()))),
         Route("/api/advantage/{id}", answer(lambda r: advantage_json(reader, r.path_params["id"]))),
         Route("/api/path/{id}/{node:int}", answer(lambda r: _path(reader, r, decode))),
         Route("/api/plots", answer(plots)),
+        Route("/api/curves", answer(curves)),
         Route("/api/store", answer(lambda r: {"store": _place(store.name)})),
     ]
 
@@ -188,6 +199,7 @@ def serve(
         address = f"http://{HOST}:{sock.getsockname()[1]}/{token}/"
         app = make_app(store, token, decode)
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=1)
+        sock.listen()  # from now on whoever opens the address is answered, if a moment later
         note(address)
         if browse:
             webbrowser.open(address)

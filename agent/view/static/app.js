@@ -1,5 +1,6 @@
 // What is on the screen: the list, the report, or one or two trees; keys, replay, and what is live.
 
+const SHAPES = [["icicle", "icicle"], ["link", "node-link"], ["tokens", "map of tokens"], ["visits", "map of draws"]];
 const MODES = [["score", "score"], ["value", "value"], ["advantage", "advantage"], ["weight", "weight"]];
 
 class App {
@@ -65,7 +66,7 @@ class App {
 
   makeToolbar() {
     this.shapes = el("select", { "aria-label": "drawing", change: () => this.setShape(this.shapes.value) },
-      [["icicle", "icicle"], ["link", "node-link"]].map(([value, text]) => el("option", { value, text })));
+      SHAPES.map(([value, text]) => el("option", { value, text })));
     this.modes = el("select", { "aria-label": "colour", change: () => this.setMode(this.modes.value) },
       MODES.map(([value, text]) => el("option", { value, text: `colour: ${text}` })));
     this.beside = el("select", { "aria-label": "beside", change: () => this.setBeside(this.beside.value) });
@@ -133,7 +134,7 @@ class App {
     this.place = "tree";
     this.besides = besides;
     this.mode = words.get("colour") || this.mode || model.bestMode;
-    this.shape = this.shapes.value = words.get("view") === "link" || (!words.get("view") && this.shape === "link") ? "link" : "icicle";
+    this.shape = this.shapes.value = SHAPES.some(([name]) => name === words.get("view")) ? words.get("view") : this.shape;
     this.panes[0].show(model);
     this.active = this.panes[0];
     const node = Number(words.get("node") ?? NaN);
@@ -359,6 +360,8 @@ class App {
       if (this.told !== undefined && told !== this.told) await this.list.offer();
     }
     this.told = told;
+    if (this.place === "report" && this.updates !== undefined && pulse.updates !== this.updates) await this.report.refresh();
+    this.updates = pulse.updates;
     for (const pane of open) {
       const now = pulse.pops[pane.model.row.id];
       if (now && (now[0] !== pane.model.row.status || now[1] !== pane.model.pops.length)) await this.renew(pane);
@@ -436,4 +439,5 @@ class App {
 }
 
 const app = new App();
+app.geometry = { areaOf, aspectOf, divided, holds };
 window.treewright = app; // for those who look with the browser's own tools

@@ -91,6 +91,7 @@ class Details {
       badges.push(el("span", { class: `badge ${model.effect[node] >= 2 ? "bad" : ""}`, text: effect }));
     }
     if (model.solved[node]) badges.push(el("span", { class: "badge good", text: "solved" }));
+    if (model.flags[node] & 4) badges.push(el("span", { class: "badge", text: "all needed" }));
     if (model.flags[node] & 2) badges.push(el("span", { class: "badge", text: "closing" }));
     if (turn.origin !== "policy") badges.push(el("span", { class: "badge", text: turn.origin }));
     const facts = [

@@ -160,13 +160,20 @@ const stroke = (ctx, path, wide, colour) => {
   ctx.stroke(path);
 };
 
-// Shape by status: squares ended, circles can go on, crosses are trouble; green ring: solved.
+// Shape by status: diamonds need all their children, squares ended, circles can go on, crosses are trouble; green ring: solved.
 function mark(ctx, model, node, x, y, radius, colour, ink) {
   const status = model.status[node];
   ctx.fillStyle = colour;
   ctx.beginPath();
   if (radius < 2.2) ctx.rect(x - radius, y - radius, 2 * radius, 2 * radius);
-  else if (FINISHED.has(status)) ctx.rect(x - radius, y - radius, 2 * radius, 2 * radius);
+  else if (model.flags[node] & 4) {
+    // All children are needed: a diamond.
+    ctx.moveTo(x - 1.3 * radius, y);
+    ctx.lineTo(x, y - 1.3 * radius);
+    ctx.lineTo(x + 1.3 * radius, y);
+    ctx.lineTo(x, y + 1.3 * radius);
+    ctx.closePath();
+  } else if (FINISHED.has(status)) ctx.rect(x - radius, y - radius, 2 * radius, 2 * radius);
   else ctx.arc(x, y, status === 0 ? radius * 0.6 : radius, 0, 2 * Math.PI);
   ctx.fill();
   if (radius < 2.2) return;

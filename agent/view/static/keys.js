@@ -4,7 +4,7 @@ const HELP = [
   ["/", "find trees"], ["↑ ↓ or k j", "walk the list"], ["Enter", "open a tree"], ["r", "report"], ["Esc", "back to the list"],
   ["← →", "parent, child"], ["↑ ↓", "neighbours in the column"], ["Home, End", "root, chosen node"],
   ["+ − or wheel", "zoom"], ["Shift + arrows or drag", "pan"], ["f", "fit the tree"], ["z or double click", "zoom to the subtree"],
-  ["v", "icicle or node-link"], ["1 2 3 4", "colour by score, value, advantage, weight"], ["b", "another tree of the task beside"],
+  ["v", "icicle, node-link, maps"], ["1 2 3 4", "colour by score, value, advantage, weight"], ["b", "another tree of the task beside"],
   ["m, c", "mark a branch, compare with it"], ["Tab", "other pane"], ["Space", "replay the growth, or stop"], [", and .", "one pop back, one on"], ["t", "light or dark"], ["?", "this help"],
 ];
 
@@ -64,7 +64,7 @@ class Keys {
     const now = Math.min(app.time, app.lastPop);
     const own = {
       "+": () => pane.zoom(1.4), "=": () => pane.zoom(1.4), "-": () => pane.zoom(1 / 1.4), f: () => pane.fit(), z: () => pane.zoomTo(pane.selected),
-      v: () => app.setShape(app.shape === "icicle" ? "link" : "icicle"), b: () => app.nextBeside(),
+      v: () => app.setShape(SHAPES[(SHAPES.findIndex(([name]) => name === app.shape) + 1) % SHAPES.length][0]), b: () => app.nextBeside(),
       m: () => app.setMark(), c: () => app.compareNow(),
       " ": () => app.toggle(), ",": () => (app.stop(), app.seek(now - 1)), ".": () => (app.stop(), app.seek(now + 1)),
     };

@@ -23,6 +23,8 @@ class List {
     this.selects = Object.fromEntries([...FILTERS, "success"].map((name) => [name, this.choice(name)]));
     this.summary = el("p", { class: "summary", "aria-live": "polite" });
     this.body = el("tbody", {});
+    this.released = null;
+    this.body.addEventListener("pointerdown", () => this.hold());
     this.more = el("button", { type: "button", class: "more", click: () => this.load(true) });
     this.heads = Object.fromEntries(COLUMNS.map((column) => [column[0], this.columnHead(...column)]));
     this.files = el("select", { "aria-label": "export what is listed", change: () => this.export(this.files.value) },
@@ -134,6 +136,7 @@ class List {
     const offset = more ? this.rows.length : 0;
     const limit = more ? PAGE : Math.max(PAGE, this.keep || 0);
     const found = await source.list(this.filters, offset, limit, this.sort);
+    await this.released;
     if (this.asked !== asked) return;
     this.showOrder();
     this.rows = more ? [...this.rows, ...found.rows] : found.rows;
@@ -148,6 +151,14 @@ class List {
     this.more.textContent = `show more (${figure(found.total - this.rows.length)} left)`;
     this.more.hidden = this.rows.length >= found.total;
     if (found.indexed < 1 && !more) setTimeout(() => this.asked === asked && this.app.place === "list" && this.load(), 50);
+  }
+
+  // Rows that are drawn anew while one of them is pressed would swallow the click: they wait until it has been heard.
+  hold() {
+    this.released = new Promise((done) => {
+      const heard = () => setTimeout(done, 0);
+      for (const end of ["pointerup", "pointercancel", "dragend"]) addEventListener(end, heard, { once: true, capture: true });
+    });
   }
 
   // After something new came in: the same rows again, as many as there are now.
@@ -238,8 +249,13 @@ class Report {
 
   async show(filters) {
     clear(this.element, el("p", { class: "soft", text: "counting…" }));
+    this.filters = filters;
+    await this.refresh();
+  }
+
+  async refresh() {
     try {
-      this.found = await source.plots(filters);
+      [this.found, this.curves] = await Promise.all([source.plots(this.filters), source.curves()]);
       this.draw();
     } catch (error) {
       clear(this.element, el("p", { class: "trouble", text: error.message }));
@@ -248,9 +264,26 @@ class Report {
 
   draw() {
     if (!this.found) return;
-    clear(this.element, el("p", { class: "summary", text: this.found.note }),
-      el("div", { class: "plots" }, this.found.plots.map((plot) =>
-        el("figure", {}, el("img", { src: `data:image/svg+xml;base64,${theme.dark ? plot.dark : plot.light}`, alt: plot.title }),
-          el("figcaption", { text: plot.caption })))));
+    const { updates, plots } = this.curves;
+    clear(this.element, updates.length ? [el("h2", { text: "training" }), this.plots(plots), this.table(updates), el("h2", { text: "trees" })] : null,
+      el("p", { class: "summary", text: this.found.note }), this.plots(this.found.plots));
+  }
+
+  plots(plots) {
+    return el("div", { class: "plots" }, plots.map((plot) =>
+      el("figure", {}, el("img", { src: `data:image/svg+xml;base64,${theme.dark ? plot.dark : plot.light}`, alt: plot.title }),
+        el("figcaption", { text: plot.caption }))));
+  }
+
+  // Every update, newest first, with a way to the trees that it was trained on.
+  table(updates) {
+    const names = ["loss", "kl", "entropy", "sampler_gap", "tokens_per_s"];
+    const said = (value) => (value === null || value === undefined ? "–" : figure(value));
+    const success = (row) => Object.entries(row.success).map(([suite, rate]) => `${suite} ${rate === null ? "–" : `${Math.round(100 * rate)} %`}`).join("  ");
+    const trees = (row) => (row.trees ? el("a", { href: `#${new URLSearchParams({ run: row.trees })}`, text: `trees of ${row.trees}` }) : el("span", { text: row.recipe }));
+    const head = ["step", "trained on", "success", "loss", "KL", "entropy", "sampler gap", "tokens / s"];
+    return el("div", { class: "scroll updates" }, el("table", {}, el("thead", {}, el("tr", {}, head.map((text) => el("th", { text })))),
+      el("tbody", {}, [...updates].reverse().map((row) => el("tr", {}, el("td", { class: "number", text: said(row.step) }), el("td", {}, trees(row)),
+        el("td", { text: success(row) }), names.map((name) => el("td", { class: "number", text: said(row[name]) })))))));
   }
 }

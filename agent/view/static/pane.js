@@ -61,12 +61,26 @@ class Pane {
     ctx.fillStyle = this.ink.card;
     ctx.fillRect(0, 0, this.width, this.height);
     ctx.textBaseline = "middle";
-    const draw = this.app.shape === "icicle" ? drawIcicle : drawLinks;
+    const draw = this.mapped ? drawMap : this.app.shape === "icicle" ? drawIcicle : drawLinks;
     const { model, view, width, height, shades, ink, selected } = this;
-    this.marks = draw(ctx, { model, view, width, height, shades, ink, selected, time: this.time, popped: this.popped });
+    const scene = { model, view, width, height, shades, ink, selected, time: this.time, popped: this.popped };
+    this.marks = draw(ctx, this.mapped ? { ...scene, map: this.map } : scene);
     this.frames.push(performance.now() - began);
     if (this.frames.length > 240) this.frames.shift();
     this.describe();
+  }
+
+  get mapped() {
+    return this.app.shape === "tokens" || this.app.shape === "visits";
+  }
+
+  // The map of this tree in this size: made once, and filled as it is looked at.
+  get map() {
+    const { model, width, height } = this;
+    const now = this.madeMap;
+    if (now && now.model === model && now.measure === this.app.shape && now.width === width && now.height === height) return now;
+    this.madeMap = new TreeMap(model, this.app.shape, width, height);
+    return this.madeMap;
   }
 
   // The moment that is shown, in pops; Infinity once everything is.
@@ -89,6 +103,7 @@ class Pane {
 
   whole() {
     this.fitted = true;
+    if (this.mapped) return { x: 0, y: 0, kx: 1, ky: 1 };
     const { model, width, height } = this;
     const labelled = (height - 24) / model.leaves >= 11;
     const room = this.app.shape === "icicle" ? 0 : labelled ? Math.min(150, width / 4) : 0;
@@ -105,6 +120,7 @@ class Pane {
   zoom(factor, px = this.width / 2, py = this.height / 2) {
     const { view, model } = this;
     this.fitted = false;
+    if (this.mapped) return this.zoomMap(clamp(view.kx * factor, 0.5, 1e5), px, py);
     const ky = clamp(view.ky * factor, Math.min(0.5 * (this.height / model.leaves), 30), 60);
     const kx = clamp(view.kx * Math.sqrt(factor), 10, 360);
     view.x += px / view.kx - px / kx;
@@ -112,6 +128,20 @@ class Pane {
     view.kx = kx;
     view.ky = ky;
     this.redraw();
+  }
+
+  zoomMap(scale, px, py) {
+    const { view } = this;
+    this.view = { x: view.x + px / view.kx - px / scale, y: view.y + py / view.ky - py / scale, kx: scale, ky: scale };
+    this.redraw();
+  }
+
+  // The middle of a node's polygon, and how wide and tall it is.
+  placeOnMap(node) {
+    const polygon = this.map.polygon(node) || this.map.polygon(0);
+    const [xs, ys] = [polygon.map(([x]) => x), polygon.map(([, y]) => y)];
+    const [left, right, top, low] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+    return { x: (left + right) / 2, y: (top + low) / 2, wide: right - left, tall: low - top };
   }
 
   pan(dx, dy) {
@@ -123,6 +153,13 @@ class Pane {
 
   zoomTo(node) {
     const { model, width, height } = this;
+    if (this.mapped) {
+      const { x, y, wide, tall } = this.placeOnMap(node);
+      const scale = clamp(Math.min((width - 40) / wide, (height - 40) / tall), 0.5, 1e5);
+      this.fitted = false;
+      this.view = { x: x - width / scale / 2, y: y - height / scale / 2, kx: scale, ky: scale };
+      return this.redraw();
+    }
     const levels = model.deepest[node] - model.depth[node] + 1;
     const ky = clamp((height - 40) / model.span[node], 0.001, 40);
     const kx = clamp((width - 40) / Math.max(levels + 0.5, 2), 30, 260);
@@ -135,11 +172,20 @@ class Pane {
   reveal(node) {
     if (!this.view || !this.width) return;
     const { model, view, width, height } = this;
+    if (this.mapped) return this.revealOnMap(node);
     const x = (model.depth[node] + 0.5 - view.x) * view.kx;
     const y = this.app.shape === "link" ? linkY(this, node) : (model.middle[node] - view.y) * view.ky;
     const [mx, my] = [Math.min(24, width / 4), Math.min(16, height / 4)];
     const dx = clamp(x, mx, width - mx) - x;
     const dy = clamp(y, my, height - my) - y;
+    if (dx || dy) this.pan(dx, dy);
+  }
+
+  revealOnMap(node) {
+    const place = this.placeOnMap(node);
+    const [x, y] = [(place.x - this.view.x) * this.view.kx, (place.y - this.view.y) * this.view.ky];
+    const dx = clamp(x, Math.min(24, this.width / 4), this.width - 24) - x;
+    const dy = clamp(y, Math.min(16, this.height / 4), this.height - 16) - y;
     if (dx || dy) this.pan(dx, dy);
   }
 
@@ -156,6 +202,10 @@ class Pane {
   hit(px, py) {
     const { model, view } = this;
     const y = py / view.ky + view.y;
+    if (this.mapped) {
+      const x = px / view.kx + view.x;
+      return holds(this.map.polygon(0), x, y) ? this.map.at(x, y, this.time) : -1;
+    }
     if (this.app.shape === "icicle") return this.under(Math.floor(px / view.kx + view.x), y);
     const depth = Math.round(px / view.kx + view.x - 0.5);
     let best = -1;

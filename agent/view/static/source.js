@@ -22,6 +22,7 @@ const served = {
   path: (id, node) => ask(`path/${id}/${node}`),
   advantage: (id) => ask(`advantage/${id}`),
   plots: (filters) => ask("plots", filters),
+  curves: () => ask("curves"),
   pulse: (ids) => ask("pulse", { tree: ids }),
   store: async () => (await ask("store")).store,
 };
@@ -111,6 +112,7 @@ const inside = {
     return found;
   },
   plots: async () => embedded.plots,
+  curves: async () => embedded.curves,
   store: async () => embedded.store,
 };
 

@@ -24,7 +24,7 @@ from treewright.kernels.tree_attention import tree_attention
 from treewright.kernels.tree_logp import tree_logp
 from treewright.kernels.tree_plan import TreePlan
 
-__all__ = ["step_figures"]
+__all__ = ["seconds_of", "step_figures"]
 
 NAMES = ("flat 2k + 16 x 1k", "binary depth 6 x 512", "random depth 6, 30-800", "comb 32 x (512 + 512)")
 
@@ -129,7 +129,7 @@ def _measure(family: Family, shape: Shape, device: str, quick: bool) -> dict[str
     spent = [math.inf, math.inf]
     for _ in range(1 if quick else 3):  # what disturbs a run makes it longer: the least is the cleanest
         for i, way in enumerate(([tree], rows)):
-            spent[i] = min(spent[i], _seconds(lambda w=way: _step(model, w, optimizer), device))  # type: ignore[misc]
+            spent[i] = min(spent[i], seconds_of(lambda w=way: _step(model, w, optimizer), device))  # type: ignore[misc]
     ideal = sum(model.operations(p.plan) for p in rows) / model.operations(tree.plan)
     return {
         "family": family.name, "tokens": tree.plan.n_queries, "row tokens": sum(p.plan.n_queries for p in rows),
@@ -179,7 +179,8 @@ def _step(model: _Decoder, way: Sequence[Pack], optimizer: torch.optim.Optimizer
     optimizer.step()
 
 
-def _seconds(run: Callable[[], Any], device: str) -> float:
+def seconds_of(run: Callable[[], Any], device: str) -> float:
+    """Processor seconds on a CPU, seconds by the clock on a GPU once it is done."""
     if device == "cpu":
         start = time.process_time()
         run()

@@ -4,7 +4,7 @@ Each architecture is built small from its default configuration, with every kind
 tree of branching 4 and depth 6: exact, with the largest difference of log-probabilities and gradients from plain rows
 (float64 throughout, float32 where a model takes no other); refused, with the reason; wrong; or crash. Then a training
 step of a Qwen3.5-shaped hybrid on trees is timed beside the same on rows. `python -m treewright.benchmarks.models
-docs/models.json docs/models.md` writes the page of the docs from committed figures.
+docs/models.json docs/models-oldest.json docs/models.md` writes the page of the docs from committed figures.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from treewright.agent.runs.figures import write_result
 from treewright.benchmarks.models_step import hybrid_step
 from treewright.kernels import TreePlan
 from treewright.training.decoders.check import doubled, running
@@ -35,6 +36,9 @@ __all__ = ["COMPLETED", "FEW", "examined", "main", "page", "tree_4_6"]
 FEW = ("gpt_oss", "qwen3_5_text", "kimi_linear", "nemotron_h", "minimax", "lfm2", "deepseek_v3", "gemma2",
        "llama4_text", "phimoe")  # fmt: skip
 """What a quick run looks at: one of each kind of layer."""
+
+WHOLE = "table"
+"""What `--only` calls all architectures without the step."""
 
 COMPLETED: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -65,13 +69,15 @@ def main(
 ) -> dict[str, Any]:
     """Prints the table, writes JSON where a path is given, and returns {"figures", "models", "hybrid_step", "quick"}.
 
-    quick  ten architectures, one of each kind of layer, and the step on two small trees;  only  these architectures
+    quick  ten architectures, one of each kind of layer, and the step on two small trees
+    only   these architectures, "table" for all of them; the step is left out
     """
     console, began, threads = Console(emoji=False), time.monotonic(), torch.get_num_threads()
     _quiet()
     torch.set_num_threads(1)  # small tensors gain nothing from more
     try:
-        rows = [examined(name) for name in (only or (FEW if quick else architectures()))]
+        everything = architectures() if not quick and (not only or WHOLE in only) else FEW
+        rows = [examined(name) for name in (everything if not only or WHOLE in only else only)]
         _show(console, rows)
         step, figures = ([], {}) if only else hybrid_step(quick)
     finally:
@@ -81,7 +87,7 @@ def main(
     result = {"figures": _figures(rows) | figures, "models": rows, "hybrid_step": step, "quick": quick,
               "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
     if json_path:
-        Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
+        write_result(Path(json_path), result)
     if plot_path:
         console.print("bench models draws no plot")
     return result
@@ -290,11 +296,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["model"], row["verdict"], difference, row["attention"], row["layers"], row["reason"]]
 
 
-def page(result: dict[str, Any]) -> str:
-    """The page of the docs that committed figures make."""
-    rows, figures = result["models"], result["figures"]
-    value = {name: figure["value"] for name, figure in figures.items()}
-    installed = result.get("versions", {}).get("transformers", "?")
+def page(result: dict[str, Any], oldest: dict[str, Any]) -> str:
+    """The page of the docs that committed figures make: those of the transformers in use, and of the oldest taken."""
+    rows = result["models"]
     lines = [
         "# Which models run on trees",
         "",
@@ -303,11 +307,12 @@ def page(result: dict[str, Any]) -> str:
         "depth 6 and on the tree's rows. *Exact*: log-probabilities, entropies and all gradients agree, whole and in",
         "chunks; the difference is the largest relative one, in float64 unless the table says otherwise. *Refused*:",
         "`prepare` says why. [Kernels](kernels.md) tells how it works. The page is made from docs/models.json:",
-        "`treewright bench models --json docs/models.json`, then",
-        "`python -m treewright.benchmarks.models docs/models.json docs/models.md`.",
+        "`treewright bench models --json docs/models.json`; `make models-oldest` does the same with the oldest",
+        "transformers that is supported, and writes the page.",
         "",
-        f"transformers {installed}: of {value['models_decoders']} decoders that can be built, {value['models_exact']} "
-        f"are exact ({value['models_exact_share']:.1%}), {value['models_wrong']} wrong, {value['models_crash']} crash.",
+        _summary(result),
+        "",
+        _summary(oldest) + " " + _apart_from(result, oldest),
         "",
     ]
     for title, verdicts, columns in (
@@ -331,6 +336,26 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *_step_lines(result)])
 
 
+def _summary(result: dict[str, Any]) -> str:
+    value = {name: figure["value"] for name, figure in result["figures"].items()}
+    return (
+        f"transformers {result['versions']['transformers']}: of {value['models_decoders']} decoders that can be built, "
+        f"{value['models_exact']} are exact ({value['models_exact_share']:.1%}), {value['models_wrong']} wrong, "
+        f"{value['models_crash']} crash."
+    )
+
+
+def _apart_from(result: dict[str, Any], oldest: dict[str, Any]) -> str:
+    """What the older transformers says otherwise of the models that both have."""
+    now = {row["model"]: row for row in result["models"]}
+    both = [(now[row["model"]], row) for row in oldest["models"] if row["model"] in now]
+    other = [f"{old['model']} ({old['verdict']}: {old['reason'] or old['difference']})" for new, old in both
+             if old["verdict"] != new["verdict"]]  # fmt: skip
+    if not other:
+        return "All models that both know have the same verdict in both."
+    return f"Not the same there as in the table: {'; '.join(other)}."
+
+
 def _step_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         "## A hybrid's training step",
@@ -351,5 +376,5 @@ def _step_lines(result: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    source, target = sys.argv[1:]
-    Path(target).write_text(page(json.loads(Path(source).read_text())))
+    *sources, target = sys.argv[1:]
+    Path(target).write_text(page(*(json.loads(Path(source).read_text()) for source in sources)))

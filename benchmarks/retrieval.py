@@ -1,7 +1,8 @@
 """Retrieval measured: indexing and asking 50,000 passages, recall of each retriever, TreeHop against rewriting.
 
 Passages are invented, so that anybody can repeat it. $TREEWRIGHT_QA may name a folder with corpus.jsonl and
-questions.jsonl (with supporting_titles); recall is then measured on these too.
+questions.jsonl (with supporting_titles); recall is then measured on these too. `treewright bench worlds` runs it among
+others, `python -m treewright.benchmarks.retrieval docs/retrieval.json` by itself.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def figures(quick: bool = False) -> Figures:
         home = Path(folder)
         given = load_corpus(home / "corpus.jsonl"), load_questions(home / "questions.jsonl")
         out |= _recalls("given", *given, encoder)
-        out |= _headlines("given", out) | _among(*given)
+        out |= _headlines("given", out) | _among(*given) | _transfer(corpus, *given, encoder)
     else:
         out |= _headlines("almanac", out)
     return out
@@ -60,6 +61,16 @@ def _headlines(name: str, out: Figures) -> Figures:
     """Recall of the hypergraph, and against both rankings fused: on the given questions if there are any."""
     linked, fused = out[f"{name}_hypergraph_recall{K}"][0], out[f"{name}_hybrid_recall{K}"][0]
     return {f"hypergraph_recall{K}": (linked, "1"), "hypergraph_over_hybrid": (linked / fused, "1")}
+
+
+def _transfer(learnt: Corpus, corpus: Corpus, questions: Sequence[Question], encoder: SentenceEncoder) -> Figures:
+    """Recall of a gate that learnt the links of another corpus, and against one hop."""
+    from treewright.training.treehop import train_gate
+
+    gate = train_gate(DenseIndex(learnt, encoder, cache=cache_folder()), list(linked_jumps(learnt)))
+    dense = DenseIndex(corpus, encoder, cache=cache_folder())
+    found, plain = recall(TreeHopIndex(dense, gate), corpus, questions), recall(dense, corpus, questions)
+    return {f"treehop_elsewhere_recall{K}": (found, "1"), "treehop_elsewhere_over_dense": (found / plain, "1")}
 
 
 def _among(corpus: Corpus, questions: Sequence[Question], count: int = 10_000) -> Figures:
@@ -155,3 +166,11 @@ class _Counted:
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         self.texts += len(texts)
         return self._encoder.encode_queries(texts)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from treewright.agent.runs.figures import write_figures
+
+    write_figures(Path(sys.argv[1]), figures())

@@ -8,6 +8,7 @@ search, among all its leaves; what it *chose* is judged as in an evaluation. No 
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -36,10 +37,13 @@ __all__ = [
     "expansions_to",
     "first_found",
     "kept_tokens",
+    "office_memory",
+    "on_office",
     "rate_of",
     "search_all",
     "table_figures",
     "tokens_of",
+    "uniform_on_office",
 ]
 
 Figures = dict[str, tuple[float, str]]
@@ -113,12 +117,24 @@ def _memory(suite: Suite, count: int) -> PlanMemory:
     return asyncio.run(demonstrated_plans(suite.tasks("train", count), suite.open, suite.oracle))
 
 
-def _office(tasks: int, order: Rule, expansions: int, memory: PlanMemory) -> list[Found]:
+@functools.cache
+def office_memory() -> PlanMemory:
+    """What the oracle does on the first training tasks of the office."""
+    return _memory(MODEL, MEMORY)
+
+
+@functools.cache
+def uniform_on_office(tasks: int, expansions: int) -> list[Found]:
+    """Uniform cost on the first test tasks of the office: what A* is compared with, measured once."""
+    order = rule("uniform_cost", draws=DRAWS, root_draws=DRAWS)
+    return on_office(tasks, order, expansions, PlanLikeness(office_memory()))
+
+
+def on_office(tasks: int, order: Rule, expansions: int, judge: Evaluator | None) -> list[Found]:
     """The first `tasks` test tasks of the office."""
 
     async def run() -> list[Found]:
         some = MODEL.tasks("test", tasks)
-        judge = PlanLikeness(memory)
         return await search_all(some, Pool(MODEL.open), uniform_calls, order, Budget(expansions=expansions), judge)
 
     return asyncio.run(run())
@@ -135,14 +151,14 @@ def astar_figures(quick: bool) -> Figures:
     """astar_vs_uniform_expansions: at the success that uniform cost reaches within its budget, how many expansions per
     task it needed for that, over how many A* needs.
 
-    ..._paired compares the sums over the tasks that both solved, with a bootstrap's 95 % interval; ..._at_least those
-    over the tasks that A* solved, where uniform cost counts for its whole budget if it did not: it would have needed
-    more. ..._all_plans uses every remembered plan whatever its goal, ..._no_memory none; ..._unseen counts kinds of
-    jobs of which no plan was remembered."""
+    All of these go by the memory alone. ..._paired compares the sums over the tasks that both solved, with a
+    bootstrap's 95 % interval; ..._at_least those over the tasks that A* solved, where uniform cost counts for its whole
+    budget if it did not: it would have needed more. ..._all_plans uses every remembered plan whatever its goal,
+    ..._no_memory none; ..._unseen counts kinds of jobs of which no plan was remembered."""
     tasks, budget, flat_budget = (26, 40, 40) if quick else (104, 120, 400)
-    memory = _memory(MODEL, MEMORY)
-    draws = {"draws": DRAWS, "root_draws": DRAWS}
-    flat = _office(tasks, rule("uniform_cost", **draws), flat_budget, memory)
+    memory = office_memory()
+    draws = {"draws": DRAWS, "root_draws": DRAWS, "trust": 0.0}
+    flat = uniform_on_office(tasks, flat_budget)
     solved = sum(f.expansions is not None for f in flat)
     out: Figures = {
         "office_tasks": (float(tasks), "tasks"),
@@ -161,7 +177,7 @@ def astar_figures(quick: bool) -> Figures:
         }
     for name, order in orders.items():
         some = tasks // 2 if name else tasks  # ablations: every kind of job twice
-        best, base = _office(some, order, budget, memory), flat[:some]
+        best, base = on_office(some, order, budget, PlanLikeness(memory)), flat[:some]
         goal = sum(f.expansions is not None for f in base)
         needed = expansions_to(best, goal)  # infinite where it never finds as much: no ratio then
         out[f"astar_vs_uniform_expansions{name}"] = (expansions_to(base, goal) / needed or math.nan, "x")
@@ -180,7 +196,7 @@ def astar_figures(quick: bool) -> Figures:
         out["astar_vs_uniform_expansions_at_least"] = (_ratio(least), "x")
         unseen = [(a, b) for a, b in zip(flat, best, strict=True) if a.task.data["kind"] in UNSEEN]
         out["uniform_found_unseen"] = (rate_of([a for a, _ in unseen]), "%")
-        out["astar_found_unseen"] = (rate_of([b for _, b in unseen]), "%")
+        out["astar_plans_found_unseen"] = (rate_of([b for _, b in unseen]), "%")
     return out
 
 
@@ -202,18 +218,18 @@ def _interval(pairs: Sequence[tuple[int, int]], samples: int = 2000) -> tuple[fl
 
 def ets_figures(quick: bool) -> Figures:
     """ets_vs_beam_tokens: kept tokens per task of a beam over those of `ets` at the same width, the widest; it counts
-    as reached only if ets_found is at least beam_found at that width. ..._any_width compares the cheapest of each that
-    find as much as the widest beam."""
+    as reached only if ets_found is at least beam_found at that width. ..._4 and ..._8 say it by width. ..._any_width
+    compares the cheapest of each that find as much as the widest beam."""
     tasks, wide = (13, 4) if quick else (104, 8)
     widths = {"beam": [w for w in (1, 2, 4, 8) if w <= wide], "ets": [wide // 2, wide]}
-    memory = _memory(MODEL, MEMORY)
+    memory = office_memory()
     draws = {"draws": DRAWS, "root_draws": DRAWS}
     runs: dict[str, dict[int, list[Found]]] = {"beam": {}, "ets": {}}
     out: Figures = {}
     for name, by_width in runs.items():
         for width in widths[name]:
             options = ETS if name == "ets" else {}
-            found = _office(tasks, rule(name, width=width, **draws, **options), 200, memory)
+            found = on_office(tasks, rule(name, width=width, **draws, **options), 200, PlanLikeness(memory))
             by_width[width] = found
             out[f"{name}_found_{width}"] = (rate_of(found), "%")
             out[f"{name}_tokens_{width}"] = (tokens_of(found), "tokens")
@@ -222,6 +238,8 @@ def ets_figures(quick: bool) -> Figures:
         name: min((tokens_of(f) for f in by_width.values() if rate_of(f) >= goal), default=math.inf)
         for name, by_width in runs.items()
     }
+    for width in widths["ets"]:
+        out[f"ets_vs_beam_tokens_{width}"] = (tokens_of(runs["beam"][width]) / tokens_of(runs["ets"][width]), "x")
     out["ets_vs_beam_tokens"] = (tokens_of(runs["beam"][wide]) / tokens_of(runs["ets"][wide]), "x")
     if math.isfinite(cheapest["ets"]):  # else no ets finds as much
         out["ets_vs_beam_tokens_any_width"] = (cheapest["beam"] / cheapest["ets"], "x")

@@ -29,7 +29,9 @@ __all__ = ["SECTIONS", "Figures", "load", "main", "markdown", "measure", "report
 SECTIONS: tuple[str, ...] = (
     "treewright.benchmarks.engine:figures",
     "treewright.benchmarks.rules:astar_figures",
+    "treewright.benchmarks.astar:learned_figures",
     "treewright.benchmarks.rules:ets_figures",
+    "treewright.benchmarks.and_or:figures",
     "treewright.benchmarks.rules:table_figures",
     "treewright.benchmarks.engine:session_figures",
     "treewright.benchmarks.repair:figures",
@@ -133,14 +135,17 @@ def main(
 
 
 def _beside(result: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """A result of some sections with those that were measured before; "of" has the commits of the older ones."""
+    """A result of some sections with those that were measured before; "of" has the commits of the older ones, "on" the
+    hardware by these commits."""
     fresh = result["figures"]
     of = {name: before.get("of", {}).get(name, before["commit"]) for name in before["figures"] if name not in fresh}
+    machines = {before["commit"]: before["hardware"], **before.get("on", {})}
     return {
         **result,
         "figures": {**{name: before["figures"][name] for name in of}, **fresh},
         "left_out": {**before["left_out"], **result["left_out"]},
         "of": {name: made for name, made in of.items() if made != commit()},
+        "on": {made: machines[made] for made in sorted(set(of.values()) & set(machines)) if made != commit()},
     }
 
 
@@ -183,7 +188,9 @@ def report(result: Mapping[str, Any]) -> str:
     for made in older:
         names = [name for name in figures if result["of"].get(name) == made and not name.startswith(f"{TABLE}/")]
         tables = ["the table"] if any(n.startswith(f"{TABLE}/") and m == made for n, m in result["of"].items()) else []
-        lines[-1:-1] = ["", f"Of commit {made}: {', '.join([*(f'`{name}`' for name in names), *tables])}."]
+        on = result.get("on", {}).get(made)
+        where = f" on {on['cores']} cores of {on['cpu']}" if on else ""
+        lines[-1:-1] = ["", f"Of commit {made}{where}: {', '.join([*(f'`{name}`' for name in names), *tables])}."]
     lines += ["| figure | value | unit |", "|---|---:|---|"]
     lines += [
         f"| {name} | {figure['value']:.4g} | {figure['unit']} |"

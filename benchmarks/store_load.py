@@ -6,7 +6,10 @@ before a small store of the same kind was loaded, checked and read back equal.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -43,8 +46,12 @@ def main(
 ) -> Figures:
     """{name: (value, unit)}: store_rows_per_s, arrays_s, arrays_nodes, child_lookup_p99_ms, and postgres_rows_per_s.
 
-    The last needs an empty PostgreSQL database, named in TREEWRIGHT_BENCH_POSTGRES. `json_path` gets the figures
-    alone; the command line adds hardware, versions and commit. `more` measures something else on the same file.
+    store_append_rows_per_s   the same nodes pop by pop, as the engine writes them, into a file
+    store_load_resident_mb    MB that a process of its own holds at most while it loads, above what it held before
+    postgres_arrays_s         arrays of what went into PostgreSQL
+
+    Figures of PostgreSQL need an empty database, named in TREEWRIGHT_BENCH_POSTGRES. `json_path` gets figures alone;
+    the command line adds hardware, versions and commit. `more` measures something else on the same file.
     Raises StoreError if what comes back is not equal.
     """
     total = 50_000 if quick else 1_000_000
@@ -57,6 +64,7 @@ def main(
     if (url := os.environ.get(POSTGRES)) is not None:
         rows, seconds = _load(url, total // 10)
         figures["postgres_rows_per_s"] = (rows / seconds, "rows/s")
+        figures["postgres_arrays_s"] = (_arrays(url, rows), "s")
     if json_path is not None:
         _write(Path(json_path), figures, quick)
     if plot_path is not None:
@@ -66,19 +74,39 @@ def main(
 
 def _measure(path: str, total: int) -> Figures:
     rows, seconds = _load(path, total)
-    with TreeStore.open(path, read_only=True) as store:
+    with tempfile.TemporaryDirectory(prefix="treewright-bench-") as folder:
+        appended = _apart("append", folder, total // 10)
+    with tempfile.TemporaryDirectory(prefix="treewright-bench-") as folder:
+        loaded = _apart("load", folder, total)
+    return {
+        "store_rows_per_s": (rows / seconds, "rows/s"),
+        "store_append_rows_per_s": (max(total // 10 // TREE, 1) * TREE / appended["seconds"], "rows/s"),
+        "store_load_resident_mb": (loaded["resident_mb"], "MB"),
+        "arrays_s": (_arrays(path, rows), "s"),
+        "arrays_nodes": (float(rows), "nodes"),
+        "child_lookup_p99_ms": (_lookups(path, max(total // TREE, 1)), "ms"),
+        "store_bytes_per_row": (Path(path).stat().st_size / rows, "B"),
+    }
+
+
+def _arrays(url: str, rows: int) -> float:
+    """Seconds for the arrays of every tree."""
+    with TreeStore.open(url, read_only=True) as store:
         names = [row.tree_id for row in store.trees()]
         with _timed() as took:
             columns = store.arrays(names)
-        if len(columns["node"]) != rows:
-            raise StoreError(f"{rows} rows of nodes were written, {len(columns['node'])} came back")
-    return {
-        "store_rows_per_s": (rows / seconds, "rows/s"),
-        "arrays_s": (took(), "s"),
-        "arrays_nodes": (float(rows), "nodes"),
-        "child_lookup_p99_ms": (_lookups(path, len(names)), "ms"),
-        "store_bytes_per_row": (Path(path).stat().st_size / rows, "B"),
-    }
+    if len(columns["node"]) != rows:
+        raise StoreError(f"{rows} rows of nodes were written, {len(columns['node'])} came back")
+    return took()
+
+
+def _apart(way: str, place: str, rows: int) -> dict[str, Any]:
+    """What `store_ways` prints, of a process of its own. Raises StoreError if that fails."""
+    command = [sys.executable, "-m", "treewright.benchmarks.store_ways", way, place, str(rows)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        raise StoreError(f"{' '.join(command[2:])} ended with {ran.returncode}: {ran.stderr.strip()[-500:]}")
+    return dict(json.loads(ran.stdout))
 
 
 def _load(url: str, total: int) -> tuple[int, float]:
@@ -162,8 +190,6 @@ def _timed() -> Iterator[Callable[[], float]]:
 
 
 def _write(path: Path, figures: Figures, quick: bool) -> None:
-    import json
-
     body: dict[str, Any] = {"figures": {k: {"value": v, "unit": unit} for k, (v, unit) in figures.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(body | {"quick": quick}, indent=1) + "\n")

@@ -51,7 +51,7 @@ async def arrivals(same_page: str, pages: int = COUNT, seed: int = 0) -> Arrival
             await _come_back(second, path, names, found, f"page {number} {site.kind(number)} {site.parts(number)}")
             turned = site.turn(number)
             found.pairs += 1
-            if await _reached(second, path[:1]) is not None:
+            if not isinstance(await _reached(second, path[:1]), str):
                 found.false += 1
                 found.lost.append(f"false: page {number} {site.kind(number)}, {turned}")
     finally:
@@ -83,15 +83,15 @@ async def _come_back(
     for depth in range(1, len(path) + 1):
         found.nodes += 1
         far = await _reached(env, path[:depth])
-        if far is None:
-            found.lost.append(f"not reached: {what}, node {depth}")
+        if isinstance(far, str):
+            found.lost.append(f"not reached: {what}, node {depth}: {far}")
         else:
             found.found += 1
             found.largest = max(found.largest, far)
 
 
-async def _reached(env: FullWebEnvironment, path: list[Waypoint]) -> float | None:
-    """The distance at which the last waypoint is arrived at, by reset and replay; None if it is not."""
+async def _reached(env: FullWebEnvironment, path: list[Waypoint]) -> float | str:
+    """The distance at which the last waypoint is arrived at, by reset and replay; why not, if it is not."""
 
     async def same() -> FullWebEnvironment:
         return env
@@ -101,8 +101,8 @@ async def _reached(env: FullWebEnvironment, path: list[Waypoint]) -> float | Non
         session.at = None
         try:
             await pool.reach(session, "t", TASK, path, Snapshots(0))
-        except (Divergence, TreewrightError):
-            return None
+        except (Divergence, TreewrightError) as error:
+            return f"{type(error).__name__}: {error}"
         return session.distance
 
 

@@ -17,6 +17,7 @@ __all__ = ["SECTIONS", "main"]
 
 SECTIONS = (
     "treewright.benchmarks.tools_worlds:figures",
+    "treewright.benchmarks.tools_sessions:figures",
     "treewright.benchmarks.retrieval:figures",
     "treewright.benchmarks.probtree:figures",
 )

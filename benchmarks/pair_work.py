@@ -1,0 +1,224 @@
+"""One workload of `treewright bench pair`, run by its path with a build's own folder first in PYTHONPATH.
+
+    python pair_work.py NAME SIZE
+
+Prints one line of JSON: {"cost": per unit, "digest": what both builds must agree on}. Where a build keeps a part in
+another module, both places are tried; nothing else of a build is known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from random import Random
+from typing import Any
+
+__all__ = ["WORK"]
+
+Done = tuple[float, str]
+MOVES = [*(f'move {{"to": "{way}"}}' for way in ("north", "east", "south", "west")), "stop {}"]
+WAYS = [(f'move {{"to": "{way}"}}', 0.25) for way in ("north", "east", "south", "west")]
+PER_POP, SIDE, TRIES = 2.9, 8, 3  # nodes of a pop of four draws, cells of a side, repetitions of which the least counts
+TOKENS, WIDTH = 200, 4  # of a node of a store: token ids, children
+
+
+def part(name: str, *modules: str) -> Any:
+    """A name in the first of these modules that this build has."""
+    for module in modules:
+        try:
+            return getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            if not module.startswith(str(error.name)):
+                raise
+    raise ImportError(f"this build has none of {', '.join(modules)}")
+
+
+def _scripts(name: str) -> Any:
+    return part(name, "treewright.agent.policies.scripted", "treewright.agent.clients.scripted")
+
+
+def _walk(task: Any, turns: Any, tools: Any, rng: Random) -> str:
+    return MOVES[int(rng.random() * len(MOVES))]
+
+
+async def _grown(nodes: int, growing: bool) -> tuple[float, Any]:
+    """Microseconds of processor time per node of all threads, and the tree."""
+    search, rules, types = (import_module(f"treewright.search.{name}") for name in ("engine", "rules", "types"))
+    store_of = part("TreeStore", "treewright.search.store")
+    suite = part("make_suite", "treewright.envs.maze")(SIDE)
+    (task,) = suite.tasks("train", 1)
+    policy = _scripts("ScriptedPolicy")(_walk, trainable=False, newest_only=not growing)
+    with tempfile.TemporaryDirectory() as folder, store_of.open(Path(folder) / "trees.sqlite") as store:
+        began = time.process_time()
+        tree = await search.search(
+            task, suite, policy, rule=rules.best_first(draws=4), store=store,
+            budget=types.Budget(expansions=round(nodes / PER_POP)), settings=search.Settings(max_tokens=32),
+        )  # fmt: skip
+        took = time.process_time() - began
+    return took / len(tree) * 1e6, tree
+
+
+def engine(size: int, growing: bool = False) -> Done:
+    """A maze, a scripted policy, every expansion stored: µs of processor time per node."""
+    asyncio.run(_grown(300, growing))
+    tries = [asyncio.run(_grown(size, growing)) for _ in range(TRIES if size <= 20_000 else 1)]
+    return min(cost for cost, _ in tries), tries[0][1].digest()
+
+
+def langgraph(size: int) -> Done:
+    """µs of processor time that an expansion takes more through the episode graph than by the bare engine."""
+    episode_graph = part("episode_graph", "treewright.agent.runs.graph", "treewright.agent.graph")
+    engine_, rules, types = (import_module(f"treewright.search.{name}") for name in ("engine", "rules", "types"))
+    pool_of = part("Pool", "treewright.search.restore")
+    suite = part("make_suite", "treewright.envs.maze")(12)
+    (task,) = suite.tasks("train", 1)
+    trees: list[Any] = []
+
+    def given() -> dict[str, Any]:
+        return {
+            "rule": rules.breadth_first(root_draws=2),
+            "budget": types.Budget(expansions=size),
+            "settings": engine_.Settings(),
+        }
+
+    async def bare() -> None:
+        trees.append(await engine_.search(task, pool_of(suite.open), _scripts("scripted_choice")(WAYS), **given()))
+
+    async def through() -> None:
+        graph = episode_graph(
+            pool_of(suite.open), [task], _scripts("scripted_choice")(WAYS),
+            on_end=lambda tree, _: trees.append(tree), **given(),
+        )  # fmt: skip
+        await graph.ainvoke({"task_id": task.id})
+
+    def cost(way: Callable[[], Coroutine[Any, Any, None]]) -> float:
+        began = time.process_time()
+        asyncio.run(way())
+        return (time.process_time() - began) / size * 1e6
+
+    costs = [(cost(bare), cost(through)) for _ in range(TRIES + 1)][1:]
+    if len({tree.digest() for tree in trees}) > 1:
+        raise ValueError("the graph grew another tree than the engine")
+    return min(c for _, c in costs) - min(c for c, _ in costs), trees[0].digest()
+
+
+def _columns(seed: int, count: int) -> Any:
+    import numpy as np
+
+    types = import_module("treewright.envs.types")
+    rng, n = np.random.default_rng(seed), count - 1
+    return part("Columns", "treewright.search.store.bulk")(
+        parent=np.arange(n) // WIDTH,
+        text=[f"w{i % 50:02d} " * 50 for i in range(n)],
+        sizes=np.full(n, TOKENS),
+        ids=rng.integers(0, 150_000, n * TOKENS, dtype=np.int32),
+        logprobs=-rng.random(n * TOKENS, dtype=np.float32),
+        seed=rng.integers(0, 2**62, n),
+        action=[types.Action.of("click", ref=f"e{i % 50}").key for i in range(n)],
+        score=rng.random(n),
+        pages=[types.Observation(f"page {i} " * 200, f"f{i}") for i in range(20)],
+        seen=rng.integers(0, 20, n),
+        reward=np.zeros(n),
+    )
+
+
+def _header(index: int) -> Any:
+    types, found = import_module("treewright.envs.types"), import_module("treewright.search.types")
+    root = found.Outcome(types.Observation("the first page"), found.NodeStatus.OPEN)
+    return part("TreeHeader", "treewright.search.tree")(
+        run="bench", task=types.Task("bench", f"{index}", "measure"), attempt=0, seed=index, policy_version="v1",
+        settings={}, root=root,
+    )  # fmt: skip
+
+
+def _filled(folder: str, trees: int, nodes: int) -> tuple[Path, int, float]:
+    """A file with trees of 200 tokens a node; rows, and seconds of wall clock that loading took."""
+    load_trees = part("load_trees", "treewright.search.store.bulk")
+    some = [_columns(seed, nodes) for seed in range(min(trees, 4))]
+    given = [(_header(i), some[i % len(some)]) for i in range(trees)]
+    path, began = Path(folder) / "trees.db", time.perf_counter()
+    rows = load_trees(str(path), given)
+    return path, rows, time.perf_counter() - began
+
+
+def sqlite(size: int) -> Done:
+    """µs of wall clock per row of a bulk load, in trees of 10,000 nodes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, rows, took = _filled(folder, max(size // 10_000, 1), min(size, 10_000))
+        with part("TreeStore", "treewright.search.store").open(path, read_only=True) as store:
+            return took / rows * 1e6, store.load(store.trees()[0].tree_id).digest()
+
+
+def arrays(size: int) -> Done:
+    """Seconds of processor time to read the arrays of a store."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, _, _ = _filled(folder, max(size // 10_000, 1), min(size, 10_000))
+        with part("TreeStore", "treewright.search.store").open(path, read_only=True) as store:
+            names = [row.tree_id for row in store.trees()]
+            costs = []
+            for _ in range(TRIES):
+                began = time.process_time()
+                found = store.arrays(names)
+                costs.append(time.process_time() - began)
+            held = hashlib.sha256()
+            for name in ("node", "parent", "share", "reward"):
+                held.update(found[name].tobytes())
+            return min(costs), held.hexdigest()
+
+
+def viewer(size: int) -> Done:
+    """Seconds of processor time in which the viewer's server has a whole tree ready for the browser."""
+    client_of = part("TestClient", "starlette.testclient")
+    with tempfile.TemporaryDirectory() as folder:
+        path, rows, _ = _filled(folder, 1, size)
+        with part("TreeStore", "treewright.search.store").open(path, read_only=True) as store:
+            tree = store.trees()[0].tree_id
+            client = client_of(
+                part("make_app", "treewright.agent.view")(store, "bench"), base_url="http://127.0.0.1:8000"
+            )
+            began = time.process_time()
+            answer = client.get(f"/bench/api/tree/{tree}")
+            took = time.process_time() - began
+    answer.raise_for_status()
+    told = answer.json()
+    held = json.dumps([rows, told["columns"]["parent"], told["pops"]], sort_keys=True)
+    return took, hashlib.sha256(held.encode()).hexdigest()
+
+
+def command(*words: str) -> Done:
+    """A command line in this process, whose whole cost the parent measures; both must end well and say something."""
+    main = part("main", "treewright.agent.cli.main", "treewright.agent.cli")
+    sys.argv, said = ["treewright", *words], io.StringIO()
+    try:
+        with redirect_stdout(said):
+            main()
+    except SystemExit as end:
+        if end.code:
+            raise
+    return 0.0, "ended well"
+
+
+WORK: dict[str, Callable[[int], Done]] = {
+    "engine": engine,
+    "growing": lambda size: engine(size, growing=True),
+    "langgraph": langgraph,
+    "sqlite": sqlite,
+    "arrays": arrays,
+    "viewer": viewer,
+    "run": lambda _: command("run", "kg/3"),
+    "help": lambda _: command("--help"),
+    "config": lambda _: command("config"),
+}
+
+if __name__ == "__main__":
+    cost, digest = WORK[sys.argv[1]](int(float(sys.argv[2])))
+    print(json.dumps({"cost": cost, "digest": digest}))

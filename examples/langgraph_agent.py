@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 import treewright
@@ -20,7 +22,7 @@ from treewright.agent.policies.langgraph import GraphPolicy
 from treewright.search import Budget, rule
 
 
-def decide(state, config):
+def decide(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
     """Picks an open door that the newest message shows; stops at the goal."""
     seen = state["messages"][-1].content
     rng = random.Random(config["configurable"]["seed"])  # each draw has its own seed, so that a tree can be repeated
@@ -31,7 +33,7 @@ def decide(state, config):
     return {"messages": [AIMessage("", tool_calls=[call])]}
 
 
-def tools(state):
+def tools(state: MessagesState) -> None:
     raise RuntimeError("the search stops before this node")
 
 
@@ -44,7 +46,7 @@ graph.add_edge("tools", "decide")
 agent = graph.compile()
 
 
-async def main(tasks: int = 6):
+async def main(tasks: int = 6) -> None:
     suite, policy = treewright.suite("maze"), GraphPolicy(agent)
     for name, grown, expansions in (("alone", rule("chains", draws=1), 12), ("searched", rule("best_first"), 40)):
         won = 0

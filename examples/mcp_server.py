@@ -13,27 +13,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import treewright
 from treewright.agent.policies.scripted import ScriptedPolicy
+from treewright.envs.types import Task, ToolSpec, Turn
 from treewright.search import Budget, Settings, rule
+from treewright.search.types import Exchange
 
 
-def writer(task, turns, tools, rng):
+def writer(task: Task, turns: Sequence[Exchange], tools: Sequence[ToolSpec], rng: random.Random) -> str:
     """Stands for a model: writes milk or bread, twice, and ends."""
     if len(turns) == 2:
         return 'done {"answer": "written"}'
     return "add " + json.dumps({"text": rng.choice(["milk", "bread"])})
 
 
-def reward(task, history):
+def reward(task: Task, history: Sequence[Turn]) -> float:
     """1 when the notes hold exactly what was asked for, in any order."""
     said = [turn.action.arguments["text"] for turn in history if turn.action and turn.action.name == "add"]
     return float(sorted(said) == sorted(task.truth["notes"]))
 
 
-async def main():
+async def main() -> None:
     suite = treewright.suite(f"mcp:{Path(__file__).with_name('notes.toml')}")
     tree = await treewright.search(
         suite.tasks("train", 1)[0],

@@ -24,7 +24,7 @@ from treewright.search import Budget, Settings, rule
 HERE = Path(__file__).parent
 
 
-async def main(model: str, url: str):
+async def main(model: str, url: str) -> None:
     suite = open_suite("own", corpus=HERE / "own_corpus.jsonl", questions=HERE / "own_questions.jsonl")
     policy = open_policy(f"openai:{model}@{url}", deadline=30)
     try:

@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 
 from own_rule import walker
 
 import treewright
+from treewright.envs.types import Task
 from treewright.search import Budget, Score, rule
+from treewright.search.types import Candidate
 
 
 class Shown:
     """Likes places that were not seen on the way yet, and places that show `word` best of all."""
 
-    def __init__(self, word: str = "goal"):
+    def __init__(self, word: str = "goal") -> None:
         self.word = word
 
-    async def evaluate(self, task, candidates):
+    async def evaluate(self, task: Task, candidates: Sequence[Candidate]) -> list[Score]:
         return [Score(self.one(c)) for c in candidates]  # one score in [0, 1] for each; siblings come together
 
-    def one(self, candidate):
+    def one(self, candidate: Candidate) -> float:
         if candidate.observation is None:  # drawn and not executed yet, under a lazy rule
             return 0.5
         text = candidate.observation.text
@@ -37,11 +40,11 @@ class Shown:
             return 0.9
         return 0.1 if text in [turn.observation.text for turn in candidate.turns] else 0.5
 
-    def shown(self, text):
+    def shown(self, text: str) -> bool:
         return re.search(rf"\b{self.word}\b", text) is not None
 
 
-async def main(tasks: int = 10):
+async def main(tasks: int = 10) -> None:
     suite = treewright.suite("maze")
     for name, judge in (("without a judge", None), ("with one", Shown())):
         won = 0

@@ -25,7 +25,7 @@ def deepest(draws: int = 2) -> Rule:
     return Rule(name=f"deepest(draws={draws})", priority=lambda node: float(node.depth), draws=lambda node: draws)
 
 
-async def main():
+async def main() -> None:
     suite = treewright.suite("maze")
     for shown in (deepest(), rule("breadth_first", draws=2)):
         depths = []

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import treewright
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs.custom import custom_suite
+from treewright.envs.types import Task, ToolSpec, Turn
 from treewright.search import Budget, rule
+from treewright.search.types import Exchange
 
 TASKS = Path(__file__).with_suffix(".jsonl")
 
@@ -27,10 +31,10 @@ class Shelf:
 
     effects = {"look": "read", "put": "reversible"}  # an effect that nobody declares is unknown, and waits for a commit
 
-    def __init__(self, task):
+    def __init__(self, task: Task) -> None:
         self.boards = {book: "floor" for book in task.data["books"]}
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"on the floor: {', '.join(self.boards)}"
 
     def look(self) -> str:
@@ -45,13 +49,13 @@ class Shelf:
         return f"{book} stands on {board}"
 
 
-def reward(task, history, shelf):
+def reward(task: Task, history: Sequence[Turn], shelf: Shelf) -> float:
     """Share of the books that stand where they belong. It sees the truth; policy and search do not."""
     wanted = task.truth["boards"]
-    return sum(shelf.boards[book] == board for book, board in wanted.items()) / len(wanted)
+    return float(sum(shelf.boards[book] == board for book, board in wanted.items()) / len(wanted))
 
 
-def clerk(task, turns, tools, rng):
+def clerk(task: Task, turns: Sequence[Exchange], tools: Sequence[ToolSpec], rng: random.Random) -> str:
     """Stands for a model: puts books onto boards by guessing, one after the other, then ends the task."""
     books = task.data["books"]
     if len(turns) < len(books):
@@ -59,7 +63,7 @@ def clerk(task, turns, tools, rng):
     return 'done {"answer": "tidy"}'
 
 
-async def main():
+async def main() -> None:
     suite = custom_suite("shelf", TASKS, "own_tools:Shelf", "own_tools:reward")
     for task in suite.tasks("train", 2):
         tree = await treewright.search(

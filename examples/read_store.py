@@ -42,10 +42,10 @@ def read(path: Path) -> None:
         columns = store.arrays([row.tree_id for row in rows])
         inner = columns["drawn"] > 0
         print(f"draws per expanded node: {np.mean(columns['drawn'][inner]):.2f}")
-        for tree in range(min(3, len(rows))):
-            mine = columns["tree"] == tree
+        for i in range(min(3, len(rows))):
+            mine = columns["tree"] == i
             total = np.nansum(columns["reward"][mine])
-            print(f"  {rows[tree].task_id}: rewards add up to {total:.1f} in {mine.sum()} nodes")
+            print(f"  {rows[i].task_id}: rewards add up to {total:.1f} in {mine.sum()} nodes")
 
         credit = estimate("split_loo", columns)  # steps of stored trees get their credit without loading a tree
         print(f"credit of the best step: {np.max(credit.coef):.3f}")

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import threading
+from collections.abc import Sequence
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,9 +23,11 @@ import treewright
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import Task
 from treewright.envs.custom import JudgedEnvironment
+from treewright.envs.types import Observation, ToolSpec, Turn
 from treewright.envs.web.browser import close_browser
 from treewright.envs.web.checkpoint import CheckpointEnvironment
 from treewright.search import Budget, Settings, rule
+from treewright.search.types import Exchange
 
 PAGES = {
     "/": "<h1>Garden shop</h1><a href=/roses>roses</a> <a href=/tools>tools</a>",
@@ -38,18 +42,18 @@ class Shop(BaseHTTPRequestHandler):
 
     bought = 0
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         body = PAGES.get(self.path)
         self.send_response(200 if body else 404)
         self.send_header("Content-Type", "text/html")
         self.end_headers()
         self.wfile.write((body or "nothing here").encode())
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         Shop.bought += 1
         self.do_GET()
 
-    def log_message(self, *args):
+    def log_message(self, *args: object) -> None:
         pass
 
 
@@ -60,12 +64,14 @@ def address() -> str:
     return f"http://127.0.0.1:{server.server_port}/"
 
 
-def pages():
+def pages() -> CheckpointEnvironment:
     """Opens a session. What undoes an action is judged by what it would send: links are read, the button waits."""
     return CheckpointEnvironment(address())
 
 
-def visitor(task, turns, tools, rng, first):
+def visitor(
+    task: Task, turns: Sequence[Exchange], tools: Sequence[ToolSpec], rng: random.Random, first: Observation
+) -> str:
     """Stands for a model: follows any link or button, and answers when it has seen the price."""
     seen = turns[-1].observation.text if turns else first.text
     price = re.search(rf"{task.data['thing']} is (\d+) coins", seen)
@@ -75,13 +81,13 @@ def visitor(task, turns, tools, rng, first):
     return "click " + json.dumps({"ref": rng.choice(shown)}) if shown else "back {}"
 
 
-def reward(task, history):
+def reward(task: Task, history: Sequence[Turn]) -> float:
     """1 for the right price."""
     last = history[-1].action
     return float(last is not None and last.name == "answer" and last.arguments.get("text") == task.truth["price"])
 
 
-async def main():
+async def main() -> None:
     task = Task("garden", "first", "what does a spade cost?", data={"thing": "spade"}, truth={"price": "9"})
     env = JudgedEnvironment(pages(), reward, "garden")
     try:

@@ -8,9 +8,11 @@ import shlex
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
+from not_none import not_none
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "examples" / "README.md"])
@@ -26,17 +28,17 @@ LINES = [
 PYTHON = [(page, body) for page, kind, body in BLOCKS if kind == "python"]
 
 
-def named(case):
+def named(case: Any) -> str:
     page, text = case
     return f"{page}: {text.strip().splitlines()[0][:60]}"
 
 
-def test_there_are_blocks_to_look_at():
+def test_there_are_blocks_to_look_at() -> None:
     assert len(PAGES) > 15 and len(LINES) > 60 and len(PYTHON) > 15
 
 
 @pytest.mark.parametrize("case", LINES, ids=named)
-def test_every_line_parses_and_sets_what_can_be_set(case):
+def test_every_line_parses_and_sets_what_can_be_set(case: tuple[Any, Any]) -> None:
     from treewright.agent.cli.main import app
     from treewright.agent.config import load_config
 
@@ -49,28 +51,30 @@ def test_every_line_parses_and_sets_what_can_be_set(case):
 
 
 @pytest.mark.parametrize("case", PYTHON, ids=named)
-def test_every_block_of_python_compiles_and_imports_what_is_there(case):
+def test_every_block_of_python_compiles_and_imports_what_is_there(case: tuple[Any, Any]) -> None:
     tree = compile(case[1], str(case[0]), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("treewright"):
-            module = import_module(node.module)
+            module = import_module(not_none(node.module))
             for alias in node.names:
                 assert hasattr(module, alias.name) or import_module(f"{node.module}.{alias.name}"), alias.name
 
 
 @pytest.mark.parametrize("case", [(page, body) for page, kind, body in BLOCKS if kind == "toml"], ids=named)
-def test_every_block_of_toml_is_toml(case):
+def test_every_block_of_toml_is_toml(case: Any) -> None:
     assert tomllib.loads(case[1])
 
 
-def test_every_link_to_a_file_of_ours_finds_it():
+def test_every_link_to_a_file_of_ours_finds_it() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in target and not target.startswith("mailto:"):
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 
 
-def test_the_first_block_of_the_page_on_stores_runs(tmp_path, monkeypatch, capsys):
+def test_the_first_block_of_the_page_on_stores_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = next(body for page, body in PYTHON if page.name == "store.md")
     monkeypatch.chdir(tmp_path)
     exec(compile(body, "docs/store.md", "exec"), {"__name__": "store"})
@@ -79,7 +83,7 @@ def test_the_first_block_of_the_page_on_stores_runs(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
-def test_every_file_that_a_newcomer_is_sent_to_is_there(page):
+def test_every_file_that_a_newcomer_is_sent_to_is_there(page: str) -> None:
     folders = "agent|envs|search|training|kernels|benchmarks|tests|docs|examples|scripts|pkg"
     named = re.findall(rf"`((?:{folders})/[\w./*]*)`", (ROOT / page).read_text())
     assert len(named) > 20
@@ -87,7 +91,7 @@ def test_every_file_that_a_newcomer_is_sent_to_is_there(page):
         assert list(ROOT.glob(path.rstrip("/"))), f"{page} names {path}"
 
 
-def test_every_door_that_stands_in_the_table_is_one():
+def test_every_door_that_stands_in_the_table_is_one() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     code = "".join(
         p.read_text() for floor in ("agent", "envs", "search", "training") for p in (ROOT / floor).rglob("*.py")

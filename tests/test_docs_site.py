@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def build(folder, config=ROOT / "mkdocs.yml"):
+def build(folder: Path, config: Path = ROOT / "mkdocs.yml") -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(folder)]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocstrings", reason="needs the extra 'docs': pip install 'treewright[docs]'")
     folder = tmp_path_factory.mktemp("site")
     done = build(folder)
@@ -32,7 +32,7 @@ def site(tmp_path_factory):
 @pytest.mark.parametrize(
     "broken", ["[a page](nowhere.md)", "[an anchor](search.md#nowhere)", "::: treewright.search.nowhere"]
 )
-def test_what_leads_nowhere_fails_the_build(broken, site, tmp_path):
+def test_a_broken_link_fails_the_build(broken: str, site: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     page = tmp_path / "docs" / "papers.md"
     page.write_text(f"{page.read_text()}\n\n{broken}\n")
@@ -42,14 +42,14 @@ def test_what_leads_nowhere_fails_the_build(broken, site, tmp_path):
     assert done.returncode != 0 and "nowhere" in done.stderr
 
 
-def test_every_page_is_in_the_site(site):
+def test_every_page_is_in_the_site(site: Path) -> None:
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
     pages |= {"index", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG", "SECURITY"}
     assert pages <= {path.stem for path in site.glob("*.html")}
     assert (site / "examples" / "own_rule.py").is_file()
 
 
-def test_the_reference_shows_every_member_that_it_asks_for(site):
+def test_the_reference_shows_every_member_that_it_asks_for(site: Path) -> None:
     shown = (site / "reference.html").read_text()
     page = (ROOT / "docs" / "reference.md").read_text()
     for module, members in re.findall(r"^::: (\S+)\n +options: \{members: \[(.*?)\]\}", page, re.MULTILINE):
@@ -57,5 +57,5 @@ def test_the_reference_shows_every_member_that_it_asks_for(site):
             assert f'id="{module}.{member}"' in shown, f"{module}.{member}"
 
 
-def test_columns_of_docstrings_stay_columns(site):
+def test_columns_of_docstrings_stay_columns(site: Path) -> None:
     assert re.search(r"restore_ways +the ways back", re.sub(r"<[^>]+>", "", (site / "reference.html").read_text()))

@@ -9,14 +9,17 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("agent", "search", "envs", "training", "kernels")
 ROOT_FOLDERS = (*FLOORS, "benchmarks")
-ROOMS = {"config": 0, "policies": 1, "judges": 2, "seedling": 3, "view": 3, "runs": 4, "cli": 5}  # imports go down
+# Imports go down:
+ROOMS = {"config": 0, "policies": 1, "judges": 2, "seedling": 3, "view": 3, "gateway": 3, "runs": 4, "cli": 5}
 LONGEST = 450
 MAY_IMPORT = {
     "benchmarks": {"benchmarks", "agent", "training", "search", "envs", "kernels"},
@@ -29,11 +32,11 @@ MAY_IMPORT = {
 NO_TORCH = ("search", "envs")
 
 
-def modules(floor):
+def modules(floor: str) -> list[Any]:
     return sorted(p for p in (ROOT / floor).rglob("*.py"))
 
 
-def imported(path):
+def imported(path: Any) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -43,7 +46,7 @@ def imported(path):
 
 
 @pytest.mark.parametrize("floor", ROOT_FOLDERS)
-def test_imports_only_go_down(floor):
+def test_imports_only_go_down(floor: str) -> None:
     for path in modules(floor):
         for name in imported(path):
             parts = name.split(".")
@@ -53,7 +56,7 @@ def test_imports_only_go_down(floor):
             assert not (floor in NO_TORCH and parts[0] in ("torch", "transformers")), f"{path} imports {name}"
 
 
-def test_within_the_agent_imports_only_go_down_from_room_to_room():
+def test_within_the_agent_imports_only_go_down_from_room_to_room() -> None:
     for path in modules("agent"):
         room = path.relative_to(ROOT / "agent").parts[0].removesuffix(".py")
         for name in imported(path):
@@ -63,22 +66,22 @@ def test_within_the_agent_imports_only_go_down_from_room_to_room():
                 assert below, f"{path} imports {name}: {room} is not above {other}"
 
 
-def test_the_agent_folder_itself_holds_no_more_than_its_configuration():
+def test_the_agent_folder_itself_holds_no_more_than_its_configuration() -> None:
     assert {p.name for p in (ROOT / "agent").glob("*.py")} == {"__init__.py", "config.py"}
 
 
-def test_no_module_is_imported_in_a_circle():
+def test_no_module_is_imported_in_a_circle() -> None:
     named = {module_name(path): path for floor in ROOT_FOLDERS for path in modules(floor)}
     below = {name: set(imported_modules(path, named)) - {name} for name, path in named.items()}
     sorter = graphlib.TopologicalSorter(below)
     sorter.prepare()  # raises CycleError, which names the circle
 
 
-def module_name(path):
+def module_name(path: Any) -> str:
     return ".".join(("treewright", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def imported_modules(path, named):
+def imported_modules(path: Any, named: dict[str, Any]) -> Iterator[str | None]:
     """Every module of ours that a file imports anywhere, in functions and for type checkers too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -91,24 +94,24 @@ def imported_modules(path, named):
 
 
 @pytest.mark.parametrize("folder", [*ROOT_FOLDERS, "tests"])
-def test_no_file_is_too_long_to_find_ones_way_in(folder):
+def test_no_file_is_too_long_to_find_ones_way_in(folder: str) -> None:
     long = {str(p.relative_to(ROOT)): n for p in modules(folder) if (n := len(p.read_text().splitlines())) > LONGEST}
     assert not long, f"more than {LONGEST} lines: {long}"
 
 
-def test_the_kernels_floor_needs_torch_and_triton_alone():
+def test_the_kernels_floor_needs_torch_and_triton_alone() -> None:
     allowed = {*sys.stdlib_module_names, "torch", "triton", "numpy", "treewright", "transformers", "matplotlib", "rich"}
     for path in modules("kernels"):
         for name in imported(path):
             assert name.split(".")[0] in allowed, f"{path} imports {name}"
 
 
-def test_every_floor_has_one_relative_symlink():
+def test_every_floor_has_one_relative_symlink() -> None:
     links = {p.name: os.readlink(p) for p in (ROOT / "pkg" / "treewright").iterdir() if p.is_symlink()}
     assert links == {floor: f"../../{floor}" for floor in ROOT_FOLDERS}
 
 
-def test_no_bare_twin_is_imported():
+def test_no_floor_is_imported_without_the_package_name() -> None:
     code = (
         "import sys, treewright, treewright.search, treewright.envs, treewright.training, treewright.agent.cli.main;"
         f"print([m for m in {FLOORS!r} if m in sys.modules])"
@@ -117,7 +120,7 @@ def test_no_bare_twin_is_imported():
     assert out.stdout.strip() == "[]"
 
 
-def test_a_light_import_does_not_load_torch_or_a_browser():
+def test_a_light_import_does_not_load_torch_or_a_browser() -> None:
     code = (
         "import sys, treewright, treewright.search, treewright.envs, treewright.agent.cli.main;"
         "print([m for m in ('torch', 'transformers', 'playwright', 'langgraph') if m in sys.modules])"
@@ -126,14 +129,15 @@ def test_a_light_import_does_not_load_torch_or_a_browser():
     assert out.stdout.strip() == "[]"
 
 
-def test_the_package_is_callable_and_its_modules_import_as_usual():
+def test_the_package_is_callable_and_its_modules_import_as_usual() -> None:
     import treewright
 
     assert callable(treewright.search)
-    assert importlib.import_module("treewright.search.tree").Tree is treewright.search.Tree
+    package: Any = treewright
+    assert importlib.import_module("treewright.search.tree").Tree is package.search.Tree
 
 
-def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):
+def test_the_wheel_holds_every_module_and_every_data_file(tmp_path: Path) -> None:
     copy = tmp_path / "source"
     kept = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT)
     if kept.returncode:
@@ -163,7 +167,7 @@ def test_the_wheel_holds_every_module_and_every_data_file(tmp_path):
     assert not [name for name in inside if "benchmarks" in name], "measurements stay in the checkout"
 
 
-def test_nothing_installed_is_named_like_a_floor_on_the_path():
+def test_nothing_installed_is_named_like_a_floor_on_the_path() -> None:
     for floor in FLOORS:
         if floor == "kernels" and importlib.util.find_spec("kernels") is not None:
             pytest.skip("a package called kernels is installed here")

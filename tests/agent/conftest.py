@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import pytest_asyncio
 from databases import cluster, missing
@@ -9,7 +13,7 @@ from view_trees import walks, write_store
 
 
 @pytest.fixture(scope="session")
-def new_database():
+def new_database() -> Iterator[Callable[[], str]]:
     """Makes URLs of empty PostgreSQL databases in a cluster that lives as long as the tests."""
     if (why := missing()) is not None:
         pytest.skip(why)
@@ -18,7 +22,7 @@ def new_database():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory):
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Indexes that the viewer makes go to a folder of the tests."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TREEWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -26,7 +30,7 @@ def cache_of_its_own(tmp_path_factory):
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser():
+async def browser() -> AsyncIterator[Any]:
     from view_pages import drawing_browser
 
     async with drawing_browser() as launched:
@@ -34,7 +38,7 @@ async def browser():
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def view(browser, tmp_path):
+async def view(browser: Any, tmp_path: Path) -> AsyncIterator[Any]:
     """A page over a small store, served."""
     from view_pages import looking, serving
 
@@ -47,7 +51,7 @@ async def view(browser, tmp_path):
 
 
 @pytest.fixture
-def page_file(tmp_path):
+def page_file(tmp_path: Path) -> str:
     """The address of a page in a file over the same store."""
     from treewright.agent.view import write_page
     from treewright.search.store import TreeStore

@@ -1,10 +1,14 @@
 """A model server on loopback for tests: it answers with what is queued, or as a function of the request says."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import socket
 import threading
 from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -12,14 +16,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.policy import Policy
 from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.search.types import Context
+
+if TYPE_CHECKING:
+    from starlette.datastructures import State
+    from starlette.requests import Request
+
+
+if TYPE_CHECKING:
+    from .test_policies_vllm_client import FakeVLLM
+
 
 TASK = Task("kg", "1", "Who is ada's mother?")
 TOOLS = (ToolSpec("search", "look up", {"properties": {"entity": {"type": "string"}}}),)
 FIRST = Observation("start")
 
 
-def said(*texts, **more):
+def said(*texts: str, **more: Any) -> dict[str, Any]:
     """A chat completion with one choice for each text."""
     choices = [{"index": i, "message": {"role": "assistant", "content": t}, **more} for i, t in enumerate(texts)]
     return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": 2 * len(texts)}}
@@ -28,10 +43,13 @@ def said(*texts, **more):
 class Server:
     """Answers with what is queued (a body, a Response or a coroutine function of the request), then with `always`."""
 
-    def __init__(self, always=None):
-        self.queue, self.always, self.seen, self.headers = deque(), always or said("look {}"), [], []
+    def __init__(self, always: Any = None) -> None:
+        self.headers: list[Any]
+        self.seen: list[Any]
+        self.queue: deque[Any] = deque()
+        self.always, self.seen, self.headers = always or said("look {}"), [], []
 
-    async def answer(self, request):
+    async def answer(self, request: Request[State]) -> Response:
         body = await request.json()
         self.seen.append((request.url.path, body))
         self.headers.append(request.headers)
@@ -43,7 +61,9 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(server, control=None):
+async def serving(
+    server: Server | FakeVLLM, control: Callable[[Any], Coroutine[Any, Any, Any]] | None = None
+) -> AsyncIterator[str]:
     """`control` answers what goes to other places than the model's, vLLM's orders among them."""
     routes = [Route(path, server.answer, methods=["POST"]) for path in ("/v1/completions", "/v1/chat/completions")]
     if control is not None:
@@ -51,7 +71,7 @@ async def serving(server, control=None):
     app = Starlette(routes=routes)
     sock = socket.create_server(("127.0.0.1", 0))
     web = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
-    web.capture_signals = contextlib.nullcontext
+    web.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(web.serve(sockets=[sock]))
     try:
         yield f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
@@ -62,7 +82,7 @@ async def serving(server, control=None):
 
 
 @contextlib.asynccontextmanager
-async def opened(server, model="m", **options):
+async def opened(server: Server, model: str = "m", **options: Any) -> AsyncIterator[Policy]:
     async with serving(server) as url:
         policy = open_policy(f"openai:{model}@{url}", **{"backoff": 0.01, "deadline": 20.0, **options})
         try:
@@ -71,17 +91,18 @@ async def opened(server, model="m", **options):
             await policy.close()
 
 
-def root(policy):
-    return policy.context(TASK, TOOLS, FIRST, (), ())
+def root(policy: Any) -> Context:
+    context: Context = policy.context(TASK, TOOLS, FIRST, (), ())
+    return context
 
 
 @contextlib.contextmanager
-def threaded(server):
+def threaded(server: Server) -> Iterator[str]:
     """The same server in a thread with an event loop of its own, for what runs one itself: the command line."""
     ready, done = threading.Event(), threading.Event()
     where = []
 
-    async def serve():
+    async def serve() -> None:
         async with serving(server) as url:
             where.append(url)
             ready.set()

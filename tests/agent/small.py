@@ -1,5 +1,9 @@
 """Tokenizers and models small enough to make in a test."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -23,7 +27,13 @@ SYSTEM_LAST = (
 )
 
 
-def tokenizer(marks, template=None, end=None, lower=False, **special):
+def tokenizer(
+    marks: tuple[str, ...] | list[Any],
+    template: str | None = None,
+    end: str | None = None,
+    lower: bool = False,
+    **special: Any,
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with `marks` as special tokens; `lower` makes it forget capitals."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,15 +52,15 @@ def tokenizer(marks, template=None, end=None, lower=False, **special):
     return made
 
 
-def compact(**options):
+def compact(**options: Any) -> PreTrainedTokenizerFast:
     return tokenizer(("<|task|>", "<|obs|>", "<|act|>", "<|end|>"), **options)
 
 
-def chatml(template=CHATML, **options):
+def chatml(template: str = CHATML, **options: Any) -> PreTrainedTokenizerFast:
     return tokenizer(("<|im_start|>", "<think>", "</think>", "<|im_end|>"), template, **options)
 
 
-def qwen3(vocab=400, seed=0, **changes):
+def qwen3(vocab: int = 400, seed: int = 0, **changes: Any) -> Any:
     """A random Qwen3 of a few thousand parameters, float32, with sharpened logits so that draws vary but not wildly."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -61,7 +71,7 @@ def qwen3(vocab=400, seed=0, **changes):
     return randomised(Qwen3ForCausalLM(Qwen3Config(**{**shape, **changes})), seed)
 
 
-def randomised(model, seed=0):
+def randomised(model: Any, seed: int = 0) -> Any:
     """The model with every weight drawn anew, norms and biases too, so that no part of the forward is idle."""
     import torch
 

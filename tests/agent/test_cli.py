@@ -9,34 +9,36 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
+from not_none import not_none
 from speed import patient
 
 HELPERS = str(Path(__file__).parents[1] / "helpers")
-COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
 WALK = ["--policy", "scripted:mazewalk:walker"]
 
 
-def environment():
+def environment() -> dict[str, Any]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), HELPERS]),
             "COLUMNS": "120", "NO_COLOR": "1"}  # fmt: skip
 
 
-def call(*words, cwd, code=0):
-    done = subprocess.run([*COMMAND, *words], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120)
+def call(*words: Any, cwd: Path, code: int = 0) -> str:
+    done = forked.treewright(words, cwd, environment())
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_collect_show_and_eval(tmp_path):
+def test_collect_show_and_eval(tmp_path: Path) -> None:
     out = call("collect", "--name", "a", "--suites", "maze", "--tasks", "3", *WALK, cwd=tmp_path)
     assert "runs/a/trees.sqlite" in out and "maze" in out
     again = call("collect", "--name", "a", "--suites", "maze", "--tasks", "3", *WALK, cwd=tmp_path)
     assert re.findall(r"maze.*\d", again)[-1] == re.findall(r"maze.*\d", out)[-1]
     listed = call("show", "--name", "a", cwd=tmp_path)
     assert listed.count("train-3-") == 3 and "done" in listed
-    tree = re.search(r"([0-9a-f]{8}).*train-3-1", listed).group(1)
+    tree = not_none(re.search(r"([0-9a-f]{8}).*train-3-1", listed)).group(1)
     assert "reach 2,2" in call("show", tree, "--name", "a", cwd=tmp_path)
     call("show", "--name", "a", "--html", "t.html", cwd=tmp_path)
     assert (tmp_path / "t.html").read_text().lower().startswith("<!doctype html>")
@@ -44,34 +46,31 @@ def test_collect_show_and_eval(tmp_path):
     assert "oracle pick" in call("eval", "--suites", "maze", "--tasks", "3", "--expansions", "4", *WALK, cwd=tmp_path)
 
 
-def test_collect_train_and_eval_with_the_seedling(tmp_path):
+def test_collect_train_and_eval_with_the_seedling(tmp_path: Path) -> None:
     few = ["--set", "search.expansions=2"]
     call("collect", "--name", "s", "--suites", "kg", "--tasks", "4", *few, cwd=tmp_path)
     out = call("train", "--name", "s", *few, cwd=tmp_path)
     assert "4 to train on" in out
-    saved = re.search(r"saved (\S+);", out).group(1)
+    saved = not_none(re.search(r"saved (\S+);", out)).group(1)
     assert "kg" in call("eval", "--suites", "kg", "--tasks", "4", "--policy", f"hf:{saved}", cwd=tmp_path)
     assert "4 trained on before" in call("train", "--name", "s", *few, cwd=tmp_path, code=2)
 
 
-def test_loop_resumes_where_it_stood(tmp_path):
+def test_loop_resumes_where_it_stood(tmp_path: Path) -> None:
     line = ["loop", "--name", "l", "--suites", "kg", "--set", "loop.tasks=3", "--set", "search.expansions=1"]
     assert "iteration 1" in call(*line, "--set", "loop.iterations=1", cwd=tmp_path)
     out = call(*line, "--set", "loop.iterations=2", cwd=tmp_path)
     assert "going on" in out and "iteration 2" in out and "iteration 1:" not in out
 
 
-def test_run_prints_the_tree_of_one_task(tmp_path):
+def test_run_prints_the_tree_of_one_task(tmp_path: Path) -> None:
     out = call("run", "maze/1", *WALK, cwd=tmp_path)
     assert "maze/test-3-1" in out and "start" in out
 
 
-def test_ctrl_c_closes_saves_and_prints_the_line_that_resumes(tmp_path):
+def test_ctrl_c_closes_saves_and_prints_the_line_that_resumes(tmp_path: Path) -> None:
     line = ["collect", "--name", "b", "--suites", "maze", "--tasks", "20", "--policy", "scripted:mazewalk:slow"]
-    child = subprocess.Popen(
-        [*COMMAND, *line], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+    child = forked.Child([forked.COMMAND, *line], tmp_path, environment(), merged=True)
     store = tmp_path / "runs" / "b" / "trees.sqlite"
     deadline = time.monotonic() + patient(60)
     while time.monotonic() < deadline and not (store.exists() and store.stat().st_size > 0):
@@ -85,12 +84,12 @@ def test_ctrl_c_closes_saves_and_prints_the_line_that_resumes(tmp_path):
     assert call("show", "--name", "b", cwd=tmp_path).count("done") == 20
 
 
-def test_every_command_explains_itself(tmp_path):
+def test_every_command_explains_itself(tmp_path: Path) -> None:
     for name in ("run", "collect", "train", "loop", "eval", "show", "demo", "bench", "config"):
         assert "Usage" in call(name, "--help", cwd=tmp_path)
 
 
-def test_own_tasks_with_a_reward_function_and_an_own_world(tmp_path):
+def test_own_tasks_with_a_reward_function_and_an_own_world(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "from treewright.envs.maze import Maze\n"
         "class Corner(Maze):\n    name = 'corner'\n"
@@ -100,12 +99,12 @@ def test_own_tasks_with_a_reward_function_and_an_own_world(tmp_path):
     values = ("worlds.tasks_file=tasks.jsonl", 'worlds.suites=["own:Corner"]', "worlds.reward=own:reward")
     line = ["collect", "--name", "o", "--tasks", "1", *WALK, *(w for v in values for w in ("--set", v))]
     here = {**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"}
-    done = subprocess.run([*COMMAND, *line], cwd=tmp_path, capture_output=True, text=True, env=here, timeout=120)
+    done = forked.treewright(line, tmp_path, here)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "own" in done.stdout
 
 
-def test_a_corpus_and_questions_run_without_code(tmp_path):
+def test_a_corpus_and_questions_run_without_code(tmp_path: Path) -> None:
     (tmp_path / "guess.py").write_text(
         "def make(task, turns, tools, rng):\n"
         "    return 'search krill' if not turns else rng.choice(['answer krill', 'answer ice'])\n"
@@ -117,9 +116,8 @@ def test_a_corpus_and_questions_run_without_code(tmp_path):
     line = ["collect", "--name", "c", "--corpus", "c.jsonl", "--questions", "q.jsonl", "--tasks", "4"]
     here = {**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"}
 
-    def run(*more):
-        words = [*COMMAND, *line, "--policy", "scripted:guess:make", *more]
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=here, timeout=120)
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return forked.treewright([*line, "--policy", "scripted:guess:make", *more], tmp_path, here)
 
     done = run()
     assert done.returncode == 0 and "own" in done.stdout, done.stdout + done.stderr
@@ -142,16 +140,16 @@ def test_a_corpus_and_questions_run_without_code(tmp_path):
         (["collect", "--corpus", "c.jsonl"], "--questions FILE.jsonl"),
     ],
 )
-def test_a_mistake_is_one_line_with_what_to_type(words, hint, tmp_path):
+def test_a_mistake_is_one_line_with_what_to_type(words: list[str], hint: str, tmp_path: Path) -> None:
     out = call(*words, cwd=tmp_path, code=2)
     assert hint in out and "Traceback" not in out
 
 
-def test_a_hint_with_brackets_stays_whole(monkeypatch, capsys):
+def test_a_hint_with_brackets_stays_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from treewright.agent.cli import main as cli
     from treewright.envs import TreewrightError
 
-    def fails():
+    def fails() -> None:
         raise TreewrightError("type: pip install 'treewright[data]'")
 
     monkeypatch.setattr(cli, "app", fails)
@@ -160,7 +158,7 @@ def test_a_hint_with_brackets_stays_whole(monkeypatch, capsys):
     assert "treewright[data]" in capsys.readouterr().err
 
 
-def test_the_version_is_told_by_the_command_and_by_the_module(tmp_path):
+def test_the_version_is_told_by_the_command_and_by_the_module(tmp_path: Path) -> None:
     import treewright
 
     assert call("--version", cwd=tmp_path).strip() == f"treewright {treewright.__version__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +16,7 @@ from treewright.agent.cli import options
 ODD = [":fire:", "deliver :package: to :house:", "[red]alert[/]"]
 
 
-def call(*words):
+def call(*words: str) -> str:
     done = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"}).invoke(cli.app, words)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -23,7 +24,7 @@ def call(*words):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options.console, "width", 300)  # read from the terminal when it was made
     (tmp_path / "runs" / "odd").mkdir(parents=True)
@@ -32,20 +33,20 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_the_list_of_trees_and_the_path_of_a_file_are_shown_as_they_are(here, odd):
+def test_the_list_of_trees_and_the_path_of_a_file_are_shown_as_they_are(here: Path, odd: str) -> None:
     assert odd in call("show", "--name", "odd")
     name = odd.replace("/", " ")
     assert name in call("view", "odd", "--html", f"{name}.html") and (here / f"{name}.html").is_file()
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_the_words_of_a_progress_bar_are_shown_as_they_are(odd, capsys):
+def test_the_words_of_a_progress_bar_are_shown_as_they_are(odd: str, capsys: pytest.CaptureFixture[str]) -> None:
     with options.bar(odd, 2) as advance:
         advance(None)
     assert odd in capsys.readouterr().out
 
 
-def test_an_error_shows_a_name_as_it_is(here):
+def test_an_error_shows_a_name_as_it_is(here: Path) -> None:
     command = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
     done = subprocess.run([*command, "view", ":fire:[red]x[/]"], cwd=here, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and ":fire:[red]x[/]" in done.stderr

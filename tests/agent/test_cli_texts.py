@@ -6,17 +6,18 @@ import asyncio
 import json
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 from export_store import fill
+from not_none import not_none
 
 from treewright.search.store import TreeStore
 
 HELPERS = str(Path(__file__).parents[1] / "helpers")
-COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
 ASKED = {"role": "user", "content": "book a table for two"}
 TALK = {
     "id": "t1",
@@ -35,15 +36,15 @@ TALK = {
 }  # fmt: skip
 
 
-def call(*words, cwd, code=0):
+def call(*words: Any, cwd: Path, code: int = 0) -> str:
     path = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), HELPERS])
     here = {**os.environ, "PYTHONPATH": path, "COLUMNS": "120", "NO_COLOR": "1"}
-    done = subprocess.run([*COMMAND, *words], cwd=cwd, env=here, capture_output=True, text=True, timeout=120)
+    done = forked.treewright(words, cwd, here)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_imported_calls_are_shown_and_odd_rows_are_left_out_by_place(tmp_path):
+def test_imported_calls_are_shown_and_odd_rows_are_left_out_by_place(tmp_path: Path) -> None:
     odd = {"messages": [ASKED, {"role": "assistant", "content": [{"type": "hologram"}]}]}
     lines = ["\ufeff" + json.dumps(TALK), json.dumps(odd), "{half", json.dumps({**TALK, "id": "t2", "suite": ""})]
     (tmp_path / "talks.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -51,7 +52,7 @@ def test_imported_calls_are_shown_and_odd_rows_are_left_out_by_place(tmp_path):
     assert "2 trees with 8 nodes added" in out and "2 rows left out" in out
     assert "talks.jsonl, line 2: messages[1].content[0].type: 'hologram'" in out
     assert "talks.jsonl, line 3: not valid JSON" in out and "2 conversations list no tools" in out
-    tree = re.search(r"[0-9a-f]{8}", call("show", "--name", "talks", cwd=tmp_path))[0]
+    tree = not_none(re.search(r"[0-9a-f]{8}", call("show", "--name", "talks", cwd=tmp_path)))[0]
     shown = call("show", tree, "--name", "talks", cwd=tmp_path)
     assert "book 2" in shown and "pay 3" in shown and "nothing" not in shown
     assert "line 2" in call("import", "talks.jsonl", "--name", "other", "--strict", cwd=tmp_path, code=2)
@@ -60,7 +61,7 @@ def test_imported_calls_are_shown_and_odd_rows_are_left_out_by_place(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("stored") / "trees.sqlite"
     with TreeStore.open(path) as store:
         asyncio.run(fill(store))
@@ -75,19 +76,23 @@ def stored(tmp_path_factory):
         (["--formats", "prefix", "--paths", "chosen", "--min-outcome", "50"], "prefix: trees whose chosen path does"),
     ],
 )
-def test_an_export_without_rows_says_why_and_writes_nothing(stored, tmp_path, options, why):
+def test_an_export_without_rows_says_why_and_writes_nothing(
+    stored: str, tmp_path: Path, options: list[str], why: str
+) -> None:
     out = call("export", "d", "--store", stored, *options, cwd=tmp_path, code=2)
     assert "6 trees pass the filter and give no row, so nothing was written" in out and why in out
     assert not (tmp_path / "d").exists()
 
 
-def test_an_export_says_why_one_format_has_no_row_and_how_long_rows_are(stored, tmp_path):
+def test_an_export_says_why_one_format_has_no_row_and_how_long_rows_are(stored: str, tmp_path: Path) -> None:
     out = call("export", "d", "--store", stored, "--formats", "sft,dpo,raw", "--min-gap", "50", cwd=tmp_path)
     assert re.search(r"dpo +0 rows, \d+ left out: siblings whose values are closer", out)
     assert re.search(r"the longest row has \d+ tokens; TRL cuts rows at max_length", out)
 
 
-def test_a_store_of_postgresql_is_exported_and_imported_by_its_url(stored, new_database, tmp_path):
+def test_a_store_of_postgresql_is_exported_and_imported_by_its_url(
+    stored: str, new_database: Callable[[], str], tmp_path: Path
+) -> None:
     url, other = new_database(), new_database()
     call("store", "merge", url, stored, cwd=tmp_path)
     assert "6 trees" in call("export", "d", "--store", url, "--formats", "raw", "--file-type", "jsonl", cwd=tmp_path)
@@ -97,7 +102,7 @@ def test_a_store_of_postgresql_is_exported_and_imported_by_its_url(stored, new_d
         assert digests[0] == digests[1]
 
 
-def test_a_run_is_not_lost_to_one_odd_task(tmp_path):
+def test_a_run_is_not_lost_to_one_odd_task(tmp_path: Path) -> None:
     tasks = [
         {"id": "one", "goal": "reach \ud83d the corner", "data": {"size": 2}, "split": ""},
         {"id": "two", "gaol": "reach it"},

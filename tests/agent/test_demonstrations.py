@@ -1,6 +1,10 @@
 """Imported conversations become rows as the policy itself would read and write them: its template, its tools."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -8,15 +12,21 @@ from treewright.agent.policies.prompts import system_text
 from treewright.agent.runs.recipes import encoder_of, listed_tools
 from treewright.envs.types import Action
 from treewright.search.screen import parse_action
+from treewright.search.tree import Tree
 from treewright.training.export import grown_trees
+from treewright.training.pack import TokenRow
 from treewright.training.recipes.imitate import path_rows
 
 from .small import compact
 from .tokenizer_kinds import template, tokenizer
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
 SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "function": {"name": "search", "arguments": '{"q": "cats"}'}}]}  # fmt: skip # noqa: E501
-TALK = {
+TALK: dict[str, Any] = {
     "id": "q1",
     "reward": 1.0,
     "tools": [{"type": "function", "function": {"name": "search", "description": "look up", "parameters": SCHEMA}}],
@@ -29,19 +39,23 @@ TALK = {
 }
 
 
-def rows_of(tmp_path, tok, options=None, talk=TALK):
+def rows_of(
+    tmp_path: Path, tok: Any, options: dict[str, Any] | None = None, talk: dict[str, Any] = TALK
+) -> tuple[Tree, list[TokenRow]]:
     (tmp_path / "talks.jsonl").write_text(json.dumps(talk))
     (grown,) = grown_trees(tmp_path / "talks.jsonl", origin="demo")
     (rows,) = path_rows([grown.tree], encode=encoder_of(tok, options))
     return grown.tree, rows
 
 
-def text(tok, ids):
+def text(tok: Any, ids: tuple[int, ...] | NDArray[Any]) -> Any:
     return tok.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("llama3", "qwen2_5"), ("llama3", "llama3_1"), ("llama", "zephyr")])
-def test_a_chat_template_shows_the_tools_and_actions_have_the_form_that_its_rules_ask_for(tmp_path, kind, name):
+def test_a_chat_template_shows_the_tools_and_actions_have_the_form_that_its_rules_ask_for(
+    tmp_path: Path, kind: str, name: str
+) -> None:
     tok = tokenizer(kind, template(name))
     tree, (first, second) = rows_of(tmp_path, tok)
     messages = [
@@ -57,7 +71,7 @@ def test_a_chat_template_shows_the_tools_and_actions_have_the_form_that_its_rule
     assert parse_action(text(tok, first.response[:-1])) == Action.of("search", q="cats")
 
 
-def test_with_schemas_tools_and_calls_have_the_templates_own_form(tmp_path):
+def test_with_schemas_tools_and_calls_have_the_templates_own_form(tmp_path: Path) -> None:
     tok = tokenizer("llama3", template("qwen2_5"))
     options = {"template_options": {"tools_as": "schema"}}
     tree, (first, _) = rows_of(tmp_path, tok, options)
@@ -73,14 +87,14 @@ def test_with_schemas_tools_and_calls_have_the_templates_own_form(tmp_path):
     assert names[0] == "<tool_call>" and names[-1] == "<|im_end|>" and parse_action(said[: -len("<|im_end|>")])
 
 
-def test_a_template_whose_own_calls_cannot_be_read_back_gets_blocks(tmp_path):
+def test_a_template_whose_own_calls_cannot_be_read_back_gets_blocks(tmp_path: Path) -> None:
     odd = template("qwen2_5").replace("<tool_call>", "<call>").replace("</tool_call>", "</call>")
     tok = tokenizer("llama3", odd)
     _, (first, _) = rows_of(tmp_path, tok, {"template_options": {"tools_as": "schema"}})
     assert parse_action(text(tok, first.response[:-1])) == Action.of("search", q="cats")
 
 
-def test_thinking_stays_in_front_of_the_action(tmp_path):
+def test_thinking_stays_in_front_of_the_action(tmp_path: Path) -> None:
     talk = {**TALK, "messages": [TALK["messages"][0], {**CALL, "reasoning_content": "hm", "content": "I look."}]}
     tok = tokenizer("llama3", template("qwen3"))
     _, (first,) = rows_of(tmp_path, tok, None, talk)
@@ -88,7 +102,7 @@ def test_thinking_stays_in_front_of_the_action(tmp_path):
     assert tok.convert_ids_to_tokens(first.response[0]) == "<think>"
 
 
-def test_the_compact_form_and_its_window_are_those_of_the_policy(tmp_path):
+def test_the_compact_form_and_its_window_are_those_of_the_policy(tmp_path: Path) -> None:
     tok = compact()
     _, (_, second) = rows_of(tmp_path, tok, {"window": 1})
     assert text(tok, second.context) == (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mazewalk import walker
 
 from treewright.agent.runs.collect import World
 from treewright.agent.runs.evaluate import evaluate
 from treewright.envs import EnvFault
 from treewright.envs.maze import SUITE, Maze
+from treewright.envs.types import Observation, Task
 from treewright.search.restore import Pool
 from treewright.search.store import TreeStore
 
@@ -15,7 +18,7 @@ from treewright.search.store import TreeStore
 class Closed(Maze):
     """A maze whose third task never comes up."""
 
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         if task.id == TASKS[2].id:
             raise EnvFault("the door is locked")
         return await super().reset(task, key)
@@ -24,11 +27,11 @@ class Closed(Maze):
 TASKS = SUITE.tasks("test", 4)
 
 
-async def closed():
+async def closed() -> Closed:
     return Closed()
 
 
-async def test_a_tree_that_the_world_kept_from_growing_is_unknown_and_no_failure(tmp_path):
+async def test_a_tree_that_the_world_kept_from_growing_is_unknown_and_no_failure(tmp_path: Path) -> None:
     worlds = {"maze": World(SUITE, Pool(closed))}
     with TreeStore.open(tmp_path / "trees.db") as store:
         found, trees = await evaluate(TASKS, worlds, walker, expansions=6, store=store, run="a")

@@ -9,11 +9,14 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 import pytest_asyncio
+from not_none import not_none
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -27,7 +30,6 @@ needs_browser = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell"
 )
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
 NAV = "<nav><a href=/>home</a><a href=/lamps>lamps</a><a href=/help>help</a></nav>"
 LAMPS = "".join(f"<a href=/lamp/{n}>lamp {n}</a>" for n in range(4))
 PAGES = {
@@ -39,7 +41,7 @@ PAGES = {
 }  # fmt: skip
 
 
-async def test_what_can_be_tried_is_read_off_the_page():
+async def test_what_can_be_tried_is_read_off_the_page() -> None:
     text = "\n".join([
         'page "t" /', 'link "a" e1', 'button "b" e2 disabled', 'checkbox "c" e3 checked', 'text "link \\"x\\" e9"',
         'combobox "d" e4 = "1" from "1", "2", "3"', 'textbox "q" e5 = "a"', 'link "ad" a1', 'slider "s" e6 = "3"',
@@ -56,7 +58,7 @@ async def test_what_can_be_tried_is_read_off_the_page():
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def shop():
+async def shop() -> AsyncIterator[Any]:
     from local_site import serve_pages
 
     server = await serve_pages(PAGES)
@@ -66,12 +68,16 @@ async def shop():
 
 
 @needs_browser
-async def test_a_site_is_seen_whole_nothing_is_sent_and_every_task_is_solved_by_its_path(shop, tmp_path):
+async def test_a_site_is_seen_whole_nothing_is_sent_and_every_task_is_solved_by_its_path(
+    shop: Any, tmp_path: Path
+) -> None:
     suite = web_suite(f"{shop.url}/")
     (task,) = suite.tasks("test", 1)
     pool = Pool(suite.open, 2)
     seen = await explore(task, pool, 22, explorers=2)
-    paths = {re.match(r'page "\w+" (\S+)', seen.tree.observation[node].text)[1] for node in seen.states}
+    paths = {
+        not_none(re.match(r'page "\w+" (\S+)', not_none(seen.tree.observation[node]).text))[1] for node in seen.states
+    }
     assert paths == set(PAGES) and len(seen.states) >= 8  # every page, and the sorted list as a state of its own
     assert not [line for line in shop.asked if line.startswith("POST")]
     assert seen.verified == seen.states and seen.tree.spent.env_steps <= 22
@@ -83,7 +89,7 @@ async def test_a_site_is_seen_whole_nothing_is_sent_and_every_task_is_solved_by_
     for one in found.values():
         await env.reset(one, 0)
         for node in seen.tree.path(int(one.id[1:]))[1:]:
-            await env.step(seen.tree.action[node], 0)
+            await env.step(not_none(seen.tree.action[node]), 0)
         assert (await env.step(Action.of("answer", text=""), 0)).reward == 1.0, one.goal
         await env.reset(one, 0)
         assert (await env.step(Action.of("answer", text=""), 0)).reward == 0.0, one.goal
@@ -93,13 +99,11 @@ async def test_a_site_is_seen_whole_nothing_is_sent_and_every_task_is_solved_by_
 
 
 @needs_browser
-async def test_the_command_writes_tasks_and_the_line_that_it_prints_runs(shop, tmp_path):
+async def test_the_command_writes_tasks_and_the_line_that_it_prints_runs(shop: Any, tmp_path: Path) -> None:
     given = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120"}
 
-    async def call(*words):
-        done = await asyncio.to_thread(
-            subprocess.run, [*COMMAND, *words], cwd=tmp_path, env=given, capture_output=True, text=True, timeout=120
-        )
+    async def call(*words: str) -> str:
+        done = await asyncio.to_thread(forked.treewright, words, tmp_path, given)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

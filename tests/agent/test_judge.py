@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ from .small import CHATML, tokenizer
 TASK = Task("own", "1", "buy bread")
 
 
-def candidate(text, seen="ok"):
+def candidate(text: str, seen: str = "ok") -> Candidate:
     return Candidate(
         (Exchange("go {}", Action.of("go"), Observation("a shop")),), Completion(text), None, None, Observation(seen),
         NodeStatus.OPEN, 0.0, 1,
@@ -42,20 +44,21 @@ def candidate(text, seen="ok"):
 class Told:
     """A model that says what `answer(prompt)` says."""
 
-    def __init__(self, answer, items="- bread chosen\n- bread paid"):
+    def __init__(self, answer: Callable[[Any], Any], items: str = "- bread chosen\n- bread paid") -> None:
+        self.asked: list[Any]
         self.answer, self.items, self.asked, self.written = answer, items, [], 0
 
-    async def first_tokens(self, prompts):
+    async def first_tokens(self, prompts: Sequence[str]) -> list[Any]:
         self.asked.append(list(prompts))
         return [{t: math.log(p) for t, p in self.answer(prompt).items()} for prompt in prompts]
 
-    async def write(self, prompt, seed, max_tokens):
+    async def write(self, prompt: str, seed: int, max_tokens: int) -> str:
         self.written += 1
         return self.items
 
 
-async def test_the_score_is_the_mean_of_yes_and_half_in_progress():
-    def answer(prompt):
+async def test_the_score_is_the_mean_of_yes_and_half_in_progress() -> None:
+    def answer(prompt: Any) -> dict[str, Any]:
         return {"Yes": 0.6, " no": 0.2, "in": 0.2} if "bread paid" in prompt else {"no": 0.75, "In": 0.25}
 
     first, second = await Checklist(Told(answer)).evaluate(TASK, [candidate("pay {}"), candidate("run {}")])
@@ -63,7 +66,7 @@ async def test_the_score_is_the_mean_of_yes_and_half_in_progress():
     assert (first.tokens, second.tokens) == (2 + 160, 2), "the checklist is charged once"
 
 
-async def test_the_checklist_is_written_once_for_a_goal_and_siblings_are_asked_together():
+async def test_the_checklist_is_written_once_for_a_goal_and_siblings_are_asked_together() -> None:
     model = Told(lambda prompt: {"yes": 1.0})
     judge = Checklist(model)
     await asyncio.gather(*(judge.evaluate(TASK, [candidate("a {}"), candidate("b {}")]) for _ in range(3)))
@@ -71,19 +74,19 @@ async def test_the_checklist_is_written_once_for_a_goal_and_siblings_are_asked_t
     assert "> a {}" in model.asked[0][0] and "a shop" in model.asked[0][0] and "bread chosen" in model.asked[0][0]
 
 
-async def test_a_model_that_writes_no_list_is_asked_about_the_goal():
+async def test_a_model_that_writes_no_list_is_asked_about_the_goal() -> None:
     model = Told(lambda prompt: {"yes": 1.0}, "Sure! I would love to.")
     assert [s.value for s in await Checklist(model).evaluate(TASK, [candidate("a {}")])] == [1.0]
     assert "Checklist item: buy bread" in model.asked[0][0]
 
 
-async def test_own_items_need_no_model_to_write_them():
+async def test_own_items_need_no_model_to_write_them() -> None:
     model = Told(lambda prompt: {"no": 1.0})
     (score,) = await Checklist(model, items=lambda task: ["one", "two", "three"]).evaluate(TASK, [candidate("a {}")])
     assert (score.value, score.tokens, model.written) == (0.0, 3, 0)
 
 
-def test_answers_are_recognised_by_their_first_token():
+def test_answers_are_recognised_by_their_first_token() -> None:
     assert answer_shares({"Yes": math.log(0.5), " YES": math.log(0.25), "No": math.log(0.25)}) == (0.75, 0.25, 0.0)
     assert answer_shares({" in": math.log(0.3), "n": math.log(0.1), "maybe": math.log(0.6)}) == pytest.approx(
         (0, 0.25, 0.75)
@@ -92,7 +95,7 @@ def test_answers_are_recognised_by_their_first_token():
     assert read_items("Here:\n1. one\n * two\n3) three\nbye") == ["one", "two", "three"]
 
 
-async def test_it_judges_with_a_transformers_model():
+async def test_the_judge_works_with_a_transformers_model() -> None:
     torch.manual_seed(0)
     made = tokenizer(["<|im_start|>", "<|im_end|>"], CHATML, end="<|im_end|>")
     config = LlamaConfig(
@@ -112,16 +115,17 @@ async def test_it_judges_with_a_transformers_model():
         await policy.close()
 
 
-async def test_it_judges_with_a_server_that_gives_alternatives(monkeypatch):
+async def test_the_judge_works_with_a_server_that_gives_top_logprobs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     class Reply:
+        headers: dict[str, Any]
         status_code, headers = 200, {}
 
-        def __init__(self, content):
+        def __init__(self, content: bytes) -> None:
             self.content = content
 
-    async def post(self, body):
+    async def post(self: Any, body: Any) -> Any:
         import json
 
         seen.append(body)
@@ -137,7 +141,7 @@ async def test_it_judges_with_a_server_that_gives_alternatives(monkeypatch):
     assert score.value == pytest.approx(0.9)
     assert [body["max_tokens"] for body in seen] == [160, 1] and seen[1]["top_logprobs"] == 20
 
-    async def silent(self, body):
+    async def silent(self: Any, body: Any) -> Any:
         return Reply(b'{"choices": [{"message": {"content": "yes"}}]}')
 
     monkeypatch.setattr(OpenAIPolicy, "_post", silent)
@@ -148,7 +152,7 @@ async def test_it_judges_with_a_server_that_gives_alternatives(monkeypatch):
 # -- the dual encoder -----------------------------------------------------------------------------------------------
 
 
-async def grown(split, count):
+async def grown(split: str, count: int) -> list[Any]:
     maze, rule = suite("maze"), best_first(draws=3)
     settings = Settings(close=True, max_tokens=64)
     tasks = maze.tasks(split, count)
@@ -157,7 +161,9 @@ async def grown(split, count):
     ]
 
 
-async def test_it_ranks_held_out_siblings_better_than_chance_and_serves_as_evaluator(tmp_path):
+async def test_a_trained_judge_ranks_held_out_siblings_better_than_chance_and_serves_as_evaluator(
+    tmp_path: Path,
+) -> None:
     torch.set_num_threads(1)
     examples, held = examples_of(await grown("train", 40)), examples_of(await grown("test", 20))
     assert all(e.siblings >= 1 and e.better not in e.worse for e in examples)
@@ -179,7 +185,9 @@ async def test_it_ranks_held_out_siblings_better_than_chance_and_serves_as_evalu
     assert all(0 < tree.score[i] < 1 for i in range(1, len(tree)))
 
 
-def test_the_command_trains_on_a_run_and_says_what_to_type_next(tmp_path, monkeypatch):
+def test_the_command_trains_on_a_run_and_says_what_to_type_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
     run = CliRunner()
@@ -196,7 +204,7 @@ def test_the_command_trains_on_a_run_and_says_what_to_type_next(tmp_path, monkey
 # -- naming ---------------------------------------------------------------------------------------------------------
 
 
-def test_evaluators_are_named_in_the_configuration(tmp_path):
+def test_evaluators_are_named_in_the_configuration(tmp_path: Path) -> None:
     assert isinstance(evaluator_of(load_config(settings=[]).search), Likelihood)
     assert evaluator_of(load_config(settings=["search.evaluator=none"]).search) is None
     with pytest.raises(TreewrightError, match="no evaluator named 'oracle'"):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from closeness import assert_near
+from not_none import not_none
 from walker import Walker
 
-from treewright.agent.config import load_config
+from treewright.agent.config import Config, load_config
 from treewright.agent.policies.engine import EnginePolicy
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import SEEDLING
@@ -20,13 +24,16 @@ from treewright.agent.runs.collect import collect, open_worlds
 from treewright.agent.runs.demo import QUICK, demo_config, run_demo
 from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, run_loop, tasks_for
+from treewright.agent.runs.rounds import Round
 from treewright.benchmarks.control import main as control
 from treewright.benchmarks.control import permuted
 from treewright.envs import Observation, TreewrightError, suite
 from treewright.envs.maze import SUITE as MAZE
+from treewright.envs.types import Task
 from treewright.search.engine import Settings
 from treewright.search.rules import best_first
 from treewright.search.store import TreeStore
+from treewright.search.tree import Tree
 from treewright.search.types import Budget
 from treewright.training import checkpoint
 from treewright.training.versions import weights_version
@@ -35,20 +42,21 @@ from .fake_engine import FakeEngine
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def small_config(folder, **settings):
+def small_config(folder: Path, **settings: Any) -> Config:
     given = {"loop.iterations": 2, "loop.tasks": 6, "search.expansions": 2, "train.minibatches": 2} | settings
     return load_config(None, [f"folder={folder}", "name=t", *(f"{k}={v}" for k, v in given.items())])
 
 
-async def looped(config, first=0):
+async def looped(config: Config, first: int = 0) -> tuple[Learner, list[Round]]:
     learner = Learner(make_trainer(config, SEEDLING), config.home / "checkpoints")
+    policy: Any
     policy, versions = open_policy("seedling"), []
     before = checkpoint.latest(learner.folder)
     if before is not None:
@@ -61,7 +69,7 @@ async def looped(config, first=0):
     return learner, versions
 
 
-async def test_the_loop_trains_serves_new_weights_and_goes_on_from_its_checkpoint(tmp_path):
+async def test_the_loop_trains_serves_new_weights_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     whole, rounds = await looped(small_config(tmp_path / "whole"))
     assert len({r.drawn_by for r in rounds}) == 2 and rounds[0].trained == rounds[1].drawn_by
     assert all(math.isfinite(r.stats["loss"]) and r.stats["sampler_gap"] < 1e-3 for r in rounds)
@@ -73,20 +81,20 @@ async def test_the_loop_trains_serves_new_weights_and_goes_on_from_its_checkpoin
         assert_near(a, b)
 
 
-async def test_a_checkpoint_is_a_policy_and_a_folder_without_tokenizer_is_refused_by_name(tmp_path):
+async def test_a_checkpoint_is_a_policy_and_a_folder_without_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     learner, _ = await looped(small_config(tmp_path, **{"loop.iterations": 1}))
     saved = checkpoint.latest(learner.folder)
-    policy = open_policy(f"hf:{saved.path}")
+    policy = open_policy(f"hf:{not_none(saved).path}")
     task = suite("kg").tasks("train", 1)[0]
     assert policy.context(task, (), Observation("ready"), (), ()).ids
     await policy.close()
-    for file in saved.path.glob("tokenizer*"):
+    for file in not_none(saved).path.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(TreewrightError, match="tokenizer"):
-        open_policy(f"hf:{saved.path}")
+        open_policy(f"hf:{not_none(saved).path}")
 
 
-async def test_trees_drawn_by_the_seedling_are_exact_and_credited(tmp_path):
+async def test_trees_drawn_by_the_seedling_are_exact_and_credited(tmp_path: Path) -> None:
     policy = open_policy("seedling")
     async with open_worlds(["kg", "stdlib"]) as worlds:
         trees = await collect(
@@ -99,10 +107,10 @@ async def test_trees_drawn_by_the_seedling_are_exact_and_credited(tmp_path):
 
 
 @pytest.mark.parametrize("batched", [True, False])
-async def test_one_session_and_eight_give_the_same_tree_for_the_seedling(batched):
+async def test_one_session_and_eight_give_the_same_tree_for_the_seedling(batched: bool) -> None:
     task = suite("kg").tasks("train", 3)[2]
 
-    async def grow(sessions):
+    async def grow(sessions: int) -> str:
         policy = open_policy("seedling", batch_requests=batched)
         async with open_worlds(["kg"], sessions) as worlds:
             (tree,) = await collect(
@@ -115,7 +123,7 @@ async def test_one_session_and_eight_give_the_same_tree_for_the_seedling(batched
     assert await grow(1) == await grow(8)
 
 
-async def test_evaluation_gives_the_same_success_for_the_same_seed_and_reports_costs():
+async def test_evaluation_gives_the_same_success_for_the_same_seed_and_reports_costs() -> None:
     async with open_worlds([MAZE]) as worlds:
         tasks = MAZE.tasks("test", 10)
         first, _ = await evaluate(tasks, worlds, Walker())
@@ -125,11 +133,11 @@ async def test_evaluation_gives_the_same_success_for_the_same_seed_and_reports_c
     assert all(len(t.leaves()) == 1 for t in trees)
 
 
-def test_a_suite_that_runs_out_of_tasks_begins_again():
-    async def nothing():
+def test_a_suite_that_runs_out_of_tasks_begins_again() -> None:
+    async def nothing() -> Any:
         raise AssertionError
 
-    def five(split, count):
+    def five(split: Any, count: int) -> Sequence[Task]:
         if count > 5:
             raise ValueError("there are five")
         return MAZE.tasks(split, count)
@@ -144,14 +152,14 @@ def test_a_suite_that_runs_out_of_tasks_begins_again():
     assert ids == ["train-3-4", "train-3-0", "train-3-1", "train-3-2"]
 
 
-def test_the_paired_gain_compares_the_same_tasks():
+def test_the_paired_gain_compares_the_same_tasks() -> None:
     before = Evaluation("s", ("a", "b", "c"), (0.0, 0.0, 1.0), 0, 0, 0, 0)
     after = Evaluation("s", ("c", "b", "a"), (1.0, 1.0, 1.0), 0, 0, 0, 0)
     gain, low, high = paired_gain(before, after)
     assert gain == pytest.approx(200 / 3) and low <= gain <= high
 
 
-async def test_permuting_rewards_keeps_everything_else():
+async def test_permuting_rewards_keeps_everything_else() -> None:
     async with open_worlds([MAZE]) as worlds:
         (tree,) = await collect(
             MAZE.tasks("train", 1), worlds, Walker([("stop {}", 0.3), ('move {"to": "east"}', 0.7)]),
@@ -163,12 +171,12 @@ async def test_permuting_rewards_keeps_everything_else():
     assert np.nansum(other.rewards()) == np.nansum(tree.rewards())
 
 
-def test_only_weights_that_lie_here_can_be_trained():
+def test_only_weights_that_lie_here_can_be_trained() -> None:
     with pytest.raises(TreewrightError, match="hf:"):
         model_folder("openai:gpt@http://localhost")
 
 
-async def test_the_demo_runs_from_end_to_end(tmp_path):
+async def test_the_demo_runs_from_end_to_end(tmp_path: Path) -> None:
     from rich.console import Console
 
     config = demo_config(tmp_path / "demo", [*QUICK.settings, 'worlds.suites=["kg","stdlib"]'])
@@ -182,12 +190,12 @@ async def test_the_demo_runs_from_end_to_end(tmp_path):
     assert "<svg" in page and "kg-" in page
 
 
-def test_the_control_runs_from_end_to_end():
+def test_the_control_runs_from_end_to_end() -> None:
     figures = control(quick=True, suites=["kg"])["figures"]
     assert {"kg.true_gain_points", "kg.permuted_gain_points", "kg.permuted_gain_high"} <= set(figures)
 
 
-def test_weights_are_known_by_the_name_that_a_server_gives_their_files(tmp_path):
+def test_weights_are_known_by_the_name_that_a_server_gives_their_files(tmp_path: Path) -> None:
     learner = Learner(make_trainer(load_config(None, [f"folder={tmp_path}"]), SEEDLING), tmp_path / "checkpoints")
     trainer = learner.trainer
     assert trainer.age_of(folder_version(SEEDLING)) == trainer.age_of(trainer.versions[0]) == 0
@@ -203,16 +211,19 @@ class Noting(Learner):
     """Notes its steps among the engine's calls; fails on demand."""
 
     fails = False
+    calls: list[Any]
 
-    def learn(self, trees, extra):
+    def learn(self, trees: Sequence[Tree], extra: dict[str, Any]) -> tuple[dict[str, float], Any]:
         self.calls.append(("learn",))
         if self.fails:
             raise TreewrightError("no step")
         return super().learn(trees, extra)
 
 
-async def test_an_engine_on_the_trainer_s_accelerator_sleeps_while_it_works_and_wakes_with_the_new_weights(tmp_path):
-    local = open_policy("seedling")
+async def test_an_engine_on_the_trainer_s_accelerator_sleeps_while_it_works_and_wakes_with_the_new_weights(
+    tmp_path: Path,
+) -> None:
+    local: Any = open_policy("seedling")
     engine = FakeEngine(local)
     policy = EnginePolicy(engine, local.template, name="fake", version=folder_version(SEEDLING))
     config = small_config(tmp_path, **{"loop.iterations": 1})
@@ -221,7 +232,7 @@ async def test_an_engine_on_the_trainer_s_accelerator_sleeps_while_it_works_and_
     async with open_worlds(["kg"]) as worlds:
         await run_loop(config, worlds, policy, learner)
         assert [c[0] for c in engine.calls] == ["sleep", "learn", "wake", "weights"]
-        assert policy.version == folder_version(learner.saved) != folder_version(SEEDLING)
+        assert policy.version == folder_version(not_none(learner.saved)) != folder_version(SEEDLING)
         engine.calls.clear()
         learner.fails = True
         again = small_config(tmp_path, **{"loop.iterations": 2})

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from treewright.agent.cli import main as cli
 from treewright.envs import TreewrightError
 from treewright.search.store import TreeStore
+from treewright.search.tree import Tree
 
 ROOT = Path(__file__).parents[1]
 TASKS = [
@@ -92,7 +94,7 @@ def clerk(task, turns, tools, rng):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory that is not in the search path, with modules that no other test has imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
@@ -104,25 +106,25 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write(path, rows):
+def write(path: str, rows: list[dict[str, Any]]) -> None:
     Path(path).write_text("\n".join(map(json.dumps, rows)))
 
 
-def call(*words, code=0):
+def call(*words: str, code: int = 0) -> str:
     done = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(cli.app, words)
     if code == 0 and done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output
 
 
-def trees(name="o"):
+def trees(name: str = "o") -> list[Tree]:
     store = TreeStore.open(Path("runs") / name / "trees.sqlite", read_only=True)
     found = [store.load(row.tree_id) for row in store.trees()]
     store.close()
     return found
 
 
-def best(tree):
+def best(tree: Tree) -> float:
     return max(tree.outcome_of(leaf) for leaf in tree.leaves())
 
 
@@ -142,7 +144,7 @@ CLERK = ("--policy", "scripted:own_things:clerk")
         "own_things:partial", "own_things:Game",
     ],
 )  # fmt: skip
-def test_a_class_an_object_a_suite_or_whatever_opens_one_is_collected_with_its_reward(here, thing):
+def test_a_class_an_object_a_suite_or_whatever_opens_one_is_collected_with_its_reward(here: Path, thing: str) -> None:
     told = call("collect", "-n", "o", "--suites", thing, *OWN, *CLERK, "--set", "search.expansions=2")
     assert "stored in" in told
     (tree,) = trees()
@@ -159,7 +161,7 @@ def test_a_class_an_object_a_suite_or_whatever_opens_one_is_collected_with_its_r
         ("gmy:CartPole-v1", "did you mean 'gym:'"),
     ],
 )
-def test_what_cannot_be_opened_is_refused_with_one_sentence(here, thing, says):
+def test_what_cannot_be_opened_is_refused_with_one_sentence(here: Path, thing: str, says: str) -> None:
     with pytest.raises(TreewrightError, match=says):
         call("collect", "-n", "o", "--suites", thing, *OWN, *CLERK)
 
@@ -168,7 +170,9 @@ def test_what_cannot_be_opened_is_refused_with_one_sentence(here, thing, says):
     "code, says", [("{}['x']", r"KeyError: 'x' \(own_bad.py, line 1\)"), ("def f(:", "SyntaxError")]
 )
 @pytest.mark.parametrize("where", ["suite", "reward", "policy"])
-def test_a_module_that_breaks_while_it_is_imported_is_told_with_its_place(here, code, says, where):
+def test_a_module_that_breaks_while_it_is_imported_is_told_with_its_place(
+    here: Path, code: str, says: str, where: str
+) -> None:
     Path("own_bad.py").write_text(code)
     words = {"suite": "own_desk:Desk", "reward": "own_desk:reward", "policy": "scripted:own_things:clerk"}
     words[where] = "scripted:own_bad:f" if where == "policy" else "own_bad:f"
@@ -177,28 +181,28 @@ def test_a_module_that_breaks_while_it_is_imported_is_told_with_its_place(here, 
              words["reward"], "--policy", words["policy"])  # fmt: skip
 
 
-def test_a_class_without_tasks_says_how_tasks_are_given(here):
+def test_a_class_without_tasks_says_how_tasks_are_given(here: Path) -> None:
     with pytest.raises(TreewrightError, match=r"--tasks-file FILE\.jsonl --reward MODULE:FUNCTION"):
         call("collect", "-n", "o", "--suites", "own_desk:Desk", *CLERK)
 
 
-def test_an_object_without_a_reward_says_what_to_name(here):
+def test_an_object_without_a_reward_says_what_to_name(here: Path) -> None:
     with pytest.raises(TreewrightError, match="has no reward of its own"):
         call("collect", "-n", "o", "--suites", "own_things:Plain", "--tasks-file", "tasks.jsonl", *CLERK)
 
 
-def test_a_suite_of_ones_own_needs_no_tasks_file(here):
+def test_a_suite_of_ones_own_needs_no_tasks_file(here: Path) -> None:
     assert "desk" in call("collect", "-n", "o", "--suites", "own_things:suite", *CLERK)
     assert best(trees()[0]) == 1.0
 
 
 @pytest.mark.parametrize("thing", ["own_things:Env", "own_things:world", "own_things:Game"])
-def test_a_world_that_rewards_needs_no_reward_function(here, thing):
+def test_a_world_that_rewards_needs_no_reward_function(here: Path, thing: str) -> None:
     call("collect", "-n", "o", "--suites", thing, "--tasks-file", "tasks.jsonl", *CLERK)
     assert best(trees()[0]) == 1.0
 
 
-def test_static_methods_are_tools_and_what_the_class_prints_is_the_first_observation(here):
+def test_static_methods_are_tools_and_what_the_class_prints_is_the_first_observation(here: Path) -> None:
     Path("own_bad.py").write_text(
         "def asks(task, turns, tools, rng, first):\n"
         "    assert first.text == '2 letters: a, b', first\n"
@@ -215,7 +219,7 @@ def test_static_methods_are_tools_and_what_the_class_prints_is_the_first_observa
     assert best(trees("d")[0]) == 1.0
 
 
-def test_a_class_that_may_reach_out_says_what_to_write_in_it(here, caplog):
+def test_a_class_that_may_reach_out_says_what_to_write_in_it(here: Path, caplog: pytest.LogCaptureFixture) -> None:
     code = (
         "import numpy as np\n"
         "class Counts:\n"
@@ -248,7 +252,7 @@ spec = "scripted:own_things:clerk"
 """
 
 
-def test_one_toml_serves_run_collect_and_eval(here):
+def test_one_toml_serves_run_collect_and_eval(here: Path) -> None:
     Path("own.toml").write_text(TOML)
     assert "stored in" in call("collect", "-n", "o", "-c", "own.toml")
     assert "100.0 %" in call("eval", "-c", "own.toml")
@@ -256,14 +260,14 @@ def test_one_toml_serves_run_collect_and_eval(here):
         assert "love" in call("run", name, "-c", "own.toml", "--split", "train")
 
 
-def test_the_same_words_serve_run_collect_and_eval(here):
+def test_the_same_words_serve_run_collect_and_eval(here: Path) -> None:
     words = (*OWN, *CLERK)
     assert "100.0 %" in call("eval", "--suites", "own_desk:Desk", *words)
     assert "love" in call("run", "own_desk:Desk/0", "--split", "train", *words)
     assert "stored in" in call("collect", "-n", "o", "--suites", "own_desk:Desk", *words)
 
 
-def test_run_finds_an_id_in_either_split_and_an_index_in_the_only_one(here):
+def test_run_finds_an_id_in_either_split_and_an_index_in_the_only_one(here: Path) -> None:
     write("tasks.jsonl", TASKS[:1])
     for name in ("own_desk:Desk/first", "own_desk:Desk/0", "own_desk:Desk"):
         assert "love" in call("run", name, *OWN, *CLERK)
@@ -273,7 +277,7 @@ def test_run_finds_an_id_in_either_split_and_an_index_in_the_only_one(here):
         call("run", "own_desk:Desk/first", *CLERK)
 
 
-def test_run_takes_a_corpus_and_questions(here):
+def test_run_takes_a_corpus_and_questions(here: Path) -> None:
     write("docs.jsonl", [{"id": "d1", "title": "Ada", "text": "Ada Lovelace was born in London."}])
     write("asked.jsonl", [{"question": "Where was Ada born?", "answers": ["London"], "split": "train"}])
     Path("own_bad.py").write_text('def says(task, turns, tools, rng):\n    return \'answer {"text": "London"}\'\n')
@@ -282,7 +286,7 @@ def test_run_takes_a_corpus_and_questions(here):
     assert "London" in told
 
 
-def test_own_tasks_for_several_worlds_are_refused(here):
+def test_own_tasks_for_several_worlds_are_refused(here: Path) -> None:
     with pytest.raises(TreewrightError, match="exactly one world"):
         call("collect", "-n", "o", *OWN, *CLERK)
 
@@ -298,7 +302,7 @@ def test_own_tasks_for_several_worlds_are_refused(here):
         ("class Judge:\n    async def __call__(self, task, history): return 1.0\nreward = Judge()", "is async"),
     ],
 )
-def test_a_reward_that_cannot_be_asked_is_refused_before_anything_is_opened(here, code, says):
+def test_a_reward_that_cannot_be_asked_is_refused_before_anything_is_opened(here: Path, code: str, says: str) -> None:
     Path("own_bad.py").write_text(code)
     with pytest.raises(TreewrightError, match=says):
         call("collect", "-n", "o", "--suites", "own_desk:Desk", "--tasks-file", "tasks.jsonl", "--reward",
@@ -311,7 +315,7 @@ def test_a_reward_that_cannot_be_asked_is_refused_before_anything_is_opened(here
     ["return task.truth['grade']", "return 'much'", "return async_reward()"],
     ids=["KeyError", "a text", "a coroutine"],
 )
-def test_a_reward_that_fails_on_one_task_costs_that_task_alone(here, body):
+def test_a_reward_that_fails_on_one_task_costs_that_task_alone(here: Path, body: str) -> None:
     Path("own_bad.py").write_text(
         "async def async_reward(): return 1.0\n"
         f"def reward(task, history):\n    if task.id == 'bad':\n        {body}\n    return 1.0\n"
@@ -369,7 +373,7 @@ def lost(task, turns, tools, rng): return 'act {"n": %d}' % [1][len(turns) // 2]
         ("reset", "reset raised OSError: row 7 (own_bad.py, line "),
     ],
 )
-def test_what_a_world_raises_is_one_fault_counted_and_the_rest_is_collected(here, where, says):
+def test_what_a_world_raises_is_one_fault_counted_and_the_rest_is_collected(here: Path, where: str, says: str) -> None:
     Path("own_bad.py").write_text(BAD)
     rows = [{"id": f"t{i}", "goal": "go", "horizon": 4, "data": {"bad": where if i == 2 else ""}} for i in range(5)]
     write("tasks.jsonl", rows)
@@ -378,28 +382,29 @@ def test_what_a_world_raises_is_one_fault_counted_and_the_rest_is_collected(here
     for _ in range(2):
         told = call(*line)
         assert says in told and "1 of 5 trees" in told, told
-    assert [tree.exact for tree in sorted(trees(), key=lambda t: t.task.id)] == [True, True, False, True, True]
+    exact = [tree.exact for tree in sorted(trees(), key=lambda t: t.task.id)]
+    assert exact == [True, True, False, False, True, True], "the lost one is grown anew, and lost again"
 
 
-def test_an_effect_that_cannot_be_told_in_a_live_world_is_a_fault_and_nothing_is_executed(here):
+def test_an_effect_that_cannot_be_told_in_a_live_world_is_a_fault_and_nothing_is_executed(here: Path) -> None:
     Path("own_bad.py").write_text(
         BAD.replace("sandboxed = True", "sandboxed = False").replace(
             "    def bad(self", "    async def effect(self, action):\n        raise LookupError('?')\n    def bad(self"
         )
     )
     write("tasks.jsonl", [{"id": "t0", "goal": "go", "horizon": 4}])
-    told = call("collect", "-n", "o", "--suites", "own_bad:Env", "--tasks-file", "tasks.jsonl", "--reward",
-                "own_bad:reward", "--policy", "scripted:own_bad:pol")  # fmt: skip
-    assert "effect raised LookupError: ? (own_bad.py, line " in told
+    with pytest.raises(TreewrightError, match=r"effect raised LookupError: \? \(own_bad\.py, line "):
+        call("collect", "-n", "o", "--suites", "own_bad:Env", "--tasks-file", "tasks.jsonl", "--reward",
+             "own_bad:reward", "--policy", "scripted:own_bad:pol")  # fmt: skip
     assert trees()[0].spent.env_steps == 0
 
 
-def test_a_script_that_raises_is_a_fault_of_the_policy_with_its_place(here):
+def test_a_script_that_raises_is_a_fault_of_the_policy_with_its_place(here: Path) -> None:
     Path("own_bad.py").write_text(BAD)
     write("tasks.jsonl", [{"id": "t0", "goal": "go", "horizon": 4}])
-    told = call("collect", "-n", "o", "--suites", "own_bad:Env", "--tasks-file", "tasks.jsonl", "--reward",
-                "own_bad:reward", "--policy", "scripted:own_bad:lost")  # fmt: skip
-    assert "IndexError: list index out of range (own_bad.py, line 28)" in told, told
+    with pytest.raises(TreewrightError, match=r"IndexError: list index out of range \(own_bad\.py, line 28\)"):
+        call("collect", "-n", "o", "--suites", "own_bad:Env", "--tasks-file", "tasks.jsonl", "--reward",
+             "own_bad:reward", "--policy", "scripted:own_bad:lost")  # fmt: skip
 
 
 # -- tokens of a draw -------------------------------------------------------------------------------------------------
@@ -407,18 +412,18 @@ def test_a_script_that_raises_is_a_fault_of_the_policy_with_its_place(here):
 LONG = 'file {"letter": "a", "folder": "bills' + "x" * 200 + '"}'
 
 
-def said_whole(name="o"):
+def said_whole(name: str = "o") -> list[Any]:
     return [LONG in text for tree in trees(name) for text in tree.text[1:2]]
 
 
-def test_a_long_action_is_drawn_whole_in_a_world_of_ones_own(here):
+def test_a_long_action_is_drawn_whole_in_a_world_of_ones_own(here: Path) -> None:
     Path("own_bad.py").write_text(f"def says(task, turns, tools, rng):\n    return {LONG!r}\n")
     told = call("collect", "-n", "o", "--suites", "own_desk:Desk", *OWN, "--policy", "scripted:own_bad:says")
     assert said_whole() == [True] and "were cut" not in told
 
 
 @pytest.mark.parametrize("command", ["collect", "eval", "run"])
-def test_the_users_number_of_tokens_wins_and_draws_that_it_cuts_are_counted(here, command):
+def test_the_users_number_of_tokens_wins_and_draws_that_it_cuts_are_counted(here: Path, command: str) -> None:
     Path("own_bad.py").write_text(f"def says(task, turns, tools, rng):\n    return {LONG!r}\n")
     words = (*OWN, "--policy", "scripted:own_bad:says", "--set", "search.max_tokens=100")
     first = {"collect": ("collect", "-n", "o", "--suites", "own_desk:Desk"), "run": ("run", "own_desk:Desk/0"),
@@ -427,7 +432,7 @@ def test_the_users_number_of_tokens_wins_and_draws_that_it_cuts_are_counted(here
     assert "draws were cut at 100 tokens" in told and "--set search.max_tokens=200" in told
 
 
-def test_the_users_number_wins_over_that_of_a_built_in_suite_and_of_a_corpus(here):
+def test_the_users_number_wins_over_that_of_a_built_in_suite_and_of_a_corpus(here: Path) -> None:
     Path("own_bad.py").write_text("def says(task, turns, tools, rng):\n    return 'x' * 300\n")
     policy = ("--policy", "scripted:own_bad:says")
     told = call("collect", "-n", "o", "--suites", "maze", "--tasks", "1", *policy)

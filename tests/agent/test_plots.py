@@ -6,6 +6,9 @@ import base64
 import importlib.util
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +25,16 @@ from treewright.search.store import TreeStore
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Iterator[TreeStore]:
     with TreeStore.open(write_store(tmp_path / "t.sqlite", walks(4)), read_only=True) as opened:
         yield opened
 
 
-def named(store, filters=None):
+def named(store: TreeStore, filters: Any = None) -> dict[str, Any]:
     return {chart.name: chart for chart in make_charts(store, filters)[0]}
 
 
-def test_success_rises_at_the_tokens_of_the_first_solved_leaf(tmp_path):
+def test_success_rises_at_the_tokens_of_the_first_solved_leaf(tmp_path: Path) -> None:
     grown = Growth()
     first = [grown.draft("ab", grown.seen(1), share=0.5), grown.draft("cdef", grown.seen(1, True, 0.0), share=0.5)]
     grown.apply(0, first)  # 3 + 5 tokens
@@ -47,7 +50,7 @@ def test_success_rises_at_the_tokens_of_the_first_solved_leaf(tmp_path):
     assert charts["branching"].series[0].y == [1.5, 1.0]
 
 
-def test_counts_agree_with_the_loaded_trees(store):
+def test_counts_agree_with_the_loaded_trees(store: TreeStore) -> None:
     trees = [store.load(row.tree_id) for row in store.trees()]
     charts = named(store)
     assert sum(charts["depth"].series[0].y) == sum(map(len, trees))
@@ -63,7 +66,7 @@ def test_counts_agree_with_the_loaded_trees(store):
         assert math.isclose(series.y[-1], solved / len(mine)) and series.y == sorted(series.y)
 
 
-def test_calibration_averages_returns_by_share(tmp_path):
+def test_calibration_averages_returns_by_share(tmp_path: Path) -> None:
     grown = Growth()
     grown.apply(0, [grown.draft("a", grown.seen(1), 0.62, share=1.0)])
     ends = [
@@ -76,14 +79,14 @@ def test_calibration_averages_returns_by_share(tmp_path):
     assert np.allclose(series.x, [0.1, 0.62, 0.9]) and np.allclose(series.y, [0.0, 0.75, 1.0])
 
 
-def test_filters_and_the_limit_of_nodes_hold(store):
+def test_filters_and_the_limit_of_nodes_hold(store: TreeStore) -> None:
     _, note, rows = make_charts(store, Filters(run="first"))
     assert {row.run for row in rows} == {"first"} and note.startswith("4 finished trees")
     _, note, rows = make_charts(store, most_nodes=1)
     assert len(rows) == 1 and "7 older ones were left out" in note
 
 
-def test_unfinished_trees_are_not_counted(tmp_path):
+def test_unfinished_trees_are_not_counted(tmp_path: Path) -> None:
     path = write_store(tmp_path / "t.sqlite", [Growth().grow(3)], finish=False)
     with TreeStore.open(path, read_only=True) as store:
         assert plots_json(store)["plots"] == []
@@ -92,7 +95,7 @@ def test_unfinished_trees_are_not_counted(tmp_path):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_chart_is_well_formed_svg_whatever_its_names(dark):
+def test_every_chart_is_well_formed_svg_whatever_its_names(dark: bool) -> None:
     for text in payloads(60):
         series = [Series(text, [0, 1, 2], [0.1, 0.7, 0.2], kind, [0.1]) for kind in ("line", "step", "bars", "points")]
         root = ET.fromstring(draw_svg(Chart("c", text, text, text, series, text, [text, text, text]), dark))
@@ -101,7 +104,7 @@ def test_every_chart_is_well_formed_svg_whatever_its_names(dark):
         assert not [k for node in root.iter() for k in node.attrib if k.startswith("on") or "href" in k or k == "style"]
 
 
-def test_the_report_shows_a_table_and_charts_for_day_and_night(store, tmp_path):
+def test_the_report_shows_a_table_and_charts_for_day_and_night(store: TreeStore, tmp_path: Path) -> None:
     html = write_report(store, tmp_path / "r").read_text()
     assert html.count("<svg") == 10 and "walker-2" in html and "<script" not in html
     assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
@@ -111,7 +114,7 @@ def test_the_report_shows_a_table_and_charts_for_day_and_night(store, tmp_path):
         )
 
 
-def test_png_is_written_or_what_to_install_is_said(store, tmp_path):
+def test_png_is_written_or_what_to_install_is_said(store: TreeStore, tmp_path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         with pytest.raises(TreewrightError, match=r"treewright\[plot\]"):
             write_report(store, tmp_path / "r", png=True)
@@ -124,11 +127,11 @@ def test_png_is_written_or_what_to_install_is_said(store, tmp_path):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_axis_marks_are_round_and_inside():
+def test_axis_marks_are_round_and_inside() -> None:
     assert marks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert marks(-0.6, 8.6) == [0.0, 2.0, 4.0, 6.0, 8.0]
     assert marks(0, 0) == [0]
 
 
-def test_wilson_is_half_of_the_interval():
+def test_the_error_bar_is_half_of_the_wilson_interval() -> None:
     assert math.isclose(wilson(0.5, 100), 0.0961, abs_tol=1e-3) and 0 < wilson(0.0, 10) < 0.15

@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -29,7 +31,7 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that pip installed the package into."""
     source, target = tmp_path_factory.mktemp("source") / "plugin", tmp_path_factory.mktemp("site")
     shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build"))
@@ -41,7 +43,7 @@ def installed(tmp_path_factory):
 
 
 @pytest.fixture
-def used(installed, tmp_path, monkeypatch):
+def used(installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What the package's parts were used with, as far as they were since the test began."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(installed))
@@ -52,24 +54,26 @@ def used(installed, tmp_path, monkeypatch):
     sys.modules.pop("tw_plugin", None)
 
 
-def call(*words):
+def call(*words: str) -> str:
     result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, words)
     if result.exception is not None:
         raise result.exception
     return result.output
 
 
-def sets(**values):
+def sets(**values: Any) -> list[Any]:
     return [w for key, value in values.items() for w in ("--set", f"{key.replace('__', '.')}={value}")]
 
 
-def trees(name):
+def trees(name: str) -> list[Any]:
     with TreeStore.open(Path("runs") / name / "trees.sqlite", read_only=True) as store:
         return [store.load(row.tree_id) for row in store.trees()]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_run_collect_and_eval_take_a_world_a_policy_a_proposer_a_rule_and_a_judge(used, way):
+def test_run_collect_and_eval_take_a_world_a_policy_a_proposer_a_rule_and_a_judge(
+    used: dict[str, Any], way: str
+) -> None:
     named = WAYS[way]
     acting = ["--policy", named["policy"], *sets(
         policy__options__word="kim", policy__proposer=named["proposer"], policy__proposer_options__mark="x",
@@ -90,7 +94,9 @@ def test_run_collect_and_eval_take_a_world_a_policy_a_proposer_a_rule_and_a_judg
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_loop_and_train_take_a_template_an_estimator_a_loss_and_a_tracker_and_export_takes_a_format(used, way):
+def test_loop_and_train_take_a_template_an_estimator_a_loss_and_a_tracker_and_export_takes_a_format(
+    used: dict[str, Any], way: str
+) -> None:
     named = WAYS[way]
     learning = ["--suites", named["world"], *sets(
         policy__options__template=named["template"], policy__options__template_options='{"suite": "kg"}',
@@ -124,12 +130,14 @@ def test_loop_and_train_take_a_template_an_estimator_a_loss_and_a_tracker_and_ex
     assert load_dataset("data", table)["train"]["nodes"] == [row["nodes"] for row in rows]
 
 
-def _told(row):
+def _told(row: Any) -> list[Any]:
     return [str(row["step"]), f"{row['loss']:.6f}"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_plain_class_of_a_package_is_a_world_for_own_tasks_and_never_sees_the_truth(used, way):
+def test_a_plain_class_of_a_package_is_a_world_for_own_tasks_and_never_sees_the_truth(
+    used: dict[str, Any], way: str
+) -> None:
     task = {"id": "one", "goal": "file a", "split": "train", "truth": {"letter": "a"}}
     Path("tasks.jsonl").write_text(json.dumps(task))
     Path("judging.py").write_text(
@@ -158,7 +166,9 @@ WRONG = [
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("kind", "words", "said"), WRONG, ids=[w[0] for w in WRONG])
-def test_an_option_that_a_part_does_not_take_is_an_error_with_the_nearest(used, way, kind, words, said):
+def test_an_option_that_a_part_does_not_take_is_an_error_with_the_nearest(
+    used: dict[str, Any], way: str, kind: str, words: list[Any], said: str
+) -> None:
     named = WAYS[way]
     words = [word.replace("{}", named[kind]) for word in words]
     trains = kind in ("estimator", "loss", "template", "tracker")
@@ -169,7 +179,7 @@ def test_an_option_that_a_part_does_not_take_is_an_error_with_the_nearest(used, 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_exporters_wrong_option_is_told_before_anything_is_written(used, way):
+def test_an_exporters_wrong_option_is_told_before_anything_is_written(used: dict[str, Any], way: str) -> None:
     named = WAYS[way]
     call("collect", "-n", "x", "--suites", named["world"], "--tasks", "1", "--policy", named["policy"])
     for formats, option, said in (
@@ -196,14 +206,14 @@ def test_an_exporters_wrong_option_is_told_before_anything_is_written(used, way)
         ("policy.spec=plug_polic", "plug_policy"),
     ],
 )  # fmt: skip
-def test_a_misspelt_name_offers_what_an_installed_package_has(used, key, said):
+def test_a_misspelt_name_offers_what_an_installed_package_has(used: dict[str, Any], key: str, said: str) -> None:
     suites = [] if key.startswith("worlds") else ["--suites", "kg"]
     with pytest.raises(TreewrightError, match=said):
         call("collect" if key.startswith("policy.spec") else "loop", "-n", "m", *suites, "--set", key)
 
 
 @pytest.mark.parametrize("key", ["search.rule", "search.evaluator", "policy.proposer", "policy.spec"])
-def test_a_part_that_raises_while_it_is_made_is_told_with_its_place(used, key):
+def test_a_part_that_raises_while_it_is_made_is_told_with_its_place(used: dict[str, Any], key: str) -> None:
     Path("raising.py").write_text("class Part:\n    def __init__(self):\n        raise KeyError('no such table')\n")
     Path("raising_around.py").write_text("def part(policy):\n    return policy.nothing_like_it\n")
     part, said = ("raising_around:part", "line 2") if key == "policy.proposer" else ("raising:Part", "line 3")

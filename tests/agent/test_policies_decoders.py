@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from not_none import not_none
 
 transformers = pytest.importorskip("transformers")
 
@@ -34,10 +35,12 @@ PROMPTS = (SHARED, (*SHARED, 30, 31, 32), (*SHARED[:13], 40, 41), (50, 51))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_draws_have_the_log_probs_of_plain_rows(name):
+def test_draws_have_the_log_probs_of_plain_rows(name: str) -> None:
     torch.set_num_threads(1)
     kind = getattr(transformers, f"{name}ForCausalLM", None)
-    config = transformers.Gemma4TextConfig() if name == "Gemma4" else kind.config_class(**OPTIONS.get(name, {}))
+    config = (
+        transformers.Gemma4TextConfig() if name == "Gemma4" else not_none(kind).config_class(**OPTIONS.get(name, {}))
+    )
     model = tiny_model(kind, config, dtype=torch.float32)
     runner = runner_for(model)
     assert type(runner) is FAMILIES[name]

@@ -3,16 +3,21 @@
 Every server here refuses and answers as the named one does (status, form and words of its errors).
 """
 
+from __future__ import annotations
+
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from treewright.envs.maze import SUITE as MAZE
 from treewright.envs.maze import Maze
-from treewright.envs.types import Observation
+from treewright.envs.types import Action, Observation, StepResult, Task
 from treewright.search.engine import search
 from treewright.search.rules import best_first
 from treewright.search.screen import parse_action
@@ -25,21 +30,21 @@ ACT = 'search {"entity": "ada"}'
 BIG = 2**62 + 5  # draw seeds have 63 bits
 
 
-def error(status, message, **more):
+def error(status: int, message: str, **more: Any) -> JSONResponse:
     return JSONResponse({"error": {"message": message, **more}}, status)
 
 
-def forbidden(*fields):
+def forbidden(*fields: str) -> JSONResponse:
     """FastAPI with extra fields forbidden, wrapped as Mistral wraps it."""
     detail = [{"type": "extra_forbidden", "loc": ["body", f], "msg": "Extra inputs are not permitted"} for f in fields]
     return JSONResponse({"object": "error", "message": {"detail": detail}, "type": "invalid_request_error"}, 422)
 
 
-def echo(body):
+def echo(body: Any) -> dict[str, Any]:
     return said(*[ACT] * body.get("n", 1))
 
 
-def azure_reasoning(body):
+def azure_reasoning(body: Any) -> JSONResponse | dict[str, Any]:
     """Azure's and OpenAI's reasoning models: another limit, no log-probs, one temperature."""
     if "max_tokens" in body:
         told = (
@@ -54,13 +59,13 @@ def azure_reasoning(body):
     return echo(body)
 
 
-def mistral(body):
+def mistral(body: Any) -> JSONResponse | dict[str, Any]:
     if unknown := [f for f in ("seed", "logprobs", "max_completion_tokens") if f in body]:
         return forbidden(*unknown)
     return echo(body)
 
 
-def groq(body):
+def groq(body: Any) -> JSONResponse | dict[str, Any]:
     if body.get("logprobs"):
         return error(400, "`logprobs` is not supported with this model", type="invalid_request_error")
     if body.get("n", 1) > 1:
@@ -68,7 +73,7 @@ def groq(body):
     return echo(body)
 
 
-def gemini(body):
+def gemini(body: Any) -> JSONResponse | dict[str, Any]:
     if "logprobs" in body:
         return JSONResponse([{"error": {"code": 400, "message": "Unknown name \"logprobs\": Cannot find field.",
                                         "status": "INVALID_ARGUMENT"}}], 400)  # fmt: skip
@@ -79,7 +84,7 @@ def gemini(body):
     return echo(body)
 
 
-def old_llama_cpp(body):
+def old_llama_cpp(body: Any) -> JSONResponse | dict[str, Any]:
     """An exception in the handler: 500, where the request would never pass."""
     if body.get("n", 1) > 1:
         return error(500, "Only one completion choice is allowed", code=500, type="server_error")
@@ -88,7 +93,7 @@ def old_llama_cpp(body):
     return echo(body)
 
 
-def vllm_gemma(body):
+def vllm_gemma(body: Any) -> JSONResponse | dict[str, Any]:
     """A template without a system role, refused in vLLM's flat form of errors."""
     if body["messages"][0]["role"] == "system":
         return JSONResponse({"object": "error", "message": "System role not supported", "type": "BadRequestError",
@@ -96,7 +101,7 @@ def vllm_gemma(body):
     return echo(body)
 
 
-def tgi(body):
+def tgi(body: Any) -> JSONResponse | dict[str, Any]:
     if body.get("n", 1) > 1:
         told = "Input validation error: `n` must be 1"
         return JSONResponse({"error": told, "error_type": "validation"}, 422)
@@ -105,34 +110,36 @@ def tgi(body):
     return reply
 
 
-def lm_studio(body):
+def lm_studio(body: Any) -> dict[str, Any]:
     """Takes everything and gives one choice; reports no usage."""
     return {**said(ACT), "usage": None}
 
 
-def alternating(body):
+def alternating(body: Any) -> JSONResponse | dict[str, Any]:
     roles = [m["role"] for m in body["messages"]]
     if roles[0] == "system":
         return error(400, "Conversation roles must alternate user/assistant/user/assistant/...", code=400)
     return echo(body)
 
 
-SERVERS = {
+SERVERS: dict[Callable[[Any], Any], list[tuple[str, str]]] = {
     azure_reasoning: [("max_completion_tokens", "max_completion_tokens"), ("logprobs", "not allowed to request"),
                       ("temperature", "not supported")],
     mistral: [("logprobs", "Extra inputs"), ("random_seed", "Extra inputs")],
-    groq: [("logprobs", "not supported"), ("one draft", "at most 1")],
+    groq: [("logprobs", "not supported"), ("one draw", "at most 1")],
     gemini: [("logprobs", "Cannot find"), ("31 bits", "TYPE_INT32")],
-    old_llama_cpp: [("one draft", "Only one completion"), ("logprobs", "not supported")],
+    old_llama_cpp: [("one draw", "Only one completion"), ("logprobs", "not supported")],
     vllm_gemma: [("without a system message", "System role")],
-    tgi: [("one draft", "must be 1")],
+    tgi: [("one draw", "must be 1")],
     lm_studio: [("1 a request", "1 of 3")],
     alternating: [("without a system message", "must alternate")],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.__name__)
-async def test_a_servers_ways_are_learnt_once_said_in_a_line_each_and_kept(server, caplog):
+async def test_a_servers_ways_are_learnt_once_said_in_a_line_each_and_kept(
+    server: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
     fake = Server(server)
     async with opened(fake) as policy:
         with caplog.at_level(logging.WARNING):
@@ -149,7 +156,7 @@ async def test_a_servers_ways_are_learnt_once_said_in_a_line_each_and_kept(serve
     assert policy.stats.faults == policy.stats.retries == 0
 
 
-async def test_seeds_go_under_the_servers_name_and_size_and_stay_different():
+async def test_seeds_go_under_the_servers_name_and_size_and_stay_different() -> None:
     fake = Server(mistral)
     async with opened(fake, together=False) as policy:
         await policy.draw(root(policy), [BIG, BIG + 1], 9)
@@ -161,7 +168,7 @@ async def test_seeds_go_under_the_servers_name_and_size_and_stay_different():
     assert {body["seed"] for _, body in fake.seen[-2:]} == {5, 6}
 
 
-async def test_the_rules_go_before_the_first_message_of_the_user():
+async def test_the_rules_go_before_the_first_message_of_the_user() -> None:
     fake = Server(vllm_gemma)
     async with opened(fake) as policy:
         await policy.draw(root(policy), [1], 9)
@@ -169,8 +176,9 @@ async def test_the_rules_go_before_the_first_message_of_the_user():
     assert first["role"] == "user" and "- search(entity?: string)" in first["content"] and "mother" in first["content"]
 
 
-async def test_what_the_user_asked_for_is_never_dropped_in_silence():
+async def test_what_the_user_asked_for_is_never_dropped_in_silence() -> None:
     told = "Unsupported value: 'temperature' does not support 0.2. Only the default (1) value is supported."
+    policy: Any
     async with opened(Server(lambda body: error(400, told, param="temperature")), temperature=0.2) as policy:
         with pytest.raises(PolicyFault, match=r"Only the default.*policy\.options\.temperature=1"):
             await policy.draw(root(policy), [1], 9)
@@ -191,7 +199,7 @@ async def test_what_the_user_asked_for_is_never_dropped_in_silence():
     "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's maximum context length is 256 tokens.",
     "max_tokens is too large: 999999. This model supports at most 4096 completion tokens.",
 ])  # fmt: skip
-async def test_a_limit_that_is_too_large_is_a_fault_and_no_other_name(told):
+async def test_a_limit_that_is_too_large_is_a_fault_and_no_other_name(told: str) -> None:
     fake = Server(lambda body: error(400, told, param="max_tokens"))
     async with opened(fake) as policy:
         with pytest.raises(PolicyFault, match="too large"):
@@ -199,8 +207,8 @@ async def test_a_limit_that_is_too_large_is_a_fault_and_no_other_name(told):
     assert len(fake.seen) == 1
 
 
-async def test_what_a_judge_learns_does_not_change_what_draws_ask_for():
-    def fixed(body):
+async def test_what_a_judge_learns_does_not_change_what_draws_ask_for() -> None:
+    def fixed(body: Any) -> JSONResponse | dict[str, Any]:
         if body.get("temperature", 1) != 1:
             return error(
                 400, "Unsupported value: 'temperature'. Only the default (1) is supported", param="temperature"
@@ -208,23 +216,25 @@ async def test_what_a_judge_learns_does_not_change_what_draws_ask_for():
         top = [{"token": "Yes", "logprob": -0.1}]
         return said("Yes", logprobs={"content": [{"token": "Yes", "logprob": -0.1, "top_logprobs": top}]})
 
+    policy: Any
     async with opened(Server(fixed), temperature=0.5, logprobs=False) as policy:
         assert await policy.first_tokens(["done?"]) == [{"Yes": -0.1}]
         with pytest.raises(PolicyFault, match="Only the default"):
             await policy.draw(root(policy), [1], 9)
 
 
-async def test_a_judge_without_log_probs_keeps_the_servers_reason():
+async def test_a_judge_without_log_probs_keeps_the_servers_reason() -> None:
     told = "You are not allowed to request logprobs from this model"
     server = Server(lambda body: error(403, told, param="logprobs") if "logprobs" in body else said("Yes"))
+    policy: Any
     async with opened(server) as policy:
         with pytest.raises(PolicyFault, match="cannot judge: You are not allowed to request logprobs"):
             await policy.first_tokens(["done?"])
     assert "top_logprobs" not in server.seen[-1][1]
 
 
-async def test_a_server_that_takes_neither_limit_ends_in_a_fault_with_its_words():
-    def neither(body):
+async def test_a_server_that_takes_neither_limit_ends_in_a_fault_with_its_words() -> None:
+    def neither(body: Any) -> JSONResponse:
         name = "max_tokens" if "max_tokens" in body else "max_completion_tokens"
         return error(400, f"Unsupported parameter: '{name}'", param=name)
 
@@ -235,8 +245,8 @@ async def test_a_server_that_takes_neither_limit_ends_in_a_fault_with_its_words(
     assert len(fake.seen) == 2
 
 
-async def test_a_schema_is_loosened_step_by_step(caplog):
-    def loose(body):
+async def test_a_schema_is_loosened_step_by_step(caplog: pytest.LogCaptureFixture) -> None:
+    def loose(body: Any) -> JSONResponse | dict[str, Any]:
         form = body.get("response_format", {})
         if form.get("json_schema", {}).get("strict"):
             return error(400, "Invalid schema for response_format 'action': schema must be of type 'object'",
@@ -255,11 +265,11 @@ async def test_a_schema_is_loosened_step_by_step(caplog):
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
-def message(**said_so):
+def message(**said_so: Any) -> dict[str, Any]:
     return {"choices": [{"index": 0, "message": {"role": "assistant", **said_so}, "finish_reason": "stop"}]}
 
 
-def call(arguments, name="search"):
+def call(arguments: Any, name: str = "search") -> dict[str, Any]:
     return {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -277,7 +287,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_an_action_is_read_in_whichever_form_it_comes(form):
+async def test_an_action_is_read_in_whichever_form_it_comes(form: str) -> None:
     async with opened(Server(FORMS[form])) as policy:
         (done,) = await policy.draw(root(policy), [1], 9)
     (made,) = parse_action(done.text, TOOLS).calls
@@ -285,13 +295,13 @@ async def test_an_action_is_read_in_whichever_form_it_comes(form):
 
 
 @pytest.mark.parametrize("nothing", ["", "  ", None, {}, []])
-async def test_a_call_without_arguments_has_none(nothing):
+async def test_a_call_without_arguments_has_none(nothing: str | dict[str, Any] | list[Any] | None) -> None:
     async with opened(Server(message(content=None, tool_calls=[call(nothing)]))) as policy:
         (done,) = await policy.draw(root(policy), [1], 9)
     assert parse_action(done.text, TOOLS).calls[0].arguments == {}
 
 
-async def test_thoughts_refusals_and_broken_arguments_are_the_policys_own_words_and_no_action():
+async def test_thoughts_refusals_and_broken_arguments_are_the_policys_own_words_and_no_action() -> None:
     thinking = message(content=None, reasoning_content="I might say " + ACT)
     async with opened(Server(thinking)) as policy:
         assert (await policy.draw(root(policy), [1], 9))[0].text == ""
@@ -307,13 +317,13 @@ async def test_thoughts_refusals_and_broken_arguments_are_the_policys_own_words_
     {"logprobs": {"content": [{"token": "a", "logprob": -9999.0}]}},
     {"logprobs": {"tokens": ["a"], "token_logprobs": [None], "top_logprobs": None}},
 ])  # fmt: skip
-async def test_log_probs_that_are_none_count_as_none(odd):
+async def test_log_probs_that_are_none_count_as_none(odd: dict[str, Any]) -> None:
     async with opened(Server(said(ACT, **odd))) as policy:
         (done,) = await policy.draw(root(policy), [1], 9)
     assert (done.text, done.logprobs) == (ACT, ())
 
 
-async def test_minus_infinity_spelt_out_as_a_number_is_none_as_well():
+async def test_minus_infinity_spelt_out_as_a_number_is_none_as_well() -> None:
     body = json.dumps(said(ACT, logprobs={"content": [{"token": "a", "logprob": 1}]})).replace(": 1}", ": -Infinity}")
     async with opened(Server(lambda asked: Response(body))) as policy:
         assert (await policy.draw(root(policy), [1], 9))[0].logprobs == ()
@@ -323,12 +333,14 @@ async def test_minus_infinity_spelt_out_as_a_number_is_none_as_well():
     ({"prompt_tokens": 10.0, "completion_tokens": 5.5}, 6), ({"prompt_tokens": None, "completion_tokens": None}, 30),
     (None, 30), ([], 30),
 ])  # fmt: skip
-async def test_tokens_are_counted_as_told_or_at_their_most(usage, counted):
+async def test_tokens_are_counted_as_told_or_at_their_most(
+    usage: dict[str, Any] | list[Any] | None, counted: int
+) -> None:
     async with opened(Server({**said(ACT), "usage": usage})) as policy:
         assert (await policy.draw(root(policy), [1], 30))[0].tokens == counted
 
 
-async def test_white_space_events_and_halves_of_characters_around_an_answer():
+async def test_white_space_events_and_halves_of_characters_around_an_answer() -> None:
     body = json.dumps(said(ACT)).encode()
     for raw in (b"\n\n\n   " + body, b": OPENROUTER PROCESSING\n\ndata: " + body + b"\n\ndata: [DONE]\n\n",
                 b"\xef\xbb\xbf" + body):  # fmt: skip
@@ -347,9 +359,12 @@ async def test_white_space_events_and_halves_of_characters_around_an_answer():
      r"broke the answer off \(error\): gone"),
     ({"choices": [{"finish_reason": "abort", "message": {"content": "sea"}}]}, r"broke the answer off \(abort\)"),
 ])  # fmt: skip
-async def test_an_error_or_half_an_answer_inside_a_200_is_tried_again_and_named(body, says):
+async def test_an_error_or_half_an_answer_inside_a_200_is_tried_again_and_named(
+    body: dict[str, Any], says: str
+) -> None:
     server = Server(said(ACT))
     server.queue.append(JSONResponse(body))
+    policy: Any
     async with opened(server) as policy:
         (done,) = await policy.draw(root(policy), [1], 9)
         assert done.text == ACT and (policy.stats.retries, policy.stats.draws) == (1, 1)
@@ -358,7 +373,7 @@ async def test_an_error_or_half_an_answer_inside_a_200_is_tried_again_and_named(
             await policy.draw(root(policy), [1], 9)
 
 
-async def test_an_error_inside_a_200_that_would_not_pass_is_not_tried_again():
+async def test_an_error_inside_a_200_that_would_not_pass_is_not_tried_again() -> None:
     wrong = {"object": "error", "message": "The model `m` does not exist.", "type": "NotFoundError", "code": 404}
     server = Server(wrong)
     async with opened(server) as policy:
@@ -367,8 +382,9 @@ async def test_an_error_inside_a_200_that_would_not_pass_is_not_tried_again():
     assert len(server.seen) == 1
 
 
-async def test_half_a_surrogate_pair_in_a_prompt_goes_out_as_a_whole_character():
+async def test_half_a_surrogate_pair_in_a_prompt_goes_out_as_a_whole_character() -> None:
     server = Server(said(ACT))
+    policy: Any
     async with opened(server) as policy:
         seen = Observation("Great news \ud83d… \u2028 and \x85")
         await policy.draw(policy.context(TASK, TOOLS, seen, (), ()), [1], 9)
@@ -380,16 +396,16 @@ async def test_half_a_surrogate_pair_in_a_prompt_goes_out_as_a_whole_character()
 class Halved(Maze):
     """A maze that shows half of an emoji and odd ends of lines, as a page whose script cuts a title does."""
 
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         return replace(await super().reset(task, key), text="start \ud83d… \u2028\x85 here")
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         done = await super().step(action, key)
         return replace(done, observation=replace(done.observation, text="\ude00 on"))
 
 
-async def test_a_world_that_shows_halves_of_characters_is_searched_and_stored(tmp_path):
-    async def answer(body):
+async def test_a_world_that_shows_halves_of_characters_is_searched_and_stored(tmp_path: Path) -> None:
+    async def answer(body: Any) -> Response:
         return Response(json.dumps(said('go {"to": "\ud83d"}', 'go {"to": 1}')).encode())
 
     task = MAZE.tasks("train", 1)[0]
@@ -402,9 +418,12 @@ async def test_a_world_that_shows_halves_of_characters_is_searched_and_stored(tm
             assert store.load(tree.tree_id).text == tree.text
 
 
-async def test_a_key_goes_where_the_server_wants_it_and_an_address_keeps_its_query(monkeypatch):
+async def test_a_key_goes_where_the_server_wants_it_and_an_address_keeps_its_query(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AZURE_KEY", "k1")
     server = Server(said(ACT))
+    policy: Any
     async with opened(server, api_key_env="AZURE_KEY", key_header="api-key") as policy:
         policy.wire.base_url = policy.wire.base_url.copy_with(query=b"api-version=2024-10-21")
         await policy.draw(root(policy), [1], 9)
@@ -413,7 +432,19 @@ async def test_a_key_goes_where_the_server_wants_it_and_an_address_keeps_its_que
     assert server.headers[0]["api-key"] == "k1" and "authorization" not in server.headers[0]
 
 
-async def test_text_that_is_no_json_is_quoted_from_its_beginning():
+async def test_text_that_is_no_json_is_quoted_from_its_beginning() -> None:
     async with opened(Server(lambda body: PlainTextResponse("<html>login</html>")), backoff=60, deadline=9) as policy:
         with pytest.raises(PolicyFault, match=r"malformed answer: .*it begins '<html>login"):
+            await policy.draw(root(policy), [1], 9)
+
+
+@pytest.mark.parametrize(("status", "headers", "says"), [
+    (301, {"location": "https://models.example/v1/chat/completions"}, "the server is at https://models.example/v1/chat"),
+    (308, {"location": "/v2/chat/completions"}, "the server is at /v2/chat/completions; give that address"),
+    (204, {}, "HTTP 204: nothing more was said"),
+    (404, {}, "HTTP 404: nothing more was said"),
+])  # fmt: skip
+async def test_an_answer_without_words_says_what_is_known(status: int, headers: dict[str, str], says: str) -> None:
+    async with opened(Server(Response("", status, headers=headers))) as policy:
+        with pytest.raises(PolicyFault, match=says):
             await policy.draw(root(policy), [1], 9)

@@ -1,7 +1,11 @@
 """Drafting changes how fast draws are made and nothing else."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +25,12 @@ from .small import compact, qwen3
 TASK = Task("kg", "1", "Who is ada's mother?")
 
 
-def context(policy):
+def context(policy: HFPolicy | DraftingPolicy) -> Context:
     return policy.context(TASK, (), Observation("start"), (), ())
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-async def test_draws_are_those_of_the_plain_sampler_and_repeated_ones_take_few_passes(temperature):
+async def test_draws_are_those_of_the_plain_sampler_and_repeated_ones_take_few_passes(temperature: float) -> None:
     plain = HFPolicy(qwen3(), compact(), temperature=temperature)
     fast = DraftingPolicy(qwen3(), compact(), temperature=temperature)
     want = await plain.draw(context(plain), range(6), 24)
@@ -45,16 +49,16 @@ async def test_draws_are_those_of_the_plain_sampler_and_repeated_ones_take_few_p
 class Fixed(Drafter):
     """Guesses the same first tokens always, each with a child that is never right."""
 
-    def __init__(self, vocabulary, guesses, wrong):
+    def __init__(self, vocabulary: int, guesses: list[Any], wrong: int) -> None:
         super().__init__(vocabulary)
         self.tree = DraftTree((*guesses, *[wrong] * len(guesses)), (*[-1] * len(guesses), *range(len(guesses))))
 
-    def guess(self, said):
+    def guess(self, said: Sequence[int]) -> DraftTree:
         return self.tree
 
 
 @torch.no_grad()
-def test_the_distribution_is_the_model_s_and_guesses_are_accepted_with_their_whole_mass():
+def test_the_distribution_is_the_model_s_and_guesses_are_accepted_with_their_whole_mass() -> None:
     """Two tokens, drawn 600 times, against exact probabilities; recursive rejection's acceptance beside it."""
     model, runner = qwen3(), ModelRunner(qwen3())
     ids = (5, 9, 300, 17)
@@ -62,7 +66,8 @@ def test_the_distribution_is_the_model_s_and_guesses_are_accepted_with_their_who
     prompt = ((stretch,), last)
     first = last.softmax(-1)
     guesses = first.topk(3).indices.tolist()
-    drafter, count, draws, accepted, expected = Fixed(400, guesses, 399), Counter(), 600, 0, 0.0
+    drafter, draws, accepted, expected = Fixed(400, guesses, 399), 600, 0, 0.0
+    count: Counter[tuple[int, ...]] = Counter()
     for seed in range(draws):
         done, passes = drafted(model, Request(ids, (seed,), 3), seed, prompt, (), drafter)
         count[done.ids[:2]] += 1
@@ -83,9 +88,9 @@ def test_the_distribution_is_the_model_s_and_guesses_are_accepted_with_their_who
     assert abs(accepted / draws - expected) < 4 * math.sqrt(expected * (1 - expected) / draws)
 
 
-def test_sources_are_fused_by_prefix_and_cut_to_the_likeliest():
-    a = {7: (0.5, {8: (0.9, {}), 9: (0.1, {})}), 1: (0.4, {})}
-    b = {7: (0.6, {8: (0.2, {5: (1.0, {})})})}
+def test_sources_are_fused_by_prefix_and_cut_to_the_likeliest() -> None:
+    a: dict[int, Any] = {7: (0.5, {8: (0.9, {}), 9: (0.1, {})}), 1: (0.4, {})}
+    b: dict[int, Any] = {7: (0.6, {8: (0.2, {5: (1.0, {})})})}
     tree = fuse([a, b], 5)
     paths = set()
     for i, token in enumerate(tree.tokens):
@@ -99,7 +104,7 @@ def test_sources_are_fused_by_prefix_and_cut_to_the_likeliest():
     assert fuse([a, b], 2).tokens == (7, 8) and fuse([{}, {}], 4).tokens == ()
 
 
-def test_the_drafter_learns_from_logits_and_siblings_and_forgets():
+def test_the_drafter_learns_from_logits_and_siblings_and_forgets() -> None:
     drafter = Drafter(50, nodes=6, successors=2, remembered=40)
     assert drafter.guess([3]).tokens == ()
     logits = torch.full((1, 50), -9.0)
@@ -116,17 +121,17 @@ def test_the_drafter_learns_from_logits_and_siblings_and_forgets():
         Drafter(50, nodes=0)
 
 
-async def test_the_spec_of_a_policy_asks_for_it():
+async def test_the_spec_of_a_policy_asks_for_it() -> None:
     from treewright.agent.policies.policy import SEEDLING
 
-    policy = open_policy(f"hf:{SEEDLING}", draft=True)
+    policy = open_policy(f"hf:{SEEDLING}", speculate=True)
     assert (
         isinstance(policy, DraftingPolicy)
         and len(await policy.draw(Context(keep=0, delta=(5, 6), ids=(5, 6)), [1], 4)) == 1
     )
     await policy.close()
     pytest.importorskip("llguidance")
-    both = open_policy(f"hf:{SEEDLING}", draft=True, grammar=True)
+    both: Any = open_policy(f"hf:{SEEDLING}", speculate=True, grammar=True)
     assert both.sampling.keys() == {"grammar", "drafted_by", "draft_nodes"}
     await both.close()
 
@@ -134,20 +139,20 @@ async def test_the_spec_of_a_policy_asks_for_it():
 class Odd:
     """Allows odd tokens after even ones and the other way round."""
 
-    def __init__(self, last=0):
+    def __init__(self, last: int = 0) -> None:
         self.last = last
 
-    def mask(self, logits):
+    def mask(self, logits: torch.Tensor) -> torch.Tensor:
         raise AssertionError
 
-    def allows(self, tokens):
+    def allows(self, tokens: Sequence[int]) -> bool:
         return all((a + b) % 2 for a, b in zip((self.last, *tokens), tokens, strict=False))
 
-    def take(self, token):
+    def take(self, token: int) -> None:
         raise AssertionError
 
 
-def test_forbidden_guesses_are_left_out_with_what_stands_below_them():
+def test_forbidden_guesses_are_left_out_with_what_stands_below_them() -> None:
     tree = DraftTree((3, 4, 5, 6, 7, 8), (-1, -1, 0, 0, 1, 3))  # 3: [5, 6: [8]], 4: [7]
     assert allowed(tree, Odd(0)) == DraftTree((3, 6), (-1, 0))
     assert allowed(tree, Odd(1)) == DraftTree((4, 7), (-1, 0))

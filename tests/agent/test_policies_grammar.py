@@ -1,7 +1,10 @@
 """Actions by construction and by repair; the distribution that a masked draw comes from is the one recorded."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -33,16 +36,16 @@ WAYS = ['pick {"n": 1}', 'pick {"n": 2}', 'pick {"n": 30}', 'go {"far": true}', 
 
 
 @pytest.fixture(scope="module")
-def policy():
+def policy() -> GrammarPolicy:
     return GrammarPolicy(qwen3(), compact(), name="g")
 
 
-async def drawn(policy, count, max_tokens=64, seed=0):
+async def drawn(policy: Any, count: int, max_tokens: int = 64, seed: int = 0) -> tuple[Any, Any]:
     context = policy.context(TASK, TOOLS, Observation("start"), (), ())
     return context, await policy.draw(context, range(seed, seed + count), max_tokens)
 
 
-async def test_every_draw_is_an_action_and_draws_differ(policy):
+async def test_every_draw_is_an_action_and_draws_differ(policy: GrammarPolicy) -> None:
     _, done = await drawn(policy, 200)
     said = Counter(c.text for c in done)
     assert set(said) <= set(WAYS) and len(said) >= 3
@@ -50,7 +53,7 @@ async def test_every_draw_is_an_action_and_draws_differ(policy):
     assert policy.sampling == {"grammar": "actions of the node's tools"}
 
 
-async def test_recorded_log_probs_are_those_of_the_masked_distribution(policy):
+async def test_recorded_log_probs_are_those_of_the_masked_distribution(policy: GrammarPolicy) -> None:
     """Apart from the sampler: one forward pass over the whole draw, masked by a fresh matcher's word at each place."""
     from llguidance import LLMatcher
 
@@ -72,7 +75,7 @@ async def test_recorded_log_probs_are_those_of_the_masked_distribution(policy):
     assert choices > len(done)
 
 
-async def test_draws_follow_the_recorded_distribution(policy):
+async def test_draws_follow_the_recorded_distribution(policy: GrammarPolicy) -> None:
     """Among texts drawn in one way only, the ratio of frequencies is that of their probabilities."""
     _, done = await drawn(policy, 3000, seed=10_000)
     count = Counter(c.token_ids for c in done)
@@ -84,7 +87,7 @@ async def test_draws_follow_the_recorded_distribution(policy):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-async def test_drafts_change_no_draw_under_a_grammar_and_save_passes(policy, temperature):
+async def test_drafts_change_no_draw_under_a_grammar_and_save_passes(policy: GrammarPolicy, temperature: float) -> None:
     fast = DraftingGrammarPolicy(qwen3(), compact(), temperature=temperature)
     policy.temperature = temperature
     try:
@@ -103,11 +106,12 @@ async def test_drafts_change_no_draw_under_a_grammar_and_save_passes(policy, tem
 
 
 @torch.no_grad()
-def every_draw(policy, prompt):
+def every_draw(policy: DraftingGrammarPolicy, prompt: tuple[int, ...]) -> dict[tuple[int, ...], float]:
     """Every response that the grammar allows with its probability, by walking all of them."""
     from llguidance import LLMatcher
 
-    found, left = {}, [((), 0.0)]
+    found: dict[tuple[int, ...], float] = {}
+    left: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     while left:
         said, logp = left.pop()
         if said and said[-1] in policy.stop_ids:
@@ -123,7 +127,7 @@ def every_draw(policy, prompt):
     return found
 
 
-async def test_drafted_draws_follow_the_exact_masked_distribution():
+async def test_drafted_draws_follow_the_exact_masked_distribution() -> None:
     """χ² of 800 draws against the probabilities of all responses, rare ones pooled."""
     model = qwen3()
     with torch.no_grad():
@@ -143,7 +147,7 @@ async def test_drafted_draws_follow_the_exact_masked_distribution():
     assert square < free + 4 * math.sqrt(2 * free) + 4
 
 
-async def test_a_cut_draw_is_counted_and_other_temperatures_are_not_trained_on(policy):
+async def test_a_cut_draw_is_counted_and_other_temperatures_are_not_trained_on(policy: GrammarPolicy) -> None:
     _, (cut,) = await drawn(policy, 1, max_tokens=2)
     assert cut.finish_reason == "length" and len(cut.token_ids) == 2
     policy.temperature = 0.0
@@ -154,8 +158,8 @@ async def test_a_cut_draw_is_counted_and_other_temperatures_are_not_trained_on(p
         await policy.draw(policy.context(TASK, (), Observation("start"), (), ()), [1], 4)
 
 
-async def test_the_seedling_makes_no_invalid_call_and_the_tree_says_how_it_was_drawn():
-    policy = open_policy("hf:" + str(SEEDLING), grammar=True)
+async def test_the_seedling_makes_no_invalid_call_and_the_tree_says_how_it_was_drawn() -> None:
+    policy: Any = open_policy("hf:" + str(SEEDLING), grammar=True)
     async with open_worlds(["kg"]) as worlds:
         trees = await collect(
             tasks_for(worlds, "train", 0, 4), worlds, policy, rule=best_first(), budget=Budget(expansions=3),
@@ -167,7 +171,7 @@ async def test_the_seedling_makes_no_invalid_call_and_the_tree_says_how_it_was_d
     assert all(t.header.settings["sampling"] == policy.sampling for t in trees)
 
 
-def test_grammar_and_schema_name_every_tool():
+def test_grammar_and_schema_name_every_tool() -> None:
     grammar, schema = action_grammar(TOOLS), action_schema(TOOLS)
     assert grammar.startswith("start: call_0 | call_1\n") and '"pick " %json' in grammar
     assert [kind["properties"]["name"]["const"] for kind in schema["anyOf"]] == ["pick", "go"]
@@ -190,14 +194,14 @@ def test_grammar_and_schema_name_every_tool():
         "{'name': 'pick', 'arguments': {'n': 2}}",
     ],
 )
-def test_what_can_be_read_as_an_action_is_repaired(text):
+def test_text_that_reads_as_an_action_is_repaired(text: str) -> None:
     action = parse_action(repair_action(text, TOOLS), TOOLS)
     validate_action(action, TOOLS)
     assert [(c.name, dict(c.arguments)) for c in action.calls] == [("pick", {"n": 2})]
 
 
 @pytest.mark.parametrize("text", ["", "hello", "pick", "pick {", "{" * 500, 'pick {"n": 7}', "pick {'n': f()}"])
-def test_what_cannot_stays_as_it_was(text):
+def test_text_that_cannot_be_repaired_stays_as_it_was(text: str) -> None:
     assert repair_action(text, TOOLS) == text
 
 
@@ -213,7 +217,9 @@ def test_what_cannot_stays_as_it_was(text):
         ({"enum": []}, False),
     ],
 )
-async def test_a_tool_whose_schema_says_more_than_a_grammar_can_does_not_end_the_search(policy, odd, held):
+async def test_a_tool_whose_schema_says_more_than_a_grammar_can_does_not_end_the_search(
+    policy: GrammarPolicy, odd: dict[str, Any], held: bool
+) -> None:
     tools = (ToolSpec("odd", "", {"type": "object", "properties": {"q": odd}, "required": ["q"]}), *TOOLS)
     context = policy.context(TASK, tools, Observation("start"), (), ())
     done = await policy.draw(context, range(60), 64)
@@ -225,7 +231,7 @@ async def test_a_tool_whose_schema_says_more_than_a_grammar_can_does_not_end_the
             assert set(parse_action(text, tools).arguments) == {"q"}
 
 
-def test_schemas_beside_each_other_keep_their_references():
+def test_schemas_beside_each_other_keep_their_references() -> None:
     from jsonschema import Draft202012Validator
 
     kids = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/T"}}}}

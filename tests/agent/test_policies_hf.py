@@ -1,20 +1,26 @@
 """Draws from transformers models: exact log-probs, and nothing that depends on the company a request is in."""
 
+from __future__ import annotations
+
 import asyncio
 import math
 import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from closeness import assert_near
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from treewright.agent.policies import slim as slim_module
 from treewright.agent.policies.hf import HFPolicy, weights_version
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import Policy
 from treewright.agent.policies.prefixes import PrefixCache
 from treewright.agent.policies.runners import BranchRunner, CacheRunner, ModelRunner, runner_for
-from treewright.agent.policies.sampling import Request, generate, pick, uniforms
+from treewright.agent.policies.sampling import Request, Runner, generate, pick, uniforms
 from treewright.agent.policies.slim import SlimRunner
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task
@@ -28,34 +34,34 @@ TOKENIZER = compact()
 TASK = Task("kg", "1", "Who is ada's mother?")
 
 
-def prompt(seed, length):
+def prompt(seed: int, length: int) -> tuple[Any, ...]:
     rng = random.Random(seed)
     return tuple(rng.randrange(4, 300) for _ in range(length))
 
 
-def context(ids):
+def context(ids: tuple[Any, ...]) -> Context:
     return Context(keep=0, delta=tuple(ids), ids=tuple(ids))
 
 
-def policy(model=None, **options):
+def policy(model: Any = None, **options: Any) -> HFPolicy:
     return HFPolicy(model or qwen3(), TOKENIZER, **options)
 
 
-def llama(**changes):
+def llama(**changes: Any) -> Any:
     shape = dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     return randomised(LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=4, **changes)))
 
 
-def qwen2():
+def qwen2() -> Any:
     shape = dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     return randomised(Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2)))
 
 
-def gpt2():
+def gpt2() -> Any:
     return randomised(GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=512)))
 
 
-def reference(model, ids, response):
+def reference(model: Any, ids: tuple[int, ...], response: tuple[int, ...]) -> Any:
     """log-probs of `response` after `ids` by one plain forward."""
     with torch.no_grad():
         logits = model(torch.tensor([[*ids, *response]])).logits[0, len(ids) - 1 : -1].float()
@@ -65,8 +71,8 @@ def reference(model, ids, response):
 # -- random numbers and sampling ------------------------------------------------------------------------------------
 
 
-def test_random_numbers_are_splitmix64_of_seed_and_position():
-    def mix(z):
+def test_random_numbers_are_splitmix64_of_seed_and_position() -> None:
+    def mix(z: int) -> int:
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
         return z ^ (z >> 31)
@@ -81,7 +87,7 @@ def test_random_numbers_are_splitmix64_of_seed_and_position():
     assert abs(many.mean() - 0.5) < 0.005 and abs((many[:, 0] * many[:, 1]).mean() - 0.25) < 0.005
 
 
-def test_draws_follow_the_softmax_and_never_take_an_impossible_token():
+def test_draws_follow_the_softmax_and_never_take_an_impossible_token() -> None:
     logits = torch.tensor([[1.0, -torch.inf, 0.0, 2.0, -torch.inf]]).expand(20_000, -1)
     tokens, logprobs = pick(logits, torch.from_numpy(uniforms(range(20_000), 1)[:, 0]), 1.0)
     share = torch.bincount(tokens, minlength=5) / 20_000
@@ -107,16 +113,23 @@ def test_draws_follow_the_softmax_and_never_take_an_impossible_token():
         qwen2,
     ],
 )
-def test_the_slim_forward_equals_the_models_own(make):
+@pytest.mark.parametrize("packs", [1, 1 << 40], ids=["packed", "plain"])
+def test_the_slim_forward_equals_the_models_own(
+    make: Callable[..., Any], packs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slim_module, "PACKS", packs)
     model = make()
     assert isinstance(runner_for(model), SlimRunner)
     slim, own = SlimRunner(model), ModelRunner(model)
+    packed = packs == 1 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    assert slim.head is not None and slim.head.is_mkldnn == packed
+    runners: tuple[Any, ...] = (slim, own)
     prompts, steps = [prompt(i, n) for i, n in enumerate((5, 23, 90))], torch.arange(30).view(5, 6) + 7
     with torch.inference_mode():
         first = [(slim.prefill(ids, ()), own.prefill(ids, ())) for ids in prompts]
         for (_, a), (_, b) in first:
             assert_near(a, b)
-        rows = [r.rows([[pair[i][0]] for pair in first], [1, 2, 3], 8) for i, r in enumerate((slim, own))]
+        rows = [r.rows([[pair[i][0]] for pair in first], [1, 2, 3], 8) for i, r in enumerate(runners)]
         for t, tokens in enumerate(steps):
             if t == 3:
                 keep = torch.tensor([1, 2, 5])
@@ -130,13 +143,15 @@ def test_the_slim_forward_equals_the_models_own(make):
             assert_near(logits, first[2][1][1])
 
 
-def sliding(**changes):
+def sliding(**changes: Any) -> Any:
     return qwen3(
         layer_types=["full_attention", "sliding_attention"], sliding_window=8, use_sliding_window=True, **changes
     )
 
 
-def paths_of(runner, prompts):
+def paths_of(
+    runner: SlimRunner | BranchRunner | Runner, prompts: list[Any]
+) -> tuple[list[Sequence[Stretch]], list[Any]]:
     """Paths and last logits of prompts through a trie of their prefixes."""
     cache, last = PrefixCache(1 << 30), []
     for ids in prompts:
@@ -148,7 +163,9 @@ def paths_of(runner, prompts):
 
 
 @pytest.mark.parametrize("make", [qwen3, sliding, gpt2, llama])
-def test_draws_over_shared_prefixes_are_those_of_rows_with_a_copy_each(make, monkeypatch):
+def test_draws_over_shared_prefixes_are_those_of_rows_with_a_copy_each(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make()
     monkeypatch.setattr(decode, "PAYS", 1)
     shared = prompt(0, 40)
@@ -176,9 +193,9 @@ def test_draws_over_shared_prefixes_are_those_of_rows_with_a_copy_each(make, mon
             assert_near(draw.logprobs, reference(model, ids, draw.ids))
 
 
-def test_a_shared_prefix_is_kept_once_however_many_draw_from_it(monkeypatch):
+def test_a_shared_prefix_is_kept_once_however_many_draw_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "PAYS", 1)
-    runner = runner_for(qwen3())
+    runner: Any = runner_for(qwen3())
     shared = prompt(0, 300)
     with torch.inference_mode():
         paths, _ = paths_of(runner, [shared + prompt(i, 10) for i in range(6)])
@@ -187,7 +204,7 @@ def test_a_shared_prefix_is_kept_once_however_many_draw_from_it(monkeypatch):
     assert many.nbytes <= 8 * few.nbytes and few.nbytes < paths[0][0].nbytes
 
 
-def test_every_kind_of_model_has_one_way_to_run():
+def test_every_kind_of_model_has_one_way_to_run() -> None:
     for model in (gpt2(), sliding(), qwen3().to(torch.bfloat16)):
         assert isinstance(runner_for(model), BranchRunner)
         assert model.config._attn_implementation != "treewright"
@@ -196,7 +213,7 @@ def test_every_kind_of_model_has_one_way_to_run():
     assert isinstance(runner_for(llama(attention_dropout=0.1).to(torch.bfloat16)), ModelRunner)
 
 
-def test_a_model_whose_attention_sees_more_than_positions_is_not_shared():
+def test_a_model_whose_attention_sees_more_than_positions_is_not_shared() -> None:
     from transformers import BloomConfig, BloomForCausalLM
 
     model = randomised(BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)))
@@ -210,7 +227,7 @@ def test_a_model_whose_attention_sees_more_than_positions_is_not_shared():
     "make",
     [qwen3, gpt2, sliding, lambda: llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})],
 )
-async def test_draws_carry_the_log_probs_of_a_plain_forward(make):
+async def test_draws_carry_the_log_probs_of_a_plain_forward(make: Callable[..., Any]) -> None:
     model = make()
     one = policy(model)
     assert isinstance(one, Policy) and one.version == weights_version(model)
@@ -227,7 +244,7 @@ async def test_draws_carry_the_log_probs_of_a_plain_forward(make):
     await one.close()
 
 
-async def test_a_draw_does_not_depend_on_other_draws_or_requests():
+async def test_a_draw_does_not_depend_on_other_draws_or_requests() -> None:
     asked = [(context(prompt(i, 5 + 9 * i)), [i, i + 100, 7], 4 + 3 * (i % 3)) for i in range(6)]
     for options in ({}, {"batch_requests": False}, {"max_batch_tokens": 100}):
         together, alone = policy(**options), policy(**options)
@@ -244,11 +261,16 @@ async def test_a_draw_does_not_depend_on_other_draws_or_requests():
         await alone.close()
 
 
-async def test_requests_that_wait_together_run_together(monkeypatch):
+async def test_requests_that_wait_together_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     one = policy()
     sizes = []
     run = one._run
-    monkeypatch.setattr(one, "_run", lambda requests: sizes.append(len(requests)) or run(requests))
+
+    def counted(requests: Any) -> Any:
+        sizes.append(len(requests))
+        return run(requests)
+
+    monkeypatch.setattr(one, "_run", counted)
     await asyncio.gather(*(one.draw(context(prompt(i, 9)), [1, 2], 3) for i in range(5)))
     one.max_batch_tokens = 30  # a request of 2 draws costs 9 + 6
     await asyncio.gather(*(one.draw(context(prompt(i, 9)), [1, 2], 3) for i in range(5)))
@@ -256,7 +278,7 @@ async def test_requests_that_wait_together_run_together(monkeypatch):
     await one.close()
 
 
-async def test_the_event_loop_goes_on_while_the_model_runs():
+async def test_the_event_loop_goes_on_while_the_model_runs() -> None:
     one, beats = policy(), 0
     task = asyncio.ensure_future(one.draw(context(prompt(1, 200)), range(8), 60))
     while not task.done():
@@ -266,7 +288,7 @@ async def test_the_event_loop_goes_on_while_the_model_runs():
     await one.close()
 
 
-async def test_later_prompts_reuse_what_was_computed_for_earlier_ones():
+async def test_later_prompts_reuse_what_was_computed_for_earlier_ones() -> None:
     fresh, reusing = policy(cache_bytes=0), policy()
     ids = prompt(3, 80)
     for step in range(4):
@@ -280,7 +302,7 @@ async def test_later_prompts_reuse_what_was_computed_for_earlier_ones():
     assert await reusing.draw(context(ids), [9], 6) == [again] and reusing.stats.prompt_tokens == before
 
 
-def held(cache, *prompts):
+def held(cache: PrefixCache, *prompts: Any) -> None:
     """Puts prompts, one number per token as keys and values, then trims."""
     for ids in prompts:
         path, _ = cache.longest(ids)
@@ -290,11 +312,12 @@ def held(cache, *prompts):
     cache.trim()
 
 
-def spelled(path):
+def spelled(path: list[Stretch]) -> tuple[Any, ...]:
     return tuple(int(x) for s in path for x in s.keys.flatten())
 
 
-def test_the_prefix_cache_holds_what_prompts_share_once():
+def test_the_prefix_cache_holds_what_prompts_share_once() -> None:
+    prompts: list[Any]
     rng, cache, prompts = random.Random(0), PrefixCache(1 << 30), []
     for _ in range(200):
         known = rng.choice(prompts) if prompts else ()
@@ -313,7 +336,7 @@ def test_the_prefix_cache_holds_what_prompts_share_once():
     assert sum(stored.values()) == len(prefixes)
 
 
-def test_the_prefix_cache_keeps_to_its_bytes_and_drops_what_was_unused_longest():
+def test_the_prefix_cache_keeps_to_its_bytes_and_drops_what_was_unused_longest() -> None:
     cache = PrefixCache(8 * 30 + 12)
     held(cache, (1,) * 10, (2,) * 10)
     assert spelled(cache.longest((1,) * 12)[0]) == (1,) * 10 and len(spelled(cache.longest((1,) * 9)[0])) == 9
@@ -327,7 +350,7 @@ def test_the_prefix_cache_keeps_to_its_bytes_and_drops_what_was_unused_longest()
     assert cache.size == 0
 
 
-async def test_greedy_and_warm_draws_act_but_are_not_trained_on():
+async def test_greedy_and_warm_draws_act_but_are_not_trained_on() -> None:
     greedy, warm = policy(temperature=0), policy(temperature=1.7)
     a, b = await greedy.draw(context(prompt(1, 9)), [1, 2], 8)
     assert a.token_ids == b.token_ids and not a.trainable and a.temperature == 0
@@ -338,7 +361,7 @@ async def test_greedy_and_warm_draws_act_but_are_not_trained_on():
         policy(temperature=-1)
 
 
-async def test_new_weights_change_the_version_and_the_draws(tmp_path):
+async def test_new_weights_change_the_version_and_the_draws(tmp_path: Path) -> None:
     one, other = policy(qwen3(seed=0)), qwen3(seed=1)
     ask = (context(prompt(1, 40)), range(6), 8)
     before, version = await one.draw(*ask), one.version
@@ -355,11 +378,11 @@ async def test_new_weights_change_the_version_and_the_draws(tmp_path):
     await one.close()
 
 
-async def test_a_saved_model_is_opened_by_its_folder_and_walks_through_a_task(tmp_path):
+async def test_a_saved_model_is_opened_by_its_folder_and_walks_through_a_task(tmp_path: Path) -> None:
     qwen3().save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     for spec in (f"hf:{tmp_path}", f"seedling:{tmp_path}"):
-        one = open_policy(spec, device="cpu", version="v0")
+        one: Any = open_policy(spec, device="cpu", version="v0")
         root = one.context(TASK, (), Observation("start"), (), ())
         (said,) = await one.draw(root, [3], 10)
         told = [Exchange(said.text, None, Observation("next"))]
@@ -371,7 +394,7 @@ async def test_a_saved_model_is_opened_by_its_folder_and_walks_through_a_task(tm
         open_policy(f"hf:{tmp_path / 'none'}")
 
 
-async def test_the_models_end_tokens_end_a_draw_too():
+async def test_the_models_end_tokens_end_a_draw_too() -> None:
     model = qwen3()
     model.generation_config.eos_token_id = [50, 60]
     one = HFPolicy(model, chatml())
@@ -383,7 +406,9 @@ async def test_the_models_end_tokens_end_a_draw_too():
     await one.close()
 
 
-async def test_what_the_model_cannot_do_is_a_fault_and_the_next_request_is_served(monkeypatch):
+async def test_what_the_model_cannot_do_is_a_fault_and_the_next_request_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     one = policy()
     with pytest.raises(PolicyFault, match="do not fit the 512 positions"):
         await one.draw(context(prompt(1, 500)), [1], 20)
@@ -400,7 +425,7 @@ async def test_what_the_model_cannot_do_is_a_fault_and_the_next_request_is_serve
         await one.draw(context(prompt(1, 9)), [1], 4)
 
 
-async def test_cancelled_requests_are_not_run():
+async def test_cancelled_requests_are_not_run() -> None:
     one = policy()
     first = asyncio.ensure_future(one.draw(context(prompt(1, 9)), [1], 40))
     await asyncio.sleep(0)

@@ -1,9 +1,12 @@
 """Chat policies against real HTTP servers on loopback, well-behaved and not."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json
 import logging
+from typing import Any
 
 import pytest
 from speed import patient
@@ -17,12 +20,13 @@ from treewright.envs.types import Action, Observation
 from treewright.search.engine import Settings, search
 from treewright.search.rules import best_first
 from treewright.search.screen import parse_action
-from treewright.search.types import Budget, Exchange, PolicyFault
+from treewright.search.tree import Tree
+from treewright.search.types import Budget, Completion, Exchange, PolicyFault
 
 from .fake_server import FIRST, TASK, TOOLS, Server, opened, root, said, serving
 
 
-async def test_messages_go_out_and_drafts_come_back(caplog):
+async def test_messages_go_out_and_drafts_come_back(caplog: pytest.LogCaptureFixture) -> None:
     lp = {"logprobs": {"content": [{"token": "look", "logprob": -0.5}, {"token": " {}", "logprob": -0.25}]}}
     server = Server(said("look {}", "wait {}", finish_reason="length", **lp))
     async with opened(server) as policy:
@@ -43,7 +47,7 @@ async def test_messages_go_out_and_drafts_come_back(caplog):
     assert (policy.stats.draws, policy.stats.sampled_tokens, policy.stats.prompt_tokens) == (4, 8, 18)
 
 
-async def test_a_server_that_gives_fewer_drafts_is_asked_again_and_each_seed_can_have_its_own_request():
+async def test_a_server_that_gives_fewer_drafts_is_asked_again_and_each_seed_can_have_its_own_request() -> None:
     server = Server(lambda body: said(f"say {body['seed']}"))
     async with opened(server) as policy:
         assert [c.text for c in await policy.draw(root(policy), [1, 2, 3], 4)] == ["say 1", "say 2", "say 3"]
@@ -52,7 +56,7 @@ async def test_a_server_that_gives_fewer_drafts_is_asked_again_and_each_seed_can
         assert [c.text for c in await policy.draw(root(policy), [3, 1, 2], 4)] == ["say 3", "say 1", "say 2"]
 
 
-async def test_tool_schemas_go_out_and_tool_calls_come_back_as_text_that_parses():
+async def test_tool_schemas_go_out_and_tool_calls_come_back_as_text_that_parses() -> None:
     call = {"type": "function", "id": "1", "function": {"name": "search", "arguments": '{"entity": "a\\"b"}'}}
     reply = said("thinking")
     reply["choices"][0]["message"]["tool_calls"] = [call, call]
@@ -79,9 +83,10 @@ async def test_tool_schemas_go_out_and_tool_calls_come_back_as_text_that_parses(
         Response(b"\xff\xfe", headers={"content-encoding": "gzip"}),
     ],
 )
-async def test_what_may_pass_is_tried_again(bad):
+async def test_errors_that_may_pass_are_tried_again(bad: PlainTextResponse | JSONResponse | Response) -> None:
     server = Server()
     server.queue.extend([bad, bad])
+    policy: Any
     async with opened(server) as policy:
         (done,) = await policy.draw(root(policy), [1], 9)
         assert done.text == "look {}" and policy.stats.retries == 2 and len(server.seen) == 3
@@ -92,17 +97,20 @@ async def test_what_may_pass_is_tried_again(bad):
         assert policy.stats.faults == 1
 
 
-async def test_a_retry_after_beyond_the_deadline_gives_up_at_once():
+async def test_a_retry_after_beyond_the_deadline_gives_up_at_once() -> None:
     server = Server(PlainTextResponse("no", 429, headers={"retry-after": "600"}))
     async with opened(server) as policy:
         with pytest.raises(PolicyFault, match="after 1 attempts; last: HTTP 429"):
             await policy.draw(root(policy), [1], 9)
 
 
-async def test_what_will_not_pass_is_not_tried_again_and_the_key_is_never_shown(monkeypatch, caplog):
+async def test_errors_that_stay_are_not_tried_again_and_the_key_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("MY_KEY", "sk-secret")
     server = Server(PlainTextResponse("bad key sk-secret", 401))
     with caplog.at_level(logging.DEBUG):
+        policy: Any
         async with opened(server, api_key_env="MY_KEY", together=False) as policy:
             with pytest.raises(PolicyFault, match=r"HTTP 401: bad key \*\*\*; set MY_KEY"):
                 await policy.draw(root(policy), [1, 2], 9)
@@ -116,7 +124,7 @@ async def test_what_will_not_pass_is_not_tried_again_and_the_key_is_never_shown(
     assert not any("sk-secret" in r.getMessage() for r in caplog.records if r.name.startswith("treewright"))
 
 
-async def test_a_server_without_log_probs_is_asked_without():
+async def test_a_server_without_log_probs_is_asked_without() -> None:
     server = Server(
         lambda body: said("ok {}") if "logprobs" not in body else PlainTextResponse("logprobs unsupported", 400)
     )
@@ -126,10 +134,10 @@ async def test_a_server_without_log_probs_is_asked_without():
     assert done.text == "ok {}" and done.logprobs == () and len(server.seen) == 3
 
 
-async def test_a_hanging_server_is_left_at_the_deadline():
+async def test_a_hanging_server_is_left_at_the_deadline() -> None:
     never = asyncio.Event()
 
-    async def hang(body):
+    async def hang(body: Any) -> None:
         await never.wait()
 
     server = Server(hang)
@@ -157,12 +165,12 @@ async def test_a_hanging_server_is_left_at_the_deadline():
         b"\x00\x01garbage\r\n\r\n",
     ],
 )
-async def test_half_a_stream_is_tried_again_then_a_fault(half):
+async def test_half_a_stream_is_tried_again_then_a_fault(half: bytes) -> None:
     broken, calls = 2, 0
     whole = json.dumps(said("look {}")).encode()
     whole = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(whole), whole)
 
-    async def serve(reader, writer):
+    async def serve(reader: Any, writer: Any) -> None:
         nonlocal calls
         calls += 1
         await reader.readuntil(b"\r\n\r\n")
@@ -185,10 +193,10 @@ async def test_half_a_stream_is_tried_again_then_a_fault(half):
     await policy.close()
 
 
-async def test_no_more_requests_than_allowed_are_under_way():
+async def test_no_more_requests_than_allowed_are_under_way() -> None:
     now = most = 0
 
-    async def slow(body):
+    async def slow(body: Any) -> dict[str, Any]:
         nonlocal now, most
         now += 1
         most = max(most, now)
@@ -201,12 +209,12 @@ async def test_no_more_requests_than_allowed_are_under_way():
         assert most == 3 and policy.stats.requests == 20 and 0 < policy.stats.seconds < 5
 
 
-def test_one_policy_serves_several_event_loops():
-    async def once(policy, url):
+def test_one_policy_serves_several_event_loops() -> None:
+    async def once(policy: OpenAIPolicy, url: str) -> list[Completion]:
         policy.wire.base_url = policy.wire.base_url.copy_with(port=int(url.rsplit(":", 1)[1].split("/")[0]))
         return await policy.draw(root(policy), [1], 9)
 
-    async def main(policy):
+    async def main(policy: OpenAIPolicy) -> list[Completion]:
         async with serving(Server()) as url:
             return await once(policy, url)
 
@@ -217,7 +225,7 @@ def test_one_policy_serves_several_event_loops():
 # -- budgets, tools, repair -----------------------------------------------------------------------------------------
 
 
-async def grown(policy, **ceilings):
+async def grown(policy: Policy, **ceilings: Any) -> Tree:
     return await search(
         maze.SUITE.tasks("train", 1)[0], maze.SUITE, policy, rule=best_first(draws=3), budget=Budget(**ceilings),
         settings=Settings(max_tokens=40, in_flight=2, retries=0),
@@ -225,12 +233,13 @@ async def grown(policy, **ceilings):
 
 
 @pytest.mark.parametrize("reported", [True, False])
-async def test_budgets_of_tokens_and_money_are_never_exceeded(reported):
-    def answer(body):
+async def test_budgets_of_tokens_and_money_are_never_exceeded(reported: bool) -> None:
+    def answer(body: Any) -> dict[str, Any]:
         reply = said(*['go {"to": 1}'] * body["n"])
         reply["usage"] = {"prompt_tokens": 100, "completion_tokens": 40 * body["n"]} if reported else None
         return reply
 
+    policy: Any
     async with opened(Server(answer), price_in=1.0, price_out=1000.0, longest_prompt=4000) as policy:
         assert policy.dearest(40) == pytest.approx(0.044)
         tree = await grown(policy, policy_tokens=700)
@@ -242,7 +251,7 @@ async def test_budgets_of_tokens_and_money_are_never_exceeded(reported):
             await policy.draw(root(policy), [1], 9)
 
 
-async def test_a_conversation_with_schemas_shows_calls_as_tool_calls_and_observations_as_their_results():
+async def test_a_conversation_with_schemas_shows_calls_as_tool_calls_and_observations_as_their_results() -> None:
     server = Server()
     async with opened(server, tools_as="schema") as policy:
         two = '<tool_call>{"name": "search", "arguments": {"entity": "a"}}</tool_call>'
@@ -261,8 +270,9 @@ async def test_a_conversation_with_schemas_shows_calls_as_tool_calls_and_observa
     assert json.loads(messages[7]["tool_calls"][0]["function"]["arguments"]) == {"entity": "é"}
 
 
-async def test_a_server_is_asked_for_the_schema_of_an_action_and_what_is_none_is_repaired():
+async def test_a_server_is_asked_for_the_schema_of_an_action_and_what_is_none_is_repaired() -> None:
     server = Server(said("Sure: search {'entity': 'ada'} - done"))
+    policy: Any
     async with opened(server, grammar=True, repair=True) as policy:
         assert policy.sampling == {"grammar": "actions of the node's tools"}
         (done,) = await policy.draw(root(policy), [1], 9)

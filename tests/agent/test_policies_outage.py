@@ -1,10 +1,15 @@
 """A policy server that is down or broken, as the command line meets it: said early, with its cause, and no success."""
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import logging
 import re
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.responses import PlainTextResponse, Response
@@ -26,11 +31,11 @@ BROKEN = {
 }
 
 
-def command(monkeypatch, capsys, *words):
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any]:
     """Exit code and what was printed, as the console script ends."""
     monkeypatch.setattr(sys, "argv", ["treewright", *words])
     monkeypatch.setenv("COLUMNS", "200")
-    code = 0
+    code: Any = 0
     try:
         cli.main()
     except SystemExit as end:
@@ -41,8 +46,12 @@ def command(monkeypatch, capsys, *words):
 
 @pytest.mark.parametrize("kind", ["down", *BROKEN])
 def test_a_broken_server_is_told_before_the_deadline_and_ends_eval_with_its_cause(
-    kind, monkeypatch, capsys, caplog, tmp_path
-):
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transport, "TOLD_AFTER", 0.1)
     with threaded(Server(BROKEN.get(kind))) as url, caplog.at_level(logging.WARNING):
@@ -56,10 +65,12 @@ def test_a_broken_server_is_told_before_the_deadline_and_ends_eval_with_its_caus
     assert why in notices[0] and "policy.options.deadline" in notices[0]
 
 
-def test_eval_and_run_fail_where_the_server_breaks_in_the_middle_of_an_episode(monkeypatch, capsys, tmp_path):
+def test_eval_and_run_fail_where_the_server_breaks_in_the_middle_of_an_episode(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def once(body):
+    def once(body: Any) -> dict[str, Any] | PlainTextResponse:
         return said('go {"to": "1,0"}') if len(body["messages"]) == 2 else PlainTextResponse("no memory", 500)
 
     with threaded(Server(once)) as url:
@@ -72,7 +83,9 @@ def test_eval_and_run_fail_where_the_server_breaks_in_the_middle_of_an_episode(m
         assert code == 2 and "HTTP 500: no memory" in told
 
 
-def test_eval_of_a_server_that_recovers_succeeds(monkeypatch, capsys, tmp_path):
+def test_eval_of_a_server_that_recovers_succeeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     server = Server(said("stop {}"))
     server.queue.extend([PlainTextResponse("busy", 503)] * 2)
@@ -82,9 +95,11 @@ def test_eval_of_a_server_that_recovers_succeeds(monkeypatch, capsys, tmp_path):
     assert code == 0 and "0.0 %" in told and "no result" not in told
 
 
-def test_an_outage_is_told_after_two_seconds_then_every_half_minute_until_it_is_over(monkeypatch):
+def test_an_outage_is_told_after_two_seconds_then_every_half_minute_until_it_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [100.0]
-    monkeypatch.setattr(transport.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     outage, told = Outage(), []
     for _ in range(200):  # an attempt every half second for 100 seconds
         if outage.due(now[0], 0.5):
@@ -96,14 +111,14 @@ def test_an_outage_is_told_after_two_seconds_then_every_half_minute_until_it_is_
     assert not outage.due(now[0], 0.5) and outage.due(now[0], 2.0)
 
 
-async def test_a_server_that_says_nothing_at_all_is_told_as_well(monkeypatch):
+async def test_a_server_that_says_nothing_at_all_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     told, lines = asyncio.Event(), []
 
-    def warning(line, *values):
+    def warning(line: Any, *values: Any) -> None:
         lines.append(line % values)
         told.set()
 
-    async def slow(body):
+    async def slow(body: Any) -> dict[str, Any]:
         await told.wait()
         return said("look {}")
 
@@ -121,18 +136,18 @@ async def test_a_server_that_says_nothing_at_all_is_told_as_well(monkeypatch):
     ({"temperature": -1}, "temperature = -1; give a number of at least 0"),
     ({"backoff": None}, "backoff = None; give a number"),
 ])  # fmt: skip
-def test_an_option_that_cannot_be_is_told_when_the_policy_is_opened(options, says):
+def test_an_option_that_cannot_be_is_told_when_the_policy_is_opened(options: dict[str, Any], says: str) -> None:
     with pytest.raises(TreewrightError, match=says):
         open_policy("openai:m@http://127.0.0.1:9/v1", **options)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9999999/v1", "http:///v1", "http://host:port/v1"])
-def test_an_address_that_cannot_be_is_told_when_the_policy_is_opened(url):
+def test_an_address_that_cannot_be_is_told_when_the_policy_is_opened(url: str) -> None:
     with pytest.raises(TreewrightError, match=r"is no address of a server.*write http://HOST:PORT/v1"):
         open_policy(f"openai:m@{url}")
 
 
-def test_every_option_of_every_policy_is_known_to_the_hints():
+def test_every_option_of_every_policy_is_known_to_the_hints() -> None:
     import inspect
 
     from treewright.agent.policies.engine import EnginePolicy
@@ -145,4 +160,32 @@ def test_every_option_of_every_policy_is_known_to_the_hints():
     for kind in (EnginePolicy, HFPolicy, GraphPolicy, OpenAIPolicy, ScriptedPolicy, VLLMPolicy):
         found = inspect.signature(kind.__init__).parameters.values()
         taken = {p.name for p in found if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-        assert taken - {"template", "stop_ids", "logprob"} <= set(OPTIONS), kind
+        assert taken - {"template", "stop_ids", "logprob", "drafts"} <= set(OPTIONS), kind
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "DESK_KEY"])
+@pytest.mark.parametrize("held", ["sk-secret", None])
+def test_a_key_that_is_refused_is_told_by_the_name_of_its_variable_and_never_shown(
+    variable: str,
+    held: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(variable, raising=False)
+    if held is not None:
+        monkeypatch.setenv(variable, held)
+    named = () if variable == "OPENAI_API_KEY" else ("--set", f"policy.options.api_key_env={variable}")
+    server = Server(PlainTextResponse(f"bad key {held}", 401))
+    with threaded(server) as url:
+        words = ("run", "maze/0", "--expansions", "0", "--policy", f"openai:m@{url}", *SHORT, *named)
+        code, told = command(monkeypatch, capsys, *words)
+    sent = {headers.get("authorization") for headers in server.headers}
+    assert code == 2 and "HTTP 401" in told and f"set {variable}" in told and "sk-secret" not in told
+    assert sent == {f"Bearer {held}" if held else None}
+
+
+@pytest.mark.parametrize("word", ["OPENAI_API_KEY", "api_key_env", "key_header", "deadline", "attempt_timeout"])
+def test_the_page_of_policies_says_how_keys_are_given_and_how_long_a_draw_may_take(word: str) -> None:
+    assert f"`{word}`" in (Path(__file__).parents[2] / "docs/policies.md").read_text()

@@ -1,7 +1,11 @@
 """Policies made of functions and tables."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -15,7 +19,7 @@ TASK = Task("maze", "1", "get out")
 START = Observation("a hall")
 
 
-def at(policy, *turns, tools=()):
+def at(policy: ScriptedPolicy, *turns: tuple[tuple[int, ...], str], tools: tuple[ToolSpec, ...] = ()) -> Context:
     """The context after `turns` of (response ids, observation), each built on the one before."""
     context = policy.context(TASK, tools, START, (), ())
     told = []
@@ -25,8 +29,8 @@ def at(policy, *turns, tools=()):
     return context
 
 
-async def test_a_function_sees_the_task_the_turns_the_tools_and_its_own_random_numbers():
-    def script(task, turns, tools, rng):
+async def test_a_function_sees_the_task_the_turns_the_tools_and_its_own_random_numbers() -> None:
+    def script(task: Task, turns: Any, tools: Any, rng: Random) -> str:
         return f"{task.id} {len(turns)} {tools[0].name} {rng.random():.6f}"
 
     policy = ScriptedPolicy(script, trainable=False)
@@ -43,11 +47,11 @@ async def test_a_function_sees_the_task_the_turns_the_tools_and_its_own_random_n
     assert policy.stats.draws == 4 and policy.stats.sampled_tokens > 40
 
 
-async def test_a_function_with_a_parameter_first_sees_what_reset_showed_at_every_node():
-    def script(task, turns, tools, rng, first):
+async def test_a_function_with_a_parameter_first_sees_what_reset_showed_at_every_node() -> None:
+    def script(task: Task, turns: Any, tools: Any, rng: Random, first: Any) -> str:
         return f"{first.text} {len(turns)}"
 
-    def table(task, turns, tools, *, first):
+    def table(task: Task, turns: Any, tools: Any, *, first: Any) -> list[Any]:
         return [(first.text, 1.0)]
 
     for policy, said in ((ScriptedPolicy(script), "a hall 1"), (scripted_choice(table), "a hall")):
@@ -56,30 +60,35 @@ async def test_a_function_with_a_parameter_first_sees_what_reset_showed_at_every
         assert below.text == said
 
 
-async def test_functions_that_cannot_be_scripts_are_refused_and_one_that_fails_is_a_fault_of_its_draw():
-    async def waits(task, turns, tools, rng):
+async def test_functions_that_cannot_be_scripts_are_refused_and_one_that_fails_is_a_fault_of_its_draw() -> None:
+    async def waits(task: Task, turns: Any, tools: Any, rng: Random) -> str:
         return "go"
 
-    for script in (lambda task: "go", lambda task, turns, tools, rng, memory: "go", waits):
+    refused: tuple[Any, ...] = (lambda task: "go", lambda task, turns, tools, rng, memory: "go", waits)
+    for script in refused:
         with pytest.raises(TreewrightError, match=r"a script (takes|is)"):
             ScriptedPolicy(script)
-    for script, says in (
-        (lambda *_: {}["door"], r"scripted raised KeyError: 'door' \(test_policies_scripted.py, line \d+\)"),
+    failing: tuple[tuple[Any, str], ...] = (
+        (
+            lambda *_: dict[str, str]()["door"],
+            r"scripted raised KeyError: 'door' \(test_policies_scripted.py, line \d+\)",
+        ),
         (lambda *_: None, "gave a NoneType"),
-    ):
-        policy = ScriptedPolicy(script)
+    )
+    for fails, says in failing:
+        policy = ScriptedPolicy(fails)
         with pytest.raises(PolicyFault, match=says):
             await policy.draw(at(policy), [0], 4)
 
 
-async def test_a_draw_ends_at_max_tokens_like_any_other():
+async def test_a_draw_ends_at_max_tokens_like_any_other() -> None:
     policy = ScriptedPolicy(lambda *_: "gö", logprob=-0.5)
     (done,) = await policy.draw(at(policy), [0], 2)
     assert (done.text, done.finish_reason, done.logprobs) == ("g\ufffd", "length", (-0.5, -0.5))
     assert len(done.token_ids) == 2
 
 
-async def test_choices_come_with_exact_log_probs_token_by_token():
+async def test_choices_come_with_exact_log_probs_token_by_token() -> None:
     table = [("left", 0.5), ("less", 0.3), ("le", 0.2)]
     policy = scripted_choice(table)
     done = await policy.draw(at(policy), range(4000), 100)
@@ -92,14 +101,14 @@ async def test_choices_come_with_exact_log_probs_token_by_token():
     assert math.isclose(math.exp(less.logprobs[2]), 0.3) and less.logprobs[0] == 0.0
 
 
-async def test_choices_may_depend_on_the_state():
+async def test_choices_may_depend_on_the_state() -> None:
     policy = scripted_choice(lambda task, turns, tools: [("stop" if turns else "go", 1.0)])
     (go,) = await policy.draw(at(policy), [5], 9)
     (stop,) = await policy.draw(at(policy, (go.token_ids, "dark")), [5], 9)
     assert (go.text, stop.text) == ("go", "stop")
 
 
-async def test_wrong_tables_and_foreign_contexts_are_refused():
+async def test_wrong_tables_and_foreign_contexts_are_refused() -> None:
     for table in ([("a", 0.5)], [("a", 1.5), ("b", -0.5)], []):
         with pytest.raises(TreewrightError, match="sum to 1"):
             scripted_choice(table)

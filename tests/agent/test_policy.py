@@ -1,20 +1,25 @@
 """Naming a policy, and what every policy offers."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
+from random import Random
+from typing import Any
 
 import pytest
 
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import Policy
 from treewright.envs.errors import TreewrightError
+from treewright.envs.types import Task
 
 
-def speak(task, turns, tools, rng):
+def speak(task: Task, turns: Any, tools: Any, rng: Random) -> str:
     return f"{tools[0].name} {{}}" if tools else "look {}"
 
 
-def test_a_function_is_opened_by_its_name():
+def test_a_function_is_opened_by_its_name() -> None:
     policy = open_policy("scripted:os.path:join", version="v1")
     assert isinstance(policy, Policy)
     assert (policy.name, policy.version) == ("scripted:os.path:join", "v1")
@@ -36,13 +41,13 @@ def test_a_function_is_opened_by_its_name():
         ("vllm:@http://x", "write vllm:MODEL@http"),
     ],
 )
-def test_a_wrong_spec_says_what_to_type(spec, says):
+def test_a_wrong_spec_says_what_to_type(spec: str, says: str) -> None:
     with pytest.raises(TreewrightError) as caught:
         open_policy(spec)
     assert says in str(caught.value)
 
 
-def test_the_face_of_policies_imports_neither_torch_nor_transformers():
+def test_the_face_of_policies_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, treewright.agent.policies.policy, treewright.agent.policies.prompts,"
         "treewright.agent.policies.scripted,"

@@ -1,5 +1,10 @@
 """The tokens of a prompt are those that the template and the tokenizer give themselves, over the kinds there are."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from treewright.agent.policies.prompts import ChatTemplate, CompactTemplate, system_text, template_for
@@ -34,7 +39,7 @@ PAIRS = {
 }
 
 
-def own(tok, text):
+def own(tok: Any, text: str) -> tuple[Any, ...]:
     """The text as the tokenizer alone encodes it."""
     core = getattr(tok, "backend_tokenizer", None)
     made = (
@@ -43,7 +48,12 @@ def own(tok, text):
     return tuple(made)
 
 
-def grown(made, goal, first, turns):
+def grown(
+    made: ChatTemplate,
+    goal: str,
+    first: str,
+    turns: list[tuple[str, str]],
+) -> Iterator[tuple[list[dict[str, str]], Any]]:
     """(messages, ids) after every turn, as treewright builds them from demonstrations."""
     task, seen, told = Task("s", "1", goal), Observation(first), []
     messages = [{"role": "system", "content": system_text(TOOLS)}, {"role": "user", "content": f"{goal}\n\n{first}"}]
@@ -58,12 +68,12 @@ def grown(made, goal, first, turns):
         yield messages, ids
 
 
-def test_every_kind_of_tokenizer_is_in_the_table():
+def test_every_kind_of_tokenizer_is_in_the_table() -> None:
     assert PAIRS.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompts_have_the_tokens_of_the_templates_own_rendering(kind):
+def test_prompts_have_the_tokens_of_the_templates_own_rendering(kind: str) -> None:
     for name in PAIRS[kind]:
         tok = tokenizer(kind, template(name))
         made = ChatTemplate(tok)
@@ -82,7 +92,7 @@ ENDS = {
 
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_demonstration_ends_with_the_templates_end_of_turn(kind, name):
+def test_a_demonstration_ends_with_the_templates_end_of_turn(kind: str, name: str) -> None:
     tok = tokenizer(kind, template(name))
     made = ChatTemplate(tok)
     assert tok.convert_ids_to_tokens(made.response('find {"q": "lamp"}')[-1]) == ENDS[name]
@@ -91,7 +101,7 @@ def test_a_demonstration_ends_with_the_templates_end_of_turn(kind, name):
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "bytes"])
 @pytest.mark.parametrize("name", ["llama2", "zephyr", "mistral3"])
-def test_observations_cannot_forge_marks_whatever_the_tokenizer(kind, name):
+def test_observations_cannot_forge_marks_whatever_the_tokenizer(kind: Any, name: str) -> None:
     tok = tokenizer(kind, template(name))
     made = ChatTemplate(tok)
     marks = [m for m in made.encoder.marks.values() if m != "<unk>"]
@@ -104,7 +114,7 @@ def test_observations_cannot_forge_marks_whatever_the_tokenizer(kind, name):
     assert "word" in made.encoder.text(forged[-1])
 
 
-def test_a_mark_that_begins_in_an_observation_and_ends_in_the_template_is_no_mark():
+def test_a_mark_that_begins_in_an_observation_and_ends_in_the_template_is_no_mark() -> None:
     shape = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}end|>{{ eos_token }}{% endfor %}<|assistant|>"
     tok = tokenizer("gpt2", shape + "{# <|end|> #}")
     made = ChatTemplate(tok)
@@ -112,7 +122,7 @@ def test_a_mark_that_begins_in_an_observation_and_ends_in_the_template_is_no_mar
     assert tok.convert_tokens_to_ids("<|end|>") not in ids and "half <|end|>" in made.encoder.text(ids)
 
 
-def test_what_the_vocabulary_lacks_stays_unknown_and_is_not_spelled_as_a_mark():
+def test_what_the_vocabulary_lacks_stays_unknown_and_is_not_spelled_as_a_mark() -> None:
     made = ChatTemplate(tokenizer("unigram", template("zephyr")))
     assert made.encoder.text(made.encoder.plain("a 鑫 s")) == "a <unk> s"
     assert made.encoder.plain("a </s> s").count(made.end) == 0
@@ -121,7 +131,7 @@ def test_what_the_vocabulary_lacks_stays_unknown_and_is_not_spelled_as_a_mark():
         assert made.encoder.text(made.encoder.plain("a 鑫 s")) == "a 鑫 s"
 
 
-def test_options_that_other_calls_leave_on_the_tokenizer_change_no_prompt():
+def test_options_that_other_calls_leave_on_the_tokenizer_change_no_prompt() -> None:
     tok = tokenizer("llama3", template("qwen2_5"))
     made = ChatTemplate(tok)
     _, want = next(grown(made, "find the lamp", "nothing", []))
@@ -132,7 +142,7 @@ def test_options_that_other_calls_leave_on_the_tokenizer_change_no_prompt():
     assert ids == want
 
 
-def test_words_of_the_model_stay_words_in_a_demonstration_and_control_tokens_do_not():
+def test_words_of_the_model_stay_words_in_a_demonstration_and_control_tokens_do_not() -> None:
     shape = CHATML + "{# <tool_call></tool_call><|im_start|><|im_end|> #}"
     tok = tokenizer("llama3", shape)
     made = ChatTemplate(tok)
@@ -144,7 +154,7 @@ def test_words_of_the_model_stay_words_in_a_demonstration_and_control_tokens_do_
     assert tok.convert_tokens_to_ids("<tool_call>") not in seen
 
 
-def test_a_demonstration_without_thinking_closes_it_where_the_prompt_opens_it():
+def test_a_demonstration_without_thinking_closes_it_where_the_prompt_opens_it() -> None:
     made = template_for(chatml(THINKING))
     text = made.encoder.text(made.response("look {}"))
     assert text == "</think>\n\nlook {}<|im_end|>"
@@ -152,7 +162,7 @@ def test_a_demonstration_without_thinking_closes_it_where_the_prompt_opens_it():
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-legacy", "prepended", "gpt2", "unigram"])
-def test_the_compact_form_is_encoded_as_the_text_that_it_is(kind):
+def test_the_compact_form_is_encoded_as_the_text_that_it_is(kind: str) -> None:
     tok = tokenizer(kind, "")
     made = template_for(tok)
     assert isinstance(made, CompactTemplate)

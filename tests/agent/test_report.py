@@ -9,8 +9,11 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
+from not_none import not_none
 from rich.cells import cell_len
 
 from treewright.agent.view.report import clean, figure, render_text, write_report
@@ -38,27 +41,39 @@ TAGS = {
 class Page(HTMLParser):
     """Tags, attributes and text of a page."""
 
-    def __init__(self, html):
+    def __init__(self, html: str) -> None:
         super().__init__()
+        self.texts: list[Any]
+        self.attributes: list[Any]
+        self.tags: set[Any]
         self.tags, self.attributes, self.texts = set(), [], []
         self.feed(html)
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes += [(tag, name, value or "") for name, value in attributes]
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.texts.append(data)
 
     @property
-    def text(self):
+    def text(self) -> str:
         return "".join(self.texts)
 
-    def all(self, name):
+    def all(self, name: str) -> list[Any]:
         return [value for _, key, value in self.attributes if key == name]
 
 
-def tree_of(levels=3, draws=2, said="go", shown="seen", error=None, fault=None, goal="a goal", status=None):
+def tree_of(
+    levels: int = 3,
+    draws: int = 2,
+    said: str = "go",
+    shown: str = "seen",
+    error: str | None = None,
+    fault: str | None = None,
+    goal: str = "a goal",
+    status: NodeStatus | None = None,
+) -> Tree:
     """A full tree: every node of a level is expanded; the leaves are TERMINAL, every second of them solved."""
     root = Outcome(Observation(shown, "f"), NodeStatus.OPEN)
     tree = Tree.start(
@@ -120,7 +135,7 @@ def tree_of(levels=3, draws=2, said="go", shown="seen", error=None, fault=None, 
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_no_tag_of_untrusted_text_survives(tmp_path, payload):
+def test_no_tag_of_untrusted_text_survives(tmp_path: Path, payload: str) -> None:
     trees = [
         tree_of(said=payload, shown=payload, goal=payload),
         tree_of(said=payload, shown=payload, error=payload),
@@ -137,9 +152,9 @@ def test_no_tag_of_untrusted_text_survives(tmp_path, payload):
     assert page.text.count(clean(payload)) > 10
 
 
-def test_the_policy_of_the_page_allows_its_own_style_and_nothing_else(tmp_path):
+def test_the_policy_of_the_page_allows_its_own_style_and_nothing_else(tmp_path: Path) -> None:
     html = write_report(tmp_path / "r.html", [tree_of()], "t").read_text()
-    style = re.search(r"<style>(.*?)</style>", html, re.S)[1]
+    style = not_none(re.search(r"<style>(.*?)</style>", html, re.S))[1]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = next(value for tag, name, value in Page(html).attributes if tag == "meta" and "default-src" in value)
     assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -147,7 +162,7 @@ def test_the_policy_of_the_page_allows_its_own_style_and_nothing_else(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("chromium-headless-shell") is None, reason="no Chromium")
-def test_nothing_runs_in_a_browser_and_the_style_is_applied(tmp_path):
+def test_nothing_runs_in_a_browser_and_the_style_is_applied(tmp_path: Path) -> None:
     trees = [tree_of(levels=1, said=p, shown=p, goal=p) for p in PAYLOADS]
     path = write_report(tmp_path / "r.html", trees, "quiet", ([p for p in PAYLOADS], []))
     command = ["chromium-headless-shell", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{path}"]
@@ -156,7 +171,7 @@ def test_nothing_runs_in_a_browser_and_the_style_is_applied(tmp_path):
     assert Page(dom).tags <= TAGS | {"tbody"}
 
 
-def test_a_link_for_every_node_leads_to_one_card(tmp_path):
+def test_a_link_for_every_node_leads_to_one_card(tmp_path: Path) -> None:
     trees = [tree_of(), tree_of(levels=7)]
     assert len(trees[1]) > 200
     page = Page(write_report(tmp_path / "r.html", trees, "t").read_text())
@@ -166,7 +181,7 @@ def test_a_link_for_every_node_leads_to_one_card(tmp_path):
     assert len(links) == sum(map(len, trees)) + len(trees)
 
 
-def test_status_is_a_shape_value_a_colour_and_weight_a_width(tmp_path):
+def test_status_is_a_shape_value_a_colour_and_weight_a_width(tmp_path: Path) -> None:
     tree = tree_of(levels=1, draws=4)
     tree.status[1:] = [NodeStatus.DRAFT, NodeStatus.COMMITTED, NodeStatus.FAULT, NodeStatus.TERMINAL]
     tree.score[1:] = [0.0, 1.0, math.nan, 0.52]
@@ -177,7 +192,7 @@ def test_status_is_a_shape_value_a_colour_and_weight_a_width(tmp_path):
     assert [value for value in page.all("class") if value.startswith("edge")] == ["edge"] * 3 + ["edge chosen"]
 
 
-def test_advantages_colour_the_nodes_around_zero(tmp_path):
+def test_advantages_colour_the_nodes_around_zero(tmp_path: Path) -> None:
     tree = tree_of(levels=1)
     tree.chosen = None
     given = {tree.tree_id: [0.0, -2.0, 2.0]}
@@ -187,20 +202,20 @@ def test_advantages_colour_the_nodes_around_zero(tmp_path):
     assert "advantage <b>-2</b>" in html and "nothing was chosen" in html
 
 
-def test_the_chosen_path_shows_tokens_with_their_log_probs(tmp_path):
+def test_the_chosen_path_shows_tokens_with_their_log_probs(tmp_path: Path) -> None:
     html = write_report(tmp_path / "r.html", [tree_of(said="go")], "t").read_text()
     assert 'title="token 103, log-prob -0.700, probability 0.497">g</span>' in html
     decoded = write_report(tmp_path / "r.html", [tree_of()], "t", decode=lambda ids: f"[{ids[0]}]").read_text()
     assert ">[103]</span>" in decoded
 
 
-def test_long_observations_are_cut_and_say_so(tmp_path):
+def test_long_observations_are_cut_and_say_so(tmp_path: Path) -> None:
     html = write_report(tmp_path / "r.html", [tree_of(levels=1, shown="x" * 50_000)], "t").read_text()
     assert "… 38\u202f000 more characters" in html and "… 48\u202f000 more characters" in html
     assert len(html) < 100_000
 
 
-def test_an_unfinished_tree_and_an_empty_report_are_written_too(tmp_path):
+def test_an_unfinished_tree_and_an_empty_report_are_written_too(tmp_path: Path) -> None:
     tree = Tree.start(
         TreeHeader(
             run="run",
@@ -224,7 +239,7 @@ def test_an_unfinished_tree_and_an_empty_report_are_written_too(tmp_path):
         (1234.5, "1\u202f234"), ("<b>", "<b>"),
     ],
 )  # fmt: skip
-def test_figures(value, shown):
+def test_report_figures_are_formatted(value: Any, shown: str) -> None:
     assert figure(value) == shown
 
 
@@ -233,7 +248,7 @@ def test_figures(value, shown):
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize("width", [20, 80])
-def test_text_has_one_line_per_node_no_wider_than_asked_and_no_escapes(payload, width):
+def test_text_has_one_line_per_node_no_wider_than_asked_and_no_escapes(payload: str, width: int) -> None:
     tree = tree_of(said=payload, goal=f"{payload}\nsecond line 日本語", error=payload)
     lines = render_text(tree, width).split("\n")
     start = next(i for i, line in enumerate(lines) if "● start" in line)  # above it stand goal and facts, wrapped
@@ -242,7 +257,7 @@ def test_text_has_one_line_per_node_no_wider_than_asked_and_no_escapes(payload, 
     assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e]", "".join(lines))
 
 
-def test_text_marks_the_chosen_path_and_shows_weights_scores_and_rewards():
+def test_text_marks_the_chosen_path_and_shows_weights_scores_and_rewards() -> None:
     lines = render_text(tree_of(levels=2), 60).split("\n")
     assert lines[-8:-1] == [
         "* ● start",
@@ -255,14 +270,14 @@ def test_text_marks_the_chosen_path_and_shows_weights_scores_and_rewards():
     ]
 
 
-def test_a_very_deep_tree_is_drawn_without_recursion(tmp_path):
+def test_a_very_deep_tree_is_drawn_without_recursion(tmp_path: Path) -> None:
     tree = tree_of(levels=1100, draws=1)
     lines = render_text(tree, 80).split("\n")
     assert len(lines) - next(i for i, line in enumerate(lines) if "start" in line) == 1101 + 1
     assert write_report(tmp_path / "r.html", [tree], "t").stat().st_size > 100_000
 
 
-def test_clean_keeps_lines_and_ordinary_text():
+def test_clean_keeps_lines_and_ordinary_text() -> None:
     assert (
         clean("a\r\nb\tc\rd é 日本 \x1b[1;31mred\x1b[0m \x1b]8;;http://x\x1b\\link\x1b]8;;\x07")
         == "a\nb\tc\nd é 日本 red link"

@@ -8,11 +8,14 @@ import json
 import os
 import re
 import subprocess
-import sys
 import zlib
+from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 import pytest_asyncio
+from not_none import not_none
 from sqlalchemy import select
 
 from treewright.agent.policies.openai import OpenAIPolicy
@@ -30,7 +33,6 @@ needs_browser = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell"
 )
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
 TASK = Task("t", "1", "look")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 PAGES = {
@@ -39,15 +41,15 @@ PAGES = {
 }
 
 
-def seen(*parts, text="page"):
+def seen(*parts: dict[str, Any], text: str = "page") -> Observation:
     return Observation(text, "f", provenance="page", parts=parts)
 
 
-def urls(body):
+def urls(body: Any) -> list[Any]:
     return [p["image_url"]["url"] for m in body["messages"] if isinstance(m["content"], list) for p in m["content"][1:]]
 
 
-async def test_pictures_go_with_the_observations_that_are_shown_in_full():
+async def test_pictures_go_with_the_observations_that_are_shown_in_full() -> None:
     picture = {"type": "image", "png": PNG, "boxes": {}}
     coded = {"type": "image", "mime_type": "image/png", "base64": base64.b64encode(PNG + b"1").decode()}
     turns = [Exchange("click", Action.of("click", ref="e1"), seen(coded, {"type": "arrival", "distance": 0.1}))]
@@ -60,7 +62,7 @@ async def test_pictures_go_with_the_observations_that_are_shown_in_full():
     assert isinstance(newest[1]["content"], str) and isinstance(newest[3]["content"], list)
 
 
-async def test_a_policy_that_reads_text_says_what_to_type_and_other_parts_are_refused_by_type():
+async def test_a_policy_that_reads_text_says_what_to_type_and_other_parts_are_refused_by_type() -> None:
     with pytest.raises(TreewrightError, match=r"--set policy.options.images=true"):
         observation_text(seen({"type": "image", "png": PNG}))
     assert observation_text(seen({"type": "arrival", "distance": 0.1})) == "page"
@@ -69,7 +71,7 @@ async def test_a_policy_that_reads_text_says_what_to_type_and_other_parts_are_re
             chat_messages(TASK, (), seen(part), (), images=True)
 
 
-async def test_results_of_tools_are_text_and_their_pictures_follow():
+async def test_results_of_tools_are_text_and_their_pictures_follow() -> None:
     policy = OpenAIPolicy("m", "http://127.0.0.1:9", tools_as="schema", images=True)
     said = 'click {"ref": "e1"}'
     turns = [Exchange(said, Action.of("click", ref="e1"), seen({"type": "image", "png": PNG}, text="after"))]
@@ -82,14 +84,13 @@ async def test_results_of_tools_are_text_and_their_pictures_follow():
 # -- from the command line to the viewer ----------------------------------------------------------------------------
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def run(tmp_path_factory):
-    """A run that was collected with pictures: its folder, and the requests that the model's server got."""
-    folder, asked = tmp_path_factory.mktemp("run"), []
+async def typed(folder: Path, *line: str, images: str = "true") -> tuple[subprocess.CompletedProcess[str], list[Any]]:
+    """A command over a site with screenshots, and a chat server whose model sees them: (what it did, its requests)."""
+    asked = []
 
-    async def chat(reader, writer):
+    async def chat(reader: Any, writer: Any) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        length = int(re.search(r"content-length: (\d+)", head, re.I)[1])
+        length = int(not_none(re.search(r"content-length: (\d+)", head, re.I))[1])
         body = json.loads(await reader.readexactly(length))
         asked.append(body)
         end = "The end" in json.dumps(body["messages"][-1])
@@ -107,25 +108,61 @@ async def run(tmp_path_factory):
     site, server = await serve_pages(PAGES), await asyncio.start_server(chat, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     (folder / "tasks.jsonl").write_text(
-        "".join(f'{{"id": "t{n}", "goal": "go on", "reward": {{"url": "/b"}}}}\n' for n in range(2))
+        "".join(
+            f'{{"id": "t{n}", "goal": "go on", "reward": {{"url": "/b"}}, "split": "{split}"}}\n'
+            for n, split in enumerate(["train", "train", "test"])
+        )
     )
     (folder / "site.toml").write_text(f'url = "{site.url}/"\ntasks = "tasks.jsonl"\nscreenshot = true\n')
-    line = [
-        "collect", "--suites", "web:site.toml", "--tasks", "2", "--policy", f"openai:m@http://127.0.0.1:{port}/v1",
-        "--set", "policy.options.images=true", "--set", "search.expansions=3", "--set", "search.evaluator=none",
+    words = [
+        *line, "--policy", f"openai:m@http://127.0.0.1:{port}/v1", "--set", f"policy.options.images={images}",
+        "--set", "search.expansions=3", "--set", "search.evaluator=none",
     ]  # fmt: skip
     given = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120"}
-    done = await asyncio.to_thread(
-        subprocess.run, [*COMMAND, *line], cwd=folder, env=given, capture_output=True, text=True, timeout=120
-    )
+    done = await asyncio.to_thread(forked.treewright, words, folder, given)
     site.close()
     server.close()
+    return done, asked
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A run that was collected with pictures: its folder, and the requests that the model's server got."""
+    folder = tmp_path_factory.mktemp("run")
+    done, asked = await typed(folder, "collect", "--suites", "web:site.toml", "--tasks", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, asked
 
 
+ACTING = {
+    "run": ["run", "web:site.toml/t2"],
+    "run alone": ["run", "web:site.toml/t2", "--expansions", "0"],
+    "eval": ["eval", "--suites", "web:site.toml", "--tasks", "1", "--expansions", "2"],
+}
+
+
 @needs_browser
-async def test_a_page_is_seen_by_the_model_and_stored_once_however_often_it_was_seen(run):
+@pytest.mark.parametrize("line", ACTING)
+async def test_pictures_reach_the_model_where_a_policy_acts(tmp_path: Path, line: str) -> None:
+    done, asked = await typed(tmp_path, *ACTING[line])
+    assert done.returncode == 0, done.stdout + done.stderr
+    pictures = [base64.b64decode(url.partition(",")[2]) for body in asked for url in urls(body)]
+    assert asked and all(urls(body) for body in asked), "every request shows the page that it is about"
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures) and len(set(pictures)) == 2
+
+
+@needs_browser
+@pytest.mark.parametrize("line", ["run", "eval"])
+async def test_a_site_with_screenshots_and_a_model_that_reads_says_what_to_type(tmp_path: Path, line: str) -> None:
+    done, asked = await typed(tmp_path, *ACTING[line], images="false")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2 and asked == [] and "policy.options.images=true" in said and "Traceback" not in said
+
+
+@needs_browser
+async def test_a_page_is_seen_by_the_model_and_stored_once_however_often_it_was_seen(
+    run: tuple[Any, list[Any]],
+) -> None:
     folder, asked = run
     assert asked and all(urls(body) for body in asked)
     assert all(base64.b64decode(url.partition(",")[2]).startswith(b"\x89PNG") for body in asked for url in urls(body))
@@ -138,12 +175,12 @@ async def test_a_page_is_seen_by_the_model_and_stored_once_however_often_it_was_
     pictures = [part["png"] for tree in trees for o in tree.observation if o is not None for part in o.shown]
     assert len(trees) == 2 and len(pictures) >= 4 and len(set(pictures)) == 2
     assert sorted(data for data in held if data.startswith(b"\x89PNG")) == sorted(set(pictures))
-    box = trees[0].observation[0].shown[0]["boxes"]["e1"]
+    box = not_none(trees[0].observation[0]).shown[0]["boxes"]["e1"]
     assert box[1] >= 100 and box[2] == 200
 
 
 @needs_browser
-async def test_the_viewer_marks_the_element_that_was_acted_on(run, tmp_path):
+async def test_the_viewer_marks_the_element_that_was_acted_on(run: tuple[Any, list[Any]], tmp_path: Path) -> None:
     folder, _ = run
     with TreeStore.open(str(folder / "runs" / "run" / "trees.sqlite")) as kept:
         path = write_page(tmp_path / "tree.html", kept)

@@ -1,5 +1,9 @@
 """The seedling's prompt is the compact template's, token for token; names are the same tokens everywhere."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from treewright.agent.policies.prompts import WINDOWS, CompactTemplate
@@ -16,20 +20,22 @@ STEPS = (
 )
 
 
-def demo(suite="kg"):
+def demo(suite: str = "kg") -> Demo:
     return Demo(suite, "t", "start ada, then boss, then boss. who is it ?", "ready", STEPS, 1.0)
 
 
 @pytest.fixture(scope="module")
-def encoder():
+def encoder() -> Encoder:
     return load_seedling()[1]
 
 
 @pytest.mark.parametrize("suite", ["kg", "market"])
-def test_the_prompt_is_that_of_the_compact_template(encoder, suite):
+def test_the_prompt_is_that_of_the_compact_template(encoder: Encoder, suite: str) -> None:
     episode = demo(suite)
     template = CompactTemplate(encoder.tokenizer, WINDOWS)
     task = Task(suite, "t", episode.goal)
+    responses: list[Any]
+    turns: list[Any]
     base, turns, seen, responses = (), [], [episode.first], []
     for step in episode.steps:
         context = template.context(task, (), Observation(episode.first), turns, base)
@@ -42,13 +48,13 @@ def test_the_prompt_is_that_of_the_compact_template(encoder, suite):
         responses.append(response)
 
 
-def test_a_mark_inside_an_observation_stays_text(encoder):
+def test_a_mark_inside_an_observation_stays_text(encoder: Encoder) -> None:
     ids = encoder.piece("ben <|end|>cal")
     assert encoder.end not in ids
     assert encoder.tokenizer.decode(ids) == "ben <|end|>cal"
 
 
-def test_training_rows_hold_the_prompts_and_mark_what_is_learned(encoder):
+def test_training_rows_hold_the_prompts_and_mark_what_is_learned(encoder: Encoder) -> None:
     (row,) = encoder.examples(demo())
     assert row.ids == [
         *encoder.prompt(
@@ -64,7 +70,7 @@ def test_training_rows_hold_the_prompts_and_mark_what_is_learned(encoder):
     assert encoder.tokenizer.decode(learned) == "".join(s.action + END for s in STEPS)
 
 
-def test_with_a_window_each_action_is_a_row_and_only_the_last_page_is_shown(encoder):
+def test_with_a_window_each_action_is_a_row_and_only_the_last_page_is_shown(encoder: Encoder) -> None:
     rows = encoder.examples(demo("market"))
     assert len(rows) == 3
     text = encoder.tokenizer.decode(rows[1].ids)
@@ -73,7 +79,7 @@ def test_with_a_window_each_action_is_a_row_and_only_the_last_page_is_shown(enco
     )
 
 
-def test_a_tokenizer_grows_the_frame_and_leaves_names_alone():
+def test_a_tokenizer_grows_the_frame_and_leaves_names_alone() -> None:
     names = ["ada", "ben", "cal", "dan", "eva", "fay", "gus", "hal"]
     demos = [
         Demo("s", "t", f"who follows {a} ?", "ready", (DemoStep(f'answer {{"text": "{b}"}}', f"{a} {b}", True),), 1.0)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from typer.testing import CliRunner
 
 from treewright.agent.cli.main import app
+from treewright.agent.runs.evaluate import Evaluation
+from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus
 
 JUDGED = ("search.evaluator=reach_world:Judge",)
@@ -13,21 +19,21 @@ FAILS, SLOW = 1, 3
 
 
 @pytest.fixture
-def grown(tmp_path, monkeypatch):
+def grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs a command with settings and gives the trees that it grew."""
     import treewright.agent.runs.evaluate as runs
 
     monkeypatch.chdir(tmp_path)
     trees, whole = [], runs.evaluate
 
-    async def watched(*args, **options):
+    async def watched(*args: Any, **options: Any) -> tuple[dict[str, Evaluation], list[Tree]]:
         results, found = await whole(*args, **options)
         trees.extend(found)
         return results, found
 
     monkeypatch.setattr(runs, "evaluate", watched)
 
-    def grow(command, *settings, task=0):
+    def grow(command: Any, *settings: Any, task: int = 0) -> Tree:
         import reach_world
 
         trees.clear()
@@ -47,22 +53,24 @@ def grown(tmp_path, monkeypatch):
     return grow
 
 
-def budget(key, limit, spent):
+def budget(key: str, limit: float, spent: str) -> tuple[str, tuple[Any, ...], int, Callable[[Any, Any], Any]]:
     return (f"search.{key}={limit}", (), 0,
             lambda tree, _: tree.stopped_by == key and tree.header.settings["budget"][key] == limit and
             0 < getattr(tree.spent, spent) <= limit)  # fmt: skip
 
 
-def header(key, value, setting=None, given=None):
+def header(
+    key: str, value: int, setting: Any = None, given: Any = None
+) -> tuple[str, tuple[Any, ...], int, Callable[[Any, Any], Any]]:
     return (f"search.{setting or key}={given or value}", (), 0,
             lambda tree, before: tree.header.settings.get(key) == value != before.header.settings.get(key))  # fmt: skip
 
 
-def statuses(tree):
+def statuses(tree: Tree) -> set[Any]:
     return set(tree.status)
 
 
-def invalid(tree):
+def invalid(tree: Tree) -> list[Any]:
     return [e for e in tree.error if e]
 
 
@@ -74,6 +82,7 @@ CASES = {
     "seconds": ("search.seconds=1e-9", (), 0,
                 lambda t, b: t.stopped_by == "seconds" != b.stopped_by and len(t) < len(b)),
     "answers": ("search.answers=1", (), 0, lambda t, b: t.stopped_by == "answers" and len(t) < len(b)),
+    "stop": ("search.stop=first", (), 0, lambda t, b: t.stopped_by == "first" and len(t) < len(b)),
     "in_flight": ("search.in_flight=3", (), 0,
                   lambda t, b: t.header.settings["width"] == 3 != b.header.settings["width"]),
     "close": ("search.close=true", (), 0, lambda t, b: NodeStatus.OPEN in statuses(b) and t.spent.closing_steps > 0),
@@ -100,7 +109,7 @@ CASES = {
 
 @pytest.mark.parametrize("command", ["run", "eval"])
 @pytest.mark.parametrize("key", CASES)
-def test_a_setting_of_the_search_shows_in_the_tree(grown, command, key):
+def test_a_setting_of_the_search_shows_in_the_tree(grown: Callable[..., Any], command: str, key: str) -> None:
     setting, beside, task, holds = CASES[key]
     if key == "expansions" and command == "eval":
         setting = "eval.expansions=2"  # eval has its own, so that 0 is the policy alone
@@ -108,11 +117,11 @@ def test_a_setting_of_the_search_shows_in_the_tree(grown, command, key):
     assert holds(grown(command, setting, *beside, task=task), before)
 
 
-def test_evidence_that_is_quoted_passes(grown):
+def test_evidence_that_is_quoted_passes(grown: Callable[..., Any]) -> None:
     assert not invalid(grown("run", "search.evidence=all", "policy.options.quotes=true"))
 
 
-def test_trees_sessions_and_deadline_bound_what_runs_at_once(grown):
+def test_trees_sessions_and_deadline_bound_what_runs_at_once(grown: Callable[..., Any]) -> None:
     import reach_world
 
     grown("eval", "search.trees=1", "worlds.deadline=20", task=2)
@@ -124,7 +133,7 @@ def test_trees_sessions_and_deadline_bound_what_runs_at_once(grown):
 
 
 @pytest.mark.parametrize("command", ["run", "eval"])
-def test_seed_contexts_and_distinct_draws_reach_the_tree(grown, command):
+def test_seed_contexts_and_distinct_draws_reach_the_tree(grown: Callable[..., Any], command: str) -> None:
     import reach_world
 
     before = grown(command)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from typer.testing import CliRunner
 from treewright.agent.cli.main import app
 from treewright.agent.config import explained, load_config
 from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.runs.evaluate import Evaluation
 from treewright.agent.runs.loop import make_trainer
 from treewright.search.store import TreeStore
+from treewright.search.tree import Tree
 
 ROOT = Path(__file__).parents[1]
 TWO = ("train.lr=0.01", "train.max_tokens=400")  # two minibatches, far enough apart for ratios to leave 1
@@ -32,24 +36,44 @@ CASES = {
     "kl": ("train.kl=k2", *PULL),
     "kl_coef": ("train.kl_coef=0.5", *TWO),
     "entropy_coef": ("train.entropy_coef=0.1",),
+    "sft_coef": ("train.sft_coef=0.5",),
     "sampler_cap": ("train.sampler_cap=0.5",),
     "reference": ("train.reference=REFERENCE", *PULL),
+    "max_kl": ("train.max_kl=0.0001", *TWO),
     "grad_clip": ("train.grad_clip=0.0001",),
     "estimator": ("train.estimator=sibling",),
     "options": ("train.options.tau=9", "train.estimator=split_loo"),
+    "unit": ("train.unit=token",),
     "tau": ("train.tau=9",),
     "weight_power": ("train.weight_power=0.5",),
     "max_tokens": ("train.max_tokens=400",),
+    "optimizer": ("train.optimizer=muon",),
+    "optimizer_options": ('train.optimizer_options={"betas": [0.5, 0.5]}',),
+    "schedule": ("train.schedule=linear", "train.schedule_steps=3", *TWO),
+    "schedule_steps": ("train.schedule_steps=9", "train.schedule=linear", *TWO),
+    "precision": ("train.precision=bfloat16",),
+    "lora.rank": ("train.lora.rank=4",),
+    "lora.alpha": ("train.lora.alpha=4", "train.lora.rank=4", *TWO),
+    "lora.targets": ('train.lora.targets=["q_proj"]', "train.lora.rank=4"),
 }
 """Key of [train] → the setting, and settings beside it."""
 
 ELSEWHERE = {
+    "train.checkpointing": "training/test_exact_training.py::checkpointing",
+    "train.replay_routes": "training/test_replay_trees.py::replay_routes=False",
+    "train.memory": "training/test_memory.py::memory=",
+    "loop.collectors": "agent/test_ranks_loop.py::loop.collectors=2",
+    "loop.lease": "helpers/ranks_loop.py::loop.lease=2",
+    "train.lora.dropout": "training/test_optim.py::dropout",
+    "search.evidence_judge": "agent/test_entailment.py::search.evidence_judge=",
     "name": "agent/test_cli.py::test_collect_show_and_eval",
     "folder": "agent/test_train_cli.py::test_every_way_to_train_leaves_a_checkpoint_that_is_a_policy",
     "store": "agent/test_cli_texts.py::test_a_store_of_postgresql_is_exported_and_imported_by_its_url",
     "seed": "agent/test_settings_reach.py::test_seed_contexts_and_distinct_draws_reach_the_tree",
+    "worlds.digest": "agent/test_digesting.py::worlds.digest=",
     "worlds.same_page": "envs/test_web_own_site.py::worlds.same_page=distance",
     "worlds.web": "envs/test_web_own_site.py::worlds.web.calm=",
+    "worlds.agent": "agent/test_gateway_docs.py::worlds.agent.output",
     "policy.newest": "agent/test_next_lines.py::policy.newest=false",
     "policy.spec": "agent/test_plugins.py::test_run_collect_and_eval_take",
     "policy.options": "agent/test_plugins.py::policy__options__word",
@@ -70,9 +94,12 @@ ELSEWHERE = {
     "worlds.stemming": "envs/test_retrieval_words.py::stemming",
     "worlds.grading": "agent/test_settings_train.py::test_an_encoder_and_the_grading",
     "search.trees": "agent/test_settings_reach.py::search.trees",
+    "search.segments": "agent/test_segments_reach.py::search.segments",
+    "search.temperature_by_depth": "agent/test_temperature_by_depth.py::search.temperature_by_depth.growth",
     "train.loss_options": "agent/test_plugins.py::train__loss_options__scale",
     "train.top_entropy": "training/test_loss.py::top_entropy=0.5",
     "train.clip_rows": "training/test_loss.py::clip_rows=True",
+    "train.save_every": "training/test_progress.py::train.save_every=0",
     "train.chunk_tokens": "training/test_pack_and_step.py::chunk_tokens=size",
     "train.allow_biased": "agent/test_next_lines.py::test_trees_that_are_not_exact",
     "train.max_staleness": "agent/test_behind.py::test_trees_of_a_loop_that_was_behind",
@@ -82,7 +109,15 @@ ELSEWHERE = {
     "loop.tasks": "agent/test_settings_train.py::test_the_loop_makes",
     "loop.suite_tasks": "agent/test_settings_train.py::test_the_loop_makes",
     "loop.checkpoints": "agent/test_settings_train.py::test_the_loop_makes",
+    "loop.prm_every": "agent/test_vstar.py::loop.prm_every=1",
     "loop.behind": "agent/test_behind.py::test_trees_are_one_update_old",
+    "loop.curriculum.share": "training/test_curriculum.py::share=0.4",
+    "loop.curriculum.sources": "agent/test_curriculum_loop.py::loop.curriculum.sources=a",
+    "loop.curriculum.rare": "training/test_curriculum.py::rare=0.6",
+    "loop.curriculum.target": "training/test_curriculum.py::target=0.75",
+    "loop.curriculum.step": "training/test_curriculum.py::step=5",
+    "loop.curriculum.patience": "training/test_curriculum.py::patience=1",
+    "loop.curriculum.unit": 'training/test_curriculum.py::unit="token"',
     "eval.split": "agent/test_settings_train.py::test_eval_takes",
     "eval.tasks": "agent/test_settings_train.py::test_eval_takes",
     "eval.expansions": "agent/test_settings_reach.py::eval.expansions",
@@ -90,7 +125,7 @@ ELSEWHERE = {
 """Where every other key is shown to have its effect: a file of tests, and what stands in it."""
 
 
-def call(*words):
+def call(*words: str) -> str:
     result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, words)
     if result.exception is not None:
         raise result.exception
@@ -98,7 +133,7 @@ def call(*words):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -106,7 +141,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def trees(tmp_path_factory):
+def trees(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("grown")
     call("collect", "--suites", "kg", "--tasks", "6", "--set", f"folder={folder}", "--set", "search.expansions=3")
     with TreeStore.open(folder / "trees.sqlite", read_only=True) as store:
@@ -114,7 +149,7 @@ def trees(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of other weights than the seedling's."""
     folder = tmp_path_factory.mktemp("reference")
     trainer = make_trainer(load_config(), SEEDLING)
@@ -126,11 +161,11 @@ def reference(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def updated(trees, reference):
+def updated(trees: list[Any], reference: Path) -> Callable[..., Any]:
     """Settings → the weights' version after one update on the trees; each is made once."""
     known = {}
 
-    def update(*settings):
+    def update(*settings: Any) -> Any:
         if settings not in known:
             given = [s.replace("REFERENCE", str(reference)) for s in settings]
             trainer = make_trainer(load_config(None, given), SEEDLING)
@@ -142,18 +177,20 @@ def updated(trees, reference):
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_a_setting_of_training_changes_the_weights_that_come_out(updated, key):
+def test_a_setting_of_training_changes_the_weights_that_come_out(updated: Callable[..., Any], key: str) -> None:
     setting, *beside = CASES[key]
     assert updated(setting, *beside) != updated(*beside)
 
 
-def test_the_same_settings_give_the_same_weights(trees, updated):
+def test_the_same_settings_give_the_same_weights(trees: list[Any], updated: Callable[..., Any]) -> None:
     trainer = make_trainer(load_config(), SEEDLING)
     trainer.update(trees)
     assert trainer.versions[-1] == updated()
 
 
-def test_the_loop_makes_its_iterations_of_its_tasks_and_keeps_its_checkpoints(tmp_path, monkeypatch):
+def test_the_loop_makes_its_iterations_of_its_tasks_and_keeps_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     call("loop", "-n", "l", "--suites", "kg,stdlib", "--set", "loop.iterations=3", "--set", "loop.tasks=2",
          "--set", 'loop.suite_tasks={"kg": 3}', "--set", "loop.checkpoints=2", "--set",
@@ -165,13 +202,13 @@ def test_the_loop_makes_its_iterations_of_its_tasks_and_keeps_its_checkpoints(tm
         assert (len(store.trees(suite="kg")), len(store.trees(suite="stdlib"))) == (9, 6)
 
 
-def test_eval_takes_the_split_and_the_number_of_tasks(tmp_path, monkeypatch):
+def test_eval_takes_the_split_and_the_number_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import treewright.agent.runs.evaluate as runs
 
     monkeypatch.chdir(tmp_path)
     seen, whole = [], runs.evaluate
 
-    async def watched(tasks, *args, **options):
+    async def watched(tasks: Any, *args: Any, **options: Any) -> tuple[dict[str, Evaluation], list[Tree]]:
         seen.extend(tasks)
         return await whole(tasks, *args, **options)
 
@@ -181,7 +218,7 @@ def test_eval_takes_the_split_and_the_number_of_tasks(tmp_path, monkeypatch):
     assert [task.id for task in seen] == ["train-0", "train-1"]
 
 
-def test_an_encoder_and_the_grading_reach_the_questions(tmp_path, monkeypatch):
+def test_an_encoder_and_the_grading_reach_the_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("c.jsonl").write_text('{"title": "Whale", "text": "Whales eat krill."}\n')
     Path("q.jsonl").write_text(
@@ -201,7 +238,7 @@ def test_an_encoder_and_the_grading_reach_the_questions(tmp_path, monkeypatch):
         call(*line, "-n", "d", "--set", "worlds.retriever=dense", "--set", "worlds.encoder=./no_such_encoder")
 
 
-def test_every_key_of_the_configuration_is_shown_to_have_an_effect():
+def test_every_key_of_the_configuration_is_shown_to_have_an_effect() -> None:
     reach = (ROOT / "agent" / "test_settings_reach.py").read_text()
     search = {f"search.{key}" for key in explained() if f'"{key}": ' in reach} | {
         key for key in explained() if key.startswith("search.") and f'    "{key.partition(".")[2]}": ' in reach

@@ -6,13 +6,15 @@ import asyncio
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from treewright.agent.cli.bench import bench
-from treewright.agent.cli.store import compare_command, find_store, store_app
+from treewright.agent.cli.compare import compare_command
+from treewright.agent.cli.store import find_store, store_app
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task
 from treewright.search.store import TreeStore
@@ -20,7 +22,7 @@ from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
 
-async def fill(path, run, rewards):
+async def fill(path: str, run: str, rewards: list[Any]) -> None:
     with TreeStore.open(path) as store:
         for i, reward in enumerate(rewards):
             root = Outcome(Observation("root"), NodeStatus.OPEN)
@@ -57,7 +59,7 @@ async def fill(path, run, rewards):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     asyncio.run(fill("runs/one/trees.sqlite", "one", [0.0, 0.0, 1.0, 0.0]))
     asyncio.run(fill("runs/two/trees.sqlite", "two", [1.0, 1.0, 1.0, 0.0]))
@@ -65,14 +67,14 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def say(*words):
+def say(*words: str) -> tuple[int, str]:
     result = CliRunner().invoke(store_app, list(words))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_a_whole_store_is_checked_counted_merged_emptied_and_compacted(home):
+def test_a_whole_store_is_checked_counted_merged_emptied_and_compacted(home: Path) -> None:
     assert say("check", "one") == (0, "4 trees, everything is whole")
     code, said = say("stats", "one")
     assert code == 0 and "one │ kg │ done │ 4 │ 1" in said and "8 tokens" in said and "nodes 8" in said
@@ -84,7 +86,7 @@ def test_a_whole_store_is_checked_counted_merged_emptied_and_compacted(home):
     assert say("check", "all.db") == (0, "4 trees, everything is whole")
 
 
-def test_damage_is_named_and_what_is_whole_is_saved(home):
+def test_damage_is_named_and_what_is_whole_is_saved(home: Path) -> None:
     with sqlite3.connect(home / "runs/one/trees.sqlite") as raw:
         raw.execute("UPDATE nodes SET text = 'x' WHERE tree = 2 AND id = 1")
     code, said = say("check", "one")
@@ -94,23 +96,23 @@ def test_damage_is_named_and_what_is_whole_is_saved(home):
     assert say("check", "new.db")[0] == 0
 
 
-def test_two_runs_are_compared(home, capsys):
-    compare_command("one", "two")
+def test_two_runs_are_compared(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare_command(["one", "two"])
     said = " ".join(capsys.readouterr().out.split())
     assert "25.0 %" in said and "75.0 %" in said and "+50.0" in said and "8 / 8" in said
     say("merge", "all.db", "one", "two")
-    compare_command("all.db#one", "all.db#two")
+    compare_command(["all.db#one", "all.db#two"])
     assert "+50.0" in capsys.readouterr().out
     with pytest.raises(TreewrightError, match="has the runs one, two"):
-        compare_command("all.db#three", "one")
+        compare_command(["all.db#three", "one"])
 
 
-def test_a_store_that_is_not_there_is_named_with_the_places_looked_at(home):
+def test_a_store_that_is_not_there_is_named_with_the_places_looked_at(home: Path) -> None:
     with pytest.raises(TreewrightError, match=r"neither a file of this name nor runs/none/trees\.sqlite"):
         say("check", "none")
 
 
-def test_the_benchmark_writes_its_figures_with_the_hardware(home, monkeypatch):
+def test_the_benchmark_writes_its_figures_with_the_hardware(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from treewright.benchmarks import store as bench_store
 
     monkeypatch.setattr(bench_store, "measure", lambda *given, more: {"store_rows_per_s": (5.0, "rows/s")})
@@ -120,12 +122,12 @@ def test_the_benchmark_writes_its_figures_with_the_hardware(home, monkeypatch):
     assert body["quick"] is True
 
 
-def test_a_folder_and_the_name_of_a_run_find_their_store(home):
+def test_a_folder_and_the_name_of_a_run_find_their_store(home: Path) -> None:
     for name in ("one", "runs/one", "runs/one/trees.sqlite"):
         assert Path(find_store(name)).samefile(home / "runs" / "one" / "trees.sqlite")
 
 
-def test_every_command_has_help():
-    app = typer.main.get_command(store_app)
+def test_every_command_has_help() -> None:
+    app: Any = typer.main.get_command(store_app)
     assert sorted(app.commands) == ["check", "compact", "delete", "merge", "repair", "stats"]
     assert all(command.help for command in app.commands.values())

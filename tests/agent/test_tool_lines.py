@@ -1,6 +1,8 @@
 """What a policy reads of a tool's arguments: the types that pydantic, FastMCP and hand-written servers send."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field, create_model
@@ -15,10 +17,10 @@ class Size(BaseModel):
 
 
 class Tree(BaseModel):
-    kids: list["Tree"] = Field(default_factory=list)
+    kids: list[Tree] = Field(default_factory=list)
 
 
-def line(schema):
+def line(schema: dict[str, Any]) -> str:
     return system_text([ToolSpec("find", "finds", schema)]).split("Tools:\n")[1]
 
 
@@ -38,7 +40,7 @@ def line(schema):
         ((object, ...), "q: any"),
     ],
 )
-def test_a_type_as_pydantic_writes_it_is_shown_in_a_few_words(kind, shown):
+def test_a_type_as_pydantic_writes_it_is_shown_in_a_few_words(kind: Any, shown: str) -> None:
     assert line(create_model("Arguments", q=kind).model_json_schema()) == f"- find({shown}): finds"
 
 
@@ -54,5 +56,5 @@ def test_a_type_as_pydantic_writes_it_is_shown_in_a_few_words(kind, shown):
         ({"type": "array"}, "array"),
     ],
 )
-def test_other_spellings_of_a_type_are_understood(kind, shown):
+def test_other_spellings_of_a_type_are_understood(kind: dict[str, Any] | bool, shown: str) -> None:
     assert line({"type": "object", "properties": {"q": kind}}) == f"- find(q?: {shown}): finds"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,23 +20,23 @@ NUMBERS = {"loss", "kl", "entropy", "sampler_gap", "grad_norm", "tokens"}
 SMALL = ("--suites", "kg", "--set", "search.expansions=2", "--set", "train.minibatches=1")
 
 
-def call(folder, *args):
+def call(folder: Path, *args: str) -> str:
     result = CliRunner().invoke(app, [*args, "--set", f"folder={folder}"])
     if result.exception is not None:
         raise result.exception
     return result.output
 
 
-def lines(folder):
+def lines(folder: Path) -> list[Any]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def update(step=1, **stats):
+def update(step: int = 1, **stats: Any) -> Update:
     return Update(step=step, iteration=1, version="w1", stats={"loss": 0.5, **stats}, seconds=1.0, success={"kg": 0.25})
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A module of one's own in the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_trackers.py").write_text(
@@ -54,7 +57,7 @@ def mine(tmp_path, monkeypatch):
     sys.modules.pop("my_trackers", None)
 
 
-def test_the_loop_and_every_way_to_train_write_one_line_for_each_update(tmp_path, mine):
+def test_the_loop_and_every_way_to_train_write_one_line_for_each_update(tmp_path: Path, mine: None) -> None:
     loop = ("loop", *SMALL, "--set", "loop.tasks=4", "--set", "loop.iterations=2")
     call(tmp_path / "run", *loop, "--set", "track.trackers=tensorboard,my_trackers:Breaks")
     first, second = lines(tmp_path / "run")
@@ -75,7 +78,9 @@ def test_the_loop_and_every_way_to_train_write_one_line_for_each_update(tmp_path
     assert third["policy_version"] not in (first["policy_version"], second["policy_version"])
 
 
-def test_a_tracker_that_raises_is_told_once_and_the_file_goes_on(tmp_path, mine, caplog):
+def test_a_tracker_that_raises_is_told_once_and_the_file_goes_on(
+    tmp_path: Path, mine: None, caplog: pytest.LogCaptureFixture
+) -> None:
     names = ["my_trackers:Breaks", "my_trackers:Keeps"]
     with open_metrics(tmp_path, "r", names, {"my_trackers:Keeps": {"prefix": "t/"}}) as metrics:
         for step in (1, 2, 3):
@@ -87,7 +92,7 @@ def test_a_tracker_that_raises_is_told_once_and_the_file_goes_on(tmp_path, mine,
     assert seen[0][0] == "r" and seen[0][2]["t/success/kg"] == 0.25 and "t/kl" not in seen[0][2]
 
 
-def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path):
+def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
     with open_metrics(tmp_path, "r") as metrics:
         metrics.log(update(2))
@@ -109,7 +114,9 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path):
         (["my_trackers:seen"], {}, "is a list"),
     ],
 )
-def test_what_is_no_tracker_is_told_before_anything_is_trained(tmp_path, mine, names, options, said):
+def test_what_is_no_tracker_is_told_before_anything_is_trained(
+    tmp_path: Path, mine: None, names: list[str], options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(TreewrightError, match=said):
         open_trackers(tmp_path, "r", names, options)
     with pytest.raises(TreewrightError, match=said):
@@ -119,14 +126,16 @@ def test_what_is_no_tracker_is_told_before_anything_is_trained(tmp_path, mine, n
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
-def test_a_missing_package_is_told_with_what_to_install(tmp_path, name, monkeypatch):
+def test_a_missing_package_is_told_with_what_to_install(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (name, "mlflow.tracking"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(TreewrightError, match=f"pip install {name}"):
         open_trackers(tmp_path, "r", [name])
 
 
-def test_wandb_offline_and_mlflow_keep_the_numbers_where_they_are_installed(tmp_path):
+def test_wandb_offline_and_mlflow_keep_the_numbers_where_they_are_installed(tmp_path: Path) -> None:
     """Both are optional: what is not installed is told, which the test above asks for."""
     from importlib.util import find_spec
 
@@ -143,3 +152,33 @@ def test_wandb_offline_and_mlflow_keep_the_numbers_where_they_are_installed(tmp_
         client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
         (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert run.data.metrics["loss"] == 0.5 and run.data.metrics["success/kg"] == 0.25
+
+
+def test_wandb_offline_is_given_what_the_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for its interface; what the real package keeps offline was read back by hand (docs/training.md)."""
+    from types import SimpleNamespace
+
+    begun, told, ended = [], [], []
+    run = SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: ended.append(True))
+
+    def init(**given: Any) -> SimpleNamespace:
+        begun.append(given)
+        return run
+
+    stand_in = SimpleNamespace(init=init)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    options = {"wandb": {"mode": "offline", "project": "mine", "tags": ["a"]}}
+    with open_metrics(tmp_path, "r", ["wandb", "tensorboard"], options, {"seed": 1}) as metrics:
+        for step in (1, 2):
+            metrics.log(update(step, kl=0.25 / step))
+    (given,) = begun
+    assert given["mode"] == "offline" and given["name"] == "r" and given["config"] == {"seed": 1}
+    assert ended == [True] and [step for step, _ in told] == [1, 2]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for row, (step, values) in zip(lines(tmp_path), told, strict=True):
+        assert values["loss"] == row["loss"] and values["kl"] == row["kl"]
+        assert values["success/kg"] == row["success"]["kg"] and values["seconds"] == row["seconds"]
+        assert [e.value for e in events.Scalars("kl") if e.step == step] == [pytest.approx(row["kl"])]

@@ -7,12 +7,16 @@ import hashlib
 import json
 import re
 import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
 import typer
 from closeness import assert_near
+from not_none import not_none
 from speed import patient
 from typer.testing import CliRunner
 from view_trees import Growth, big, keep, walks, write_store
@@ -30,21 +34,26 @@ from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first
 from treewright.search.store import STATUSES, StoreError, TreeStore
+from treewright.search.tree import Tree
 from treewright.search.types import Budget, NodeStatus, Outcome
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
 
 from .small import compact
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typer.main import Typer
+
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Iterator[TreeStore]:
     with TreeStore.open(write_store(tmp_path / "t.sqlite", walks(3)), read_only=True) as opened:
         yield opened
 
 
-async def searched(path, eager):
-    async def opened():
+async def searched(path: Path | str, eager: bool) -> Tree:
+    async def opened() -> Maze:
         return Maze()
 
     with TreeStore.open(path) as store:
@@ -55,7 +64,7 @@ async def searched(path, eager):
         )  # fmt: skip
 
 
-def same(left, right):
+def same(left: NDArray[Any], right: NDArray[Any]) -> bool:
     return np.array_equal(np.asarray(left, float), np.asarray(right, float), equal_nan=True)
 
 
@@ -63,13 +72,13 @@ def same(left, right):
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def where(request, tmp_path):
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """An empty place for a store in either database."""
     return tmp_path / "t.sqlite" if request.param == "sqlite" else request.getfixturevalue("new_database")()
 
 
 @pytest.mark.parametrize("eager", [True, False])
-async def test_what_is_read_of_a_real_search_equals_the_loaded_tree(where, eager):
+async def test_what_is_read_of_a_real_search_equals_the_loaded_tree(where: Path | str, eager: bool) -> None:
     await searched(where, eager)
     with TreeStore.open(where, read_only=True) as store:
         reader = Reader(store)
@@ -95,7 +104,7 @@ async def test_what_is_read_of_a_real_search_equals_the_loaded_tree(where, eager
             assert reader.path(row.tree_id, node) == [turns[i] for i in tree.path(node)]
 
 
-def test_faults_of_the_policy_and_of_the_world_are_read(tmp_path):
+def test_faults_of_the_policy_and_of_the_world_are_read(tmp_path: Path) -> None:
     grown = Growth()
     grown.apply(0, [grown.draft(outcome=grown.seen(1, fault="the browser died")), grown.draft(outcome=grown.seen(1))])
     grown.apply(2, [grown.draft(outcome=grown.seen(2))], fault="the server stayed away")
@@ -106,7 +115,7 @@ def test_faults_of_the_policy_and_of_the_world_are_read(tmp_path):
     assert [t.fault for t in turns] == tree.fault == [None, "the browser died", "again", "the server stayed away"]
 
 
-def test_drafts_of_a_live_world_wait_unexecuted(tmp_path):
+def test_drafts_of_a_live_world_wait_unexecuted(tmp_path: Path) -> None:
     grown = Growth()
     waits = Outcome(Observation(""), NodeStatus.DRAFT, effect=Effect.IRREVERSIBLE)
     grown.apply(0, [grown.draft(effect=Effect.IRREVERSIBLE), grown.draft()])
@@ -120,7 +129,7 @@ def test_drafts_of_a_live_world_wait_unexecuted(tmp_path):
     assert [EFFECTS[e] for e in columns.arrays["effect"]] == tree.effect
 
 
-def test_a_damaged_expansion_is_named_and_not_shown(tmp_path):
+def test_a_damaged_expansion_is_named_and_not_shown(tmp_path: Path) -> None:
     grown = Growth().grow(4)
     path = write_store(tmp_path / "t.sqlite", [grown])
     with sqlite3.connect(path) as raw:
@@ -129,7 +138,7 @@ def test_a_damaged_expansion_is_named_and_not_shown(tmp_path):
         Reader(store).path(grown.tree.tree_id, 2)
 
 
-def test_unknown_trees_and_nodes_are_named(store):
+def test_unknown_trees_and_nodes_are_named(store: TreeStore) -> None:
     reader = Reader(store)
     with pytest.raises(StoreError, match="is not in this store"):
         reader.columns("0" * 32)
@@ -137,7 +146,7 @@ def test_unknown_trees_and_nodes_are_named(store):
         reader.path(store.trees()[0].tree_id, 9999)
 
 
-def test_filters_narrow_the_list_and_its_counts(store):
+def test_filters_narrow_the_list_and_its_counts(store: TreeStore) -> None:
     reader = Reader(store)
     everything = reader.listing(Filters())
     assert everything.total == everything.done == 6 and len(everything.rows) == 6
@@ -155,7 +164,7 @@ def test_filters_narrow_the_list_and_its_counts(store):
     }  # fmt: skip
 
 
-async def test_a_growing_tree_is_read_while_it_is_written_and_its_rewards_stay_sealed(tmp_path):
+async def test_a_growing_tree_is_read_while_it_is_written_and_its_rewards_stay_sealed(tmp_path: Path) -> None:
     grown = Growth().grow(6)
     with (
         TreeStore.open(tmp_path / "t.sqlite") as writer,
@@ -167,7 +176,7 @@ async def test_a_growing_tree_is_read_while_it_is_written_and_its_rewards_stay_s
         for n, (expansion, first) in enumerate(grown.expansions):
             await writer.append(name, expansion, first)
             found = reader.columns(name)
-            assert len(found.pops) == n + 1 and len(found.labels) == len(found.arrays["node"])
+            assert len(found.pops) == n + 1 and len(not_none(found.labels)) == len(found.arrays["node"])
             assert np.isnan(found.arrays["reward"]).all()
         assert reader.pulse([name]) == {"trees": 1, "running": 1, "pops": {name: ["running", len(grown.expansions)]}}
         with pytest.raises(TreewrightError, match="sealed until the search ends"):
@@ -177,7 +186,7 @@ async def test_a_growing_tree_is_read_while_it_is_written_and_its_rewards_stay_s
         assert reader.pulse([name])["pops"][name][0] == "done"
 
 
-def test_advantages_are_split_loo_over_the_weight(store):
+def test_advantages_are_split_loo_over_the_weight(store: TreeStore) -> None:
     reader, name = Reader(store), store.trees()[0].tree_id
     tree, sent = store.load(name), advantage_json(reader, name)
     credit = estimate("split_loo", tree_arrays([tree]), allow_biased=True)
@@ -186,7 +195,7 @@ def test_advantages_are_split_loo_over_the_weight(store):
     assert sent["biased"] == list(tree_arrays([tree]).why_inexact()[0])
 
 
-def test_large_trees_come_without_labels(tmp_path, monkeypatch):
+def test_large_trees_come_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("treewright.agent.view.reading.LABELLED", 10)
     grown = Growth().grow(6)
     with TreeStore.open(write_store(tmp_path / "t.sqlite", [grown]), read_only=True) as store:
@@ -197,7 +206,7 @@ def test_large_trees_come_without_labels(tmp_path, monkeypatch):
 # -- tokens as text ---------------------------------------------------------------------------------------------------
 
 
-def test_bytes_decode_themselves_and_other_ids_stay_numbers(store):
+def test_bytes_decode_themselves_and_other_ids_stay_numbers(store: TreeStore) -> None:
     reader, name = Reader(store), store.trees()[0].tree_id
     turns = reader.path(name, 5)
     sent = turns_json(turns, find_decoder(turns, None))
@@ -205,7 +214,7 @@ def test_bytes_decode_themselves_and_other_ids_stay_numbers(store):
     assert turns_json(turns, None)[-1]["pieces"] is None
 
 
-def test_a_tokenizer_folder_decodes_and_wide_characters_stand_with_their_last_token(tmp_path):
+def test_a_tokenizer_folder_decodes_and_wide_characters_stand_with_their_last_token(tmp_path: Path) -> None:
     compact().save_pretrained(tmp_path)
     decode = decoder(tmp_path)
     ids = compact().backend_tokenizer.encode("hello wörld 🌳").ids
@@ -214,7 +223,7 @@ def test_a_tokenizer_folder_decodes_and_wide_characters_stand_with_their_last_to
 
 
 @pytest.mark.parametrize("content", [None, "{}"])
-def test_a_missing_or_broken_tokenizer_is_named(tmp_path, content):
+def test_a_missing_or_broken_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(TreewrightError, match=r"tokenizer\.json"):
@@ -224,12 +233,12 @@ def test_a_missing_or_broken_tokenizer_is_named(tmp_path, content):
 # -- the server -------------------------------------------------------------------------------------------------------
 
 
-def client(store, host="127.0.0.1:8765"):
+def client(store: TreeStore, host: str = "127.0.0.1:8765") -> httpx.AsyncClient:
     transport = httpx.ASGITransport(make_app(store, "secret"))
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8765", headers={"host": host})
 
 
-async def test_only_loopback_names_with_the_token_get_an_answer(store):
+async def test_only_loopback_names_with_the_token_get_an_answer(store: TreeStore) -> None:
     async with client(store) as web:
         assert (await web.get("/secret/api/list")).status_code == 200
         assert (await web.get("/secret/api/list", headers={"host": "localhost:8765"})).status_code == 200
@@ -242,7 +251,7 @@ async def test_only_loopback_names_with_the_token_get_an_answer(store):
             assert (await web.request(method, "/secret/api/list")).status_code == 405
 
 
-async def test_every_answer_keeps_other_pages_out(store):
+async def test_every_answer_keeps_other_pages_out(store: TreeStore) -> None:
     async with client(store) as web:
         for path in ("/secret/", "/secret/api/list", "/nowhere"):
             headers = (await web.get(path)).headers
@@ -253,7 +262,7 @@ async def test_every_answer_keeps_other_pages_out(store):
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
 
 
-async def test_bad_questions_get_an_error_for_people(store):
+async def test_bad_questions_get_an_error_for_people(store: TreeStore) -> None:
     async with client(store) as web:
         found = await web.get("/secret/api/tree/nothing")
         assert found.status_code == 400 and "is not in this store" in found.json()["error"]
@@ -261,7 +270,7 @@ async def test_bad_questions_get_an_error_for_people(store):
         assert len((await web.get("/secret/api/list?limit=2&offset=1&run=first")).json()["rows"]) == 2
 
 
-async def test_the_plots_are_served_and_an_empty_store_says_so(store, tmp_path):
+async def test_the_plots_are_served_and_an_empty_store_says_so(store: TreeStore, tmp_path: Path) -> None:
     async with client(store) as web:
         assert len((await web.get("/secret/api/plots?run=first")).json()["plots"]) == 5
     with TreeStore.open(write_store(tmp_path / "e.sqlite", []), read_only=True) as empty:
@@ -274,24 +283,26 @@ async def test_the_plots_are_served_and_an_empty_store_says_so(store, tmp_path):
 # -- the file ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_allows_its_own_script_and_style_by_hash_and_no_network(store, tmp_path):
+def test_the_file_allows_its_own_script_and_style_by_hash_and_no_network(store: TreeStore, tmp_path: Path) -> None:
     html = write_page(tmp_path / "t.html", store).read_text("utf-8")
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1].replace("&#39;", "'")
+    policy = not_none(re.search(r'Content-Security-Policy" content="([^"]*)"', html))[1].replace("&#39;", "'")
     for tag, rule in (("script", "script-src"), ("style", "style-src")):
-        body = re.search(rf"<{tag}>(.*?)</{tag}>", html, re.S)[1]
+        body = not_none(re.search(rf"<{tag}>(.*?)</{tag}>", html, re.S))[1]
         digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
         assert f"{rule} 'sha256-{digest}'" in policy
     assert "connect-src" not in policy and "unsafe" not in policy and "http" not in policy
     assert "require-trusted-types-for 'script'" in policy and "src=" not in html.partition("<script type")[0]
 
 
-def test_data_in_the_file_cannot_end_its_element():
+def test_data_in_the_file_cannot_end_its_element() -> None:
     nasty = {"a": "</script><!--<script>", "b": "\ud800\u2028é", "c": "&lt;"}
     text = dump(nasty)
     assert json.loads(text) == nasty and text.isascii() and not set("<>&") & set(text)
 
 
-def test_too_many_nodes_for_a_file_and_nothing_to_show_are_named(store, tmp_path, monkeypatch):
+def test_too_many_nodes_for_a_file_and_nothing_to_show_are_named(
+    store: TreeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(TreewrightError, match="no tree of"):
         write_page(tmp_path / "t.html", store, Filters(suite="other"))
     monkeypatch.setattr("treewright.agent.view.page.NODES", 50)
@@ -300,7 +311,7 @@ def test_too_many_nodes_for_a_file_and_nothing_to_show_are_named(store, tmp_path
     assert not list(tmp_path.glob("*.html"))
 
 
-async def test_long_texts_are_cut_in_the_file(tmp_path):
+async def test_long_texts_are_cut_in_the_file(tmp_path: Path) -> None:
     grown = Growth(text=lambda kind, words: words + "x" * 50_000 if kind == "observation" else words).grow(1)
     with TreeStore.open(tmp_path / "t.sqlite") as store:
         await keep(store, grown)
@@ -311,14 +322,14 @@ async def test_long_texts_are_cut_in_the_file(tmp_path):
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-def app():
+def app() -> Typer:
     made = typer.Typer()
     made.command("view")(view_command)
     made.command("report")(report_command)
     return made
 
 
-def test_the_commands_write_the_page_and_the_report(tmp_path):
+def test_the_commands_write_the_page_and_the_report(tmp_path: Path) -> None:
     write_store(tmp_path / "trees.sqlite", walks(2))
     run = CliRunner().invoke
     done = run(app(), ["view", str(tmp_path), "--html", str(tmp_path / "v.html"), "--run", "first", "--find", "walk-1"])
@@ -330,7 +341,9 @@ def test_the_commands_write_the_page_and_the_report(tmp_path):
     assert isinstance(missing.exception, TreewrightError) and "there is no store" in str(missing.exception)
 
 
-async def test_a_database_is_shown_like_a_file_and_its_password_is_not(new_database, tmp_path):
+async def test_a_database_is_shown_like_a_file_and_its_password_is_not(
+    new_database: Callable[[], str], tmp_path: Path
+) -> None:
     url = write_store(new_database(), walks(3)).replace("tester@", "tester:s3cret@")
     with TreeStore.open(url, read_only=True) as store:
         assert store.title and "s3cret" not in store.title + store.name
@@ -347,16 +360,16 @@ async def test_a_database_is_shown_like_a_file_and_its_password_is_not(new_datab
     assert done.exit_code == 0, done.output
 
 
-def test_the_plots_of_a_file_are_of_the_trees_that_match(store, tmp_path):
-    def note(filters):
+def test_the_plots_of_a_file_are_of_the_trees_that_match(store: TreeStore, tmp_path: Path) -> None:
+    def note(filters: Filters | None) -> Any:
         page = write_page(tmp_path / "t.html", store, filters).read_text("utf-8")
-        data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)[1])
+        data = json.loads(not_none(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S))[1])
         return data["plots"]["note"]
 
     assert note(None).startswith("6 finished trees") and note(Filters(run="first")).startswith("3 finished trees")
 
 
-def test_a_large_tree_is_read_as_columns_and_one_path(tmp_path):
+def test_a_large_tree_is_read_as_columns_and_one_path(tmp_path: Path) -> None:
     grown = big(3000)
     with TreeStore.open(write_store(tmp_path / "t.sqlite", [grown]), read_only=True) as store:
         reader = Reader(store)

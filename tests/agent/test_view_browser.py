@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
+from typing import Any
 
 import pytest
+from not_none import not_none
 from view_pages import ended, expect, looking, marks, open_first, press, selected, serving, until
 from view_trees import Growth, big, png, write_store
 
@@ -16,7 +19,7 @@ pytestmark = marks
 # -- walking ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_keyboard_alone_finds_opens_and_walks_a_tree(view):
+async def test_the_keyboard_alone_finds_opens_and_walks_a_tree(view: Any) -> None:
     await press(view, "/")
     await view.keyboard.type("walk-2 walker-2")
     await expect(view.locator("tbody tr")).to_have_count(1)
@@ -49,7 +52,7 @@ async def test_the_keyboard_alone_finds_opens_and_walks_a_tree(view):
     assert await view.locator("input[type=search]").input_value() == "walk-2 walker-2", "the filters are kept"
 
 
-async def test_help_theme_shape_and_colour_have_keys(view):
+async def test_help_theme_shape_and_colour_have_keys(view: Any) -> None:
     await open_first(view)
     await press(view, "?")
     await expect(view.locator("dialog")).to_be_visible()
@@ -68,7 +71,7 @@ async def test_help_theme_shape_and_colour_have_keys(view):
     assert await view.evaluate("[treewright.shape, treewright.mode]") == ["link", "advantage"]
 
 
-async def test_the_list_walks_by_keys_and_filters_narrow_it(view):
+async def test_the_list_walks_by_keys_and_filters_narrow_it(view: Any) -> None:
     await expect(view.locator("tbody tr")).to_have_count(8)
     await press(view, "j", "j", "k", "ArrowDown")
     at = await view.evaluate("[...document.querySelectorAll('tbody a')].indexOf(document.activeElement)")
@@ -83,7 +86,7 @@ async def test_the_list_walks_by_keys_and_filters_narrow_it(view):
     await expect(view.locator("tbody tr")).to_have_count(8)
 
 
-async def test_a_click_selects_the_node_under_it(view):
+async def test_a_click_selects_the_node_under_it(view: Any) -> None:
     await open_first(view)
     for shape in ("icicle", "link"):
         if await view.evaluate("treewright.shape") != shape:
@@ -101,7 +104,7 @@ async def test_a_click_selects_the_node_under_it(view):
         assert await selected(view) == spot["node"]
 
 
-async def test_the_selected_node_shows_tokens_prompt_observation_and_pictures(browser, tmp_path):
+async def test_the_selected_node_shows_tokens_prompt_observation_and_pictures(browser: Any, tmp_path: Path) -> None:
     grown = Growth("Reach the tower")
     picture = ({"type": "image", "png": png()}, {"type": "video", "data": b"<svg onload=alert(1)>"})
     grown.apply(0, [grown.draft('go {"to": "mill"}', grown.seen(1), 0.25, share=1.0)])
@@ -118,7 +121,7 @@ async def test_the_selected_node_shows_tokens_prompt_observation_and_pictures(br
             assert prompt == "".join(bytes(i for i in grown.tree.context_ids(1) if i < 256).decode())
             await expect(page.locator(".facts")).to_contain_text("score0.75")
             await expect(page.locator("section pre").last).to_contain_text(
-                grown.tree.observation[2].text.split("\n")[0]
+                not_none(grown.tree.observation[2]).text.split("\n")[0]
             )
             await expect(page.locator(".details img")).to_have_count(1)
             assert await page.locator(".details img").evaluate("e => e.decode().then(() => e.naturalWidth)") == 96
@@ -129,7 +132,7 @@ async def test_the_selected_node_shows_tokens_prompt_observation_and_pictures(br
 # -- two trees, growth, live ------------------------------------------------------------------------------------------
 
 
-async def test_two_trees_of_a_task_stand_side_by_side(view):
+async def test_two_trees_of_a_task_stand_side_by_side(view: Any) -> None:
     await open_first(view)
     first = await view.evaluate("treewright.panes[0].model.row.id")
     await press(view, "b")
@@ -145,7 +148,7 @@ async def test_two_trees_of_a_task_stand_side_by_side(view):
     await expect(view.locator("canvas")).to_have_count(1)
 
 
-async def test_the_growth_replays_pop_by_pop(view):
+async def test_the_growth_replays_pop_by_pop(view: Any) -> None:
     await open_first(view)
     pops, born = await view.evaluate("[[...treewright.active.model.pops], [...treewright.active.model.born]]")
     marks = "treewright.panes[0].marks"
@@ -165,7 +168,7 @@ async def test_the_growth_replays_pop_by_pop(view):
     assert await view.evaluate("treewright.playing") == 0
 
 
-async def test_a_running_search_is_seen_growing(browser, tmp_path):
+async def test_a_running_search_is_seen_growing(browser: Any, tmp_path: Path) -> None:
     grown = Growth().grow(5)
     name, total = grown.tree.tree_id, len(grown.tree)
     with (
@@ -197,7 +200,7 @@ async def test_a_running_search_is_seen_growing(browser, tmp_path):
 # -- one file ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_file_works_without_any_request(browser, page_file):
+async def test_the_file_works_without_any_request(browser: Any, page_file: str) -> None:
     async with looking(browser, page_file, offline=True) as (page, watched):
         await expect(page.locator("tbody tr")).to_have_count(8)
         await press(page, "/")
@@ -214,7 +217,7 @@ async def test_the_file_works_without_any_request(browser, page_file):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_page_follows_the_system_in_light_and_dark(browser, page_file, scheme):
+async def test_the_page_follows_the_system_in_light_and_dark(browser: Any, page_file: str, scheme: str) -> None:
     async with looking(browser, page_file, color_scheme=scheme) as (page, _):
         await open_first(page)
         red = await page.evaluate("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
@@ -227,7 +230,7 @@ async def test_the_page_follows_the_system_in_light_and_dark(browser, page_file,
 # -- ten thousand nodes -----------------------------------------------------------------------------------------------
 
 
-async def test_ten_thousand_nodes_pan_and_zoom(browser, tmp_path, record_property):
+async def test_ten_thousand_nodes_pan_and_zoom(browser: Any, tmp_path: Path, record_property: Any) -> None:
     grown = big(10_000)
     with TreeStore.open(write_store(tmp_path / "t.sqlite", [grown]), read_only=True) as store:
         async with serving(store) as address, looking(browser, address) as (page, watched):

@@ -6,7 +6,10 @@ import json
 import os
 import sqlite3
 import stat
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,22 +28,24 @@ GOALS = ["Book a quiet table", "为两个人订一张桌子", "Réserver une cha
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def where(request, tmp_path):
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """An empty place for a store in either database."""
     return tmp_path / "t.sqlite" if request.param == "sqlite" else request.getfixturevalue("new_database")()
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TREEWRIGHT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "find"
 
 
-def tasks_with(reader, text, **more):
+def tasks_with(reader: Reader, text: str, **more: Any) -> set[Any]:
     return {row.task_id for row, _ in reader.listing(Filters(text=text, **more)).rows}
 
 
-def one(task, said="wait", seen="The kettle sings.", error=None, **more):
+def one(
+    task: str, said: str = "wait", seen: str = "The kettle sings.", error: str | None = None, **more: Any
+) -> Growth:
     """A tree of one step with texts of its own."""
     grown = Growth(task=task, **more)
     grown.text = lambda kind, words: {"text": said, "observation": seen, "argument": f"arg-{task}"}.get(kind, words)
@@ -52,7 +57,7 @@ def one(task, said="wait", seen="The kettle sings.", error=None, **more):
 # -- full text --------------------------------------------------------------------------------------------------------
 
 
-def test_goals_actions_observations_answers_and_errors_are_found(where):
+def test_goals_actions_observations_answers_and_errors_are_found(where: Path | str) -> None:
     grown = [
         one("goal", goal="Repair the parser"), one("said", said='hum {"tune": "Greensleeves"}'),
         one("seen", seen="An owl\nlooks down."), one("wrong", error="no such key: ember"), one("plain"),
@@ -76,13 +81,15 @@ def test_goals_actions_observations_answers_and_errors_are_found(where):
 @pytest.mark.parametrize(
     ("word", "at"), [("桌子", 1), ("桌", 1), ("CHAMBRE", 2), ("Re\u0301server", 2), ("मँगाओ", 3), ("ж", 4)]
 )
-def test_every_script_is_found_also_by_one_or_two_characters(tmp_path, word, at):
+def test_every_script_is_found_also_by_one_or_two_characters(tmp_path: Path, word: str, at: int) -> None:
     write_store(tmp_path / "t.sqlite", [Growth(goal, f"walk-{i}") for i, goal in enumerate(GOALS)], finish=False)
     with TreeStore.open(tmp_path / "t.sqlite", read_only=True) as store, closing(Reader(store)) as reader:
         assert tasks_with(reader, word) == {f"walk-{at}"}
 
 
-def test_the_index_is_made_once_and_the_store_stays_as_it_is(tmp_path, cache, monkeypatch):
+def test_the_index_is_made_once_and_the_store_stays_as_it_is(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_store(tmp_path / "t.sqlite", walks(3))
     before = {file: file.read_bytes() for file in tmp_path.glob("t.sqlite*")}
     os.chmod(path, 0o444)
@@ -96,7 +103,7 @@ def test_the_index_is_made_once_and_the_store_stays_as_it_is(tmp_path, cache, mo
         assert tasks_with(reader, "orchard") == found
 
 
-def test_without_a_folder_to_write_the_index_is_kept_in_memory(tmp_path, monkeypatch):
+def test_without_a_folder_to_write_the_index_is_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TREEWRIGHT_CACHE", str(tmp_path / "file"))
     path = write_store(tmp_path / "t.sqlite", [one("a")])
@@ -104,7 +111,7 @@ def test_without_a_folder_to_write_the_index_is_kept_in_memory(tmp_path, monkeyp
         assert tasks_with(reader, "kettle") == {"a"}
 
 
-def test_an_index_that_is_damaged_is_named_and_those_of_stores_that_are_gone_go(tmp_path, cache):
+def test_an_index_that_is_damaged_is_named_and_those_of_stores_that_are_gone_go(tmp_path: Path, cache: Path) -> None:
     path = write_store(tmp_path / "t.sqlite", [one("a")])
     with TreeStore.open(path, read_only=True) as store, closing(Reader(store)) as reader:
         tasks_with(reader, "kettle")
@@ -118,7 +125,7 @@ def test_an_index_that_is_damaged_is_named_and_those_of_stores_that_are_gone_go(
         assert tasks_with(reader, "kettle") == {"a"} and not index.exists()
 
 
-async def test_what_a_search_adds_is_found_and_what_is_replaced_is_not(where, cache):
+async def test_what_a_search_adds_is_found_and_what_is_replaced_is_not(where: Path | str, cache: Path) -> None:
     grown = Growth(task="growing").grow(4)
     with (
         TreeStore.open(where) as writer,
@@ -138,13 +145,15 @@ async def test_what_a_search_adds_is_found_and_what_is_replaced_is_not(where, ca
         await keep(writer, one("later", seen="A heron."))
         assert tasks_with(reader, "heron") == {"later"}
     if not isinstance(where, str):
-        where.unlink()
+        where.unlink()  # noqa: ASYNC240
         write_store(where, [one("later", seen="A stork.")])
         with TreeStore.open(where, read_only=True) as store, closing(Reader(store)) as reader:
             assert not tasks_with(reader, "heron") and tasks_with(reader, "stork") == {"later"}
 
 
-async def test_a_search_answers_before_all_texts_are_read_and_says_how_far_it_is(tmp_path, cache, monkeypatch):
+async def test_a_search_answers_before_all_texts_are_read_and_says_how_far_it_is(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("treewright.agent.view.server.PATIENCE", -1.0)
     with TreeStore.open(write_store(tmp_path / "t.sqlite", walks(2)), read_only=True) as store:
         transport = httpx.ASGITransport(make_app(store, "s"))
@@ -156,7 +165,7 @@ async def test_a_search_answers_before_all_texts_are_read_and_says_how_far_it_is
             assert found["indexed"] == 1.0 and found["total"] == 4 and "orchard" in found["rows"][0]["hit"]["found"]
 
 
-def test_half_surrogates_nul_and_quotes_are_looked_for_like_other_texts(tmp_path):
+def test_half_surrogates_nul_and_quotes_are_looked_for_like_other_texts(tmp_path: Path) -> None:
     odd = one("odd", seen='He said "stop\0it" \ud800 now')
     path = write_store(tmp_path / "t.sqlite", [odd])
     with TreeStore.open(path, read_only=True) as store, closing(Reader(store)) as reader:
@@ -165,7 +174,7 @@ def test_half_surrogates_nul_and_quotes_are_looked_for_like_other_texts(tmp_path
     assert terms_of('a "b  c" d"e "" "') == ["a", "b  c", "de"]
 
 
-def test_a_file_holds_the_trees_whose_texts_match(tmp_path):
+def test_a_file_holds_the_trees_whose_texts_match(tmp_path: Path) -> None:
     path = write_store(tmp_path / "t.sqlite", [one("a", seen="A heron."), one("b", seen="A stork.")])
     with TreeStore.open(path, read_only=True) as store:
         html = write_page(tmp_path / "t.html", store, Filters(text="heron")).read_text()
@@ -176,11 +185,11 @@ def test_a_file_holds_the_trees_whose_texts_match(tmp_path):
 
 
 @pytest.mark.parametrize("name", SORTS)
-def test_each_column_sorts_both_ways_and_what_is_not_known_comes_last(where, name):
+def test_each_column_sorts_both_ways_and_what_is_not_known_comes_last(where: Path | str, name: str) -> None:
     grown = [*walks(3), Growth("Æsop", "walk-9", "third", "walker-3").grow(2)]
     write_store(where, grown)
     write_store(where, [Growth("begun", "walk-8", "first", "walker-1", attempt=3).grow(3)], finish=False)
-    of = {
+    values: dict[str, Callable[[Any, str], Any]] = {
         "sign": lambda r, g: r.success,
         "task": lambda r, g: (r.suite, r.task_id, r.attempt),
         "goal": lambda r, g: g.casefold(),
@@ -194,7 +203,8 @@ def test_each_column_sorts_both_ways_and_what_is_not_known_comes_last(where, nam
         "version": lambda r, g: r.policy_version,
         "run": lambda r, g: r.run,
         "begun": lambda r, g: r.created,
-    }[name]
+    }
+    of = values[name]
     with TreeStore.open(where, read_only=True) as store:
         reader = Reader(store)
         for sort, back in ((name, False), (f"-{name}", True)):
@@ -205,7 +215,7 @@ def test_each_column_sorts_both_ways_and_what_is_not_known_comes_last(where, nam
             assert [of(*row) for part in parts for row in part] == rows, "pages go on where the last one ended"
 
 
-async def test_a_column_that_is_not_there_is_named(tmp_path):
+async def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     with TreeStore.open(write_store(tmp_path / "t.sqlite", walks(1)), read_only=True) as store:
         transport = httpx.ASGITransport(make_app(store, "s"))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1/s") as asked:
@@ -216,24 +226,24 @@ async def test_a_column_that_is_not_there_is_named(tmp_path):
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def weights(n):
+def weights(n: int) -> str:
     return f"{n:032x}".replace("0", "a")
 
 
-def checkpoints(folder, versions, step, aliases=None):
+def checkpoints(folder: Path, versions: list[Any], step: int, aliases: dict[str, Any] | None = None) -> None:
     at = folder / "checkpoints" / f"step-{step:06d}"
     at.mkdir(parents=True)
     told = {"step": step, "version": "x", "files": {}, "versions": versions, "aliases": aliases or {}}
     (at / MANIFEST).write_text(json.dumps(told))
 
 
-def run_of(home, versions, run="first"):
+def run_of(home: Path, versions: list[Any], run: str = "first") -> Any:
     (home / run).mkdir(parents=True)
     grown = [Growth(task=f"walk-{i}", run=run, version=version).grow(2) for i, version in enumerate(versions)]
     return write_store(home / run / "trees.sqlite", grown)
 
 
-def called(path, **filters):
+def called(path: Path, **filters: Any) -> list[Any]:
     with TreeStore.open(path, read_only=True) as store:
         reader = Reader(store)
         names = reader.weights()
@@ -241,7 +251,7 @@ def called(path, **filters):
         return [names.name(row.policy_version, row.run) for row, _ in rows]
 
 
-def test_weights_are_called_by_the_steps_of_their_run(tmp_path):
+def test_weights_are_called_by_the_steps_of_their_run(tmp_path: Path) -> None:
     known = [weights(n) for n in (9, 5, 7)]
     path = run_of(tmp_path, [*reversed(known), weights(8), "gpt@host", "served"])
     checkpoints(tmp_path / "first", known, 2, {"served": known[1]})
@@ -250,7 +260,7 @@ def test_weights_are_called_by_the_steps_of_their_run(tmp_path):
     assert called(path, text='"step 1"') == ["step 1", "step 1"]
 
 
-def test_steps_that_no_checkpoint_knows_any_more_are_counted_by_rounds(tmp_path):
+def test_steps_that_no_checkpoint_knows_any_more_are_counted_by_rounds(tmp_path: Path) -> None:
     known = [weights(n) for n in (4, 3, 2)]
     path = run_of(tmp_path, known)
     checkpoints(tmp_path / "first", known, 8)  # four steps in each of two rounds
@@ -260,7 +270,7 @@ def test_steps_that_no_checkpoint_knows_any_more_are_counted_by_rounds(tmp_path)
     assert called(path) == ["round 0", "round 1", "step 8"]
 
 
-def test_runs_in_one_store_keep_their_own_steps(tmp_path):
+def test_runs_in_one_store_keep_their_own_steps(tmp_path: Path) -> None:
     shared, first, second = weights(1), weights(2), weights(3)
     grown = [Growth(task=version[-1], run=run, version=version).grow(1) for run, version in
              (("first", shared), ("first", first), ("second", shared), ("second", second))]  # fmt: skip
@@ -273,7 +283,7 @@ def test_runs_in_one_store_keep_their_own_steps(tmp_path):
     assert names.name(first) == "step 1 of first" and names.name(shared) == "step 0 of first = step 0 of second"
 
 
-def test_a_run_whose_name_leads_elsewhere_is_not_followed(tmp_path):
+def test_a_run_whose_name_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     checkpoints(tmp_path / "secret", [weights(1)], 0)
     path = write_store(
         tmp_path / "home" / "trees.sqlite", [Growth(run="../secret", version=weights(1)).grow(1), Growth()]
@@ -281,7 +291,7 @@ def test_a_run_whose_name_leads_elsewhere_is_not_followed(tmp_path):
     assert called(path, run="../secret") == [weights(1)[:8]]
 
 
-def test_the_commands_take_words_of_texts_and_steps(tmp_path):
+def test_the_commands_take_words_of_texts_and_steps(tmp_path: Path) -> None:
     known = [weights(n) for n in (9, 5)]
     (tmp_path / "first").mkdir()
     grown = [one(f"t{i}", seen=seen, version=version) for i, (seen, version) in

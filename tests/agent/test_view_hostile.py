@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from payloads import payloads
@@ -18,29 +21,33 @@ pytestmark = marks
 COUNT = int(os.environ.get("TREEWRIGHT_PAYLOADS", "100"))
 
 
-def hostile(texts, attempt=0):
+def always(text: str) -> Any:
+    return lambda kind, words: text
+
+
+def hostile(texts: list[str], attempt: int = 0) -> Growth:
     """A tree whose first nodes carry each payload in what was said, done, observed, complained and signed."""
     grown = Growth(attempt=attempt)
-    drafts = []
+    drafts: list[Any] = []
     for text in texts:
-        grown.text = lambda kind, words, text=text: text
+        grown.text = always(text)
         error = text if len(drafts) % 2 else None
         drafts.append(grown.draft(text, grown.seen(1, True, error=text), error=error, share=1 / len(texts)))
     grown.apply(0, drafts)
     return grown
 
 
-def named(texts):
+def named(texts: list[str]) -> list[Any]:
     """Trees whose run, task, goal, version and first observation are a payload."""
     return [Growth(text, text, text, text, text=lambda kind, words, text=text: text).grow(1) for text in texts]
 
 
 @asynccontextmanager
-async def canary():
+async def canary() -> AsyncIterator[tuple[str, list[Any]]]:
     """A loopback server that counts who called."""
     calls = []
 
-    async def answer(reader, writer):
+    async def answer(reader: Any, writer: Any) -> None:
         calls.append(await reader.readline())
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\naccess-control-allow-origin: *\r\n\r\n")
         writer.close()
@@ -65,7 +72,7 @@ FRAMES_THAT_RAN = """async (texts) => {
 }"""
 
 
-async def test_the_payloads_do_their_work_on_a_page_that_trusts_them(browser):
+async def test_the_payloads_do_their_work_on_a_page_that_trusts_them(browser: Any) -> None:
     """The control: without it a harmless payload would count as one that was stopped."""
     async with canary() as (address, calls):
         texts, owned = payloads(COUNT, address), 0
@@ -77,7 +84,7 @@ async def test_the_payloads_do_their_work_on_a_page_that_trusts_them(browser):
         assert worked > COUNT // 2, worked
 
 
-async def check_hostile(page, texts):
+async def check_hostile(page: Any, texts: list[str]) -> None:
     """Opens everything that shows a payload; gives how many nodes were looked at."""
     await expect(page.locator("tbody tr").first).to_be_visible()
     shown = await page.locator("td.goal").all_text_contents()
@@ -122,7 +129,7 @@ async def check_hostile(page, texts):
 
 
 @pytest.mark.parametrize("how", ["served", "file"])
-async def test_hostile_texts_run_nothing_and_ask_for_nothing(browser, tmp_path, how):
+async def test_hostile_texts_run_nothing_and_ask_for_nothing(browser: Any, tmp_path: Path, how: str) -> None:
     async with canary() as (outside, calls):
         texts = payloads(COUNT, outside)
         with TreeStore.open(
@@ -147,7 +154,7 @@ async def test_hostile_texts_run_nothing_and_ask_for_nothing(browser, tmp_path, 
                 await context.close()
 
 
-async def test_the_policy_of_the_page_stops_markup_even_if_it_got_in(browser, page_file):
+async def test_the_policy_of_the_page_stops_markup_even_if_it_got_in(browser: Any, page_file: str) -> None:
     async with looking(browser, page_file) as (page, _), canary() as (outside, calls):
         outcome = await page.evaluate(
             """async (address) => {

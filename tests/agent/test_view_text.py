@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 from view_pages import SIZE, expect, looking, marks, open_first, press, selected, serving, until
 from view_trees import Growth, walks, write_store
@@ -20,11 +24,12 @@ from treewright.training.manifest import MANIFEST
 pytestmark = marks
 
 NARROW = {"width": 390, "height": 844}
+WIDE = {"width": 1920, "height": 1080}
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
 
 
 @pytest.fixture
-def heron(tmp_path):
+def heron(tmp_path: Path) -> Any:
     """A store in which one tree saw a heron at node 2, and another was told of it in its goal."""
     seen = Growth("Find the mill", "seen", run="=first")
     seen.apply(0, [seen.draft("look", seen.seen(1), share=1.0)])
@@ -34,17 +39,19 @@ def heron(tmp_path):
     return write_store(tmp_path / "t.sqlite", [*walks(2), seen, Growth("Paint a heron", "told").grow(2)])
 
 
-async def find(page, words):
+async def find(page: Any, words: str) -> None:
     await page.fill("input[type=search]", words)
 
 
 @pytest.fixture(params=["served", "file"])
-def opened(request, browser, heron, tmp_path):
+def opened(
+    request: pytest.FixtureRequest, browser: Any, heron: str, tmp_path: Path
+) -> Callable[..., AbstractAsyncContextManager[Any]]:
     """Opens the store as a page, served or in one file."""
     from contextlib import asynccontextmanager
 
     @asynccontextmanager
-    async def work(**options):
+    async def work(**options: Any) -> AsyncIterator[Any]:
         with TreeStore.open(heron, read_only=True) as store:
             if request.param == "file":
                 async with looking(browser, write_page(tmp_path / "t.html", store).as_uri(), **options) as (page, seen):
@@ -61,7 +68,9 @@ def opened(request, browser, heron, tmp_path):
 # -- the list ---------------------------------------------------------------------------------------------------------
 
 
-async def test_words_of_goals_actions_and_observations_are_found_and_lead_to_their_node(opened):
+async def test_words_of_goals_actions_and_observations_are_found_and_lead_to_their_node(
+    opened: Callable[..., AbstractAsyncContextManager[Any]],
+) -> None:
     async with opened() as page:
         await find(page, "HERON")
         await expect(page.locator("tbody tr")).to_have_count(2)
@@ -82,8 +91,21 @@ async def test_words_of_goals_actions_and_observations_are_found_and_lead_to_the
         assert await page.locator("input[type=search]").input_value() == '"for": heron'
 
 
-async def test_columns_sort_by_a_click_and_the_address_keeps_it(opened):
-    async def column(name):
+async def test_a_row_that_is_pressed_while_the_list_comes_anew_is_opened_all_the_same(opened: Any) -> None:
+    async with opened() as page:
+        await find(page, "heron")
+        await page.locator(".hit").first.hover()
+        await page.mouse.down()
+        later = "await treewright.list.everything()"  # asked afterwards, twice: the rows are there by then, and wait
+        await page.evaluate(f"(async () => {{ treewright.list.load(); {later}; {later} }})()")
+        await page.mouse.up()
+        await page.wait_for_selector(".node-head")
+
+
+async def test_columns_sort_by_a_click_and_the_address_keeps_it(
+    opened: Callable[..., AbstractAsyncContextManager[Any]],
+) -> None:
+    async def column(name: str) -> list[Any]:
         return [int(text) for text in await page.locator(f"td.c-{name}").all_text_contents()]
 
     async with opened() as page:
@@ -104,7 +126,7 @@ async def test_columns_sort_by_a_click_and_the_address_keeps_it(opened):
         assert goals == sorted(goals)
 
 
-async def test_weights_are_called_by_their_step(browser, tmp_path):
+async def test_weights_are_called_by_their_step(browser: Any, tmp_path: Path) -> None:
     known = [f"{n:032x}" for n in (9, 4, 6)]
     home = tmp_path / "first"
     (home / "checkpoints" / "step-000002").mkdir(parents=True)
@@ -126,7 +148,7 @@ async def test_weights_are_called_by_their_step(browser, tmp_path):
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
-async def test_two_branches_are_compared_turn_by_turn(view):
+async def test_two_branches_are_compared_turn_by_turn(view: Any) -> None:
     await open_first(view)
     await press(view, "Home", "ArrowRight", "m")
     first = await selected(view)
@@ -148,7 +170,7 @@ async def test_two_branches_are_compared_turn_by_turn(view):
     assert await selected(view) == other
 
 
-async def test_trees_beside_each_other_are_compared_whole_and_equal_ones_are_said_to_be_equal(view):
+async def test_trees_beside_each_other_are_compared_whole_and_equal_ones_are_said_to_be_equal(view: Any) -> None:
     await open_first(view)
     await press(view, "b")
     await expect(view.locator("canvas")).to_have_count(2)
@@ -178,7 +200,9 @@ async def test_trees_beside_each_other_are_compared_whole_and_equal_ones_are_sai
         ("q", "r"),
     ],
 )
-async def test_what_is_told_to_differ_turns_one_text_into_the_other(browser, page_file, left, right):
+async def test_the_shown_difference_turns_one_text_into_the_other(
+    browser: Any, page_file: str, left: str, right: str
+) -> None:
     async with looking(browser, page_file) as (page, _):
         found = await page.evaluate("([a, b]) => treewright.compare.differences(a, b)", [left.split(), right.split()])
     assert [line for sign, line in found if sign != "+"] == left.split()
@@ -191,13 +215,15 @@ async def test_what_is_told_to_differ_turns_one_text_into_the_other(browser, pag
 # -- copying ----------------------------------------------------------------------------------------------------------
 
 
-async def copied(page, what):
+async def copied(page: Any, what: str) -> Any:
     await page.click(f"button[aria-label='copy as {what}']")
     await expect(page.locator(".toast")).to_contain_text(f"copied: {what}")
     return await page.evaluate("navigator.clipboard.readText()")
 
 
-async def test_a_path_is_copied_as_code_that_runs_as_json_and_as_messages(browser, heron, tmp_path):
+async def test_a_path_is_copied_as_code_that_runs_as_json_and_as_messages(
+    browser: Any, heron: str, tmp_path: Path
+) -> None:
     with TreeStore.open(heron, read_only=True) as store:
         async with serving(store) as address, looking(browser, address, permissions=CLIPBOARD) as (page, _):
             await find(page, "heron still")
@@ -206,7 +232,7 @@ async def test_a_path_is_copied_as_code_that_runs_as_json_and_as_messages(browse
             name, node = await page.evaluate("[treewright.active.model.row.id, treewright.active.selected]")
             code, plain, talk = [await copied(page, what) for what in ("Python", "JSON", "messages")]
         tree = store.load(name)
-    ran = {}
+    ran: dict[str, Any] = {}
     exec(compile(code, "copied", "exec"), ran)
     assert ran["path"] == tree.path(node) and ran["tree"].digest() == tree.digest()
     assert ran["actions"] == [tree.action[i] for i in tree.path(node)[1:]]
@@ -221,10 +247,9 @@ async def test_a_path_is_copied_as_code_that_runs_as_json_and_as_messages(browse
     imported(tmp_path, "talk.jsonl", 1)
 
 
-def imported(folder, file, trees):
+def imported(folder: Path, file: str, trees: int) -> None:
     """What a file gives to `treewright import`."""
-    command = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
-    done = subprocess.run([*command, "import", file, "--name", "back"], cwd=folder, capture_output=True, text=True)
+    done = forked.treewright(["import", file, "--name", "back"], folder, os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
     with TreeStore.open(folder / "runs" / "back" / "trees.sqlite", read_only=True) as store:
         assert len(store.trees()) == trees
@@ -233,14 +258,16 @@ def imported(folder, file, trees):
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-async def saved(page, kind):
+async def saved(page: Any, kind: str) -> tuple[Any, Any]:
     async with page.expect_download() as waiting:
         await page.select_option("select[aria-label='export what is listed']", kind)
     download = await waiting.value
     return download.suggested_filename, (await download.path()).read_text("utf-8")
 
 
-async def test_what_is_listed_is_exported_in_its_order(opened, tmp_path):
+async def test_what_is_listed_is_exported_in_its_order(
+    opened: Callable[..., AbstractAsyncContextManager[Any]], tmp_path: Path
+) -> None:
     async with opened(accept_downloads=True) as page:
         await find(page, "heron")
         await expect(page.locator("tbody tr")).to_have_count(2)
@@ -259,7 +286,7 @@ async def test_what_is_listed_is_exported_in_its_order(opened, tmp_path):
         assert json.loads(text.splitlines()[0])["path"][-1]["text"] == 'wait {"for": "it"}'
 
 
-async def test_an_export_of_nothing_says_so(browser, tmp_path):
+async def test_an_export_of_nothing_says_so(browser: Any, tmp_path: Path) -> None:
     with TreeStore.open(write_store(tmp_path / "t.sqlite", [Growth()], finish=False), read_only=True) as store:
         async with serving(store) as address, looking(browser, address) as (page, _):
             await page.select_option("select[aria-label='export what is listed']", "messages")
@@ -269,7 +296,7 @@ async def test_an_export_of_nothing_says_so(browser, tmp_path):
 # -- narrow -----------------------------------------------------------------------------------------------------------
 
 
-async def fits(page):
+async def fits(page: Any) -> tuple[bool | Any, Any]:
     wide = await page.evaluate(
         """[...document.querySelectorAll('body *')]
             .filter((e) => e.getClientRects().length && !e.closest('.pane-caption') && !e.matches('.unseen')
@@ -279,8 +306,8 @@ async def fits(page):
     return not wide and await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), wide
 
 
-@pytest.mark.parametrize("size", [NARROW, SIZE], ids=["390", "1280"])
-async def test_nothing_is_cut_off_at_the_side(browser, page_file, size):
+@pytest.mark.parametrize("size", [NARROW, SIZE, WIDE], ids=["390", "1280", "1920"])
+async def test_nothing_is_cut_off_at_the_side(browser: Any, page_file: str, size: dict[str, int]) -> None:
     async with looking(browser, page_file, viewport=size) as (page, watched):
         for words in ("", "text=north"):
             await page.evaluate(f"location.hash = '{words}'")
@@ -302,7 +329,7 @@ async def test_nothing_is_cut_off_at_the_side(browser, page_file, size):
         assert (await fits(page))[0] and not watched.errors
 
 
-async def test_a_phone_sorts_by_a_menu_and_zooms_by_two_fingers(browser, page_file):
+async def test_a_phone_sorts_by_a_menu_and_zooms_by_two_fingers(browser: Any, page_file: str) -> None:
     async with looking(browser, page_file, viewport=NARROW, has_touch=True) as (page, _):
         await page.select_option("select[aria-label=sort]", "-nodes")
         sizes = [int(text) for text in await page.locator("td.c-nodes").all_text_contents()]
@@ -315,7 +342,7 @@ async def test_a_phone_sorts_by_a_menu_and_zooms_by_two_fingers(browser, page_fi
         x, y = box["x"] + 100, box["y"] + 150
         hands = await page.context.new_cdp_session(page)
 
-        async def touch(kind, *points):
+        async def touch(kind: str, *points: tuple[Any, Any]) -> None:
             spots = [{"x": a, "y": b, "id": i} for i, (a, b) in enumerate(points)]
             await hands.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": spots})
 

@@ -8,13 +8,18 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
 
 import pytest
 from databases import execute
+from not_none import not_none
 from speed import patient
 
-from treewright.agent.config import load_config
+from treewright.agent.config import Config, load_config
 from treewright.agent.runs import workers
 from treewright.agent.runs.workers import Job, Processes, collect_with_workers
 from treewright.envs.errors import TreewrightError
@@ -24,7 +29,7 @@ TASKS = 6
 
 
 @pytest.fixture
-def config(monkeypatch):
+def config(monkeypatch: pytest.MonkeyPatch) -> Config:
     here = os.path.join(os.path.dirname(__file__), "..", "helpers")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.path.abspath(here), os.environ.get("PYTHONPATH", "")]))
     return load_config(
@@ -34,7 +39,7 @@ def config(monkeypatch):
     )  # fmt: skip
 
 
-def digests(url):
+def digests(url: str) -> dict[str, Any]:
     with TreeStore.open(url, read_only=True) as store:
         assert store.check() == []
         rows = store.trees()
@@ -43,7 +48,7 @@ def digests(url):
 
 
 @pytest.fixture
-async def expected(config):
+async def expected(config: Config) -> dict[str, Any]:
     """What one process without a store grows."""
     from treewright.agent.policies.opening import open_policy
     from treewright.agent.runs.collect import collect, open_worlds
@@ -60,7 +65,7 @@ async def expected(config):
     return {tree.tree_id: tree.digest() for tree in trees}
 
 
-def when(condition, seconds=60.0):
+def when(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + patient(seconds)
     while not condition():
         assert time.monotonic() < end, "what was waited for did not happen"
@@ -68,13 +73,13 @@ def when(condition, seconds=60.0):
 
 
 def test_killed_and_stopped_workers_are_replaced_and_the_trees_are_the_same(
-    config, new_database, expected, monkeypatch
-):
+    config: Config, new_database: Callable[[], str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, crews = new_database(), []
     monkeypatch.setenv("SLOW_WALKER", "0.03")
 
     class Watched(Processes):
-        def __init__(self, job, count):
+        def __init__(self, job: Any, count: int) -> None:
             super().__init__(job, count)
             crews.append(self)
 
@@ -89,15 +94,15 @@ def test_killed_and_stopped_workers_are_replaced_and_the_trees_are_the_same(
         processes = crews[0].processes
         with TreeStore.open(url) as store:
 
-            def busy(process):
+            def busy(process: SpawnProcess) -> bool:
                 owners = execute(url, "SELECT owner FROM tasks WHERE state = 'leased'")
                 return any(owner.split()[-1] == str(process.pid) for (owner,) in owners)
 
             when(lambda: busy(processes[0]) and busy(processes[1]))
-            os.kill(processes[0].pid, signal.SIGKILL)
-            os.kill(processes[1].pid, signal.SIGSTOP)
+            os.kill(not_none(processes[0].pid), signal.SIGKILL)
+            os.kill(not_none(processes[1].pid), signal.SIGSTOP)
             when(lambda: store.queue.counts("w")["done"] == TASKS)
-        os.kill(processes[1].pid, signal.SIGCONT)
+        os.kill(not_none(processes[1].pid), signal.SIGCONT)
         run.join(60)
         assert not run.is_alive() and processes[0].exitcode == -signal.SIGKILL
     finally:
@@ -107,9 +112,11 @@ def test_killed_and_stopped_workers_are_replaced_and_the_trees_are_the_same(
     assert result["done"] == TASKS and digests(url) == expected
 
 
-def test_the_same_line_again_finds_everything_done(config, new_database, expected, monkeypatch):
+def test_the_same_line_again_finds_everything_done(
+    config: Config, new_database: Callable[[], str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = new_database()
-    seen = []
+    seen: list[Any] = []
     assert collect_with_workers(config, url, 1, tasks=TASKS, on_progress=seen.append)["done"] == TASKS
     assert seen and seen[-1].keys() == {"waiting", "leased", "done", "failed"}
     monkeypatch.setattr(workers, "Processes", None)
@@ -117,7 +124,7 @@ def test_the_same_line_again_finds_everything_done(config, new_database, expecte
     assert digests(url) == expected
 
 
-def test_workers_grow_trees_of_own_tasks(config, new_database, tmp_path):
+def test_workers_grow_trees_of_own_tasks(config: Config, new_database: Callable[[], str], tmp_path: Path) -> None:
     own = tmp_path / "tasks.jsonl"
     lines = ({"id": f"t{i}", "goal": "find the exit", "seed": i, "split": "train"} for i in range(2))
     own.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -130,7 +137,9 @@ def test_workers_grow_trees_of_own_tasks(config, new_database, tmp_path):
         assert {tree.outcome_of(leaf) for leaf in tree.leaves()} <= {0.0, 0.25}
 
 
-def test_what_cannot_be_is_said_before_anything_starts(config, tmp_path, new_database):
+def test_impossible_settings_are_refused_before_anything_starts(
+    config: Config, tmp_path: Path, new_database: Callable[[], str]
+) -> None:
     with pytest.raises(StoreError, match="use a postgresql:// store"):
         collect_with_workers(config, str(tmp_path / "t.db"), 2)
     for wrong in ("0", "many", "ray://host:1", "ray://?workers=3"):
@@ -141,13 +150,15 @@ def test_what_cannot_be_is_said_before_anything_starts(config, tmp_path, new_dat
             collect_with_workers(config, new_database(), "ray://local?workers=1", tasks=1)
 
 
-def test_a_job_says_everything_a_worker_needs():
+def test_a_job_says_everything_a_worker_needs() -> None:
     job = Job("{}", "postgresql://x", 3)
     assert replace(job, lanes=2).lanes == 2 and job.lease_seconds > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install ray")
-def test_ray_launches_the_same_workers(config, new_database, expected):
+def test_ray_launches_the_same_workers(
+    config: Config, new_database: Callable[[], str], expected: dict[str, Any]
+) -> None:
     url = new_database()
     assert collect_with_workers(config, url, "ray://local?workers=2", tasks=TASKS)["done"] == TASKS
     assert digests(url) == expected

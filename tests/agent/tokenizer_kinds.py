@@ -1,11 +1,16 @@
 """Small tokenizers of the kinds that models have, and chat templates: those that TRL carries, and shapes of others."""
 
+from __future__ import annotations
+
 import functools
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from not_none import not_none
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
@@ -27,7 +32,7 @@ WORDS = (
 )
 
 
-def bytes_of(before):
+def bytes_of(before: pre_tokenizers.ByteLevel | pre_tokenizers.Sequence) -> Tokenizer:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = before, decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -36,7 +41,7 @@ def bytes_of(before):
 
 
 @functools.cache
-def pieces():
+def pieces() -> str:
     """Vocabulary and merges of a BPE over SentencePiece's ▁, with bytes to fall back on, as JSON."""
     core = Tokenizer(models.BPE(unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -49,7 +54,9 @@ def pieces():
     return json.dumps(made)
 
 
-def sentencepiece(before=None, normalizer=None):
+def sentencepiece(
+    before: pre_tokenizers.Split | None = None, normalizer: normalizers.Sequence | normalizers.Replace | None = None
+) -> Tokenizer:
     core = Tokenizer.from_str(pieces())
     core.pre_tokenizer, core.decoder = before, SPACED
     if normalizer is not None:
@@ -57,7 +64,7 @@ def sentencepiece(before=None, normalizer=None):
     return core
 
 
-def unigram():
+def unigram() -> Tokenizer:
     core = Tokenizer(models.Unigram())
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
@@ -67,28 +74,28 @@ def unigram():
     return core
 
 
-def fast(core):
+def fast(core: Tokenizer) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
 
 
-def llama(**options):
+def llama(**options: Any) -> Any:
     """The class of transformers itself: prepend_scheme 'first', or 'always' where it is told to be legacy."""
     model = json.loads(pieces())["model"]
     return LlamaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], **options)
 
 
-def prepended():
+def prepended() -> Any:
     """As Llama 2's and Phi-3's own files: a normalizer puts ▁ in front of every stretch between marks."""
     steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     return fast(sentencepiece(normalizer=normalizers.Sequence(steps)))
 
 
-def gemma():
+def gemma() -> Any:
     before = pre_tokenizers.Split(" ", "merged_with_previous")
     return fast(sentencepiece(before, normalizers.Replace(" ", "▁")))
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: fast(bytes_of(pre_tokenizers.ByteLevel(add_prefix_space=False))),
     "llama3": lambda: fast(
         bytes_of(
@@ -111,7 +118,7 @@ KINDS = {
 MARK = re.compile(r"<[^<>\s'\"{}%]{1,40}>|\[/?[A-Z_]{3,}\]")
 
 
-def tokenizer(kind, template):
+def tokenizer(kind: str, template: str) -> Any:
     """A tokenizer of the kind, with the marks that the template writes."""
     made = KINDS[kind]()
     marks = sorted({m for m in MARK.findall(template) if "SYS" not in m} - {"<s>", "</s>", "<unk>"})
@@ -163,8 +170,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def template(name):
+def template(name: str) -> str:
     if name in SHAPES:
         return SHAPES[name]
     spec = importlib.util.find_spec("trl")
-    return (Path(spec.origin).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    return (Path(not_none(not_none(spec).origin)).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,8 +12,13 @@ from treewright.benchmarks import credit as bench_credit
 from treewright.training.check.mdp_growth import SCHEDULES
 from treewright.training.credit import ESTIMATORS, split_loo, variants
 
+if TYPE_CHECKING:
+    from treewright.training.credit.arrays import Credit
 
-def test_the_bench_reports_every_cell_and_writes_what_it_returns(tmp_path, capsys):
+
+def test_the_bench_reports_every_cell_and_writes_what_it_returns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "credit.json"
     result = bench_credit.main(
         quick=True, json_path=path, trees=320, schedules=["chains", "random", "best_first"], nodes=4000
@@ -26,19 +33,19 @@ def test_the_bench_reports_every_cell_and_writes_what_it_returns(tmp_path, capsy
     assert "quick run" in printed and "split_loo by schedule" in printed
 
 
-def test_a_plot_is_drawn_or_its_absence_explained(tmp_path, capsys):
+def test_a_plot_is_drawn_or_its_absence_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "credit.svg"
     bench_credit.main(quick=True, plot_path=path, trees=16, schedules=["chains"], nodes=1000)
     assert path.exists() or "matplotlib is not installed" in capsys.readouterr().out
 
 
-def test_the_tables_in_the_documentation_are_those_of_the_committed_figures():
+def test_the_tables_in_the_documentation_are_those_of_the_committed_figures() -> None:
     docs = Path(__file__).parents[2] / "docs"
     figures = json.loads((docs / "credit.json").read_text())["figures"]
     assert bench_credit.markdown(figures, list(SCHEDULES)) in (docs / "credit.md").read_text()
 
 
-def cpu_seconds(function, repeats):
+def cpu_seconds(function: Callable[[], Credit], repeats: int) -> float:
     best = float("inf")
     for _ in range(repeats):
         start = time.process_time()
@@ -47,12 +54,12 @@ def cpu_seconds(function, repeats):
     return best
 
 
-def test_split_loo_takes_a_fraction_of_a_second_for_half_a_million_nodes():
+def test_split_loo_takes_a_fraction_of_a_second_for_half_a_million_nodes() -> None:
     batch = bench_credit.big_batch(500_000)
     assert cpu_seconds(lambda: split_loo(batch), repeats=3) < 0.3  # 0.08 on a quiet core
 
 
 @pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"split_loo"}))
-def test_no_estimator_is_slower_than_linear_passes(name):
+def test_no_estimator_is_slower_than_linear_passes(name: str) -> None:
     batch = bench_credit.big_batch(100_000)
     assert cpu_seconds(lambda: ESTIMATORS[name](batch), repeats=2) < 0.6

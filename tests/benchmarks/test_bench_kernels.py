@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from treewright.benchmarks import kernels as bench
 from treewright.benchmarks import kernels_cpu as bench_cpu
 from treewright.benchmarks import kernels_decode as bench_decode
 from treewright.benchmarks import kernels_step as bench_step
-from treewright.benchmarks.families import FAMILIES, trajectories
+from treewright.benchmarks.families import FAMILIES, Family, trajectories
 from treewright.kernels import decode
 from treewright.kernels.reference import dense_attention, relative_error
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-def test_families_have_the_wanted_size_and_their_rows_are_the_root_paths(family):
+def test_families_have_the_wanted_size_and_their_rows_are_the_root_paths(family: Family) -> None:
     plan = family.plan(500, seed=3)
     plan.check_integrity()
     assert abs(plan.n_queries - 500) <= 70
@@ -30,7 +31,7 @@ def test_families_have_the_wanted_size_and_their_rows_are_the_root_paths(family)
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [f for f in FAMILIES if f.name in ("flat 2k + 16 x 1k", "pure causal")]
     monkeypatch.setattr(bench, "FAMILIES", [*few, *few, *few])
     monkeypatch.setattr(bench_cpu, "FAMILIES", few)
@@ -44,7 +45,9 @@ def small(monkeypatch):
     )
 
 
-def test_bench_writes_figures_table_plot_and_where_they_come_from(small, tmp_path, capsys):
+def test_bench_writes_figures_table_plot_and_where_they_come_from(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = bench.main(True, str(tmp_path / "r.json"), str(tmp_path / "r.svg"))
     assert json.loads((tmp_path / "r.json").read_text()) == result
     names = {"plan_s_1e6", "max_rel_error_fp32", "max_rel_error_bf16", "cpu_tree_speedup_over_ideal_min",
@@ -61,14 +64,14 @@ def test_bench_writes_figures_table_plot_and_where_they_come_from(small, tmp_pat
         assert "say nothing about a GPU" in said
 
 
-def test_a_red_gate_stops_the_bench_before_anything_is_timed(small, monkeypatch):
+def test_a_red_gate_stops_the_bench_before_anything_is_timed(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "GATES", {torch.float32: 1e-12})
     monkeypatch.setattr(bench, "cpu_figures", lambda *a, **o: pytest.fail("timed on a red gate"))
     with pytest.raises(RuntimeError, match="nothing timed"):
         bench.main(True)
 
 
-def test_a_step_over_rows_has_the_gradient_of_the_step_over_the_tree(monkeypatch):
+def test_a_step_over_rows_has_the_gradient_of_the_step_over_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = dataclasses.replace(bench_step.CPU, tokens=300, hidden=32, inner=48, heads=2, kv_heads=1, width=16)
     tree, rows = bench_step.packs(FAMILIES[5].plan(300), shape, "cpu")
     assert len(rows) > 1 and all(len(p.ids) <= 300 for p in rows)
@@ -83,7 +86,7 @@ def test_a_step_over_rows_has_the_gradient_of_the_step_over_the_tree(monkeypatch
         bench_step.step_figures("cpu", quick=True)
 
 
-def test_decoding_is_not_timed_where_the_two_ways_disagree(monkeypatch):
+def test_decoding_is_not_timed_where_the_two_ways_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_decode, "CASES", {"2 over 4000": ((4000,), (2,))})
     kept = decode._over
     monkeypatch.setattr(decode, "_over", lambda q, *rest: kept(q * 2, *rest))
@@ -91,7 +94,7 @@ def test_decoding_is_not_timed_where_the_two_ways_disagree(monkeypatch):
         bench_decode.decode_figures("cpu", quick=True)
 
 
-def test_one_compiled_flex_mask_serves_every_family(monkeypatch):
+def test_one_compiled_flex_mask_serves_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
     bench_gpu = pytest.importorskip("treewright.benchmarks.kernels_gpu")
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     flex = bench_gpu._Flex(512, (4, 2), None, "cpu")
@@ -105,7 +108,7 @@ def test_one_compiled_flex_mask_serves_every_family(monkeypatch):
         flex.on(FAMILIES[0].plan(500))
 
 
-def test_gpu_figures_hold_rows_and_the_least_over_large_ones():
+def test_gpu_figures_hold_rows_and_the_least_over_large_ones() -> None:
     bench_gpu = pytest.importorskip("treewright.benchmarks.kernels_gpu")
     row = {"family": "x", "tokens": 16384, "heads": "32:8", "D": 128, "fwd_tflops": 3.0, "bwd_tflops": 2.0}
     row |= {"fwd_vs_flex": None, "bwd_vs_flex": 1.5}
@@ -114,5 +117,5 @@ def test_gpu_figures_hold_rows_and_the_least_over_large_ones():
     assert "fwd_vs_flex_min" not in figures and "bwd_vs_flex [x, 4096, 32:8, D=128]" in figures
 
 
-def test_planning_is_measured_on_a_forest_of_the_wanted_size():
+def test_planning_is_measured_on_a_forest_of_the_wanted_size() -> None:
     assert 0 < bench.planning_seconds(2000) < 0.5

@@ -15,7 +15,7 @@ from treewright.benchmarks import models
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_one_architecture_of_each_kind_of_layer_is_exact():
+def test_one_architecture_of_each_kind_of_layer_is_exact() -> None:
     rows = {name: models.examined(name) for name in models.FEW}
     assert {name: row["verdict"] for name, row in rows.items()} == dict.fromkeys(models.FEW, "exact"), rows
     layers = {kind for row in rows.values() for kind in row["layers"].split(", ")}
@@ -25,7 +25,7 @@ def test_one_architecture_of_each_kind_of_layer_is_exact():
     assert 0 < figures["hybrid_max_error"]["value"] <= 1e-9
 
 
-def test_what_is_refused_wrong_or_no_decoder_is_told_apart(monkeypatch):
+def test_what_is_refused_wrong_or_no_decoder_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.examined("bloom")["verdict"] == "refused"
     assert models.examined("bart")["verdict"] == "no decoder"
     monkeypatch.setattr(models, "prepare", lambda model: 1 / 0)
@@ -37,7 +37,7 @@ def test_what_is_refused_wrong_or_no_decoder_is_told_apart(monkeypatch):
     assert row["verdict"] == "wrong" and row["difference"] >= 1e-3
 
 
-def test_the_command_prints_and_writes_the_table_of_what_was_asked_for(tmp_path):
+def test_the_command_prints_and_writes_the_table_of_what_was_asked_for(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["bench", "models", "--only", "qwen3", "--json", str(tmp_path / "models.json")])
     assert said.exit_code == 0 and "qwen3" in said.output and "exact" in said.output
     result = json.loads((tmp_path / "models.json").read_text())
@@ -45,14 +45,22 @@ def test_the_command_prints_and_writes_the_table_of_what_was_asked_for(tmp_path)
     assert result["figures"]["models_wrong"]["value"] == 0 == result["figures"]["models_crash"]["value"]
 
 
-def test_the_page_of_the_docs_is_made_from_the_committed_figures():
-    result = json.loads((DOCS / "models.json").read_text())
-    assert (DOCS / "models.md").read_text() == models.page(result)
-    assert not result["quick"] and result["figures"]["models_wrong"]["value"] == 0
-    assert result["figures"]["models_crash"]["value"] == 0
+def test_the_page_of_the_docs_is_made_from_the_committed_figures() -> None:
+    result, oldest = (json.loads((DOCS / f"{name}.json").read_text()) for name in ("models", "models-oldest"))
+    assert (DOCS / "models.md").read_text() == models.page(result, oldest)
+    for one in (result, oldest):
+        assert not one["quick"] and len(one["models"]) > 100
+        assert one["figures"]["models_wrong"]["value"] == 0 == one["figures"]["models_crash"]["value"]
 
 
-def test_a_hybrids_step_is_only_timed_when_trees_and_rows_agree(monkeypatch):
+def test_the_oldest_transformers_of_the_table_is_the_oldest_that_the_package_takes() -> None:
+    oldest = json.loads((DOCS / "models-oldest.json").read_text())["versions"]["transformers"]
+    said = (DOCS.parent / "pyproject.toml").read_text()
+    assert f'"transformers>={oldest.rpartition(".")[0]}"' in said
+    assert f"transformers=={oldest}" in (DOCS.parent / "Makefile").read_text()
+
+
+def test_a_hybrids_step_is_only_timed_when_trees_and_rows_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     from treewright.benchmarks import models_step
 
     monkeypatch.setattr(models_step, "AGREE", 1e-12)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from treewright.agent.cli.bench import HOMES
 from treewright.benchmarks import recipes as bench_recipes
 
 
-def test_every_recipe_has_a_gain_with_its_interval(monkeypatch):
+def test_every_recipe_has_a_gain_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_recipes, "QUICK", bench_recipes._Plan(10, 6, 10))
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import pytest
 from treewright.benchmarks.compile_check import BUDGETS, SHARED_LIMIT, compare, variants
 
 
-def test_kernels_for_common_head_sizes_keep_their_budgets():
+def test_kernels_for_common_head_sizes_keep_their_budgets() -> None:
     triton = pytest.importorskip("triton", reason="Triton is not installed, so nothing can be compiled")
     version = ".".join(triton.__version__.split(".")[:2])
     if version not in json.loads(BUDGETS.read_text()):
@@ -25,7 +25,7 @@ def test_kernels_for_common_head_sizes_keep_their_budgets():
     assert ran.returncode == 0, ran.stderr
 
 
-def test_committed_budgets_cover_every_kernel_and_fit_the_hardware():
+def test_committed_budgets_cover_every_kernel_and_fit_the_hardware() -> None:
     for table in json.loads(BUDGETS.read_text()).values():
         assert len(table) == len(variants())
         for label, budget in table.items():
@@ -34,7 +34,7 @@ def test_committed_budgets_cover_every_kernel_and_fit_the_hardware():
                 assert budget["spilled"] <= 256, label
 
 
-def test_growth_is_named():
+def test_a_kernel_above_its_budget_is_named_with_both_numbers() -> None:
     budget = {"registers": 200, "spilled": 0, "shared": 1000}
     assert compare(budget, budget, 90) == []
     grown = {"registers": 201, "spilled": 8, "shared": 240_000}

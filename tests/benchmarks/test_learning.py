@@ -1,6 +1,10 @@
 """The learning experiment: batched growth against the slow obvious version, equal tokens, and a learner that learns."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from closeness import assert_near
 from treewright.benchmarks.learning import bench as bench_learning
 from treewright.benchmarks.learning import sweep
 from treewright.benchmarks.learning.arms import ARMS
-from treewright.benchmarks.learning.grow import Grower, Plan, grow
+from treewright.benchmarks.learning.grow import Grower, Grown, Plan, grow
 from treewright.benchmarks.learning.train import (
     Curve,
     Setting,
@@ -29,6 +33,8 @@ from treewright.benchmarks.learning.world import (
     RELATIONS,
     SEARCH,
     TURN,
+    Tasks,
+    World,
     contexts,
     demonstrations,
     draw_tasks,
@@ -37,17 +43,25 @@ from treewright.benchmarks.learning.world import (
 )
 from treewright.training.credit import split_loo_reference
 
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from treewright.benchmarks.learning.policy import TinyPolicy
+
+
 SETTING = Setting(0.8)
 TINY = Sizes(tokens=1_500, batch=400, checks=3, tasks=64, warm=80)
 
 
 @pytest.fixture(scope="module")
-def start():
+def start() -> tuple[World, TinyPolicy]:
     torch.set_num_threads(1)
     return starting_point(SETTING, 7, 80)
 
 
-def grown_by(name, start, tasks=12, seed=0, flips=0.0):
+def grown_by(
+    name: str, start: tuple[World, TinyPolicy], tasks: int = 12, seed: int = 0, flips: float = 0.0
+) -> tuple[Any, Any, Tasks, Plan, Grown]:
     world, policy = start
     rng = np.random.default_rng(seed)
     batch = draw_tasks(world, tasks, rng)
@@ -55,12 +69,12 @@ def grown_by(name, start, tasks=12, seed=0, flips=0.0):
     return world, policy, batch, plan, grow(policy, world, batch, plan, rng, flips)
 
 
-def turn_tokens(grown, node):
+def turn_tokens(grown: Grown, node: int) -> tuple[Any, Any]:
     at = PREFIX + TURN * (grown.turn[node] - 1)
     return grown.rows[node, at : at + 4].tolist(), at
 
 
-def test_the_cache_gives_the_logits_of_the_whole_row(start):
+def test_the_cache_gives_the_logits_of_the_whole_row(start: tuple[World, TinyPolicy]) -> None:
     world, policy = start
     rows = torch.from_numpy(demonstrations(world, 5, 0.5, np.random.default_rng(1))[0][:, :20])
     full = policy(rows)
@@ -71,7 +85,7 @@ def test_the_cache_gives_the_logits_of_the_whole_row(start):
         assert_near(policy.extend(rows[:, i : i + 1], at + i, cache), full[:, i])
 
 
-def test_rows_at_different_places_extend_as_they_would_alone(start):
+def test_rows_at_different_places_extend_as_they_would_alone(start: tuple[World, TinyPolicy]) -> None:
     world, policy = start
     rows = torch.from_numpy(demonstrations(world, 4, 0.5, np.random.default_rng(1))[0])
     at, cache = torch.tensor([6, 10, 14, 7]), policy.empty_cache(4)
@@ -84,7 +98,7 @@ def test_rows_at_different_places_extend_as_they_would_alone(start):
 
 
 @pytest.mark.parametrize("name", ARMS)
-def test_batched_trees_obey_the_rules_of_the_world_node_by_node(name, start):
+def test_batched_trees_obey_the_rules_of_the_world_node_by_node(name: str, start: tuple[World, TinyPolicy]) -> None:
     _, _, tasks, _, grown = grown_by(name, start)
     a = grown.arrays
     a.require_exact("this test")
@@ -108,7 +122,7 @@ def test_batched_trees_obey_the_rules_of_the_world_node_by_node(name, start):
 
 
 @pytest.mark.parametrize("name", ["chains", "late", "split"])
-def test_widths_are_those_of_the_arm(name, start):
+def test_widths_are_those_of_the_arm(name: str, start: tuple[World, TinyPolicy]) -> None:
     _, _, tasks, _, grown = grown_by(name, start, tasks=30)
     a = grown.arrays
     opened = a.k > 0
@@ -123,7 +137,9 @@ def test_widths_are_those_of_the_arm(name, start):
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_token_identical_draws_are_merged_with_their_count_where_the_plan_says_so(merge, start):
+def test_token_identical_draws_are_merged_with_their_count_where_the_plan_says_so(
+    merge: bool, start: tuple[World, TinyPolicy]
+) -> None:
     world, policy = start
     rng = np.random.default_rng(0)
     batch = draw_tasks(world, 40, rng)
@@ -136,7 +152,7 @@ def test_token_identical_draws_are_merged_with_their_count_where_the_plan_says_s
     assert grown.tokens == int((a.mult * a.n_tokens).sum())
 
 
-def test_recorded_log_probs_are_those_of_the_whole_row(start):
+def test_recorded_log_probs_are_those_of_the_whole_row(start: tuple[World, TinyPolicy]) -> None:
     _, policy, _, _, grown = grown_by("split", start)
     for n in range(12, len(grown.arrays)):
         at, count = turn_tokens(grown, n)[1], grown.arrays.n_tokens[n]
@@ -144,11 +160,11 @@ def test_recorded_log_probs_are_those_of_the_whole_row(start):
         assert float(alone.detach()) == pytest.approx(grown.logp[n], abs=1e-4 * float(np.abs(grown.logp).max()))
 
 
-def slow_episode(policy, world, tasks, i, rng):
+def slow_episode(policy: TinyPolicy, world: World, tasks: Tasks, i: int, rng: Generator) -> float:
     """One episode with the whole row computed for every token."""
     row, current = contexts(tasks)[i].tolist(), 0.0
     for _turn in range(tasks.hops[i] + 1):
-        said = []
+        said: list[Any] = []
         for _token in range(3):
             p = torch.softmax(policy(torch.tensor([row + said]))[0, -1], -1).detach().double().numpy()
             said.append(int(rng.choice(len(p), p=p / p.sum())))
@@ -162,7 +178,7 @@ def slow_episode(policy, world, tasks, i, rng):
     return current
 
 
-def test_success_agrees_with_episodes_rolled_out_one_token_at_a_time(start):
+def test_success_agrees_with_episodes_rolled_out_one_token_at_a_time(start: tuple[World, TinyPolicy]) -> None:
     world, policy = start
     tasks = draw_tasks(world, 150, np.random.default_rng(3))
     fast = success(policy, world, tasks.take(np.arange(3000) % 150), np.random.default_rng(4))
@@ -172,7 +188,7 @@ def test_success_agrees_with_episodes_rolled_out_one_token_at_a_time(start):
 
 
 @pytest.mark.parametrize("name", ["late", "split"])
-def test_tree_values_agree_with_the_success_of_single_rollouts(name, start):
+def test_tree_values_agree_with_the_success_of_single_rollouts(name: str, start: tuple[World, TinyPolicy]) -> None:
     world, policy, tasks, _, grown = grown_by(name, start, tasks=300)
     value = ARMS[name].credit(grown.arrays).value[:300]
     single = success(policy, world, tasks.take(np.arange(1500) % 300), np.random.default_rng(5))
@@ -180,19 +196,19 @@ def test_tree_values_agree_with_the_success_of_single_rollouts(name, start):
 
 
 @pytest.mark.parametrize("name", ["late", "split", "adaptive"])
-def test_credit_is_split_loo_as_its_formulas_say(name, start):
+def test_credit_is_split_loo_as_its_formulas_say(name: str, start: tuple[World, TinyPolicy]) -> None:
     *_, grown = grown_by(name, start)
     fast, slow = ARMS[name].credit(grown.arrays), split_loo_reference(grown.arrays, tau=3.0)
     assert np.allclose(fast.coef, slow.coef, atol=1e-9)
 
 
-def test_rows_hold_each_nodes_tokens_once_and_give_the_gradient_of_the_tree(start):
+def test_rows_hold_each_nodes_tokens_once_and_give_the_gradient_of_the_tree(start: tuple[World, TinyPolicy]) -> None:
     _, policy, _, _, grown = grown_by("split", start, tasks=6)
     credit = ARMS["split"].credit(grown.arrays)
     params = list(policy.parameters())
     rows, coef = coefficients(grown, credit)
     fast = torch.autograd.grad((torch.from_numpy(coef) * log_probs(policy, torch.from_numpy(rows))).sum(), params)
-    total = 0.0
+    total: Any = 0.0
     for n in range(6, len(grown.arrays)):
         at, count = turn_tokens(grown, n)[1], grown.arrays.n_tokens[n]
         own = log_probs(policy, torch.from_numpy(grown.rows[n : n + 1, : at + count]))[0, at - 1 :].sum()
@@ -203,7 +219,7 @@ def test_rows_hold_each_nodes_tokens_once_and_give_the_gradient_of_the_tree(star
     assert max(float(s.abs().max()) for s in slow) > 1e-3
 
 
-def test_best_first_opens_the_heaviest_liked_node_of_each_tree(start):
+def test_best_first_opens_the_heaviest_liked_node_of_each_tree(start: tuple[World, TinyPolicy]) -> None:
     world, policy = start
     rng = np.random.default_rng(2)
     tasks = draw_tasks(world, 8, rng)
@@ -217,7 +233,7 @@ def test_best_first_opens_the_heaviest_liked_node_of_each_tree(start):
         assert score[node] == max(score[rivals])
 
 
-def test_best_first_stops_where_nothing_is_open(start):
+def test_best_first_stops_where_nothing_is_open(start: tuple[World, TinyPolicy]) -> None:
     world, policy = start
     rng = np.random.default_rng(2)
     plan = Plan(np.full((2, 2, 5), 1), merge=False, expansions=12)
@@ -225,7 +241,7 @@ def test_best_first_stops_where_nothing_is_open(start):
     assert grown.arrays.exact.all() and len(grown.arrays) <= 2 + 2 * 5
 
 
-def test_the_judge_is_right_four_times_in_five(start):
+def test_the_judge_is_right_four_times_in_five(start: tuple[World, TinyPolicy]) -> None:
     world, policy = start
     rng = np.random.default_rng(0)
     tasks = draw_tasks(world, 600, rng)
@@ -236,14 +252,14 @@ def test_the_judge_is_right_four_times_in_five(start):
     assert abs((g.liked == g.right)[new].mean() - 0.8) < 0.04
 
 
-def test_flips_change_what_the_arm_sees_and_not_the_truth(start):
+def test_flips_change_what_the_arm_sees_and_not_the_truth(start: tuple[World, TinyPolicy]) -> None:
     *_, grown = grown_by("chains", start, tasks=60, flips=0.15)
     leaf = grown.arrays.k == 0
     assert abs((grown.arrays.reward != grown.truth)[leaf].mean() - 0.15) < 0.06
     assert (grown.arrays.reward == grown.truth)[~leaf].all()
 
 
-def test_arms_spend_equal_tokens_up_to_one_batch(start):
+def test_arms_spend_equal_tokens_up_to_one_batch(start: tuple[World, TinyPolicy]) -> None:
     for name, arm in ARMS.items():
         curve = learn(arm, SETTING, 1e-3, 7, TINY, start=start)
         assert TINY.tokens <= curve.tokens[-1] < TINY.tokens + 2 * TINY.batch, name
@@ -251,7 +267,7 @@ def test_arms_spend_equal_tokens_up_to_one_batch(start):
         assert curve.success[0] == learn(arm, SETTING, 1e-3, 7, Sizes(100, 100, 1, 64, 80), start=start).success[0]
 
 
-def test_true_rewards_teach_and_permuted_ones_do_not(start):
+def test_true_rewards_teach_and_permuted_ones_do_not(start: tuple[World, TinyPolicy]) -> None:
     sizes = Sizes(tokens=16_000, batch=1_000, checks=2, tasks=512, warm=80)
     true = learn(ARMS["split"], SETTING, 1e-3, 7, sizes, start=start).success
     dealt = learn(ARMS["split"], SETTING, 1e-3, 7, sizes, start=start, permute=True).success
@@ -260,19 +276,19 @@ def test_true_rewards_teach_and_permuted_ones_do_not(start):
     assert dealt[-1] < dealt[0] + 0.05
 
 
-def test_a_run_repeats():
+def test_a_run_with_the_same_seed_gives_the_same_figures() -> None:
     short = Sizes(tokens=900, batch=400, checks=1, tasks=64, warm=3)
     runs = [learn(ARMS["adaptive"], SETTING, 1e-3, 7, short) for _ in range(2)]
     assert runs[0] == runs[1]
 
 
-def test_area_is_the_mean_of_the_curve_up_to_the_budget():
+def test_area_is_the_mean_of_the_curve_up_to_the_budget() -> None:
     curve = Curve((0, 100, 300), (0.0, 0.5, 0.9), 2, 2)
     assert curve.area(100) == pytest.approx(0.25)
     assert curve.area(200) == pytest.approx((0.25 * 100 + 0.6 * 100) / 200)
 
 
-def test_a_sweep_that_was_cut_goes_on_and_runs_nothing_twice(tmp_path, monkeypatch):
+def test_a_sweep_that_was_cut_goes_on_and_runs_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [sweep.Cell("x", arm, 1e-3, 7, SETTING, Sizes(500, 300, 1, 16, 2)) for arm in ("chains", "late")]
     path = tmp_path / "runs.jsonl"
     first = sweep.run_cells(cells[:1], path)
@@ -284,10 +300,10 @@ def test_a_sweep_that_was_cut_goes_on_and_runs_nothing_twice(tmp_path, monkeypat
     assert [json.loads(x)["cell"]["arm"] for x in path.read_text().splitlines() if x.endswith("}")][-1] == "late"
 
 
-def test_the_tuned_rate_has_the_largest_mean_area():
+def test_the_tuned_rate_has_the_largest_mean_area() -> None:
     sizes = Sizes(100, 100, 1, 1, 1)
 
-    def record(lr, success):
+    def record(lr: float, success: float) -> sweep.Record:
         return sweep.Record(sweep.Cell("hard", "chains", lr, 1, SETTING, sizes), Curve((0, 100), (0, success), 1, 1), 0)
 
     assert sweep.tuned([record(1e-3, 0.2), record(3e-3, 0.5), record(3e-3, 0.1), record(1e-3, 0.3)]) == {
@@ -295,7 +311,7 @@ def test_the_tuned_rate_has_the_largest_mean_area():
     }
 
 
-def test_the_interval_is_of_paired_seeds():
+def test_the_interval_is_of_paired_seeds() -> None:
     base = np.array([0.1, 0.2, 0.3, 0.4])
     assert sweep.ratio_interval(1.5 * base, base) == pytest.approx((1.5, 1.5, 1.5))
     ratio, low, high = sweep.ratio_interval(base[::-1], base)
@@ -305,13 +321,15 @@ def test_the_interval_is_of_paired_seeds():
         sweep.ratio_interval([1.0], [1.0, 2.0])
 
 
-def test_permutations_are_relations():
+def test_each_relation_of_the_world_is_a_permutation() -> None:
     world = make_world(np.random.default_rng(0))
     assert all(sorted(world.graph[:, r]) == list(range(ENTITIES)) for r in range(RELATIONS))
     assert (world.taken_for != np.arange(32) % RELATIONS).all()
 
 
-def test_a_small_experiment_gives_figures_by_setting_and_arm_and_goes_on_from_its_file(tmp_path, monkeypatch):
+def test_a_small_experiment_gives_figures_by_setting_and_arm_and_goes_on_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = Sizes(tokens=600, batch=300, checks=1, tasks=64, warm=2)
     plan = bench_learning.Experiment(
         settings={"easy": (SETTING, sizes)},
@@ -333,13 +351,13 @@ def test_a_small_experiment_gives_figures_by_setting_and_arm_and_goes_on_from_it
     assert json.loads((tmp_path / "out.json").read_text())["quick"] is False
 
 
-def test_chains_at_their_best_rate_are_the_stricter_comparison():
+def test_chains_at_their_best_rate_are_the_stricter_comparison() -> None:
     sizes = Sizes(100, 100, 1, 1, 1)
     plan = bench_learning.Experiment(
         {"hard": (SETTING, sizes)}, ("chains", "split"), {}, (1, 2), (3,), (1e-3, 2e-3), ("hard",)
     )
 
-    def record(arm, lr, seed, area):
+    def record(arm: str, lr: float, seed: int, area: float) -> sweep.Record:
         curve = Curve((0, 100), (area, area), 1, 1)
         return sweep.Record(sweep.Cell("hard", arm, lr, seed, SETTING, sizes), curve, 0.0)
 

@@ -1,19 +1,24 @@
 """The conformance kit passes a good world, and fails exactly the clause that a bad one breaks."""
 
+from __future__ import annotations
+
 import json
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from treewright.envs import Action, Effect, EnvFault, InvalidAction, Observation, Restore, Snapshot, StepResult, Task
 from treewright.envs.check import CLAUSES, CheckFailed, check_env, kit, sample_arguments
+from treewright.envs.check.report import Report
 from treewright.envs.errors import TreewrightError
 from treewright.envs.tools import workbench
 from treewright.envs.tools.schema import check_action
-from treewright.envs.types import BaseEnvironment, ToolSpec, digest
+from treewright.envs.types import BaseEnvironment, ToolSpec, Turn, digest
 
 
-def number(name, effect):
+def number(name: str, effect: Effect) -> ToolSpec:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     return ToolSpec(name, parameters=schema, effect=effect)
 
@@ -25,20 +30,21 @@ class Shelf(BaseEnvironment):
     sandboxed = True  # or `done`, of which nothing is declared, would wait for a commit
     restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
     tools = (number("put", Effect.REVERSIBLE), number("look", Effect.READ), ToolSpec("done", terminal=True))
-    open_sessions: set = set()
+    open_sessions: set[Any] = set()
     opened = 0
 
-    def __init__(self):
+    def __init__(self) -> None:
         Shelf.opened += 1
         self.id, self.last, self.resets, self.steps = Shelf.opened, "", 0, 0
         self.open_sessions.add(self.id)
 
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         self.resets += 1
+        self.shelf: list[Any]
         self.shelf, self.at, self.ended = [], 0, False
         return self.show("ready")
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         if self.ended:
             raise InvalidAction("over")
         check_action(action, self.tools)
@@ -54,22 +60,22 @@ class Shelf(BaseEnvironment):
         self.at = action.arguments["n"]
         return StepResult(self.show(f"looking at {self.at}"))
 
-    async def snapshot(self):
+    async def snapshot(self) -> Snapshot:
         data = json.dumps([self.shelf, self.at, self.ended, self.shown.text, self.shown.fingerprint, self.id]).encode()
         return Snapshot(Restore.STATE, data, self.shown.fingerprint, size=len(data))
 
-    async def restore(self, snapshot):
+    async def restore(self, snapshot: Snapshot) -> Observation:
         self.shelf, self.at, self.ended, text, _, self.maker = json.loads(snapshot.data)
         return self.show(text)
 
-    async def close(self):
+    async def close(self) -> None:
         self.open_sessions.discard(self.id)
 
-    def show(self, text):
+    def show(self, text: str) -> Observation:
         self.shown = Observation(text, digest(json.dumps([self.shelf, self.at, self.ended])), provenance="tool")
         return self.shown
 
-    def reword(self, result, text):
+    def reword(self, result: StepResult, text: str) -> StepResult:
         """The result with a text that should not be there."""
         return StepResult(
             self.show(text), result.reward, result.terminated, truncated=result.truncated, effect=result.effect
@@ -83,7 +89,7 @@ class NoneAmongWays(Shelf):
 class OnlyForks(Shelf):
     restore_ways = frozenset({Restore.FORK})
 
-    async def snapshot(self):
+    async def snapshot(self) -> Snapshot:
         kept = await super().snapshot()
         return Snapshot(Restore.FORK, kept.data, kept.fingerprint)
 
@@ -93,26 +99,26 @@ class StochasticReplay(Shelf):
 
 
 class NoProvenance(Shelf):
-    def show(self, text):
+    def show(self, text: str) -> Observation:
         self.shown = Observation(text, super().show(text).fingerprint, provenance="")
         return self.shown
 
 
 class InfiniteReward(Shelf):
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         result = await super().step(action, key)
         return StepResult(result.observation, result.reward * float("inf") if result.reward else 0.0, result.terminated)
 
 
 class BrokenSchema(Shelf):
-    async def actions(self):
+    async def actions(self) -> Sequence[ToolSpec]:
         return (*self.tools, ToolSpec("odd", parameters={"type": "object", "required": "n"}))
 
 
 class Sleeper(Shelf):
     slept = False
 
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         if not Sleeper.slept:
             Sleeper.slept = True
             time.sleep(0.2)  # noqa: ASYNC251
@@ -120,13 +126,13 @@ class Sleeper(Shelf):
 
 
 class CountedReset(Shelf):
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         await super().reset(task, key)
         return self.show(f"ready {self.id} {self.resets}")
 
 
 class TiredAfterReset(Shelf):
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         result = await super().step(action, key)
         return self.reword(result, "tired") if self.resets > 1 else result
 
@@ -134,7 +140,7 @@ class TiredAfterReset(Shelf):
 class NoSnapshots(Shelf):
     restore_ways = frozenset({Restore.REPLAY})
 
-    async def snapshot(self):
+    async def snapshot(self) -> Snapshot:
         return await BaseEnvironment.snapshot(self)
 
 
@@ -144,11 +150,11 @@ class ReplaysOnlyWhenAsked(NoSnapshots):
     sandboxed = False
     asked = False
 
-    async def effect(self, action):
+    async def effect(self, action: Action) -> Effect:
         self.asked = True
         return await super().effect(action)
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         try:
             result = await super().step(action, key)
         except InvalidAction:
@@ -158,13 +164,13 @@ class ReplaysOnlyWhenAsked(NoSnapshots):
 
 
 class WrongFingerprint(Shelf):
-    async def snapshot(self):
+    async def snapshot(self) -> Snapshot:
         kept = await super().snapshot()
         return Snapshot(kept.kind, kept.data, "0" * 32, size=kept.size)
 
 
 class TextSnapshot(Shelf):
-    async def snapshot(self):
+    async def snapshot(self) -> Snapshot:
         kept = await super().snapshot()
         return Snapshot(kept.kind, kept.data.decode(), kept.fingerprint, size=kept.size)
 
@@ -172,7 +178,7 @@ class TextSnapshot(Shelf):
 class ForgetsAfter(Shelf):
     forgets = ""
 
-    async def restore(self, snapshot):
+    async def restore(self, snapshot: Snapshot) -> Observation:
         shown = await super().restore(snapshot)
         return self.show(f"{shown.text}?") if self.last == self.forgets else shown
 
@@ -188,23 +194,23 @@ class ForgetsAfterLook(ForgetsAfter):
 class ShakenByRestore(Shelf):
     shaken = False
 
-    async def restore(self, snapshot):
+    async def restore(self, snapshot: Snapshot) -> Observation:
         self.shaken = self.last == "done"
         return await super().restore(snapshot)
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         result = await super().step(action, key)
         return self.reword(result, "shaken") if self.shaken else result
 
 
 class KnowsItsMaker(Shelf):
-    async def restore(self, snapshot):
+    async def restore(self, snapshot: Snapshot) -> Observation:
         shown = await super().restore(snapshot)
         return self.show("not mine") if self.maker != self.id and self.maker in self.open_sessions else shown
 
 
 class NeedsItsMaker(Shelf):
-    async def restore(self, snapshot):
+    async def restore(self, snapshot: Snapshot) -> Observation:
         shown = await super().restore(snapshot)
         if self.maker not in self.open_sessions:
             raise EnvFault("the session that made it is closed")
@@ -216,26 +222,26 @@ class Marked(Shelf):
 
     marked = False
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         result = await super().step(action, key)
         return self.reword(result, "marked") if self.marked else result
 
 
 class EffectMarks(Marked):
-    async def effect(self, action):
+    async def effect(self, action: Action) -> Effect:
         self.marked = self.marked or action == kit.UNKNOWN_TOOL
         return await super().effect(action)
 
 
 class AnswersNonsense(Shelf):
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         if action == kit.UNKNOWN_TOOL:
             return StepResult(self.show("what?"))
         return await super().step(action, key)
 
 
 class InvalidMarks(Marked):
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         try:
             return await super().step(action, key)
         except InvalidAction:
@@ -244,32 +250,32 @@ class InvalidMarks(Marked):
 
 
 class LeaksErrors(Shelf):
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         if action.name == "put" and "n" not in action.arguments:
             raise KeyError("n")
         return await super().step(action, key)
 
 
 class SharedShelf(NoSnapshots):
-    putting: set = set()
+    putting: set[Any] = set()
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         result = await super().step(action, key)
         self.putting.add(self.id)
         return result if self.putting == {self.id} else self.reword(result, f"{len(self.putting)} at the shelf")
 
-    async def close(self):
+    async def close(self) -> None:
         self.putting.discard(self.id)
 
 
 class NeverOver(Shelf):
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         self.ended = False
         return await super().step(action, key)
 
 
 class ClosesOnce(Shelf):
-    async def close(self):
+    async def close(self) -> None:
         self.open_sessions.remove(self.id)
 
 
@@ -304,18 +310,18 @@ PLAN = (Action.of("put", n=1), Action.of("look", n=7), Action.of("put", n=2), Ac
 TASK = Task("shelf", "t0", "put 1 and 2", horizon=4)
 
 
-def oracle(task, history, tools):
+def oracle(task: Task, history: Sequence[Turn], tools: Any) -> Action:
     return PLAN[len(history) - 1]
 
 
-async def check(world, task=TASK, **options):
-    async def opened():
+async def check(world: Any, task: Task = TASK, **options: Any) -> Report:
+    async def opened() -> Any:
         return world()
 
     return await check_env(opened, [task], steps=4, **({"oracle": oracle} | options))
 
 
-async def test_a_good_world_passes_with_and_without_an_oracle():
+async def test_a_good_world_passes_with_and_without_an_oracle() -> None:
     report = await check(Shelf)
     assert report.ok, str(report)
     assert {result.name for result in report.results if result.held is None} == {"fork_is_durable"}
@@ -324,12 +330,12 @@ async def test_a_good_world_passes_with_and_without_an_oracle():
     report.raise_if_failed()
 
 
-def test_every_clause_has_a_planted_violation():
+def test_every_clause_has_a_planted_violation() -> None:
     assert set(PLANTED) == set(CLAUSES)
 
 
 @pytest.mark.parametrize("clause", PLANTED)
-async def test_a_planted_violation_fails_exactly_its_clause(clause, monkeypatch):
+async def test_a_planted_violation_fails_exactly_its_clause(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if clause == "event_loop":
         monkeypatch.setattr(kit, "BLOCK_LIMIT", 0.15)
     task = Task("shelf", "t0", "put 1 and 2", horizon=3 if clause == "horizon" else 4)
@@ -339,8 +345,8 @@ async def test_a_planted_violation_fails_exactly_its_clause(clause, monkeypatch)
         report.raise_if_failed()
 
 
-async def test_the_worst_task_decides_and_is_named():
-    async def opened():
+async def test_the_worst_task_decides_and_is_named() -> None:
+    async def opened() -> Shelf:
         return Shelf()
 
     tasks = [TASK, Task("shelf", "short", "too short", horizon=1)]
@@ -348,22 +354,22 @@ async def test_the_worst_task_decides_and_is_named():
     assert report.failed == ("horizon",) and "short: no end after 1" in str(report)
 
 
-async def test_a_world_that_cannot_start_is_one_failed_clause():
+async def test_a_world_that_cannot_start_is_one_failed_clause() -> None:
     class Broken(Shelf):
-        async def reset(self, task, key):
+        async def reset(self, task: Task, key: int) -> Observation:
             raise KeyError("seed")
 
     report = await check(Broken)
     assert report.failed == ("playable",) and "KeyError" in str(report)
 
 
-async def test_a_live_world_is_not_made_to_do_what_needs_a_commit():
+async def test_a_live_world_is_not_made_to_do_what_needs_a_commit() -> None:
     class Live(Shelf):
         sandboxed = False
         tools = (number("put", Effect.IRREVERSIBLE), number("look", Effect.READ), ToolSpec("done", terminal=True))
         puts = 0
 
-        async def step(self, action, key):
+        async def step(self, action: Action, key: int) -> StepResult:
             Live.puts += "put" in action.name
             return await super().step(action, key)
 
@@ -371,15 +377,15 @@ async def test_a_live_world_is_not_made_to_do_what_needs_a_commit():
     assert (await check(Live, live=True)).failed == () and Live.puts > 0
 
 
-async def test_wrong_questions_are_refused():
+async def test_wrong_questions_are_refused() -> None:
     with pytest.raises(TreewrightError, match="at least one task"):
-        await check_env(Shelf, [])
+        await check_env(Shelf, [])  # type: ignore[arg-type]
     with pytest.raises(TreewrightError, match="no clause named 'replays'"):
         await check(Shelf, clauses=["replays"])
     assert len((await check(Shelf, clauses=["replay"])).results) == 1
 
 
-def test_sampled_arguments_satisfy_their_schema():
+def test_sampled_arguments_satisfy_their_schema() -> None:
     import random
 
     from jsonschema import Draft202012Validator
@@ -404,24 +410,24 @@ def test_sampled_arguments_satisfy_their_schema():
 class Recycled:
     """A session that goes back to the shelf when it is closed, since a server takes half a second to start."""
 
-    idle: list = []
+    idle: list[Any] = []
 
-    def __init__(self, env):
+    def __init__(self, env: Any) -> None:
         self.env, self.closed = env, False
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.env, name)
 
-    async def close(self):
+    async def close(self) -> None:
         if not self.closed:
             self.idle.append(self.env)
         self.closed = True
 
 
-async def test_workbench_passes():
+async def test_the_workbench_passes_the_conformance_kit() -> None:
     suite = workbench.SUITE
 
-    async def opened():
+    async def opened() -> Recycled:
         return Recycled(Recycled.idle.pop() if Recycled.idle else await suite.open())
 
     task = next(task for task in suite.tasks("train", 10) if task.data["kind"] == "status")

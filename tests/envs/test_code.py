@@ -1,8 +1,12 @@
 """The suite `code`: problems, sandbox, world, mistakes, and that search over it beats a single attempt."""
 
+from __future__ import annotations
+
 import os
 import socket
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from small_policies import script_policy
@@ -16,6 +20,7 @@ from treewright.envs.code.bugs import Programmer, bugs
 from treewright.envs.code.problem import Problem, equal, expected
 from treewright.envs.code.sandbox import Limits, run_calls
 from treewright.envs.code.world import PROBLEMS, SUITE, code_suite, share_passed
+from treewright.envs.types import Task
 from treewright.search.types import Candidate, Completion, Exchange, NodeStatus, Score
 
 MEDIAN = PROBLEMS[0]
@@ -25,24 +30,24 @@ QUICK = Limits(each=0.3, cpu=2, wall=20.0)
 # -- problems ---------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_at_least_40_problems_with_public_and_hidden_tests_of_different_calls():
+def test_there_are_at_least_40_problems_with_public_and_hidden_tests_of_different_calls() -> None:
     assert len(PROBLEMS) >= 40 and len({p.name for p in PROBLEMS}) == len(PROBLEMS)
     for problem in PROBLEMS:
         assert problem.public and len(problem.hidden) >= 4 and not set(problem.public) & set(problem.hidden)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
-def test_the_reference_gives_the_values_that_the_public_tests_state(problem):
-    space = {}
+def test_the_reference_gives_the_values_that_the_public_tests_state(problem: Problem) -> None:
+    space: dict[str, Any] = {}
     exec(problem.source, space)
     for call, value in problem.public.items():
         assert equal(repr(eval(call, dict(space))), value)
     assert len(expected(problem)) == len(problem.hidden)
 
 
-def test_hidden_tests_tell_most_mistakes_that_public_ones_let_pass():
-    def passes(source, calls, wanted):
-        space = {}
+def test_hidden_tests_tell_most_mistakes_that_public_ones_let_pass() -> None:
+    def passes(source: str, calls: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+        space: dict[str, Any] = {}
         try:
             exec(source, space)
             return all(equal(repr(eval(call, dict(space))), value) for call, value in zip(calls, wanted, strict=True))
@@ -69,7 +74,7 @@ def test_hidden_tests_tell_most_mistakes_that_public_ones_let_pass():
         ("{1, 2}", "{2, 1}", True), ("<object>", "3", False), ("'a'", "'b'", False), ("nan", "1.0", False),
     ],
 )  # fmt: skip
-def test_values_are_compared_by_value_and_type(found, wanted, same):
+def test_values_are_compared_by_value_and_type(found: str, wanted: str, same: bool) -> None:
     assert equal(found, wanted) is same
 
 
@@ -95,7 +100,7 @@ def leave(path): os.unlink(path); return 'gone'
 """
 
 
-async def test_a_hostile_program_reaches_no_file_network_process_or_signal(tmp_path):
+async def test_a_hostile_program_reaches_no_file_network_process_or_signal(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("s3cret")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -121,10 +126,10 @@ async def test_a_hostile_program_reaches_no_file_network_process_or_signal(tmp_p
         "PYTHONHASHSEED",
         "LC_CTYPE",
     }
-    assert secret.read_text() == "s3cret" and list(tmp_path.iterdir()) == [secret]
+    assert secret.read_text() == "s3cret" and list(tmp_path.iterdir()) == [secret]  # noqa: ASYNC240
 
 
-async def test_a_program_that_swallows_its_alarms_is_killed_and_one_that_leaves_is_told():
+async def test_a_program_that_swallows_its_alarms_is_killed_and_one_that_leaves_is_told() -> None:
     stubborn = """
 def f():
     while True:
@@ -147,16 +152,16 @@ def f():
     assert lied.calls == (("value", "1"),)
 
 
-async def test_programs_that_do_not_load_say_where():
+async def test_programs_that_do_not_load_say_where() -> None:
     assert (await run_calls("def f(:\n  pass", ["1"], QUICK)).load == "SyntaxError: invalid syntax (line 1)"
     assert (await run_calls("x = 1\ny = x / 0", ["1"], QUICK)).load == "ZeroDivisionError: division by zero (line 2)"
     assert (await run_calls("\ud800", ["1"], QUICK)).load is not None
 
 
-async def test_a_machine_without_fences_runs_nothing_unless_told_to(monkeypatch):
+async def test_a_machine_without_fences_runs_nothing_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     import treewright.envs.code.sandbox as sandbox
 
-    async def no_landlock(job, folder, wall):
+    async def no_landlock(job: Any, folder: Any, wall: float) -> tuple[bytes, int]:
         return b'{"fences": {"files": false, "calls": true}, "load": null, "calls": []}', 0
 
     monkeypatch.setattr(sandbox, "_child", no_landlock)
@@ -169,7 +174,7 @@ async def test_a_machine_without_fences_runs_nothing_unless_told_to(monkeypatch)
 # -- world ------------------------------------------------------------------------------------------------------------
 
 
-async def test_failures_are_shown_test_by_test_and_hidden_tests_decide():
+async def test_failures_are_shown_test_by_test_and_hidden_tests_decide() -> None:
     env = await SUITE.open()
     task = next(t for t in SUITE.tasks("train", 99) if t.id == "median")
     await env.reset(task, 0)
@@ -192,7 +197,7 @@ async def test_failures_are_shown_test_by_test_and_hidden_tests_decide():
         await env.step(Action.of("submit"), 0)
 
 
-async def test_ones_own_problems_make_a_suite_and_mistakes_in_them_are_named():
+async def test_ones_own_problems_make_a_suite_and_mistakes_in_them_are_named() -> None:
     double = Problem(
         "double(x)", "twice x", "def double(x):\n    return 2 * x\n", {"double(1)": "2"}, ("double(0)",) * 4
     )
@@ -208,13 +213,13 @@ async def test_ones_own_problems_make_a_suite_and_mistakes_in_them_are_named():
 # -- evaluator and search ---------------------------------------------------------------------------------------------
 
 
-def candidate(text, turns=()):
+def candidate(text: str | None, turns: list[Any] | tuple[Any, ...] = ()) -> Candidate:
     shown = tuple(Exchange("", None, Observation(t)) for t in turns)
     seen = Observation(text) if text is not None else None
     return Candidate(shown, Completion("x"), None, None, seen, NodeStatus.OPEN, 0.0, 1)
 
 
-async def test_the_evaluator_counts_public_tests_and_mixes_in_a_critic():
+async def test_the_evaluator_counts_public_tests_and_mixes_in_a_critic() -> None:
     task = SUITE.tasks("train", 1)[0]
     half = "tests: 1 of 2 passed\n…"
     scores = await TestsPassed().evaluate(
@@ -223,7 +228,7 @@ async def test_the_evaluator_counts_public_tests_and_mixes_in_a_critic():
     assert [s.value for s in scores] == [0.5, 0.5, 0.5, 0.0]
     asked = []
 
-    async def critic(task, candidate):
+    async def critic(task: Task, candidate: Candidate) -> Score:
         asked.append(candidate)
         return Score(1.0, tokens=7)
 
@@ -234,14 +239,14 @@ async def test_the_evaluator_counts_public_tests_and_mixes_in_a_critic():
         TestsPassed(weight=-1)
 
 
-def test_mistakes_are_small_and_load():
+def test_planted_mistakes_are_small_and_still_compile() -> None:
     found = bugs(MEDIAN.source)
     assert len(found) > 5 and len(set(found)) == len(found)
     for source in found:
         compile(source, "bug", "exec")
 
 
-async def test_search_by_public_tests_beats_a_single_attempt():
+async def test_search_by_public_tests_beats_a_single_attempt() -> None:
     tasks = SUITE.tasks("test", 10)
     async with open_worlds([SUITE]) as worlds:
         rates = []

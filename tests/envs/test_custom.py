@@ -6,10 +6,14 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
+from not_none import not_none
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import (
@@ -24,6 +28,7 @@ from treewright.envs import (
 from treewright.envs.check import check_env
 from treewright.envs.custom import custom_suite, load_tasks
 from treewright.envs.maze import Maze
+from treewright.envs.types import Environment, Observation, Turn
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first
@@ -31,8 +36,8 @@ from treewright.search.types import Budget
 
 README = Path(__file__).parent.parent / "readme_env.py"
 spec = importlib.util.spec_from_file_location("readme_env", README)
-readme_env = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(readme_env)
+readme_env = importlib.util.module_from_spec(not_none(spec))
+not_none(not_none(spec).loader).exec_module(readme_env)
 sys.modules["readme_env"] = readme_env
 
 ROWS = [
@@ -41,36 +46,36 @@ ROWS = [
 ]
 
 
-def write(path, rows):
+def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("\n\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     return path
 
 
 @pytest.fixture
-def tasks_file(tmp_path):
+def tasks_file(tmp_path: Path) -> Path:
     return write(tmp_path / "tasks.jsonl", ROWS)
 
 
-def short(task, history):
+def short(task: Task, history: Sequence[Turn]) -> float:
     """Reward of the tests: 1 divided by the number of actions, 0 if the last text does not show what was wanted."""
     assert isinstance(history, tuple) and history[0].action is None
     wanted = str(task.data.get("wanted", "stopped"))
     return 1.0 / (len(history) - 1) if wanted in history[-1].observation.text.split() else 0.0
 
 
-def jug(task, turns, tools, rng):
+def jug(task: Task, turns: Any, tools: Any, rng: Random) -> Any:
     """One of the three moves that help, drawn blindly."""
     return rng.choice(['fill {"jug": 1}', 'pour {"jug": 1}', 'drain {"jug": 0}'])
 
 
-def expert(task, history, tools):
+def expert(task: Task, history: Sequence[Turn], tools: Any) -> Action:
     """The six moves that leave 4 litres in the larger of jugs for 3 and 5; what it does elsewhere is of no use."""
     moves = [("fill", 1), ("pour", 1), ("drain", 0), ("pour", 1), ("fill", 1), ("pour", 1)]
     verb, this = moves[(len(history) - 1) % 6]
     return Action.of(verb, jug=this)
 
 
-async def play(env, task, *actions):
+async def play(env: Environment, task: Task, *actions: Action) -> list[Any]:
     seen = [await env.reset(task, 1)]
     return [*seen, *[await env.step(action, i) for i, action in enumerate(actions)]]
 
@@ -78,7 +83,7 @@ async def play(env, task, *actions):
 # -- tasks file -----------------------------------------------------------------------------------------------------
 
 
-def test_tasks_are_read_with_defaults_and_blank_lines_are_skipped(tasks_file):
+def test_tasks_are_read_with_defaults_and_blank_lines_are_skipped(tasks_file: Path) -> None:
     four, one = load_tasks(tasks_file, "jugs")
     assert (four.suite, four.id, four.seed, four.split, four.horizon) == ("jugs", "four", 0, "train", 8)
     assert (one.seed, one.split, one.truth) == (7, "test", {})
@@ -101,13 +106,15 @@ def test_tasks_are_read_with_defaults_and_blank_lines_are_skipped(tasks_file):
         ('{"id": ', "line 3: not valid JSON"),
     ],
 )
-def test_a_wrong_line_is_left_out_and_named_with_its_field(tmp_path, caplog, row, message):
+def test_a_wrong_line_is_left_out_and_named_with_its_field(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, row: dict[str, Any] | str, message: str
+) -> None:
     tasks = load_tasks(write(tmp_path / "tasks.jsonl", [ROWS[0], row, ROWS[1]]), "jugs")
     assert [task.id for task in tasks] == ["four", "one"]
     assert re.search(message, caplog.text) and "2 tasks read, 1 lines left out" in caplog.text
 
 
-def test_a_file_of_wrong_lines_alone_is_refused_by_its_first(tmp_path):
+def test_a_file_of_wrong_lines_alone_is_refused_by_its_first(tmp_path: Path) -> None:
     rows = [{"id": "a", "gaol": "x"}, "{", {"id": "b"}]
     with pytest.raises(TreewrightError, match=r"line 1: no field named 'gaol'.*and 2 more wrong lines"):
         load_tasks(write(tmp_path / "tasks.jsonl", rows), "jugs")
@@ -127,31 +134,31 @@ MARK = b"\xef\xbb\xbf"
     ],
     ids=["byte order marks", "utf-16", "carriage returns", "bytes that are no text"],
 )
-def test_tasks_are_read_however_a_file_was_saved(tmp_path, raw):
+def test_tasks_are_read_however_a_file_was_saved(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_bytes(raw)
     assert [task.id for task in load_tasks(path, "jugs")] == ["a", "b"]
 
 
-def test_separators_that_json_allows_in_strings_do_not_cut_a_line(tmp_path):
+def test_separators_that_json_allows_in_strings_do_not_cut_a_line(tmp_path: Path) -> None:
     goal = "one\u2028two\u2029three\x85four"
     path = write(tmp_path / "tasks.jsonl", [json.dumps({"id": "a", "goal": goal}, ensure_ascii=False)])
     assert load_tasks(path, "jugs")[0].goal == goal
 
 
-def test_optional_fields_that_are_empty_count_as_not_given(tmp_path):
+def test_optional_fields_that_are_empty_count_as_not_given(tmp_path: Path) -> None:
     empty = {"id": "a", "goal": "x", "seed": None, "split": "", "horizon": None, "data": None, "truth": ""}
     (task,) = load_tasks(write(tmp_path / "tasks.jsonl", [empty]), "jugs")
     assert (task.seed, task.split, task.horizon, task.data, task.truth) == (0, "train", 8, {}, {})
 
 
-def test_half_surrogates_become_the_replacement_character(tmp_path):
+def test_half_surrogates_become_the_replacement_character(tmp_path: Path) -> None:
     row = r'{"id": "a", "goal": "find \ud83d", "data": {"\udc00": ["\ud83d\ude00", "\ud800"]}}'
     (task,) = load_tasks(write(tmp_path / "tasks.jsonl", [row]), "jugs")
     assert task.goal == "find \ufffd" and task.data == {"\ufffd": ["\U0001f600", "\ufffd"]}
 
 
-def test_an_empty_or_missing_file_says_what_to_write(tmp_path):
+def test_an_empty_or_missing_file_says_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(TreewrightError, match="holds no task; write one a line"):
         load_tasks(write(tmp_path / "tasks.jsonl", [""]), "jugs")
     with pytest.raises(TreewrightError, match="cannot read tasks"):
@@ -161,7 +168,7 @@ def test_an_empty_or_missing_file_says_what_to_write(tmp_path):
 # -- suite ----------------------------------------------------------------------------------------------------------
 
 
-def test_splits_keep_the_order_of_the_file_and_an_absent_one_is_an_error(tmp_path, tasks_file):
+def test_splits_keep_the_order_of_the_file_and_an_absent_one_is_an_error(tmp_path: Path, tasks_file: Path) -> None:
     suite = custom_suite("jugs", tasks_file, "readme_env:Jugs", short)
     assert [task.id for task in suite.tasks("train", 5)] == ["four"]
     only = custom_suite("jugs", write(tmp_path / "one.jsonl", ROWS[:1]), "readme_env:Jugs", short)
@@ -181,13 +188,15 @@ def test_splits_keep_the_order_of_the_file_and_an_absent_one_is_an_error(tmp_pat
         (3, short, "open is of type int; name a class, an object, a suite or a function"),
     ],
 )
-def test_a_wrong_world_or_reward_is_refused_at_once(tasks_file, open, reward, message):
+def test_a_wrong_world_or_reward_is_refused_at_once(
+    tasks_file: Path, open: str | int, reward: Callable[[Any, Any], Any] | str | int, message: str
+) -> None:
     with pytest.raises(TreewrightError, match=message):
-        custom_suite("jugs", tasks_file, open, reward)
+        custom_suite("jugs", tasks_file, open, reward)  # type: ignore[arg-type]
 
 
-async def test_a_built_in_world_a_class_and_a_coroutine_function_all_open(tasks_file):
-    async def opened():
+async def test_a_built_in_world_a_class_and_a_coroutine_function_all_open(tasks_file: Path) -> None:
+    async def opened() -> Maze:
         return Maze()
 
     for open in ("maze", "treewright.envs.maze:Maze", opened):
@@ -202,10 +211,10 @@ async def test_a_built_in_world_a_class_and_a_coroutine_function_all_open(tasks_
 ROWS_TASK = Task("mine", "t", "stop", horizon=3, truth={"canary": "s3cret"})
 
 
-async def test_the_reward_function_alone_decides_and_is_asked_once_at_the_end(tasks_file):
+async def test_the_reward_function_alone_decides_and_is_asked_once_at_the_end(tasks_file: Path) -> None:
     asked = []
 
-    def reward(task, history):
+    def reward(task: Task, history: Sequence[Turn]) -> float:
         asked.append([str(turn.action) for turn in history])
         return 0.25
 
@@ -217,7 +226,7 @@ async def test_the_reward_function_alone_decides_and_is_asked_once_at_the_end(ta
     assert results[-1].terminated and len(asked) == 1 and len(asked[0]) == 7
 
 
-async def test_the_horizon_ends_an_episode_that_the_world_does_not(tasks_file):
+async def test_the_horizon_ends_an_episode_that_the_world_does_not(tasks_file: Path) -> None:
     env = await custom_suite("jugs", tasks_file, "readme_env:Jugs", lambda task, history: len(history)).open()
     task = replace(load_tasks(tasks_file, "jugs")[0], horizon=2)
     *_, first, last = await play(env, task, Action.of("fill", jug=0), Action.of("drain", jug=0))
@@ -225,8 +234,8 @@ async def test_the_horizon_ends_an_episode_that_the_world_does_not(tasks_file):
     assert (last.truncated, last.terminated, last.reward) == (True, False, 3.0)
 
 
-async def test_an_invalid_action_leaves_no_turn_in_the_history(tasks_file):
-    env = await custom_suite("jugs", tasks_file, "readme_env:Jugs", short).open()
+async def test_an_invalid_action_leaves_no_turn_in_the_history(tasks_file: Path) -> None:
+    env: Any = await custom_suite("jugs", tasks_file, "readme_env:Jugs", short).open()
     await env.reset(load_tasks(tasks_file, "jugs")[0], 0)
     with pytest.raises(InvalidAction):
         await env.step(Action.of("dance"), 0)
@@ -234,13 +243,14 @@ async def test_an_invalid_action_leaves_no_turn_in_the_history(tasks_file):
 
 
 @pytest.mark.parametrize("value", [float("nan"), None, "1", float("inf")])
-async def test_a_reward_that_is_no_finite_number_is_an_error(tasks_file, value):
-    env = await custom_suite("mine", tasks_file, "maze", lambda task, history: value).open()
+async def test_a_reward_that_is_no_finite_number_is_an_error(tasks_file: Path, value: float | str | None) -> None:
+    reward: Any = lambda task, history: value  # noqa: E731
+    env = await custom_suite("mine", tasks_file, "maze", reward).open()
     with pytest.raises(TreewrightError, match="it must give a finite number"):
         await play(env, ROWS_TASK, Action.of("stop"))
 
 
-async def test_a_failing_reward_function_names_its_suite_and_task(tasks_file):
+async def test_a_failing_reward_function_names_its_suite_and_task(tasks_file: Path) -> None:
     env = await custom_suite("mine", tasks_file, "maze", lambda task, history: 1 / 0).open()
     with pytest.raises(TreewrightError, match="reward function of 'mine' failed on task 't': ZeroDivision"):
         await play(env, ROWS_TASK, Action.of("stop"))
@@ -249,13 +259,13 @@ async def test_a_failing_reward_function_names_its_suite_and_task(tasks_file):
 class Gossip(Maze):
     """Shows whatever it was told, and keeps pictures in its observations."""
 
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         seen = await super().reset(task, key)
         return replace(seen, text=f"{seen.text} {dict(task.truth)}", parts=({"type": "image", "png": b"\x89PNG"},))
 
 
-async def test_a_world_of_ones_own_never_receives_the_truth(tasks_file):
-    async def opened():
+async def test_a_world_of_ones_own_never_receives_the_truth(tasks_file: Path) -> None:
+    async def opened() -> Gossip:
         return Gossip()
 
     env = await custom_suite("mine", tasks_file, opened, lambda task, history: task.truth["canary"] == "s3cret").open()
@@ -267,11 +277,13 @@ async def test_a_world_of_ones_own_never_receives_the_truth(tasks_file):
 # -- coming back ----------------------------------------------------------------------------------------------------
 
 
-async def test_state_snapshots_are_json_and_carry_the_history_to_another_session(tasks_file):
-    async def opened():
+async def test_state_snapshots_are_json_and_carry_the_history_to_another_session(tasks_file: Path) -> None:
+    async def opened() -> Gossip:
         return Gossip()
 
     suite = custom_suite("mine", tasks_file, opened, lambda task, history: len(history))
+    other: Any
+    one: Any
     one, other = await suite.open(), await suite.open()
     await play(one, replace(ROWS_TASK, horizon=9), Action.of("press"), Action.of("press"))
     taken = await one.snapshot()
@@ -283,16 +295,16 @@ async def test_state_snapshots_are_json_and_carry_the_history_to_another_session
     assert (await other.step(Action.of("stop"), 0)).reward == 4.0
 
 
-async def test_fork_snapshots_hold_the_history(tasks_file):
+async def test_fork_snapshots_hold_the_history(tasks_file: Path) -> None:
     class Forking(Maze):
-        async def snapshot(self):
+        async def snapshot(self) -> Snapshot:
             return Snapshot(Restore.FORK, self.at, self._seen().fingerprint, size=8)
 
-        async def restore(self, snapshot):
+        async def restore(self, snapshot: Snapshot) -> Observation:
             self.at = snapshot.data
             return self._seen()
 
-    async def opened():
+    async def opened() -> Any:
         return Forking()
 
     env = await custom_suite("mine", tasks_file, opened, lambda task, history: len(history)).open()
@@ -304,7 +316,7 @@ async def test_fork_snapshots_hold_the_history(tasks_file):
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"task": {}}', b"\xff", b'{"turns": 3}'])
-async def test_a_damaged_snapshot_is_refused(tasks_file, data):
+async def test_a_damaged_snapshot_is_refused(tasks_file: Path, data: bytes) -> None:
     env = await custom_suite("mine", tasks_file, "maze", short).open()
     with pytest.raises(RestoreUnsupported, match="damaged"):
         await env.restore(Snapshot(Restore.STATE, data, "f"))
@@ -313,14 +325,14 @@ async def test_a_damaged_snapshot_is_refused(tasks_file, data):
 
 
 @pytest.mark.parametrize("eager", [True, False])
-async def test_a_search_gets_the_same_rewards_by_snapshots_and_by_replay(tasks_file, eager):
+async def test_a_search_gets_the_same_rewards_by_snapshots_and_by_replay(tasks_file: Path, eager: bool) -> None:
     suite = custom_suite("mine", tasks_file, "maze", lambda task, history: 1.0 / len(history))
     task = replace(ROWS_TASK, horizon=6)
 
-    def walk(task, turns, tools, rng):
+    def walk(task: Task, turns: Any, tools: Any, rng: Random) -> Any:
         return rng.choice(['move {"to": "east"}', 'move {"to": "south"}', "stop {}", "press {}"])
 
-    async def replaying():
+    async def replaying() -> Environment:
         env = await suite.open()
         env.restore_ways = frozenset({Restore.REPLAY})
         return env
@@ -335,7 +347,7 @@ async def test_a_search_gets_the_same_rewards_by_snapshots_and_by_replay(tasks_f
     assert len({round(trees[0].outcome_of(leaf), 3) for leaf in trees[0].leaves()}) > 2
 
 
-async def test_the_wrapped_world_keeps_the_contract(tasks_file):
+async def test_the_wrapped_world_keeps_the_contract(tasks_file: Path) -> None:
     suite = custom_suite("jugs", tasks_file, "readme_env:Jugs", short)
     (await check_env(suite.open, suite.tasks("train", 1), steps=6, oracle=expert)).raise_if_failed()
 
@@ -343,23 +355,23 @@ async def test_the_wrapped_world_keeps_the_contract(tasks_file):
 # -- the environment of the README ----------------------------------------------------------------------------------
 
 
-def test_the_environment_of_the_readme_has_at_most_30_lines():
+def test_the_environment_of_the_readme_has_at_most_30_lines() -> None:
     assert len(README.read_text().splitlines()) <= 30
 
 
-async def test_the_environment_of_the_readme_keeps_the_contract(tasks_file):
-    async def opened():
+async def test_the_environment_of_the_readme_keeps_the_contract(tasks_file: Path) -> None:
+    async def opened() -> Any:
         return readme_env.Jugs()
 
     tasks = load_tasks(tasks_file, "jugs")[:1]
     (await check_env(opened, tasks, steps=6, oracle=expert)).raise_if_failed()
 
 
-async def test_a_search_measures_four_litres_with_the_environment_of_the_readme(tasks_file):
+async def test_a_search_measures_four_litres_with_the_environment_of_the_readme(tasks_file: Path) -> None:
     task = load_tasks(tasks_file, "jugs")[0]
     task = replace(task, horizon=12)
     budget, settings = Budget(expansions=40), Settings(close=True)
     tree = await search(task, readme_env.Jugs(), ScriptedPolicy(jug), budget=budget, settings=settings)
     solved = [leaf for leaf in tree.leaves() if tree.reward(leaf) == 1.0]
     assert solved and tree.chosen in solved
-    assert tree.observation[tree.chosen].text.endswith(" 4 litres")
+    assert not_none(tree.observation[tree.chosen]).text.endswith(" 4 litres")

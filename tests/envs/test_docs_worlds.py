@@ -1,9 +1,12 @@
 """What docs/worlds.md says runs, and its figures are those of the JSON beside it."""
 
+from __future__ import annotations
+
 import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +17,16 @@ DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "worlds.md").read_text()
 
 
-def blocks(language):
+def blocks(language: str) -> list[Any]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda b: b.splitlines()[-1][:30])
-def test_python_blocks_run(block):
+def test_python_blocks_run(block: Any) -> None:
     exec(compile(block, "docs/worlds.md", "exec"), {"__name__": "docs"})
 
 
-def test_the_server_file_has_only_known_fields_and_the_text_names_all_of_them():
+def test_the_server_file_has_only_known_fields_and_the_text_names_all_of_them() -> None:
     block, memory = blocks("toml")
     for text in (block, memory):
         ServerFile(**tomllib.loads(text))
@@ -31,7 +34,7 @@ def test_the_server_file_has_only_known_fields_and_the_text_names_all_of_them():
     assert all(f"{scheme}:" in TEXT for scheme in SCHEMES)
 
 
-def test_the_table_of_figures_is_the_json():
+def test_the_table_of_figures_is_the_json() -> None:
     figures = json.loads((DOCS / "worlds.json").read_text())["figures"]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", TEXT, re.M))
     assert rows

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from speed import patiently
 
 from treewright.envs import TreewrightError, suite
 from treewright.envs.check import check_env
 from treewright.envs.registry import BUILT_IN
+from treewright.envs.types import Suite
 
 SIZES = {"code": (30, 14)}  # suites with fewer than 200 tasks a split
 
 
-def opened(name):
+def opened(name: str) -> Suite:
     found = suite(name)
     if found.available is not None:
         try:
@@ -23,7 +26,7 @@ def opened(name):
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
-async def test_the_conformance_kit_passes(name):
+async def test_the_conformance_kit_passes(name: Any) -> None:
     found = opened(name)
     try:
         tasks = found.tasks("train", 1) or found.tasks("test", 1)
@@ -35,7 +38,7 @@ async def test_the_conformance_kit_passes(name):
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
-def test_splits_never_share_a_task_nor_a_world(name):
+def test_splits_never_share_a_task_nor_a_world(name: Any) -> None:
     found = opened(name)
     if name == "webarena":
         pytest.skip("the tasks of a file are all for tests")
@@ -47,5 +50,5 @@ def test_splits_never_share_a_task_nor_a_world(name):
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
-def test_truth_is_not_in_what_is_shown_of_a_task(name):
+def test_truth_is_not_in_what_is_shown_of_a_task(name: Any) -> None:
     assert all("truth" not in repr(t) for t in opened(name).tasks("test", 5))

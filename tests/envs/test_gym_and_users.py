@@ -1,6 +1,10 @@
 """Gymnasium environments and simulated users as worlds."""
 
+from __future__ import annotations
+
 import json
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -9,7 +13,7 @@ from treewright.envs.check import check_env
 from treewright.envs.tools.user import conversation
 
 
-async def test_a_gymnasium_environment_is_forked_and_seeded_by_its_task():
+async def test_a_gymnasium_environment_is_forked_and_seeded_by_its_task() -> None:
     found = suite("gym:CartPole-v1")
     one, two = found.tasks("train", 2)
     env = await found.open()
@@ -28,13 +32,13 @@ async def test_a_gymnasium_environment_is_forked_and_seeded_by_its_task():
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1"])
-async def test_gymnasium_worlds_keep_the_contract(name):
+async def test_gymnasium_worlds_keep_the_contract(name: str) -> None:
     found = suite(f"gym:{name}")
     report = await check_env(found.open, found.tasks("train", 1))
     report.raise_if_failed()
 
 
-async def test_gymnasiums_rewards_and_ends_are_the_worlds():
+async def test_gymnasiums_rewards_and_ends_are_the_worlds() -> None:
     found = suite("gym:CartPole-v1")
     env = await found.open()
     await env.reset(found.tasks("test", 1)[0], 0)
@@ -50,19 +54,19 @@ async def test_gymnasiums_rewards_and_ends_are_the_worlds():
     await env.close()
 
 
-def test_an_unknown_gymnasium_environment_is_named():
+def test_an_unknown_gymnasium_environment_is_named() -> None:
     with pytest.raises(TreewrightError, match="CartPol"):
         suite("gym:CartPol-v1")
 
 
-def waiter(task, said, rng):
+def waiter(task: Task, said: Any, rng: Random) -> Any:
     """A user who wants what the task says, and tells it when asked; hesitates by chance."""
     if "what" in said[-1][1]:
         return rng.choice(["well, ", "please, ", ""]) + task.truth["wish"]
     return rng.choice(["yes?", "go on"])
 
 
-def served(end):
+def served(end: Any) -> Any:
     wish = end.task.truth["wish"]
     return end.answer == wish and any(who == "user" and wish in text for who, text in end.object.transcript)
 
@@ -72,7 +76,7 @@ PLAN = [Action.of("say", text="hello"), Action.of("say", text="what?"), Action.o
 
 
 @pytest.mark.parametrize("stochastic", [True, False])
-async def test_a_conversation_keeps_the_contract_and_is_judged_by_its_transcript(stochastic):
+async def test_a_conversation_keeps_the_contract_and_is_judged_by_its_transcript(stochastic: bool) -> None:
     world = conversation(waiter, judge=served, stochastic=stochastic)
     assert (Restore.REPLAY in world.restore_ways) is not stochastic
     report = await check_env(world.open, [TASK], oracle=lambda task, history, tools: PLAN[len(history) - 1])
@@ -83,10 +87,10 @@ async def test_a_conversation_keeps_the_contract_and_is_judged_by_its_transcript
     assert result.reward == 1.0
 
 
-async def test_a_user_that_never_repeats_itself_comes_back_by_its_transcript():
+async def test_a_user_that_never_repeats_itself_comes_back_by_its_transcript() -> None:
     count = 0
 
-    async def moody(task, said, rng):
+    async def moody(task: Task, said: Any, rng: Random) -> str:
         nonlocal count
         count += 1
         return f"reply {count}"

@@ -1,5 +1,7 @@
 """The market in a real browser: contract, ways back, effects, and a browser that dies."""
 
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import os
@@ -7,10 +9,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
+
+from treewright.envs.types import Observation, Suite, Task
+from treewright.envs.web.market import MarketEnvironment
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -28,20 +36,20 @@ TEST = {task.truth["kind"]: task for task in SUITE.tasks("test", 8)}
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", autouse=True)
-async def suite():
+async def suite() -> AsyncIterator[Suite]:
     yield SUITE
-    await SUITE.close()
+    await not_none(SUITE.close)()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def env():
+async def env() -> AsyncIterator[Environment]:
     session = await SUITE.open()
     yield session
     await session.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def live():
+async def live() -> AsyncIterator[list[MarketEnvironment]]:
     sessions = [await open_live(), await open_live()]
     yield sessions
     for session in sessions:
@@ -49,11 +57,11 @@ async def live():
     SITE.forget_shared()
 
 
-async def follow(env, task, steps=None):
+async def follow(env: Any, task: Task, steps: int | None = None) -> tuple[list[Turn], Any | None]:
     """Lets the oracle play; returns the history and the last result."""
     history, result = [Turn(None, await env.reset(task, 0))], None
     for _ in range(task.horizon if steps is None else steps):
-        action = SUITE.oracle(task, history, env.tools)
+        action = not_none(SUITE.oracle)(task, history, env.tools)
         result = await env.step(action, 0)
         history.append(Turn(action, result.observation))
         if result.terminated:
@@ -61,34 +69,34 @@ async def follow(env, task, steps=None):
     return history, result
 
 
-def ref(observation, name):
+def ref(observation: Observation, name: str) -> str:
     line = next(line for line in observation.text.splitlines() if f'"{name}"' in line)
     return line.split('" ')[1].split(" ")[0]
 
 
-async def click(env, observation, name):
+async def click(env: Environment, observation: Observation, name: str) -> Observation:
     return (await env.step(Action.of("click", ref=ref(observation, name)), 0)).observation
 
 
-async def test_session_is_an_environment_and_says_how_it_comes_back(env):
+async def test_session_is_an_environment_and_says_how_it_comes_back(env: Environment) -> None:
     assert isinstance(env, Environment)
     assert env.restore_ways == {Restore.STATE, Restore.REPLAY} and env.sandboxed and not env.stochastic
 
 
-async def test_market_keeps_the_contract():
+async def test_market_keeps_the_contract() -> None:
     report = await check_env(SUITE.open, [TEST["buy"]], oracle=SUITE.oracle)
     report.raise_if_failed()
 
 
-async def test_oracle_solves_twenty_test_tasks_in_short_observations(env):
+async def test_oracle_solves_twenty_test_tasks_in_short_observations(env: Environment) -> None:
     for task in SUITE.tasks("test", 20):
         history, result = await follow(env, task)
-        assert result.terminated and result.reward == 1.0, task.goal
+        assert not_none(result).terminated and not_none(result).reward == 1.0, task.goal
         assert len(history) - 1 <= task.horizon - 3
         assert max(len(turn.observation.text) for turn in history) <= 600
 
 
-async def test_oracle_recovers_from_wrong_steps(env):
+async def test_oracle_recovers_from_wrong_steps(env: Any) -> None:
     task = TEST["buy"]
     here = await env.reset(task, 0)
     category = next(
@@ -103,7 +111,7 @@ async def test_oracle_recovers_from_wrong_steps(env):
         history.append(Turn(None, await click(env, last, name)))
     assert "cart 1" in history[-1].observation.text
     for _ in range(12):
-        action = SUITE.oracle(task, history, env.tools)
+        action = not_none(SUITE.oracle)(task, history, env.tools)
         result = await env.step(action, 0)
         history.append(Turn(action, result.observation))
         if result.terminated:
@@ -111,7 +119,7 @@ async def test_oracle_recovers_from_wrong_steps(env):
     assert result.reward == 1.0
 
 
-async def test_same_actions_in_another_session_show_the_same(env):
+async def test_same_actions_in_another_session_show_the_same(env: Environment) -> None:
     other = await SUITE.open()
     try:
         mine, _ = await follow(env, TEST["cart"])
@@ -121,7 +129,7 @@ async def test_same_actions_in_another_session_show_the_same(env):
     assert [t.observation for t in mine] == [t.observation for t in theirs]
 
 
-async def test_snapshot_brings_another_session_to_the_same_state(env):
+async def test_snapshot_brings_another_session_to_the_same_state(env: Environment) -> None:
     await follow(env, TEST["buy"], 3)
     snapshot = await env.snapshot()
     assert snapshot.kind is Restore.STATE and len(snapshot.data) == snapshot.size
@@ -136,16 +144,16 @@ async def test_snapshot_brings_another_session_to_the_same_state(env):
     assert there.observation == here.observation
 
 
-async def test_restore_undoes_a_purchase_and_the_same_steps_end_the_same(env):
+async def test_restore_undoes_a_purchase_and_the_same_steps_end_the_same(env: Any) -> None:
     history, _ = await follow(env, TEST["buy"], 2)
     snapshot = await env.snapshot()
-    rest = []
+    rest: list[Any] = []
     for _ in range(2):
         rest = []
         seen = await env.restore(snapshot)
         assert seen == history[-1].observation
         for _ in range(5):
-            action = SUITE.oracle(TEST["buy"], [*history, *rest], env.tools)
+            action = not_none(SUITE.oracle)(TEST["buy"], [*history, *rest], env.tools)
             result = await env.step(action, 0)
             rest.append(Turn(action, result.observation))
             if result.terminated:
@@ -154,7 +162,7 @@ async def test_restore_undoes_a_purchase_and_the_same_steps_end_the_same(env):
     assert (await env.restore(snapshot)).fingerprint == snapshot.fingerprint
 
 
-async def test_restore_writes_into_fields_again(env):
+async def test_restore_writes_into_fields_again(env: Environment) -> None:
     seen = await env.reset(TEST["price"], 0)
     plain = seen.fingerprint
     seen = (await env.step(Action.of("fill", ref=ref(seen, "search"), text="lamp"), 0)).observation
@@ -165,7 +173,7 @@ async def test_restore_writes_into_fields_again(env):
     assert '= "lamp"' in (await env.restore(snapshot)).text
 
 
-async def test_snapshot_of_an_ended_episode_comes_back_ended(env):
+async def test_snapshot_of_an_ended_episode_comes_back_ended(env: Environment) -> None:
     await follow(env, TEST["price"])
     snapshot = await env.snapshot()
     await env.reset(TEST["price"], 0)
@@ -174,7 +182,7 @@ async def test_snapshot_of_an_ended_episode_comes_back_ended(env):
         await env.step(Action.of("back"), 0)
 
 
-async def test_changed_snapshot_is_a_divergence(env):
+async def test_changed_snapshot_is_a_divergence(env: Any) -> None:
     await follow(env, TEST["cart"], 2)
     snapshot = await env.snapshot()
     assert str(env.site.port).encode() not in snapshot.data, "it must outlive this server"
@@ -183,7 +191,7 @@ async def test_changed_snapshot_is_a_divergence(env):
         await env.restore(dataclasses.replace(snapshot, data=moved))
 
 
-async def test_server_state_is_part_of_the_fingerprint(env):
+async def test_server_state_is_part_of_the_fingerprint(env: Any) -> None:
     await env.reset(TEST["delete"], 0)
     home = (await env.step(Action.of("goto", path="/"), 0)).observation
     env.site.change(env.token, "post", "x", lambda world: world.write_post("x"))
@@ -191,12 +199,14 @@ async def test_server_state_is_part_of_the_fingerprint(env):
     assert again.text == home.text and again.fingerprint != home.fingerprint
 
 
-async def test_sandboxed_purchase_is_reversible_and_live_purchase_is_not(env, live):
+async def test_sandboxed_purchase_is_reversible_and_live_purchase_is_not(
+    env: Environment, live: list[MarketEnvironment]
+) -> None:
     for session, effect in ((env, Effect.REVERSIBLE), (live[0], Effect.IRREVERSIBLE)):
         history, _ = await follow(session, TEST["buy"], 3)
         seen = history[-1].observation
         if '"buy"' not in seen.text:  # more than one piece was chosen first
-            seen = (await session.step(SUITE.oracle(TEST["buy"], history, ()), 0)).observation
+            seen = (await session.step(not_none(SUITE.oracle)(TEST["buy"], history, ()), 0)).observation
         buy = Action.of("click", ref=ref(seen, "buy"))
         before = len(SITE.ledger)
         assert await session.effect(buy) is effect
@@ -209,12 +219,14 @@ async def test_sandboxed_purchase_is_reversible_and_live_purchase_is_not(env, li
 
 
 @pytest.mark.parametrize(("kind", "steps", "button"), [("cancel", 2, "cancel"), ("delete", 2, "delete")])
-async def test_live_cancelling_and_deleting_are_irreversible(live, kind, steps, button):
+async def test_live_cancelling_and_deleting_are_irreversible(
+    live: list[MarketEnvironment], kind: str, steps: int, button: str
+) -> None:
     history, _ = await follow(live[0], TEST[kind], steps)
     assert await live[0].effect(Action.of("click", ref=ref(history[-1].observation, button))) is Effect.IRREVERSIBLE
 
 
-async def test_live_sessions_share_the_shop_but_not_the_cart(live):
+async def test_live_sessions_share_the_shop_but_not_the_cart(live: list[MarketEnvironment]) -> None:
     one, two = live
     task = TEST["buy"]
     await follow(one, task, 3 + int("buy 1" not in task.goal))
@@ -228,7 +240,7 @@ async def test_live_sessions_share_the_shop_but_not_the_cart(live):
         await two.restore(snapshot)
 
 
-async def test_eight_sessions_work_at_the_same_time():
+async def test_eight_sessions_work_at_the_same_time() -> None:
     sessions = [await SUITE.open() for _ in range(8)]
     try:
         played = await asyncio.gather(
@@ -236,10 +248,10 @@ async def test_eight_sessions_work_at_the_same_time():
         )
     finally:
         await asyncio.gather(*(session.close() for session in sessions))
-    assert [result.reward for _, result in played] == [1.0] * 8
+    assert [not_none(result).reward for _, result in played] == [1.0] * 8
 
 
-async def test_what_the_shop_refuses_is_shown_and_not_in_the_ledger(env):
+async def test_what_the_shop_refuses_is_shown_and_not_in_the_ledger(env: Any) -> None:
     task = TEST["cart"]
     item = task.truth["item"].replace(" ", "-")
     await env.reset(task, 0)
@@ -251,7 +263,7 @@ async def test_what_the_shop_refuses_is_shown_and_not_in_the_ledger(env):
     assert len(SITE.ledger) == before
 
 
-async def test_a_request_without_a_session_is_turned_away(env):
+async def test_a_request_without_a_session_is_turned_away(env: Environment) -> None:
     import httpx
 
     async with httpx.AsyncClient() as client:
@@ -260,13 +272,13 @@ async def test_a_request_without_a_session_is_turned_away(env):
             assert answer.status_code == 403
 
 
-async def browser_process():
+async def browser_process() -> Any:
     cdp = await (await shared_browser()).new_browser_cdp_session()
     found = await cdp.send("SystemInfo.getProcessInfo")
     return next(p["id"] for p in found["processInfo"] if p["type"] == "browser")
 
 
-async def test_killed_browser_is_a_dead_session_and_reset_opens_a_new_one(env):
+async def test_killed_browser_is_a_dead_session_and_reset_opens_a_new_one(env: Environment) -> None:
     history, _ = await follow(env, TEST["buy"], 2)
     snapshot = await env.snapshot()
     os.kill(await browser_process(), signal.SIGKILL)
@@ -277,18 +289,18 @@ async def test_killed_browser_is_a_dead_session_and_reset_opens_a_new_one(env):
     assert (await env.reset(TEST["buy"], 0)) == history[0].observation
 
 
-async def test_closing_the_suite_ends_browser_and_server_and_opening_starts_them_again(env):
+async def test_closing_the_suite_ends_browser_and_server_and_opening_starts_them_again(env: Environment) -> None:
     await env.reset(TEST["price"], 0)
     pid = await browser_process()
     await env.close()
-    await SUITE.close()
+    await not_none(SUITE.close)()
     assert not running(pid)
     again = await SUITE.open()
     assert (await again.reset(TEST["price"], 0)).text.startswith('page "market" /')
     await again.close()
 
 
-async def test_browser_ends_with_the_process_that_started_it():
+async def test_browser_ends_with_the_process_that_started_it() -> None:
     script = """
         import asyncio, os
         from treewright.envs.web.browser import shared_browser
@@ -316,7 +328,7 @@ async def test_browser_ends_with_the_process_that_started_it():
     assert not left
 
 
-def running(pid):
+def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except FileNotFoundError:

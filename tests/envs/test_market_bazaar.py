@@ -1,9 +1,16 @@
 """The bazaar: its tasks and their families, its pages, what cannot be taken back, and the ledger."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
+
+from treewright.envs.types import Environment, Task
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -11,38 +18,39 @@ from treewright.benchmarks.web_trials import back_vs_replay, compare_live, finge
 from treewright.envs import Action, Effect, Turn
 from treewright.envs.web.bazaar import SITE, SUITE, open_live
 from treewright.envs.web.bazaar_tasks import FAMILIES, KINDS, graded, make_tasks, wanted
-from treewright.envs.web.bazaar_world import Refused, World
+from treewright.envs.web.bazaar_world import World
 from treewright.envs.web.browser import find_chromium
+from treewright.envs.web.market_world import Refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 needs_browser = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell"
 )
 TASKS = make_tasks("test", 60)
-KIND = {}
+KIND: dict[str, Any] = {}
 for one in TASKS:
     KIND.setdefault(one.truth["kind"], one)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", autouse=True)
-async def closing():
+async def closing() -> AsyncIterator[None]:
     yield
-    await SUITE.close()
+    await not_none(SUITE.close)()
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def env():
+async def env() -> AsyncIterator[Environment]:
     session = await SUITE.open()
     yield session
     await session.close()
 
 
-def changed(task):
+def changed(task: Task) -> bool:
     """The state at the end differs from the one at the beginning by an order, a post or a decision."""
     return wanted(task).to_json() != World.build(task.seed, task.split).to_json()
 
 
-async def test_a_third_of_sixty_tasks_needs_a_final_step_and_in_a_third_a_wrong_one_is_near():
+async def test_a_third_of_sixty_tasks_needs_a_final_step_and_in_a_third_a_wrong_one_is_near() -> None:
     families = [task.truth["family"] for task in TASKS]
     assert len(TASKS) == 60 and families.count("trap") == families.count("do") == families.count("look") == 20
     assert sum(map(changed, TASKS)) >= 20
@@ -50,7 +58,7 @@ async def test_a_third_of_sixty_tasks_needs_a_final_step_and_in_a_third_a_wrong_
     assert set(KINDS) == {kind for kinds in FAMILIES.values() for kind in kinds}
 
 
-def wrong_steps(task, world):
+def wrong_steps(task: Task, world: World) -> None:
     """A final step that is near and wrong, for a task of the family 'trap'."""
     match task.truth["kind"]:
         case "variant":
@@ -68,7 +76,7 @@ def wrong_steps(task, world):
             world.cancel(open_ones[0])
 
 
-async def test_a_wrong_final_step_fails_the_task_whatever_follows():
+async def test_a_wrong_final_step_fails_the_task_whatever_follows() -> None:
     for task in (t for t in TASKS if t.truth["family"] == "trap"):
         assert graded(task, task.truth["answer"], wanted(task).to_json()) == 1.0
         world = wanted(task)
@@ -79,7 +87,7 @@ async def test_a_wrong_final_step_fails_the_task_whatever_follows():
         assert graded(task, task.truth["answer"], before.to_json()) == 0.0
 
 
-async def test_worlds_come_back_from_json_and_splits_share_none():
+async def test_worlds_come_back_from_json_and_splits_share_none() -> None:
     for task in TASKS[:12]:
         world = wanted(task)
         assert World.from_json(world.to_json()) == world
@@ -90,7 +98,7 @@ async def test_worlds_come_back_from_json_and_splits_share_none():
         make_tasks("dev", 1)
 
 
-async def test_what_the_bazaar_refuses_changes_nothing():
+async def test_what_the_bazaar_refuses_changes_nothing() -> None:
     world = World.build(1, "test")
     state = world.to_json()
     shipped = next(n for n, order in world.orders.items() if order.status == "shipped")
@@ -111,11 +119,11 @@ async def test_what_the_bazaar_refuses_changes_nothing():
 
 @needs_browser
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_the_expert_solves_every_kind_within_its_horizon(env, kind):
+async def test_the_expert_solves_every_kind_within_its_horizon(env: Any, kind: Any) -> None:
     task = KIND[kind]
     history = [Turn(None, await env.reset(task, 0))]
     for _ in range(task.horizon):
-        action = SUITE.oracle(task, history, env.tools)
+        action = not_none(SUITE.oracle)(task, history, env.tools)
         result = await env.step(action, 0)
         history.append(Turn(action, result.observation))
         if result.terminated:
@@ -125,7 +133,7 @@ async def test_the_expert_solves_every_kind_within_its_horizon(env, kind):
 
 
 @needs_browser
-async def test_facets_and_pages_of_the_catalogue(env):
+async def test_facets_and_pages_of_the_catalogue(env: Any) -> None:
     await env.reset(TASKS[0], 0)
     seen = (await env.step(Action.of("goto", path="/shop"), 0)).observation
     world = World.build(TASKS[0].seed, "test")
@@ -137,7 +145,7 @@ async def test_facets_and_pages_of_the_catalogue(env):
 
 
 @needs_browser
-async def test_live_final_steps_are_known_before_they_are_made_and_stand_in_the_ledger():
+async def test_live_final_steps_are_known_before_they_are_made_and_stand_in_the_ledger() -> None:
     session = await open_live()
     try:
         await session.reset(KIND["approve"], 0)
@@ -155,7 +163,7 @@ async def test_live_final_steps_are_known_before_they_are_made_and_stand_in_the_
 
 
 @needs_browser
-async def test_live_search_by_the_rules_asks_before_each_final_step_and_without_them_does_not():
+async def test_live_search_by_the_rules_asks_before_each_final_step_and_without_them_does_not() -> None:
     tasks = [KIND["cancel"], KIND["approve"], KIND["status"]]
     found = await compare_live(tasks, expansions=8, noise=0.0)
     assert found["safe"].success == found["sandboxed"].success == 1.0
@@ -165,7 +173,7 @@ async def test_live_search_by_the_rules_asks_before_each_final_step_and_without_
 
 
 @needs_browser
-async def test_going_back_is_cheaper_than_starting_anew(env):
+async def test_going_back_is_cheaper_than_starting_anew(env: Environment) -> None:
     from treewright.envs.web import market
 
     try:
@@ -178,13 +186,13 @@ async def test_going_back_is_cheaper_than_starting_anew(env):
 
 
 @needs_browser
-async def test_fingerprints_tell_visits_from_changes():
+async def test_fingerprints_tell_visits_from_changes() -> None:
     found = await fingerprints(2, 3)
     assert found["same"] == 1.0 and found["other"] == 1.0 and found["strict"] == 0.0
 
 
 @needs_browser
-async def test_a_refusal_has_an_address_of_its_own_and_can_be_come_back_to(env):
+async def test_a_refusal_has_an_address_of_its_own_and_can_be_come_back_to(env: Any) -> None:
     await env.reset(KIND["reply"], 0)
     await env.step(Action.of("goto", path=f"/f/{KIND['reply'].truth['number']}"), 0)
     send = next(e.ref for e in env._view.elements.values() if e.name == "send")

@@ -3,12 +3,16 @@
 The stored sample is rewritten by `python tests/envs/test_market_golden.py`, and only when a new model is trained.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from not_none import not_none
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -19,16 +23,16 @@ from treewright.envs.web.market import SUITE, open_live
 GOLDEN = Path(__file__).parent / "data" / "market_golden.json"
 
 
-async def sample():
+async def sample() -> dict[str, Any]:
     """What the oracle sees on the first eight test tasks, and three wrong steps; then the tasks and the tools."""
     episodes = []
     for open_session in (SUITE.open, open_live):
-        env = await open_session()
+        env: Any = await open_session()
         for task in SUITE.tasks("test", 8):
             history = [Turn(None, await env.reset(task, 0))]
             shown = [[history[0].observation.text, [tool.name for tool in await env.actions()]]]
             for _ in range(task.horizon):
-                result = await env.step(action := SUITE.oracle(task, history, env.tools), 0)
+                result = await env.step(action := not_none(SUITE.oracle)(task, history, env.tools), 0)
                 history.append(Turn(action, result.observation))
                 tools = [] if result.terminated else [tool.name for tool in await env.actions()]
                 shown.append([action.key, result.observation.text, str(result.effect), result.reward, tools])
@@ -38,11 +42,11 @@ async def sample():
         tools = [tool.to_openai() for tool in env.tools]
         await env.close()
     tasks = [json.loads(json.dumps(asdict(t))) for split in ("train", "test") for t in SUITE.tasks(split, 24)]
-    await SUITE.close()
+    await not_none(SUITE.close)()
     return {"tools": tools, "tasks": tasks, "episodes": episodes}
 
 
-async def test_market_shows_the_packaged_model_what_it_was_trained_on():
+async def test_market_shows_the_packaged_model_what_it_was_trained_on() -> None:
     if find_chromium() is None:
         pytest.skip("no Chromium: apt-get install chromium-headless-shell")
     found, golden = await sample(), json.loads(GOLDEN.read_text())

@@ -1,6 +1,9 @@
 """The market's worlds, tasks and oracle, without a browser."""
 
+from __future__ import annotations
+
 import json
+from typing import Any
 
 import pytest
 
@@ -9,11 +12,11 @@ from treewright.envs.web.market_tasks import KINDS, graded, make_tasks, oracle, 
 from treewright.envs.web.market_world import Refused, World
 
 
-def worlds(split, count=80):
+def worlds(split: str, count: int = 80) -> list[Any]:
     return [World.build(task.seed, split) for task in make_tasks(split, count)]
 
 
-def test_splits_share_no_task_no_world_and_no_name():
+def test_splits_share_no_task_no_world_and_no_name() -> None:
     train, test = make_tasks("train", 400), make_tasks("test", 200)
     assert not {t.id for t in train} & {t.id for t in test}
     assert not {t.seed for t in train} & {t.seed for t in test}
@@ -29,18 +32,18 @@ def test_splits_share_no_task_no_world_and_no_name():
     assert len(names[1]) > 40 and not names[0] & names[1]
 
 
-def test_tasks_are_the_same_every_time_and_every_kind_occurs():
+def test_tasks_are_the_same_every_time_and_every_kind_occurs() -> None:
     assert make_tasks("test", 5) == make_tasks("test", 24)[:5]
     assert {t.truth["kind"] for t in make_tasks("test", 8)} == set(KINDS)
 
 
-def test_unknown_split_is_refused_by_name():
+def test_unknown_split_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no split 'dev'"):
         make_tasks("dev", 1)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_every_world_can_pose_every_task(split):
+def test_every_world_can_pose_every_task(split: str) -> None:
     for world in worlds(split):
         assert {o.status for o in world.orders.values()} == {"open", "shipped"}
         assert sum(p.author == "you" for p in world.posts.values()) == 1
@@ -51,7 +54,7 @@ def test_every_world_can_pose_every_task(split):
         assert len({p.title for p in world.posts.values()}) == 4
 
 
-def test_exported_world_comes_back_equal():
+def test_exported_world_comes_back_equal() -> None:
     world = World.build(5, "train")
     world.put_in_cart(next(iter(world.products)), 2)
     again = World.from_json(world.to_json())
@@ -61,7 +64,7 @@ def test_exported_world_comes_back_equal():
     assert again.to_json() != world.to_json()
 
 
-def test_shop_refuses_what_cannot_be_done_and_stays_as_it_was():
+def test_shop_refuses_what_cannot_be_done_and_stays_as_it_was() -> None:
     world = World.build(5, "train")
     before = world.to_json()
     shipped = next(n for n, o in world.orders.items() if o.status == "shipped")
@@ -80,7 +83,7 @@ def test_shop_refuses_what_cannot_be_done_and_stays_as_it_was():
     assert world.to_json() == before
 
 
-def test_buying_takes_stock_and_cancelling_gives_it_back():
+def test_buying_takes_stock_and_cancelling_gives_it_back() -> None:
     world = World.build(5, "train")
     item = next(iter(world.products))
     stock = world.products[item].stock
@@ -91,7 +94,7 @@ def test_buying_takes_stock_and_cancelling_gives_it_back():
     assert world.products[item].stock == stock and world.orders[number].status == "cancelled"
 
 
-def test_reward_needs_the_right_answer_and_the_exact_state():
+def test_reward_needs_the_right_answer_and_the_exact_state() -> None:
     for task in make_tasks("test", 16):
         right, untouched = wanted(task), World.build(task.seed, task.split)
         answer = task.truth["answer"]
@@ -103,14 +106,14 @@ def test_reward_needs_the_right_answer_and_the_exact_state():
             assert graded(task, answer, untouched.to_json()) == 0.0
 
 
-def test_goals_and_tasks_can_be_written_as_json():
+def test_goals_and_tasks_can_be_written_as_json() -> None:
     for task in make_tasks("train", 16):
         assert json.loads(json.dumps(dict(task.truth))) == task.truth
         assert task.horizon >= KINDS[task.truth["kind"]] + 3
         assert task.goal == task.goal.lower() and len(task.goal) < 70
 
 
-def test_oracle_goes_home_when_it_sees_no_page():
+def test_oracle_goes_home_when_it_sees_no_page() -> None:
     task = make_tasks("test", 1)[0]
     lost = Turn(None, Observation("error: no such tool", "", provenance="error"))
     assert oracle(task, [lost], ()) == Action.of("goto", path="/")

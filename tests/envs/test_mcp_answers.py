@@ -1,11 +1,16 @@
 """Answers that do not keep to the protocol: what the server did is done, and the policy reads what it said."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import shlex
 import sys
 import threading
+from collections.abc import Callable, Coroutine, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mcp.client.stdio import StdioServerParameters
@@ -40,11 +45,11 @@ ENVELOPE = '{"jsonrpc": "2.0", "id": "ID", "result": %s}'
 
 
 @pytest.fixture
-def session(tmp_path):
+def session(tmp_path: Path) -> Iterator[Callable[..., Coroutine[Any, Any, Any]]]:
     (tmp_path / "odd.py").write_text(ODD)
     opened = []
 
-    async def start(*words, **options):
+    async def start(*words: Any, **options: Any) -> MCPEnvironment:
         arguments = [str(tmp_path / "odd.py"), str(tmp_path / "calls"), *words]
         env = MCPEnvironment(
             StdioServerParameters(command=sys.executable, args=arguments), deadline=patient(20), **options
@@ -58,7 +63,7 @@ def session(tmp_path):
     assert calls.count("odd") == len(opened), "every call is made once"
 
 
-async def odd(env, **arguments):
+async def odd(env: Any, **arguments: Any) -> tuple[Any, Any]:
     """What the odd answer is shown as; the session must live on."""
     shown = (await env.step(Action.of("odd", **arguments), 1)).observation
     assert (await env.step(Action.of("put"), 2)).observation.text == "fine"
@@ -66,7 +71,7 @@ async def odd(env, **arguments):
     return shown.provenance, shown.text
 
 
-def text(words, **more):
+def text(words: str, **more: Any) -> dict[str, Any]:
     return {"content": [{"type": "text", "text": words}], **more}
 
 
@@ -91,8 +96,8 @@ def text(words, **more):
     ],
 )
 async def test_content_that_does_not_fit_the_output_schema_is_an_error_shown_and_no_fault(
-    session, result, provenance, shown
-):
+    session: Callable[..., Coroutine[Any, Any, Any]], result: dict[str, Any], provenance: str, shown: str
+) -> None:
     assert await odd(await session("strict"), result=result) == (provenance, shown)
 
 
@@ -116,7 +121,9 @@ async def test_content_that_does_not_fit_the_output_schema_is_an_error_shown_and
         ('DEBUG {"id": 1}\n{"level": "info", "id": 99}\n' + ENVELOPE % '{"content": []}', "tool", ""),
     ],
 )  # fmt: skip
-async def test_a_line_that_is_no_message_of_the_protocol_is_read_as_far_as_it_can_be(session, line, provenance, shown):
+async def test_a_line_that_is_no_message_of_the_protocol_is_read_as_far_as_it_can_be(
+    session: Callable[..., Coroutine[Any, Any, Any]], line: str, provenance: str, shown: str
+) -> None:
     found = await odd(await session(), raw=line)
     assert found[0] == provenance and found[1].startswith(shown)
 
@@ -141,7 +148,9 @@ async def test_a_line_that_is_no_message_of_the_protocol_is_read_as_far_as_it_ca
         ({"type": "resource", "resource": {"uri": "file:///t", "text": "inside"}}, "inside"),
     ],
 )  # fmt: skip
-async def test_links_and_blobs_stay_in_the_observation(session, block, shown):
+async def test_links_and_blobs_stay_in_the_observation(
+    session: Callable[..., Coroutine[Any, Any, Any]], block: dict[str, Any], shown: str
+) -> None:
     assert await odd(await session(), result={"content": [block]}) == ("tool", shown)
 
 
@@ -159,7 +168,9 @@ async def test_links_and_blobs_stay_in_the_observation(session, block, shown):
         ),
     ],
 )  # fmt: skip
-async def test_structured_content_is_shown_where_the_text_does_not_say_it(session, result, shown):
+async def test_structured_content_is_shown_where_the_text_does_not_say_it(
+    session: Callable[..., Coroutine[Any, Any, Any]], result: dict[str, Any], shown: str
+) -> None:
     assert await odd(await session(), result=result) == ("tool", shown)
 
 
@@ -182,11 +193,11 @@ serve([{"name": name, "inputSchema": {"type": "object"}} for name in asks], call
 )
 
 
-def brief(asked):
+def brief(asked: Any) -> str:
     return f"{asked['messages'][0]['content']['text']} yourself"
 
 
-def broken(asked):
+def broken(asked: Any) -> None:
     raise KeyError("no model")
 
 
@@ -202,8 +213,8 @@ def broken(asked):
     ],
 )
 async def test_a_server_that_asks_back_is_answered_as_declared_and_refused_otherwise(
-    answers, tool, told, said, tmp_path
-):
+    answers: Answers | None, tool: str, told: list[str], said: str, tmp_path: Path
+) -> None:
     (tmp_path / "asking.py").write_text(ASKING)
     server = StdioServerParameters(command=sys.executable, args=[str(tmp_path / "asking.py")])
     env = MCPEnvironment(server, answers=answers, effects={"form": Effect.READ}, deadline=patient(20))
@@ -213,7 +224,7 @@ async def test_a_server_that_asks_back_is_answered_as_declared_and_refused_other
     assert sorted(json.loads(shown)["told"]) == told and said in shown
 
 
-async def test_a_server_file_declares_the_answers(tmp_path, monkeypatch):
+async def test_a_server_file_declares_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "asking.py").write_text(ASKING)
     (tmp_path / "writers_here.py").write_text("def write(asked):\n    return f'at most {asked[\"maxTokens\"]}'\n")
@@ -234,7 +245,7 @@ class Over(BaseHTTPRequestHandler):
 
     line = ""
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         ask = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if "id" not in ask:
             self.send_response(202)
@@ -257,11 +268,11 @@ class Over(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         self.send_response(405)
         self.end_headers()
 
-    def log_message(self, *words):
+    def log_message(self, *words: Any) -> None:
         pass
 
 
@@ -277,7 +288,7 @@ NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
         (r'{"content": [{"type": "text", "text": "half \ud83d pair"}]}', "error", "error: Failed to parse"),
     ],
 )
-async def test_the_same_holds_behind_a_url(result, provenance, shown):
+async def test_declared_answers_are_checked_behind_a_url_too(result: str, provenance: str, shown: str) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Now", (Over,), {"line": ENVELOPE % result}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     env = MCPEnvironment(f"http://127.0.0.1:{server.server_port}/mcp", deadline=patient(20))

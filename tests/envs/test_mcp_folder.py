@@ -1,17 +1,23 @@
 """A server's folder: one path for every session, whoever may mount; modes and times come back with the contents."""
 
+from __future__ import annotations
+
 import os
 import stat
 import sys
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
+from not_none import not_none
 from raw_server import RAW
 from small_policies import script_policy
 
 from treewright.envs import Action, Restore, suite
 from treewright.envs.tools import room
 from treewright.envs.tools.folder import clear_folder, folder_digest, pack_folder, unpack_folder
+from treewright.envs.types import Suite, Task
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first
@@ -46,7 +52,7 @@ serve([{"name": "where", "inputSchema": {"type": "object", "properties": {}}, "d
 
 
 @pytest.fixture(params=["mounted", "rewritten"])
-def files(request, tmp_path, monkeypatch):
+def files(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """The suite of a server over a folder with one old executable file."""
     if request.param == "rewritten":
         monkeypatch.setattr(room, "can_mount", lambda: False)
@@ -62,17 +68,17 @@ def files(request, tmp_path, monkeypatch):
     return suite(f"mcp:{tmp_path}/server.toml")
 
 
-def path_of(text):
+def path_of(text: str) -> Any:
     return text.split("home ")[1].split(" ")[0]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mount namespaces are Linux's")
-def test_a_folder_can_be_mounted_where_the_tests_run():
+def test_a_folder_can_be_mounted_where_the_tests_run() -> None:
     """So that the cases below which say 'mounted' are."""
     assert room.can_mount()
 
 
-async def test_every_session_and_every_run_sees_one_path(files):
+async def test_every_session_and_every_run_sees_one_path(files: Suite) -> None:
     told = []
     for _ in range(3):
         env = await files.open()
@@ -84,8 +90,8 @@ async def test_every_session_and_every_run_sees_one_path(files):
     assert len({words[1], words[3], words[5]}) == 1 and told[0][1] == f"tells of {words[1]}"
 
 
-async def test_a_path_that_was_read_in_one_session_is_good_in_all_others(files):
-    def script(task, turns, tools, rng):
+async def test_a_path_that_was_read_in_one_session_is_good_in_all_others(files: Suite) -> None:
+    def script(task: Task, turns: Any, tools: Any, rng: Random) -> str:
         if not turns:
             return "where {}"
         name = f"{path_of(turns[0].observation.text)}/{rng.choice('abcd')}.txt"
@@ -100,13 +106,13 @@ async def test_a_path_that_was_read_in_one_session_is_good_in_all_others(files):
     )  # fmt: skip
     await pool.close()
     assert len(tree) > 14 and not {NodeStatus.FAULT, NodeStatus.UNREACHABLE} & set(tree.status)
-    texts = [tree.observation[i].text for i in range(1, len(tree))]
+    texts = [not_none(tree.observation[i]).text for i in range(1, len(tree))]
     assert not [text for text in texts if "outside" in text]
     wrote = {os.path.dirname(text.removeprefix("wrote ")) for text in texts if text.startswith("wrote ")}
     assert {path_of(text) for text in texts if text.startswith("home")} == wrote and len(wrote) == 1
 
 
-async def test_a_restored_folder_has_its_modes_and_times(files):
+async def test_a_restored_folder_has_its_modes_and_times(files: Suite) -> None:
     env = await files.open()
     await env.reset(files.tasks("train", 1)[0], 0)
     home = path_of((await env.step(Action.of("where"), 1)).observation.text)
@@ -125,8 +131,8 @@ async def test_a_restored_folder_has_its_modes_and_times(files):
     await other.close()
 
 
-async def test_outside_the_server_nothing_is_mounted_and_nothing_is_left(files):
-    env = await files.open()
+async def test_outside_the_server_nothing_is_mounted_and_nothing_is_left(files: Suite) -> None:
+    env: Any = await files.open()
     assert env.restore_ways == {Restore.STATE, Restore.REPLAY}
     await env.reset(files.tasks("train", 1)[0], 0)
     real = env._state.path
@@ -145,7 +151,9 @@ NODE = Path(os.environ.get("TREEWRIGHT_SERVERS", Path(__file__).parents[2] / ".v
     reason=f"no MCP servers of npm in {NODE}; type: make .venv-servers/.ready",
 )
 @pytest.mark.parametrize("mounted", [True, False])
-async def test_server_filesystem_of_npm_refuses_no_path_that_another_session_told(mounted, tmp_path, monkeypatch):
+async def test_server_filesystem_of_npm_refuses_no_path_that_another_session_told(
+    mounted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not mounted:
         monkeypatch.setattr(room, "can_mount", lambda: False)
     (tmp_path / "start").mkdir()
@@ -153,7 +161,7 @@ async def test_server_filesystem_of_npm_refuses_no_path_that_another_session_tol
     text += 'trust_hints = true\n[effects]\nwrite_file = "reversible"\n'
     (tmp_path / "server.toml").write_text(text)
 
-    def script(task, turns, tools, rng):
+    def script(task: Task, turns: Any, tools: Any, rng: Random) -> str:
         if not turns:
             return "list_allowed_directories {}"
         home = turns[0].observation.text.split()[-1]
@@ -169,10 +177,10 @@ async def test_server_filesystem_of_npm_refuses_no_path_that_another_session_tol
     )  # fmt: skip
     await pool.close()
     assert len(tree) > 6 and not {NodeStatus.FAULT, NodeStatus.UNREACHABLE} & set(tree.status)
-    assert "error" not in {tree.observation[i].provenance for i in range(1, len(tree))}
+    assert "error" not in {not_none(tree.observation[i]).provenance for i in range(1, len(tree))}
 
 
-def test_a_folder_survives_packing_with_modes_and_times_read_only_parts_included(tmp_path):
+def test_a_folder_survives_packing_with_modes_and_times_read_only_parts_included(tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     (source / "locked" / "empty").mkdir(parents=True)
     (source / "locked" / "tool").write_text("#!/bin/sh")

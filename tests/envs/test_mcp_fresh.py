@@ -1,12 +1,18 @@
 """Servers whose state outlives a restart are found by a probe and not called fresh; others are not disturbed."""
 
+from __future__ import annotations
+
 import os
 import shlex
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
+import mcp_scripts
 import pytest
 from mcp.client.stdio import StdioServerParameters
+from not_none import not_none
 from raw_server import RAW
 from small_policies import script_policy
 
@@ -15,6 +21,7 @@ from treewright.envs.tools.mcp import MCPEnvironment
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first
+from treewright.search.tree import Tree
 from treewright.search.types import Budget, NodeStatus
 
 # A graph that is kept in a file, in memory, or beside things that change by themselves. Counts its calls.
@@ -55,22 +62,22 @@ TASK = Task("graph", "t", "go")
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path: Path) -> Callable[..., Any]:
     (tmp_path / "graph.py").write_text(GRAPH)
 
-    def of(*words):
-        return shlex.join([sys.executable, str(tmp_path / "graph.py"), str(tmp_path / "kept"), *words])
+    def of(*words: Any) -> str:
+        return shlex.join(mcp_scripts.command(tmp_path / "graph.py", tmp_path / "kept", *words))
 
     return of
 
 
-def writer(task, turns, tools, rng):
+def writer(task: Task, turns: Any, tools: Any, rng: Random) -> str:
     if len(turns) == 2:
         return 'done {"answer": ""}'
     return str(Action.of("create", name=rng.choice("abcdef"))) if not turns else "read_graph {}"
 
 
-async def explored(spec, sessions=1):
+async def explored(spec: str, sessions: int = 1) -> Tree:
     found = suite(spec)
     pool = Pool(found.open, sessions)
     try:
@@ -84,33 +91,43 @@ async def explored(spec, sessions=1):
 
 @pytest.mark.parametrize("sessions", [1, 3])
 @pytest.mark.parametrize("flags", ["--trust-hints --sandboxed", "--sandboxed"])
-async def test_a_graph_in_a_file_is_refused_before_one_branch_sees_another_again(flags, sessions, command):
+async def test_a_graph_in_a_file_is_refused_before_one_branch_sees_another_again(
+    flags: str, sessions: int, command: Callable[..., Any]
+) -> None:
     with pytest.raises(TreewrightError, match=REFUSED % "read_graph"):
         await explored(f"mcp:{flags} {command('file', 'still')}", sessions)
 
 
 @pytest.mark.parametrize("changing", ["still", "pid", "count"])
-async def test_a_graph_in_memory_is_explored_and_what_changes_by_itself_is_no_evidence(changing, command):
+async def test_a_graph_in_memory_is_explored_and_what_changes_by_itself_is_no_evidence(
+    changing: str, command: Callable[..., Any]
+) -> None:
     tree = await explored(f"mcp:--trust-hints --sandboxed {command('memory', changing)}", 2)
     assert len(tree) > 6 and not {NodeStatus.FAULT, NodeStatus.UNREACHABLE} & set(tree.status)
     for i in range(1, len(tree)):
-        if tree.action[i].name == "read_graph":
-            above = [tree.action[j].arguments["name"] for j in tree.path(i)[1:] if tree.action[j].name == "create"]
-            assert tree.observation[i].text.startswith(str(above))
+        if not_none(tree.action[i]).name == "read_graph":
+            above = [
+                not_none(tree.action[j]).arguments["name"]
+                for j in tree.path(i)[1:]
+                if not_none(tree.action[j]).name == "create"
+            ]
+            assert not_none(tree.observation[i]).text.startswith(str(above))
 
 
-async def test_what_changes_by_itself_beside_a_file_is_no_evidence_either_way(command):
+async def test_readings_that_change_by_themselves_prove_nothing_about_a_file(command: Callable[..., Any]) -> None:
     """The probe cannot see through it: a server that lies so well needs the owner's word."""
     tree = await explored(f"mcp:--trust-hints --sandboxed {command('file', 'pid')}")
     assert len(tree) > 3
 
 
-def server(command):
+def server(command: Any) -> StdioServerParameters:
     program, *words = shlex.split(command)
     return StdioServerParameters(command=program, args=words)
 
 
-async def test_the_policys_own_reading_of_the_first_state_is_evidence_where_no_tool_reads_without_arguments(command):
+async def test_the_policys_own_reading_of_the_first_state_is_evidence_where_no_tool_reads_without_arguments(
+    command: Callable[..., Any],
+) -> None:
     effects = {"open_node": Effect.READ}
     env = MCPEnvironment(server(command("file", "still", "noread")), effects=effects, sandboxed=True)
     await env.reset(TASK, 0)
@@ -122,7 +139,9 @@ async def test_the_policys_own_reading_of_the_first_state_is_evidence_where_no_t
     await env.close()
 
 
-async def test_reset_is_a_restart_too_and_a_believed_server_is_not_asked_again(command, tmp_path):
+async def test_reset_is_a_restart_too_and_a_believed_server_is_not_asked_again(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
     refused = MCPEnvironment(server(command("file", "still")), trust_hints=True, sandboxed=True)
     await refused.reset(TASK, 0)
     await refused.step(CREATE, 1)
@@ -139,7 +158,7 @@ async def test_reset_is_a_restart_too_and_a_believed_server_is_not_asked_again(c
     assert calls.count("read_graph") == 2 + 3  # twice at the first start, once at each of three restarts
 
 
-async def test_the_owners_word_goes_before_the_probe(command, tmp_path):
+async def test_the_owners_word_goes_before_the_probe(command: Callable[..., Any], tmp_path: Path) -> None:
     for line in ("probe = false", "fresh = false"):
         (tmp_path / "server.toml").write_text(
             f"command = {command('file', 'still')!r}\nsandboxed = true\ntrust_hints = true\n{line}\n"
@@ -159,7 +178,7 @@ NODE = Path(os.environ.get("TREEWRIGHT_SERVERS", Path(__file__).parents[2] / ".v
     not (NODE / "mcp-server-memory").exists(),
     reason=f"no MCP servers of npm in {NODE}; type: make .venv-servers/.ready",
 )
-async def test_server_memory_of_npm_is_refused_as_it_is_and_explored_over_a_folder(tmp_path):
+async def test_server_memory_of_npm_is_refused_as_it_is_and_explored_over_a_folder(tmp_path: Path) -> None:
     entity = [{"name": "ada", "entityType": "person", "observations": []}]
     create, read = Action.of("create_entities", entities=entity), Action.of("read_graph")
     memory = f"MEMORY_FILE_PATH={tmp_path}/graph.jsonl {NODE}/mcp-server-memory"

@@ -1,8 +1,13 @@
 """Argument schemas that other people wrote: one odd tool never takes the others with it."""
 
+from __future__ import annotations
+
 import json
 import logging
 import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -35,10 +40,10 @@ PUT = {"name": "put", "inputSchema": {"type": "object", "properties": {"q": {"ty
 
 
 @pytest.fixture
-def session(tmp_path):
+def session(tmp_path: Path) -> Callable[..., Coroutine[Any, Any, Any]]:
     (tmp_path / "raw.py").write_text(SERVER)
 
-    async def start(*pages, **options):
+    async def start(*pages: Any, **options: Any) -> MCPEnvironment:
         arguments = [str(tmp_path / "raw.py"), json.dumps(pages)]
         env = MCPEnvironment(
             StdioServerParameters(command=sys.executable, args=arguments), deadline=patient(20), **options
@@ -49,7 +54,7 @@ def session(tmp_path):
     return start
 
 
-def of(**properties):
+def of(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties}
 
 
@@ -78,6 +83,14 @@ OLD = "http://json-schema.org/draft-07/schema#"
         (None, {}, {"q": 1}),
         ({**of(q={"type": "strin"}), "required": ["q", 3]}, {"q": object.__name__}, {}),
         (of(q="string"), {"q": 3}, {"p": 1}),
+        # numbers that JSON has not, as Python's libraries send them
+        (of(q={"type": "number", "default": float("nan")}), {"q": 1}, {"q": "x"}),
+        (of(q={"type": "number", "minimum": -float("inf"), "maximum": float("inf")}), {"q": 1}, {"q": "x"}),
+        (of(q={"type": "object", "default": {"at": [float("inf")]}}), {"q": {}}, {"q": "x"}),
+        # patterns that a short text keeps busy for ever
+        (of(q={"type": "string", "pattern": "^(a+)+$"}), {"q": "a" * 60 + "!"}, {"q": 3}),
+        (of(q={"type": "string", "pattern": "^(?:(x*)y?)*z$"}), {"q": "x" * 60}, {"q": 3}),
+        (of(q={"type": "string", "pattern": r"^[a-z]+(-[a-z]+)*$"}), {"q": "a-b"}, {"q": "a--b"}),
         # the root
         ({"type": "object", "anyOf": [{**of(id={"type": "integer"}), "required": ["id"]}, OBJECT]}, {"q": "x"}, {}),
         ({"oneOf": [{**of(do={"const": "add"}, n={"type": "integer"}), "required": ["do", "n"]},
@@ -92,11 +105,15 @@ OLD = "http://json-schema.org/draft-07/schema#"
     ],
 )  # fmt: skip
 async def test_a_call_that_the_server_takes_goes_through_and_what_is_knowably_wrong_is_still_told(
-    schema, good, bad, session
-):
+    schema: dict[str, Any] | None,
+    good: dict[str, Any],
+    bad: dict[str, Any] | None,
+    session: Callable[..., Coroutine[Any, Any, Any]],
+) -> None:
     env = await session([{"name": "odd", "inputSchema": schema}, PUT])
     specs = await env.actions()
     Draft202012Validator.check_schema(dict(specs[0].parameters))
+    json.dumps(dict(specs[0].parameters), allow_nan=False)
     action = Action.of("odd", **good)
     validate_action(action, specs)
     assert (await env.step(action, 1)).observation.text == f"odd {json.dumps(good)}"
@@ -107,7 +124,9 @@ async def test_a_call_that_the_server_takes_goes_through_and_what_is_knowably_wr
     await env.close()
 
 
-async def test_tools_that_cannot_be_called_are_left_out_by_name_and_the_others_stay(session, caplog):
+async def test_tools_that_cannot_be_called_are_left_out_by_name_and_the_others_stay(
+    session: Callable[..., Coroutine[Any, Any, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     tools = [
         {"name": "text", "inputSchema": {"type": "string"}},
         {"name": "job", "inputSchema": {"type": "object"}, "execution": {"taskSupport": "required"}},
@@ -129,7 +148,9 @@ async def test_tools_that_cannot_be_called_are_left_out_by_name_and_the_others_s
     await env.close()
 
 
-async def test_of_two_tools_with_one_name_the_worse_effect_counts(session):
+async def test_of_two_tools_with_one_name_the_worse_effect_counts(
+    session: Callable[..., Coroutine[Any, Any, Any]],
+) -> None:
     tools = [{**PUT, "annotations": {"readOnlyHint": True}}, {**PUT, "annotations": {"destructiveHint": True}}]
     env = await session(tools, trust_hints=True)
     first = (await env.actions())[0]
@@ -137,13 +158,17 @@ async def test_of_two_tools_with_one_name_the_worse_effect_counts(session):
     await env.close()
 
 
-async def test_every_page_of_tools_is_read_and_a_circle_of_pages_ends(session):
+async def test_every_page_of_tools_is_read_and_a_circle_of_pages_ends(
+    session: Callable[..., Coroutine[Any, Any, Any]],
+) -> None:
     env = await session([PUT], [{**PUT, "name": "two"}], [{**PUT, "name": "three"}])
     assert [spec.name for spec in await env.actions()] == ["put", "two", "three", "done"]
     await env.close()
 
 
-async def test_tools_that_the_server_adds_later_are_offered_at_once_and_gone_after_a_restart(session):
+async def test_tools_that_the_server_adds_later_are_offered_at_once_and_gone_after_a_restart(
+    session: Callable[..., Coroutine[Any, Any, Any]],
+) -> None:
     env = await session([{"name": "grow", "inputSchema": {"type": "object"}}])
     start = await env.snapshot()
     await env.step(Action.of("grow"), 1)
@@ -154,8 +179,8 @@ async def test_tools_that_the_server_adds_later_are_offered_at_once_and_gone_aft
     await env.close()
 
 
-def test_whatever_is_sent_becomes_a_valid_schema_or_none():
-    parts = [None, 3, "x", [], {}, True, [{}, 3], {"a": 1}]
+def test_whatever_is_sent_becomes_a_valid_schema_or_none() -> None:
+    parts: list[Any] = [None, 3, "x", [], {}, True, [{}, 3], {"a": 1}]
     parts += [{"type": "string"}, {"type": ["object", "x"]}, {"$ref": "#"}]
     keys = ["type", "properties", "required", "items", "anyOf", "allOf", "$ref", "$defs", "enum", "pattern", "minimum",
             "additionalProperties", "patternProperties", "format", "dependentRequired", "$id", "if"]  # fmt: skip
@@ -169,7 +194,7 @@ def test_whatever_is_sent_becomes_a_valid_schema_or_none():
                     Draft202012Validator.check_schema(mended)
                     assert mended["type"] == "object"
                     list(Draft202012Validator(mended).iter_errors({"q": 1}))
-    deep = {}
+    deep: dict[str, Any] = {}
     for _ in range(3000):
         deep = of(q=deep)
     assert mend_schema(deep)[1] == ("it is nested too deeply to be read here",)

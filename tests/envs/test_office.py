@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
 
 from treewright.envs import Action, Effect, InvalidAction, Restore, Turn
 from treewright.envs.check import check_env
@@ -25,8 +29,8 @@ from treewright.envs.tools.office import (
     wanted,
 )
 from treewright.envs.tools.office_tools import KINDS, TOOLS, call_tool
-from treewright.envs.tools.office_world import first_office, load, save, write_changes
-from treewright.envs.types import digest
+from treewright.envs.tools.office_world import Office, first_office, load, save, write_changes
+from treewright.envs.types import Environment, Task, digest
 
 FROZEN = {"test": "8abfb33e1004cc3a5fcbffe5f442813c", "train": "423948dd12795f13ced7abc0f0935447"}
 
@@ -34,26 +38,26 @@ in_module_loop = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.mark.parametrize("split", list(FROZEN))
-def test_the_tasks_are_those_that_were_frozen_before_anything_was_measured(split):
+def test_the_tasks_are_those_that_were_frozen_before_anything_was_measured(split: Any) -> None:
     rows = (json.dumps(asdict(task), sort_keys=True) for task in tasks(split, SIZES[split]))
     assert digest(*rows) == FROZEN[split]
 
 
-def test_there_are_more_than_forty_tools_of_every_effect():
+def test_there_are_more_than_forty_tools_of_every_effect() -> None:
     assert len(TOOLS) >= 40
     assert {Effect.READ, Effect.REVERSIBLE, Effect.IRREVERSIBLE} == set(EFFECTS.values())
     assert EFFECTS["send_mail"] is EFFECTS["delete_file"] is Effect.IRREVERSIBLE
     assert {kind for tool in TOOLS.values() for kind in tool.arguments.values()} <= set(KINDS)
 
 
-def test_jobs_take_two_to_eight_calls_and_some_kinds_are_never_trained_on():
+def test_jobs_take_two_to_eight_calls_and_some_kinds_are_never_trained_on() -> None:
     lengths = Counter(len(task.truth["plan"]) for task in tasks("test", 200))
     assert min(lengths) == 2 and max(lengths) == 8 and len(lengths) >= 6
     kinds = {split: {task.data["kind"] for task in tasks(split, 200)} for split in SIZES}
     assert kinds["test"] - kinds["train"] == set(UNSEEN)
 
 
-async def solve(env, task):
+async def solve(env: Any, task: Task) -> tuple[list[Turn], Any]:
     history, result = [Turn(None, await env.reset(task, 0))], None
     while result is None or not result.terminated:
         action = oracle(task, history, SPECS)
@@ -62,7 +66,7 @@ async def solve(env, task):
     return history, result
 
 
-async def test_the_oracle_solves_every_test_task_by_its_plan():
+async def test_the_oracle_solves_every_test_task_by_its_plan() -> None:
     env = await open_model()
     for task in tasks("test", 200):
         history, result = await solve(env, task)
@@ -71,21 +75,21 @@ async def test_the_oracle_solves_every_test_task_by_its_plan():
         assert all(turn.observation.provenance != "error" for turn in history)
 
 
-async def test_every_argument_of_a_plan_was_shown_before_it_is_needed():
+async def test_every_argument_of_a_plan_was_shown_before_it_is_needed() -> None:
     env = await open_model()
     for task in tasks("test", 104):
         history, _ = await solve(env, task)
         for i, turn in enumerate(history[1:], 1):
             shown = " ".join([task.goal, *(t.observation.text for t in history[:i])])
-            for name, value in turn.action.arguments.items():
-                assert turn.action.name == "done" or value in shown, (task.goal, turn.action, name)
+            for name, value in not_none(turn.action).arguments.items():
+                assert not_none(turn.action).name == "done" or value in shown, (task.goal, turn.action, name)
 
 
-def test_nothing_done_is_not_what_any_job_asks_for():
+def test_doing_nothing_solves_no_job() -> None:
     assert all(wanted(task) != first_office(task.seed) for task in tasks("train", 300))
 
 
-def some_value(kind, office, rng):
+def some_value(kind: str, office: Office, rng: random.Random) -> Any:
     schema = KINDS[kind]
     if "enum" in schema:
         return rng.choice(schema["enum"])
@@ -98,12 +102,12 @@ def some_value(kind, office, rng):
     return rng.choice(some[kind])
 
 
-def some_call(office, rng):
+def some_call(office: Office, rng: random.Random) -> Action:
     tool = TOOLS[rng.choice(sorted(TOOLS))]
     return Action.of(tool.name, **{name: some_value(kind, office, rng) for name, kind in tool.arguments.items()})
 
 
-def test_a_folder_that_follows_the_changes_holds_the_same_office(tmp_path):
+def test_a_folder_that_follows_the_changes_holds_the_same_office(tmp_path: Path) -> None:
     rng, office = random.Random(1), first_office(5)
     save(office, tmp_path)
     refused = 0
@@ -117,14 +121,14 @@ def test_a_folder_that_follows_the_changes_holds_the_same_office(tmp_path):
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server():
+async def server() -> AsyncIterator[Environment]:
     env = await SUITE.open()
     yield env
     await env.close()
 
 
 @in_module_loop
-async def test_the_server_and_the_model_show_the_same_on_random_walks(server):
+async def test_the_server_and_the_model_show_the_same_on_random_walks(server: Environment) -> None:
     model = await open_model()
     for index, task in enumerate(tasks("train", 2)):
         rng = random.Random(index)
@@ -145,7 +149,7 @@ async def test_the_server_and_the_model_show_the_same_on_random_walks(server):
 
 
 @in_module_loop
-async def test_the_server_declares_the_same_tools_as_the_model(server):
+async def test_the_server_declares_the_same_tools_as_the_model(server: Environment) -> None:
     await server.reset(tasks("train", 1)[0], 0)
     for tool, spec in zip(await server.actions(), SPECS, strict=True):
         assert (tool.name, tool.effect, tool.terminal) == (spec.name, spec.effect, spec.terminal)
@@ -155,18 +159,18 @@ async def test_the_server_declares_the_same_tools_as_the_model(server):
 
 
 @in_module_loop
-async def test_the_oracle_solves_jobs_on_the_server(server):
+async def test_the_oracle_solves_jobs_on_the_server(server: Environment) -> None:
     for task in tasks("test", 26)[::5]:
         _, result = await solve(server, task)
         assert result.reward == 1.0
 
 
-async def test_the_model_keeps_the_contract_of_environments():
+async def test_the_model_keeps_the_contract_of_environments() -> None:
     report = await check_env(open_model, tasks("train", 1), oracle=oracle)
     report.raise_if_failed()
 
 
-async def test_a_fork_costs_nothing_and_is_not_touched_by_what_follows():
+async def test_a_fork_costs_nothing_and_is_not_touched_by_what_follows() -> None:
     env, task = await open_model(), tasks("train", 1)[0]
     seen = await env.reset(task, 0)
     fork = await env.snapshot()
@@ -177,7 +181,7 @@ async def test_a_fork_costs_nothing_and_is_not_touched_by_what_follows():
     assert "done" in [tool.name for tool in await other.actions()]
 
 
-async def test_a_mail_too_many_fails_the_job_for_good():
+async def test_a_mail_too_many_fails_the_job_for_good() -> None:
     env, task = await open_model(), tasks("test", 1)[0]
     await env.reset(task, 0)
     await env.step(Action.of("send_mail", to="all@corp.io", topic="#late"), 0)
@@ -186,7 +190,7 @@ async def test_a_mail_too_many_fails_the_job_for_good():
     assert (await env.step(Action.of("done", answer="ok"), 2)).reward == 0.0
 
 
-def test_asking_for_too_many_tasks_or_another_split_says_so():
+def test_asking_for_too_many_tasks_or_another_split_says_so() -> None:
     with pytest.raises(ValueError, match="200 test tasks"):
         tasks("test", 201)
     with pytest.raises(Exception, match="no split 'dev'"):

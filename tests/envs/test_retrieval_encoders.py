@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", ":", "passage", "cat", "do
 DOCS = Corpus([Doc("1", "1", "cat dog"), Doc("2", "2", "bird \ud83d fish"), Doc("3", "3", "dog fish")])
 
 
-def made(folder, prompts=None, seed=0, default=None):
+def made(folder: Path, prompts: dict[str, Any] | None = None, seed: int = 0, default: str | None = None) -> Path:
     """A tiny BERT with random weights as a folder of sentence-transformers."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -44,7 +46,7 @@ def made(folder, prompts=None, seed=0, default=None):
     return folder
 
 
-def test_vectors_are_kept_by_what_is_in_the_folder_and_not_by_its_name(tmp_path):
+def test_vectors_are_kept_by_what_is_in_the_folder_and_not_by_its_name(tmp_path: Path) -> None:
     folder, cache = made(tmp_path / "encoder"), tmp_path / "cache"
     first = DenseIndex(DOCS, SentenceEncoder(str(folder)), cache=cache)
     shutil.copytree(folder, tmp_path / "copy")
@@ -60,7 +62,7 @@ def test_vectors_are_kept_by_what_is_in_the_folder_and_not_by_its_name(tmp_path)
     assert len(list(cache.glob("dense-*.npy"))) == 2
 
 
-def test_other_prompts_are_another_encoder(tmp_path):
+def test_other_prompts_are_another_encoder(tmp_path: Path) -> None:
     plain = SentenceEncoder(str(made(tmp_path / "a")))
     prompted = SentenceEncoder(str(made(tmp_path / "b", {"document": "passage: "})))
     assert plain.name != prompted.name
@@ -78,10 +80,12 @@ def test_other_prompts_are_another_encoder(tmp_path):
         ({}, None, "", ""),
     ],
 )
-def test_queries_and_documents_get_the_prompts_of_the_folder(tmp_path, prompts, default, query, document):
+def test_queries_and_documents_get_the_prompts_of_the_folder(
+    tmp_path: Path, prompts: dict[str, str], default: str | None, query: str, document: str
+) -> None:
     encoder = SentenceEncoder(str(made(tmp_path / "e", prompts, default=default)))
     bare = SentenceEncoder(str(tmp_path / "e"), prefix="")
-    close = {"rtol": 1e-4, "atol": 1e-4 * float(np.abs(bare.encode(["cat"])).max())}
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4 * float(np.abs(bare.encode(["cat"])).max())}
     assert np.allclose(encode_queries(encoder, ["cat"]), bare.encode([query + "cat"]), **close)
     assert np.allclose(encoder.encode(["cat"]), bare.encode([document + "cat"]), **close)
     index = DenseIndex(DOCS, encoder)
@@ -90,7 +94,7 @@ def test_queries_and_documents_get_the_prompts_of_the_folder(tmp_path, prompts, 
     assert [hit.position for hit in index.rank("dog", 3)] == ranked.tolist()
 
 
-def test_an_encoder_that_is_none_is_named(tmp_path):
+def test_an_encoder_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         TreewrightError, match=f"no encoder '{tmp_path / 'nothing'}': give a folder of one, or 'minilm'"
     ):

@@ -6,6 +6,9 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,7 @@ DOC = {"id": "a", "title": "T", "text": "body"}
 ASKED = {"id": "q", "question": "who ?", "answers": ["me"]}
 
 
-def write(path, *lines):
+def write(path: Path, *lines: Any) -> Path:
     """Lines of text as they are, anything else as JSON."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(text + "\n" for text in texts), "utf-8")
@@ -28,7 +31,7 @@ def write(path, *lines):
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_corpus_and_its_questions_come_from_jsonl(tmp_path):
+def test_a_corpus_and_its_questions_come_from_jsonl(tmp_path: Path) -> None:
     corpus = load_corpus(write(tmp_path / "c.jsonl", {"id": "x", "text": "one"}, "", {**DOC, "id": "y"}))
     assert corpus.docs == (Doc("x", "x", "one"), Doc("y", "T", "body")) and corpus.get("z") is None
     rows = [{"id": str(i), "question": "who ?", "answers": "me"} for i in range(200)]
@@ -37,7 +40,7 @@ def test_a_corpus_and_its_questions_come_from_jsonl(tmp_path):
     assert 20 <= sum(q.split == "test" for q in questions[:-1]) <= 60
 
 
-def test_corpora_of_other_peoples_shapes_are_read(tmp_path):
+def test_corpora_of_other_peoples_shapes_are_read(tmp_path: Path) -> None:
     rows = {"_id": 7, "contents": '"Blue whale"\nIt eats krill.'}, {"title": "Moon", "body": "It shines."}
     docs = (Doc("7", "Blue whale", "It eats krill."), Doc("Moon", "Moon", "It shines."))
     assert load_corpus(write(tmp_path / "c.jsonl", *rows)).docs == docs
@@ -55,13 +58,15 @@ def test_corpora_of_other_peoples_shapes_are_read(tmp_path):
         ([{"text": "1"}, {"text": "2"}], ["1", "2"]),
     ],
 )  # fmt: skip
-def test_a_corpus_without_ids_whose_titles_repeat_loads(tmp_path, rows, ids):
+def test_a_corpus_without_ids_whose_titles_repeat_loads(
+    tmp_path: Path, rows: list[dict[str, str]], ids: list[str]
+) -> None:
     corpus = load_corpus(write(tmp_path / "c.jsonl", *rows))
     assert [doc.id for doc in corpus.docs] == ids and corpus.left_out == ()
     assert [doc.text for doc in corpus.docs] == [row["text"] for row in rows]
 
 
-def test_a_folder_of_texts_is_a_corpus_and_an_empty_one_is_named(tmp_path):
+def test_a_folder_of_texts_is_a_corpus_and_an_empty_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "sea").mkdir()
     (tmp_path / "sea" / "whale.md").write_bytes(b"\xef\xbb\xbfWhales sing.")
     (tmp_path / "moon.txt").write_text("The Moon shines.")
@@ -89,14 +94,18 @@ def test_a_folder_of_texts_is_a_corpus_and_an_empty_one_is_named(tmp_path):
         ({"question": "q", "answers": [], "answer": "Ada", "support": {"title": ["x", "x"]}}, ("Ada",), ("x",)),
     ],
 )  # fmt: skip
-def test_answers_and_support_of_many_forms_are_read(tmp_path, row, answers, support):
+def test_answers_and_support_of_many_forms_are_read(
+    tmp_path: Path, row: dict[str, Any], answers: tuple[str, ...], support: tuple[str]
+) -> None:
     (question,) = load_questions(write(tmp_path / "q.jsonl", row))
     assert (question.id, question.answers, question.support) == ("1", answers, support)
 
 
 @pytest.mark.parametrize("empty", [None, "", " ", [], {}])
-def test_optional_fields_that_are_there_and_empty_count_as_missing(tmp_path, empty):
-    fields = ("title", "id", "_id")
+def test_optional_fields_that_are_there_and_empty_count_as_missing(
+    tmp_path: Path, empty: str | list[Any] | dict[str, Any] | None
+) -> None:
+    fields: tuple[str, ...] = ("title", "id", "_id")
     corpus = load_corpus(write(tmp_path / "c.jsonl", {"text": "body"} | dict.fromkeys(fields, empty), DOC))
     assert corpus.docs == (Doc("1", "1", "body"), Doc("a", "T", "body")) and corpus.left_out == ()
     fields = ("answer_aliases", "support", "supporting_titles", "split", "id", "answer")
@@ -114,7 +123,9 @@ def test_optional_fields_that_are_there_and_empty_count_as_missing(tmp_path, emp
         (["test", None], ["test", "train"]),
     ],
 )  # fmt: skip
-def test_splits_by_other_names_are_understood_and_training_is_never_left_without(tmp_path, said, expected):
+def test_splits_by_other_names_are_understood_and_training_is_never_left_without(
+    tmp_path: Path, said: list[Any], expected: list[str]
+) -> None:
     rows = [ASKED | {"id": f"x{i}", "split": split} for i, split in enumerate(said)]
     assert [q.split for q in load_questions(write(tmp_path / "q.jsonl", *rows))] == expected
 
@@ -123,7 +134,7 @@ def test_splits_by_other_names_are_understood_and_training_is_never_left_without
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_byte_order_marks_are_no_part_of_the_first_row(tmp_path, encoding):
+def test_byte_order_marks_are_no_part_of_the_first_row(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps(DOC, ensure_ascii=False) + "\n", encoding)
     assert load_corpus(tmp_path / "c.jsonl").docs == (Doc("a", "T", "body"),)
     (tmp_path / "h.json").write_text(json.dumps([HOTPOT]), encoding)
@@ -134,14 +145,14 @@ def test_byte_order_marks_are_no_part_of_the_first_row(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n \n", "\n\x1e"])
-def test_rows_end_where_json_lines_end(tmp_path, end):
+def test_rows_end_where_json_lines_end(tmp_path: Path, end: str) -> None:
     rows = [json.dumps(DOC | {"id": str(i), "text": "a\u2028b\x85c\x0bd"}, ensure_ascii=i > 0) for i in range(3)]
     (tmp_path / "c.jsonl").write_bytes(end.join(rows).encode())
     corpus = load_corpus(tmp_path / "c.jsonl")
     assert [doc.text for doc in corpus.docs] == ["a\u2028b\x85c\x0bd"] * 3 and corpus.left_out == ()
 
 
-async def test_line_ends_of_any_kind_in_a_title_do_not_break_the_list_of_hits(tmp_path):
+async def test_line_ends_of_any_kind_in_a_title_do_not_break_the_list_of_hits(tmp_path: Path) -> None:
     for mark in ("\n", "\u2028", "\x85", "\r"):
         path = write(tmp_path / "c.jsonl", {"id": f"x{mark}1", "title": f"A{mark}B", "text": f"one{mark}two"})
         corpus = load_corpus(path)
@@ -152,7 +163,7 @@ async def test_line_ends_of_any_kind_in_a_title_do_not_break_the_list_of_hits(tm
         assert (await env.step(Action.of("read", doc="x 1"), 0)).observation.text == f"one{mark}two"
 
 
-async def test_half_characters_are_replaced_wherever_they_come_from(tmp_path):
+async def test_half_characters_are_replaced_wherever_they_come_from(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"id": "d\\ud83d", "title": "\\udc00", "text": "Ada \\ud83d lives \\ud83d\\ude00 \\u0000"}\n')
     corpus = load_corpus(path)
@@ -178,7 +189,7 @@ async def test_half_characters_are_replaced_wherever_they_come_from(tmp_path):
 BAD_DOCS = [
     ('{"id": "b", ', "line 2, column 13: not JSON"),
     ("[1]", "line 2: expected a JSON object, got list"),
-    ("[" * 100_000, "line 2: not JSON that can be read"),
+    ("[" * 100_000, "line 2, column 1: not JSON (it is nested deeper"),
     ({"id": "b"}, "line 2: field 'text' is missing"),
     ({"id": [7], "text": "x"}, "line 2: field 'id' must be a non-empty string"),
     ({"id": "b", "text": " "}, "line 2: field 'text' is empty"),
@@ -189,7 +200,9 @@ BAD_DOCS = [
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD_DOCS)
-def test_one_odd_row_of_a_corpus_is_left_out_and_named_by_line_and_field(tmp_path, caplog, bad, message):
+def test_one_odd_row_of_a_corpus_is_left_out_and_named_by_line_and_field(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: Collection[str], message: str
+) -> None:
     with caplog.at_level(logging.WARNING, "treewright"):
         corpus = load_corpus(write(tmp_path / "c.jsonl", DOC, bad, DOC | {"id": "z"}))
     assert [doc.id for doc in corpus.docs] == ["a", "z"] and len(corpus.left_out) == 1
@@ -198,7 +211,7 @@ def test_one_odd_row_of_a_corpus_is_left_out_and_named_by_line_and_field(tmp_pat
 
 
 @pytest.mark.parametrize("bad", [bad for bad, _ in BAD_DOCS[:2]])
-def test_an_odd_first_row_is_left_out_too(tmp_path, bad):
+def test_an_odd_first_row_is_left_out_too(tmp_path: Path, bad: Any) -> None:
     assert len(load_corpus(write(tmp_path / "c", bad, DOC))) == 1
 
 
@@ -214,27 +227,29 @@ def test_an_odd_first_row_is_left_out_too(tmp_path, bad):
         (ASKED, "line 2: field 'id' repeats 'q' of line 1"),
     ],
 )
-def test_one_odd_question_is_left_out_and_named_by_line_and_field(tmp_path, caplog, bad, message):
+def test_one_odd_question_is_left_out_and_named_by_line_and_field(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: dict[str, Any], message: str
+) -> None:
     with caplog.at_level(logging.WARNING, "treewright"):
         questions = load_questions(write(tmp_path / "q.jsonl", ASKED, bad, ASKED | {"id": "z"}))
     assert [question.id for question in questions] == ["q", "z"]
     assert f"q.jsonl: left out 1 of 3: {message}" in caplog.text
 
 
-def test_many_odd_rows_are_counted_and_the_first_places_named(tmp_path, caplog):
+def test_many_odd_rows_are_counted_and_the_first_places_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "treewright"):
         corpus = load_corpus(write(tmp_path / "c.jsonl", DOC, *["no"] * 40))
     assert len(corpus.left_out) == 40
     assert "left out 40 of 41: line 2, column 1: not JSON" in caplog.text and "and 35 more" in caplog.text
 
 
-def test_bytes_that_are_no_text_cost_their_own_line_only(tmp_path):
+def test_bytes_that_are_no_text_cost_their_own_line_only(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_bytes(json.dumps(DOC).encode() + b'\n{"id": "caf\xe9", "text": "x"}\n')
     corpus = load_corpus(tmp_path / "c.jsonl")
     assert len(corpus) == 1 and corpus.left_out == ("line 2: not UTF-8 text at character 12",)
 
 
-def test_a_file_of_which_nothing_is_left_is_refused_with_the_first_reason(tmp_path):
+def test_a_file_of_which_nothing_is_left_is_refused_with_the_first_reason(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="cannot read"):
         load_corpus(tmp_path / "none.jsonl")
     with pytest.raises(CorpusError, match="holds no document that can be used; write one JSON object a line"):
@@ -258,7 +273,7 @@ COLUMNS = HOTPOT | {
     "context": {"title": ["Ada", "Bob"], "sentences": [["Ada lives ", "in Rome."], ["Bob."]]},
     "supporting_facts": {"title": ["Ada", "Ada"], "sent_id": [0, 1]},
 }  # fmt: skip
-MUSIQUE = {
+MUSIQUE: dict[str, Any] = {
     "id": "m1", "question": "what ?", "answer": "tea", "answer_aliases": ["a tea"], "answerable": True,
     "paragraphs": [
         {"title": "Ada", "paragraph_text": "Ada drinks tea.", "is_supporting": True},
@@ -268,19 +283,19 @@ MUSIQUE = {
 
 
 @pytest.mark.parametrize("row", [HOTPOT, COLUMNS])
-def test_multihop_files_bring_their_passages(tmp_path, row):
+def test_multihop_files_bring_their_passages(tmp_path: Path, row: dict[str, Any]) -> None:
     corpus, (question,) = load_multihop(write(tmp_path / "h.json", [row]))
     assert corpus.docs[0] == Doc("Ada", "Ada", "Ada lives in Rome.") and question.support == ("Ada",)
     assert has_passages(write(tmp_path / "lines.jsonl", "odd", row))
 
 
-def test_musique_brings_paragraphs_of_equal_titles(tmp_path):
+def test_musique_brings_paragraphs_of_equal_titles(tmp_path: Path) -> None:
     unanswerable = MUSIQUE | {"id": "m2", "answerable": False}
     corpus, (question,) = load_multihop(write(tmp_path / "m.jsonl", MUSIQUE, unanswerable))
     assert [d.id for d in corpus.docs] == ["Ada", "Ada (2)"] and question.answers == ("tea", "a tea")
 
 
-def test_paragraphs_without_title_or_text_and_null_fields_are_no_reason_to_refuse(tmp_path):
+def test_paragraphs_without_title_or_text_and_null_fields_are_no_reason_to_refuse(tmp_path: Path) -> None:
     odd = [{"title": "", "paragraph_text": "Untitled."}, {"title": "Bo", "paragraph_text": None}]
     row = MUSIQUE | {"answer_aliases": None, "answerable": None, "paragraphs": MUSIQUE["paragraphs"] + odd}
     corpus, (question,) = load_multihop(write(tmp_path / "m.jsonl", row))
@@ -300,7 +315,9 @@ def test_paragraphs_without_title_or_text_and_null_fields_are_no_reason_to_refus
         ({"_id": "h1"}, "record 1: id 'h1' stands twice"),
     ],
 )
-def test_one_odd_record_is_left_out_and_named_with_its_field(tmp_path, caplog, change, message):
+def test_one_odd_record_is_left_out_and_named_with_its_field(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], message: str
+) -> None:
     with caplog.at_level(logging.WARNING, "treewright"):
         corpus, questions = load_multihop(write(tmp_path / "h.json", [HOTPOT, HOTPOT | {"_id": "h2"} | change, 5]))
     assert [question.id for question in questions] == ["h1"] and len(corpus) == 2
@@ -308,7 +325,7 @@ def test_one_odd_record_is_left_out_and_named_with_its_field(tmp_path, caplog, c
     assert "record 2: expected a JSON object, got int" in caplog.text
 
 
-def test_the_command_line_goes_on_past_odd_rows_and_says_so(tmp_path):
+def test_the_command_line_goes_on_past_odd_rows_and_says_so(tmp_path: Path) -> None:
     text = "Krill feed whales. Half an emoji: \ud83d"
     write(tmp_path / "c.jsonl", {"_id": "1", "title": "", "text": text, "metadata": {}}, "{oops")
     asked = {"question": "What feeds whales?", "answers": [1, "Krill"], "split": None}

@@ -1,16 +1,21 @@
 """Following links between passages by the names in them, without training."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from treewright.envs import Action, InvalidAction
 from treewright.envs.check import check_env
 from treewright.envs.retrieval.almanac import almanac
-from treewright.envs.retrieval.corpus import Corpus, Doc
+from treewright.envs.retrieval.corpus import Corpus, Doc, Question
 from treewright.envs.retrieval.hypergraph import Hypergraph, HypergraphIndex
 from treewright.envs.retrieval.index import LexicalIndex
 from treewright.envs.retrieval.opening import open_suite
+from treewright.envs.types import Suite
 
 DOCS = [
     Doc("ada", "Ada Lane", "The poet Ada Lane was born in Harrow Bay. She later met Tomas Reck."),
@@ -22,12 +27,12 @@ DOCS = [
 ]
 
 
-def recall(index, corpus, questions, k=5):
+def recall(index: HypergraphIndex | LexicalIndex, corpus: Corpus, questions: list[Question], k: int = 5) -> float:
     found = [{corpus.docs[hit.position].id for hit in index.rank(q.text, k)} & set(q.support) for q in questions]
     return sum(len(f) / len(set(q.support)) for f, q in zip(found, questions, strict=True)) / len(questions)
 
 
-def test_passages_are_linked_by_titles_and_by_names_and_not_by_first_words_of_sentences():
+def test_passages_are_linked_by_titles_and_by_names_and_not_by_first_words_of_sentences() -> None:
     graph = Hypergraph(DOCS)
     assert [(DOCS[one.position].id, one.name) for one in graph.neighbours(0)] == [
         ("bay", "harrow bay"), ("reck", "tomas reck"),
@@ -36,7 +41,7 @@ def test_passages_are_linked_by_titles_and_by_names_and_not_by_first_words_of_se
     assert graph.neighbours(4) == [], "'It' and 'The' link nothing"
 
 
-def test_what_a_question_does_not_name_is_found_over_a_link():
+def test_what_a_question_does_not_name_is_found_over_a_link() -> None:
     question = "Which river flows through the town where the poet Ada Lane was born?"
     index, plain = HypergraphIndex(DOCS), LexicalIndex(DOCS)
     assert [DOCS[hit.position].id for hit in index.rank(question, 2)] == ["ada", "bay"]
@@ -46,7 +51,7 @@ def test_what_a_question_does_not_name_is_found_over_a_link():
     assert "bay" not in {DOCS[hit.position].id for hit in plain.rank("Ada Lane's birthplace", 2)}
 
 
-def test_two_hops_over_invented_passages_are_found_where_words_find_one():
+def test_two_hops_over_invented_passages_are_found_where_words_find_one() -> None:
     corpus, questions = almanac(300)
     linked, words = (recall(kind(corpus.docs), corpus, questions[:100]) for kind in (HypergraphIndex, LexicalIndex))
     assert linked >= 0.9 and linked >= 1.5 * words
@@ -57,12 +62,12 @@ def test_two_hops_over_invented_passages_are_found_where_words_find_one():
     [("東京", "彼は東京で生まれた。"), ("Straße", "Er ging in die STRASSE hinaus."), ("दिल्ली", "वह दिल्ली में रहता है।"),
      ("Ада Лейн", "Это написала Ада Лейн.")],
 )  # fmt: skip
-def test_titles_of_any_script_link(title, text):
+def test_titles_of_any_script_link(title: str, text: str) -> None:
     graph = Hypergraph([Doc("a", title, "…"), Doc("b", "b", text)])
     assert [one.position for one in graph.neighbours(1)] == [0]
 
 
-def test_odd_questions_and_passages_break_nothing():
+def test_empty_and_odd_questions_and_passages_give_no_error() -> None:
     index = HypergraphIndex([Doc("a", "", "\ud83d"), Doc("b", "()", ""), Doc("c", "C", "x")])
     for question in ("", " ", "?", "\ud83d", "()", "C " * 500):
         assert len(index.rank(question, 3)) <= 3
@@ -70,7 +75,7 @@ def test_odd_questions_and_passages_break_nothing():
 
 
 @pytest.fixture
-def suite(tmp_path):
+def suite(tmp_path: Path) -> Suite:
     (tmp_path / "c.jsonl").write_text(
         "".join(json.dumps({"id": d.id, "title": d.title, "text": d.text}) + "\n" for d in DOCS)
     )
@@ -78,14 +83,14 @@ def suite(tmp_path):
     return open_suite("own", corpus=tmp_path / "c.jsonl", questions=tmp_path / "q.jsonl", retriever="hypergraph")
 
 
-async def test_a_world_over_a_hypergraph_has_tools_for_links_and_keeps_the_contract(suite):
+async def test_a_world_over_a_hypergraph_has_tools_for_links_and_keeps_the_contract(suite: Suite) -> None:
     report = await check_env(suite.open, suite.tasks("train", 1))
     report.raise_if_failed()
-    env = await suite.open()
+    env: Any = await suite.open()
     await env.reset(suite.tasks("train", 1)[0], 0)
 
-    async def shown(name, **arguments):
-        return (await env.step(Action.of(name, **arguments), 0)).observation.text
+    async def shown(name: str, **arguments: Any) -> str:
+        return str((await env.step(Action.of(name, **arguments), 0)).observation.text)
 
     assert [tool.name for tool in env.tools] == ["search", "read", "neighbours", "bridge", "answer"]
     linked = (await shown("neighbours", passage="ada")).splitlines()
@@ -108,7 +113,7 @@ async def test_a_world_over_a_hypergraph_has_tools_for_links_and_keeps_the_contr
     assert (await env.step(Action.of("answer", text="the Aun"), 0)).reward == 1.0
 
 
-def test_equal_corpora_rank_alike_whatever_the_order_of_sets():
+def test_equal_corpora_rank_alike_whatever_the_order_of_sets() -> None:
     corpus, questions = almanac(100, seed=4)
     one, two = HypergraphIndex(corpus.docs), HypergraphIndex(Corpus(corpus.docs).docs)
     for question in questions[:20]:

@@ -1,5 +1,9 @@
 """Suites and tasks as they are written on a command line, whatever slashes and commas stand in them."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
 
 from treewright.envs.spelling import split_suites, split_task
@@ -25,9 +29,13 @@ from treewright.envs.spelling import split_suites, split_task
         ("gym:CartPole-v1/test-3", "gym:CartPole-v1", "test-3"),
         ("agentdojo:banking/user_task_3", "agentdojo:banking", "user_task_3"),
         ("desk:Desk/t3", "desk:Desk", "t3"),
+        ("harbor:data/tasks/hello", "harbor:data/tasks", "hello"),
+        ("harbor:/data/tasks?engine=podman/hello", "harbor:/data/tasks?engine=podman", "hello"),
+        ("harbor:data/tasks?network=none", "harbor:data/tasks?network=none", "0"),
+        (f"harbor:{Path(__file__).parent}", f"harbor:{Path(__file__).parent}", "0"),
     ],
 )
-def test_a_task_is_told_from_its_suite(text, suite, which):
+def test_a_task_is_told_from_its_suite(text: str, suite: str, which: str) -> None:
     assert split_task(text) == (suite, which)
 
 
@@ -47,5 +55,5 @@ def test_a_task_is_told_from_its_suite(text, suite, which):
         ("gym:CartPole-v1,maz", ["gym:CartPole-v1", "maz"]),
     ],
 )
-def test_a_comma_in_a_command_belongs_to_it(text, suites):
+def test_a_comma_in_a_command_belongs_to_it(text: str, suites: list[str]) -> None:
     assert split_suites(text) == suites

@@ -1,5 +1,7 @@
 """Any MCP server as a world: effects, errors, faults, verified replay."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import math
@@ -7,10 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import mcp_scripts
 import pytest
 from mcp.client.stdio import StdioServerParameters
+from not_none import not_none
 from speed import patient
 
 from treewright.envs import (
@@ -90,26 +97,29 @@ EFFECTS = {"get": Effect.READ, "add": Effect.REVERSIBLE}
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path: Path) -> StdioServerParameters:
     path = tmp_path / "counter.py"
     path.write_text(SERVER)
-    return StdioServerParameters(command=sys.executable, args=[str(path)])
+    program, *words = mcp_scripts.command(path)
+    return StdioServerParameters(command=program, args=words)
 
 
 @pytest.fixture
-async def session(server):
+async def session(server: StdioServerParameters) -> AsyncIterator[MCPEnvironment]:
     env = MCPEnvironment(server, effects=EFFECTS, deadline=60.0, max_chars=100)
     await env.reset(TASK, 0)
     yield env
     await env.close()
 
 
-def add(n):
+def add(n: int) -> Action:
     return Action.of("add", n=n)
 
 
-async def test_effects_are_unknown_unless_declared_and_the_table_beats_trusted_hints(server):
-    async def effects(**options):
+async def test_effects_are_unknown_unless_declared_and_the_table_beats_trusted_hints(
+    server: StdioServerParameters,
+) -> None:
+    async def effects(**options: Any) -> dict[str, Effect]:
         env = MCPEnvironment(server, **options)
         found = {spec.name: spec.effect for spec in await env.actions()}
         await env.close()
@@ -128,7 +138,7 @@ async def test_effects_are_unknown_unless_declared_and_the_table_beats_trusted_h
         await effects(effects={"addd": Effect.READ})
 
 
-async def test_answers_refusals_images_and_long_texts_become_observations(session):
+async def test_answers_refusals_images_and_long_texts_become_observations(session: MCPEnvironment) -> None:
     result = await session.step(add(2), 0)
     assert (result.observation.text, result.observation.provenance) == ("added 2", "tool")
     assert result.effect is Effect.REVERSIBLE and not result.terminated
@@ -139,14 +149,14 @@ async def test_answers_refusals_images_and_long_texts_become_observations(sessio
     assert (await session.step(Action.of("much"), 0)).observation.text.endswith("… (900 more characters)")
 
 
-async def test_a_composite_action_makes_its_calls_in_order_and_has_the_worst_effect(session):
+async def test_a_composite_action_makes_its_calls_in_order_and_has_the_worst_effect(session: MCPEnvironment) -> None:
     result = await session.step(Action((*add(3).calls, *Action.of("get").calls, *Action.of("boom").calls)), 0)
     assert result.observation.text.startswith("added 3\ntotal 3\n")
     assert result.effect is Effect.UNKNOWN and result.observation.provenance == "tool"
     assert [row["error"] for row in result.info["calls"]] == [False, False, True]
 
 
-async def test_bad_arguments_never_reach_the_server(session):
+async def test_bad_arguments_never_reach_the_server(session: MCPEnvironment) -> None:
     for action, message in [
         (Action.of("ad", n=1), "did you mean 'add'"),
         (Action.of("add", n="1"), "add n: '1' is not of type 'integer'"),
@@ -157,7 +167,9 @@ async def test_bad_arguments_never_reach_the_server(session):
     assert (await session.step(Action.of("get"), 0)).observation.text == "total 0"
 
 
-async def test_done_ends_with_an_unknown_reward_or_the_judges(session, server):
+async def test_done_ends_with_an_unknown_reward_or_the_judges(
+    session: MCPEnvironment, server: StdioServerParameters
+) -> None:
     result = await session.step(Action.of("done", answer="5"), 0)
     assert result.terminated and math.isnan(result.reward)
     env = MCPEnvironment(server, judge=lambda task, answer, folder: float(answer == "5"))
@@ -166,7 +178,7 @@ async def test_done_ends_with_an_unknown_reward_or_the_judges(session, server):
     await env.close()
 
 
-async def test_a_replay_may_leave_out_reads_and_shows_another_answer_as_another_state(session):
+async def test_a_replay_may_leave_out_reads_and_shows_another_answer_as_another_state(session: MCPEnvironment) -> None:
     first = (await session.reset(TASK, 0)).fingerprint
     assert (await session.step(Action.of("get"), 0)).observation.fingerprint == first
     once = (await session.step(add(1), 1)).observation.fingerprint
@@ -177,7 +189,9 @@ async def test_a_replay_may_leave_out_reads_and_shows_another_answer_as_another_
     assert (await session.step(Action.of("draw"), 2)).observation.fingerprint != drawn
 
 
-async def test_without_a_folder_a_restore_repeats_the_state_changing_calls_only_and_as_few_as_possible(session):
+async def test_without_a_folder_a_restore_repeats_the_state_changing_calls_only_and_as_few_as_possible(
+    session: MCPEnvironment,
+) -> None:
     assert session.restore_ways == {Restore.STATE, Restore.REPLAY}
     for action in (add(1), Action.of("get"), add(2)):
         shown = (await session.step(action, 0)).observation
@@ -196,7 +210,7 @@ async def test_without_a_folder_a_restore_repeats_the_state_changing_calls_only_
     assert (session.starts, session.repeated) == (3, 3)
 
 
-async def test_a_repeated_call_that_is_answered_otherwise_is_a_divergence(server):
+async def test_a_repeated_call_that_is_answered_otherwise_is_a_divergence(server: StdioServerParameters) -> None:
     # In a sandbox: elsewhere a call of unknown effect is not repeated at all.
     session = MCPEnvironment(server, effects=EFFECTS, sandboxed=True)
     await session.reset(TASK, 0)
@@ -208,7 +222,9 @@ async def test_a_repeated_call_that_is_answered_otherwise_is_a_divergence(server
     await session.close()
 
 
-async def test_a_live_server_is_not_made_to_repeat_what_cannot_be_undone(session, server):
+async def test_a_live_server_is_not_made_to_repeat_what_cannot_be_undone(
+    session: MCPEnvironment, server: StdioServerParameters
+) -> None:
     await session.step(add(2), 0)
     await session.step(Action.of("wipe"), 0)
     await session.step(add(1), 0)
@@ -235,7 +251,9 @@ async def test_a_live_server_is_not_made_to_repeat_what_cannot_be_undone(session
     assert session.repeated == 0
 
 
-async def test_a_live_snapshot_of_a_server_of_another_process_is_refused_by_the_calls_in_it(session):
+async def test_a_live_snapshot_of_a_server_of_another_process_is_refused_by_the_calls_in_it(
+    session: MCPEnvironment,
+) -> None:
     await session.step(Action.of("wipe"), 0)
     snapshot = await session.snapshot()
     head = json.loads(snapshot.data)
@@ -244,7 +262,9 @@ async def test_a_live_snapshot_of_a_server_of_another_process_is_refused_by_the_
         await session.restore(replace(snapshot, data=json.dumps(head).encode() + b"\n"))
 
 
-async def test_a_snapshot_of_the_journal_comes_back_in_another_session_and_a_foreign_one_is_refused(session, server):
+async def test_a_snapshot_of_the_journal_comes_back_in_another_session_and_a_foreign_one_is_refused(
+    session: MCPEnvironment, server: StdioServerParameters
+) -> None:
     await session.step(add(5), 0)
     snapshot = await session.snapshot()
     other = MCPEnvironment(server, effects=EFFECTS)
@@ -255,7 +275,7 @@ async def test_a_snapshot_of_the_journal_comes_back_in_another_session_and_a_for
     await other.close()
 
 
-async def test_a_server_that_dies_is_session_died_until_the_next_reset(session):
+async def test_a_server_that_dies_is_session_died_until_the_next_reset(session: MCPEnvironment) -> None:
     for action in (Action.of("die"), Action.of("get")):
         with pytest.raises(SessionDied, match=r"counter\.py"):
             await session.step(action, 0)
@@ -263,10 +283,10 @@ async def test_a_server_that_dies_is_session_died_until_the_next_reset(session):
     assert (await session.step(Action.of("get"), 0)).observation.text == "total 0"
 
 
-async def test_a_hang_is_an_action_timeout_and_the_session_is_replaced(server):
+async def test_a_hang_is_an_action_timeout_and_the_session_is_replaced(server: StdioServerParameters) -> None:
     env = MCPEnvironment(server, deadline=60.0)
     await env.reset(TASK, 0)
-    env._connection.deadline = 0.3
+    not_none(env._connection).deadline = 0.3
     started = time.monotonic()
     with pytest.raises(ActionTimeout, match="hang gave no answer within"):
         await env.step(Action.of("hang"), 0)
@@ -278,7 +298,7 @@ async def test_a_hang_is_an_action_timeout_and_the_session_is_replaced(server):
     await env.close()
 
 
-async def test_a_cancelled_call_does_not_leave_its_answer_to_the_next(session):
+async def test_a_cancelled_call_does_not_leave_its_answer_to_the_next(session: MCPEnvironment) -> None:
     call = asyncio.create_task(session.step(Action.of("hang"), 0))
     done, _ = await asyncio.wait([call], timeout=0.1)
     assert not done
@@ -289,7 +309,7 @@ async def test_a_cancelled_call_does_not_leave_its_answer_to_the_next(session):
         await session.step(Action.of("get"), 0)
 
 
-async def test_a_session_may_be_opened_used_and_closed_in_different_tasks(server):
+async def test_a_session_may_be_opened_used_and_closed_in_different_tasks(server: StdioServerParameters) -> None:
     env = MCPEnvironment(server, effects=EFFECTS)
     await asyncio.create_task(env.reset(TASK, 0))
     results = await asyncio.gather(*(asyncio.create_task(env.step(Action.of("get"), 0)) for _ in range(3)))
@@ -298,7 +318,7 @@ async def test_a_session_may_be_opened_used_and_closed_in_different_tasks(server
     await asyncio.create_task(env.close())
 
 
-async def test_a_server_that_does_not_start_is_named_with_the_end_of_its_stderr(tmp_path):
+async def test_a_server_that_does_not_start_is_named_with_the_end_of_its_stderr(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('no database given')")
     env = MCPEnvironment(StdioServerParameters(command=sys.executable, args=[str(broken)]))
@@ -311,7 +331,7 @@ async def test_a_server_that_does_not_start_is_named_with_the_end_of_its_stderr(
     await missing.close()
 
 
-async def test_a_server_behind_a_url_works_and_declares_no_way_back(server):
+async def test_a_server_behind_a_url_works_and_declares_no_way_back(server: StdioServerParameters) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -341,8 +361,10 @@ async def test_a_server_behind_a_url_works_and_declares_no_way_back(server):
         process.wait()
 
 
-async def test_state_folder_snapshots_come_back_and_a_tampered_one_is_a_divergence(server, tmp_path):
-    def set_up(folder, task, key):
+async def test_state_folder_snapshots_come_back_and_a_tampered_one_is_a_divergence(
+    server: StdioServerParameters, tmp_path: Path
+) -> None:
+    def set_up(folder: Any, task: Task, key: int) -> None:
         (folder / "note").write_text(f"{task.id} {key}")
 
     env = MCPEnvironment(server, effects=EFFECTS, state=StateFolder(tmp_path / "state", set_up))
@@ -358,8 +380,8 @@ async def test_state_folder_snapshots_come_back_and_a_tampered_one_is_a_divergen
     assert (tmp_path / "state").exists()
 
 
-async def test_an_owners_hook_that_fails_is_a_fault_not_a_crash(server, tmp_path):
-    def set_up(folder, task, key):
+async def test_an_owners_hook_that_fails_is_a_fault_not_a_crash(server: StdioServerParameters, tmp_path: Path) -> None:
+    def set_up(folder: Any, task: Task, key: int) -> None:
         raise KeyError("seed")
 
     env = MCPEnvironment(server, state=StateFolder(tmp_path / "state", set_up))
@@ -368,7 +390,7 @@ async def test_an_owners_hook_that_fails_is_a_fault_not_a_crash(server, tmp_path
     await env.close()
 
 
-def test_a_folder_survives_packing_with_empty_folders_and_odd_bytes_and_refuses_links(tmp_path):
+def test_a_folder_survives_packing_with_empty_folders_and_odd_bytes_and_refuses_links(tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     (source / "deep" / "empty").mkdir(parents=True)
     (source / "deep" / "bytes\n").write_bytes(bytes(range(256)))

@@ -1,5 +1,7 @@
 """Python objects as worlds: schemas from signatures, forks that share nothing, fingerprints that tell states apart."""
 
+from __future__ import annotations
+
 import asyncio
 import enum
 import json
@@ -8,8 +10,10 @@ import statistics
 import threading
 import time
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
@@ -25,11 +29,11 @@ from treewright.envs.types import ToolSpec, Turn
 class Shelf:
     """A stateful class as function-calling benchmarks have them: folders, files, a working directory."""
 
-    def __init__(self):
-        self.tree = {"notes": {"todo.txt": "milk"}, "old": {}}
-        self.here = []
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {"notes": {"todo.txt": "milk"}, "old": {}}
+        self.here: list[Any] = []
 
-    def _folder(self):
+    def _folder(self) -> dict[str, Any]:
         found = self.tree
         for name in self.here:
             found = found[name]
@@ -59,7 +63,7 @@ class Shelf:
         return f"removed {file}"
 
 
-def at_top(end):
+def at_top(end: Any) -> Any:
     return end.object.tree["notes"].get("todo.txt") == "milk, bread"
 
 
@@ -75,22 +79,22 @@ PLAN = [
 ]
 
 
-def shelf(**options):
+def shelf(**options: Any) -> ToolWorld:
     return ToolWorld.of(Shelf(), effects=EFFECTS, **{"judge": at_top, **options})
 
 
-def oracle(task, history, tools):
+def oracle(task: Task, history: Sequence[Turn], tools: Any) -> Action:
     return PLAN[min(sum(t.action is not None for t in history), 2)]
 
 
-async def test_a_stateful_class_is_a_world_in_one_line_and_keeps_the_contract():
+async def test_a_stateful_class_is_a_world_in_one_line_and_keeps_the_contract() -> None:
     suite = shelf().suite(TASKS, oracle=oracle)
     report = await check_env(suite.open, suite.tasks("train", 1), oracle=suite.oracle)
     report.raise_if_failed()
     assert suite.tasks("test", 5) == TASKS[1:]
 
 
-async def test_the_schema_comes_from_the_signature_and_arguments_are_checked_before_the_object_sees_them():
+async def test_the_schema_comes_from_the_signature_and_arguments_are_checked_before_the_object_sees_them() -> None:
     world = shelf()
     await world.reset(TASKS[0], 0)
     specs = {spec.name: spec for spec in await world.actions()}
@@ -110,7 +114,7 @@ async def test_the_schema_comes_from_the_signature_and_arguments_are_checked_bef
         assert state_digest(world._object) == before
 
 
-async def test_the_first_object_is_never_changed_and_sessions_do_not_see_each_other():
+async def test_the_first_object_is_never_changed_and_sessions_do_not_see_each_other() -> None:
     mine = Shelf()
     world = ToolWorld.of(mine, effects=EFFECTS)
     other = await world.open()
@@ -123,7 +127,7 @@ async def test_the_first_object_is_never_changed_and_sessions_do_not_see_each_ot
     assert json.loads((await other.step(Action.of("ls"), 0)).observation.text) == ["notes", "old"]
 
 
-async def test_a_snapshot_can_be_gone_back_to_many_times_and_a_fork_lives_on_alone():
+async def test_a_snapshot_can_be_gone_back_to_many_times_and_a_fork_lives_on_alone() -> None:
     world = shelf()
     await world.reset(TASKS[0], 0)
     await world.step(PLAN[0], 0)
@@ -142,7 +146,7 @@ async def test_a_snapshot_can_be_gone_back_to_many_times_and_a_fork_lives_on_alo
         await world.restore(Snapshot(Restore.STATE, b"", ""))
 
 
-async def test_what_a_tool_raises_is_shown_as_an_error_and_the_episode_goes_on():
+async def test_what_a_tool_raises_is_shown_as_an_error_and_the_episode_goes_on() -> None:
     world = shelf()
     await world.reset(TASKS[0], 0)
     result = await world.step(Action.of("rm", file="none"), 0)
@@ -170,12 +174,14 @@ class Counting:
         self.total = int(kept)
 
 
-def luck_oracle(task, history, tools):
+def luck_oracle(task: Task, history: Sequence[Turn], tools: Any) -> Action:
     return Action.of("add", n=1) if len(history) < 3 else Action.of("done", answer="")
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
-async def test_an_object_with_its_own_snapshot_needs_no_copy_and_its_state_outlives_the_process(stochastic):
+async def test_an_object_with_its_own_snapshot_needs_no_copy_and_its_state_outlives_the_process(
+    stochastic: bool,
+) -> None:
     world = ToolWorld.of(Counting, effects={"add": "reversible"}, stochastic=stochastic, judge=lambda end: 1.0)
     ways = {Restore.STATE} if stochastic else {Restore.STATE, Restore.REPLAY}
     assert world.restore_ways == ways
@@ -183,7 +189,7 @@ async def test_an_object_with_its_own_snapshot_needs_no_copy_and_its_state_outli
     report.raise_if_failed()
 
 
-async def test_chance_comes_from_the_steps_key():
+async def test_random_numbers_of_a_tool_come_from_the_key_of_the_step() -> None:
     world = ToolWorld.of(Counting)
     texts = []
     for key in (1, 1, 2):
@@ -193,18 +199,18 @@ async def test_chance_comes_from_the_steps_key():
     assert "rng" not in (await world.actions())[0].parameters["properties"]
 
 
-def made(task):
+def made(task: Task) -> Shelf:
     found = Shelf()
     found.tree = dict(task.data["tree"])
     return found
 
 
-async def test_a_function_of_the_task_makes_the_object_and_tools_may_be_functions_or_given_whole():
+async def test_a_function_of_the_task_makes_the_object_and_tools_may_be_functions_or_given_whole() -> None:
     def count(shelf: Shelf) -> int:
         """How many names there are."""
         return len(shelf.tree)
 
-    async def wipe(shelf, arguments, rng):
+    async def wipe(shelf: Shelf, arguments: Any, rng: random.Random) -> None:
         await asyncio.sleep(0)
         shelf.tree.clear()
 
@@ -221,7 +227,7 @@ async def test_a_function_of_the_task_makes_the_object_and_tools_may_be_function
     assert (await world.step(Action.of("count"), 0)).observation.text == "0"
 
 
-async def test_blocking_tools_leave_the_event_loop_free():
+async def test_blocking_tools_leave_the_event_loop_free() -> None:
     class Slow:
         def wait(self) -> str:
             time.sleep(0.2)
@@ -250,19 +256,19 @@ async def test_blocking_tools_leave_the_event_loop_free():
         ({"tools": [lambda: 0]}, "has no parameter for the object"),
     ],
 )
-def test_mistakes_in_the_description_of_a_world_are_named(options, message):
+def test_mistakes_in_the_description_of_a_world_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TreewrightError, match=message):
         ToolWorld.of(Shelf(), **options)
 
 
-def test_parameters_that_no_schema_describes_are_named():
-    def anything(shelf, *things):
+def test_parameters_that_no_schema_describes_are_named() -> None:
+    def anything(shelf: Shelf, *things: Any) -> None:
         pass
 
-    def lock(shelf, lock: threading.Lock):
+    def lock(shelf: Shelf, lock: threading.Lock) -> None:
         pass
 
-    def missing(shelf, x: "Nowhere"):  # noqa: F821
+    def missing(shelf: Shelf, x: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F821
         pass
 
     for function, message in [(anything, "parameter \\*things"), (lock, "no JSON schema"), (missing, "Nowhere")]:
@@ -270,11 +276,12 @@ def test_parameters_that_no_schema_describes_are_named():
             tool_of(function)
 
 
-async def test_arguments_are_converted_to_the_types_of_the_signature():
-    class Colour(enum.Enum):
-        RED = "red"
+class Colour(enum.Enum):
+    RED = "red"
 
-    def paint(obj: list, colour: Colour, when: date, model_config: int, /, *, times: int = 2) -> str:
+
+async def test_arguments_are_converted_to_the_types_of_the_signature() -> None:
+    def paint(obj: list[Any], colour: Colour, when: date, model_config: int, /, *, times: int = 2) -> str:
         return f"{colour!r} {when!r} {model_config} {times}"
 
     run = tool_of(paint).run
@@ -297,18 +304,18 @@ class Item(BaseModel):
 @dataclass
 class Node:
     value: object
-    next: "Node | None" = None
-    rows: list = field(default_factory=list)
+    next: Node | None = None
+    rows: list[Any] = field(default_factory=list)
 
 
 class Slotted:
     __slots__ = ("a", "b")
 
-    def __init__(self, a, b):
+    def __init__(self, a: int, b: list[Any]) -> None:
         self.a, self.b = a, b
 
 
-def samples():
+def samples() -> list[Any]:
     loop = Node(1)
     loop.next = loop
     item = Item(name="x", tags={"b", "a"}, more={"k": [1, 2]})
@@ -319,7 +326,7 @@ def samples():
     ]  # fmt: skip
 
 
-def test_equal_states_hash_equal_and_different_ones_differ():
+def test_equal_states_hash_equal_and_different_ones_differ() -> None:
     first, second = [state_digest(x) for x in samples()], [state_digest(x) for x in samples()]
     assert first == second
     assert len(set(first)) == len(first)
@@ -327,13 +334,13 @@ def test_equal_states_hash_equal_and_different_ones_differ():
     assert state_digest({1}) != state_digest([1]) and state_digest(1) != state_digest(True) != state_digest(1.0)
 
 
-def test_every_change_deep_inside_changes_the_hash():
-    def of(change):
+def test_every_change_deep_inside_changes_the_hash() -> None:
+    def of(change: Callable[[Any], Any]) -> str:
         held = [Item(name="x", more={"k": [1, 2]}), Node([1], Node(2)), Slotted(1, [2]), deque([1])]
         change(held)
         return state_digest(held)
 
-    def secret(held):
+    def secret(held: Any) -> None:
         held[0]._secret = 1
 
     changes = [
@@ -343,7 +350,7 @@ def test_every_change_deep_inside_changes_the_hash():
     assert len({of(change) for change in changes}) == len(changes)
 
 
-def test_a_copy_is_equal_shares_nothing_that_changes_and_keeps_sharing_inside():
+def test_a_copy_is_equal_shares_nothing_that_changes_and_keeps_sharing_inside() -> None:
     for original in samples():
         assert state_digest(copy_state(original)) == state_digest(original)
         assert state_size(original) > 0
@@ -357,7 +364,7 @@ def test_a_copy_is_equal_shares_nothing_that_changes_and_keeps_sharing_inside():
     assert (again := copy_state(loop)).next is again
 
 
-def test_state_that_cannot_be_copied_or_hashed_is_named_by_its_place():
+def test_state_that_cannot_be_copied_or_hashed_is_named_by_its_place() -> None:
     with pytest.raises(TreewrightError, match=r"state\['a'\]\[0\] holds a lock"):
         state_digest({"a": [threading.Lock()]})
     with pytest.raises(TreewrightError, match="cannot be copied"):
@@ -368,14 +375,14 @@ def test_state_that_cannot_be_copied_or_hashed_is_named_by_its_place():
 
 
 @pytest.fixture(scope="module")
-def dojo():
+def dojo() -> dict[str, Any]:
     pytest.importorskip("agentdojo", reason="agentdojo is not installed")
     from treewright.envs.tools.agentdojo import NAMES, agentdojo_suite
 
     return {name: agentdojo_suite(name) for name in NAMES}
 
 
-async def test_agentdojos_ground_truth_solves_all_97_tasks_and_doing_nothing_does_not(dojo):
+async def test_agentdojos_ground_truth_solves_all_97_tasks_and_doing_nothing_does_not(dojo: dict[str, Any]) -> None:
     solved, lazy, forks = [], 0, []
     for suite in dojo.values():
         env = await suite.open()
@@ -399,7 +406,9 @@ async def test_agentdojos_ground_truth_solves_all_97_tasks_and_doing_nothing_doe
 
 
 @pytest.mark.parametrize("name", ["workspace", "travel", "banking", "slack"])
-async def test_agentdojos_suites_keep_the_contract_and_their_splits_do_not_overlap(dojo, name):
+async def test_agentdojos_suites_keep_the_contract_and_their_splits_do_not_overlap(
+    dojo: dict[str, Any], name: str
+) -> None:
     suite = dojo[name]
     report = await check_env(suite.open, suite.tasks("train", 1), oracle=suite.oracle)
     report.raise_if_failed()

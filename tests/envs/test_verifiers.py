@@ -1,7 +1,10 @@
 """A taskset of verifiers as a suite; against the package itself where it is installed whole, else a stand-in."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +15,7 @@ REAL = all(importlib.util.find_spec(name) is not None for name in ("verifiers", 
 
 
 @pytest.fixture(autouse=True)
-def package(monkeypatch):
+def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not REAL:
         import verifiers_stand_in
 
@@ -24,7 +27,7 @@ def package(monkeypatch):
         sys.modules.pop(name, None)
 
 
-async def test_tools_state_and_rewards_of_a_taskset_carry_over():
+async def test_tools_state_and_rewards_of_a_taskset_carry_over() -> None:
     found = suite("verifiers:shop_taskset:taskset")
     (first, second), (third,) = found.tasks("train", 9), found.tasks("test", 9)
     assert [t.goal.split()[1] for t in (first, second, third)] == ["tea", "milk", "rice"]
@@ -39,14 +42,14 @@ async def test_tools_state_and_rewards_of_a_taskset_carry_over():
     assert (await env.step(Action.of("done", answer="bought"), 0)).reward == 0.25
 
 
-async def test_it_keeps_the_contract():
+async def test_a_verifiers_taskset_passes_the_conformance_kit() -> None:
     plan = [Action.of("add", item="tea"), Action.of("list_cart"), Action.of("done", answer="bought")]
     found = suite("verifiers:shop_taskset:taskset")
     report = await check_env(found.open, found.tasks("train", 1), oracle=lambda t, h, s: plan[len(h) - 1])
     report.raise_if_failed()
 
 
-def test_what_is_no_taskset_is_named():
+def test_what_is_no_taskset_is_named() -> None:
     with pytest.raises(TreewrightError, match="is a dict, not a verifiers Taskset"):
         suite("verifiers:shop_taskset:__dict__")
     with pytest.raises(TreewrightError, match="did you mean 'taskset'"):
@@ -63,13 +66,13 @@ def test_what_is_no_taskset_is_named():
         ("unjudged", "Unjudged has no reward: nothing would ever be right"),
     ],
 )
-def test_rewards_that_cannot_be_computed_here_are_refused_on_opening_by_name(name, said):
+def test_rewards_that_cannot_be_computed_here_are_refused_on_opening_by_name(name: str, said: str) -> None:
     with pytest.raises(TreewrightError, match=said):
         suite(f"verifiers:odd_tasksets:{name}")
 
 
 @pytest.mark.parametrize("name", ["maybe_runtime", "by_results"])
-async def test_right_answers_are_worth_what_their_rewards_say(name):
+async def test_right_answers_are_worth_what_their_rewards_say(name: str) -> None:
     found = suite(f"verifiers:odd_tasksets:{name}")
     (task,) = found.tasks("train", 1)
     env = await found.open()

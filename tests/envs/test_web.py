@@ -1,12 +1,20 @@
 """The web environment on pages that are harder than the market's: scripts, denied hosts, popups, faults."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
+
+from treewright.envs.types import Observation, StepResult
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -29,6 +37,11 @@ from treewright.envs import (
 )
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.environment import WebEnvironment
+
+if TYPE_CHECKING:
+    from starlette.datastructures import State
+    from starlette.requests import Request
+
 
 if find_chromium() is None:
     pytest.skip("no Chromium: apt-get install chromium-headless-shell", allow_module_level=True)
@@ -66,9 +79,9 @@ PAGES = {
 class Server:
     """A site of fixed pages on loopback that remembers what was asked for."""
 
-    def __init__(self, foreign=""):
+    def __init__(self, foreign: str = "") -> None:
         self.foreign = foreign
-        self.asked = []
+        self.asked: list[Any] = []
         routes = [Route("/{rest:path}", self.answer, methods=["GET", "POST"])]
         self.server = uvicorn.Server(
             uvicorn.Config(Starlette(routes=routes), port=0, lifespan="off", log_config=None, ws="none")
@@ -76,7 +89,7 @@ class Server:
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
 
-    async def ready(self):
+    async def ready(self) -> Server:
         for _ in range(500):
             if self.server.started:
                 break
@@ -84,7 +97,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
         return self
 
-    async def answer(self, request):
+    async def answer(self, request: Request[State]) -> RedirectResponse | Response | HTMLResponse:
         path = request.url.path
         self.asked.append(f"{request.method} {path}")
         if path == "/redirect":
@@ -94,20 +107,20 @@ class Server:
             return Response("arrived")
         return HTMLResponse(PAGES.get(path, "<p>none</p>").replace("FOREIGN", self.foreign))
 
-    async def stop(self):
+    async def stop(self) -> None:
         self.server.should_exit = True
         await asyncio.to_thread(self.thread.join, 10)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def canary():
+async def canary() -> AsyncIterator[Server]:
     server = await Server().ready()
     yield server
     await server.stop()
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def server(canary):
+async def server(canary: Server) -> AsyncIterator[Server]:
     server = await Server(canary.url).ready()
     yield server
     await server.stop()
@@ -115,20 +128,20 @@ async def server(canary):
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def env(server):
+async def env(server: Server) -> AsyncIterator[WebEnvironment]:
     session = WebEnvironment(f"{server.url}/")
     yield session
     await session.close()
 
 
-async def at(env, path, **settings):
+async def at(env: WebEnvironment, path: str, **settings: Any) -> Observation:
     for name, value in settings.items():
         setattr(env, name, value)
     await env.reset(TASK, 0)
     return (await env.step(Action.of("goto", path=path), 0)).observation
 
 
-async def click(env, name):
+async def click(env: WebEnvironment, name: str) -> StepResult:
     ref = next(element.ref for element in env._view.elements.values() if element.name == name)
     return await env.step(Action.of("click", ref=ref), 0)
 
@@ -157,7 +170,9 @@ async def click(env, name):
         (Action((Call("back"), Call("back"))), "one action per turn, not 2"),
     ],
 )
-async def test_invalid_actions_say_what_is_wrong_and_change_nothing(env, server, action, message):
+async def test_invalid_actions_say_what_is_wrong_and_change_nothing(
+    env: WebEnvironment, server: Server, action: Action, message: str
+) -> None:
     seen = await env.reset(TASK, 0)
     names = {element.name: element.ref for element in env._view.elements.values()}
     if len(action.calls) == 1 and action.arguments.get("ref") in names:
@@ -170,7 +185,7 @@ async def test_invalid_actions_say_what_is_wrong_and_change_nothing(env, server,
     assert (await env._look()) == seen
 
 
-async def test_fields_are_filled_replaced_emptied_and_chosen(env):
+async def test_fields_are_filled_replaced_emptied_and_chosen(env: WebEnvironment) -> None:
     await env.reset(TASK, 0)
     refs = {element.name: element.ref for element in env._view.elements.values()}
     for text in ("ann", 'böb "x"', ""):
@@ -181,13 +196,13 @@ async def test_fields_are_filled_replaced_emptied_and_chosen(env):
     assert f'checkbox "gift" {refs["gift"]} checked' in (await click(env, "gift")).observation.text
 
 
-async def test_fields_that_shadow_their_form_do_not_hide_its_method(env):
+async def test_fields_that_shadow_their_form_do_not_hide_its_method(env: WebEnvironment) -> None:
     await env.reset(TASK, 0)
     send = next(element.ref for element in env._view.elements.values() if element.name == "send")
     assert await env.effect(Action.of("click", ref=send)) is Effect.IRREVERSIBLE
 
 
-async def test_back_shows_the_page_before(env):
+async def test_back_shows_the_page_before(env: WebEnvironment) -> None:
     await env.reset(TASK, 0)
     assert "back" not in [tool.name for tool in await env.actions()]
     assert (await click(env, "two")).observation.text.startswith('page "two" /two')
@@ -195,13 +210,13 @@ async def test_back_shows_the_page_before(env):
     assert (await env.step(Action.of("back"), 0)).observation.text.startswith('page "start" /')
 
 
-async def test_what_a_click_loads_later_is_waited_for(env):
+async def test_what_a_click_loads_later_is_waited_for(env: WebEnvironment) -> None:
     await at(env, "/late")
     result = await click(env, "load more")
     assert 'text "arrived"' in result.observation.text and "settled" not in result.info
 
 
-async def test_page_that_never_settles_is_shown_at_the_deadline_and_says_so(env):
+async def test_page_that_never_settles_is_shown_at_the_deadline_and_says_so(env: WebEnvironment) -> None:
     await env.reset(TASK, 0)
     env.deadline, loop = 0.5, asyncio.get_running_loop()
     begun = loop.time()
@@ -209,7 +224,7 @@ async def test_page_that_never_settles_is_shown_at_the_deadline_and_says_so(env)
     assert result.info["settled"] is False and loop.time() - begun < 2.5
 
 
-async def test_unannounced_write_is_seen_in_the_traffic(env):
+async def test_unannounced_write_is_seen_in_the_traffic(env: WebEnvironment) -> None:
     await at(env, "/beacon")
     more = Action.of("click", ref="e1")
     assert await env.effect(more) is Effect.READ
@@ -217,25 +232,25 @@ async def test_unannounced_write_is_seen_in_the_traffic(env):
     assert result.effect is Effect.UNKNOWN and result.info["writes"] == ["POST /save"]
 
 
-async def test_covered_element_is_not_clicked(env):
+async def test_covered_element_is_not_clicked(env: WebEnvironment) -> None:
     await at(env, "/covered")
     with pytest.raises(InvalidAction, match="covered"):
         await click(env, "under")
 
 
-async def test_new_window_opens_in_the_same_page(env):
+async def test_new_window_opens_in_the_same_page(env: WebEnvironment) -> None:
     await at(env, "/popup")
     assert (await click(env, "open")).observation.text.startswith('page "two"')
-    assert len(env._tab.context.pages) == 1
+    assert len(not_none(env._tab).context.pages) == 1
 
 
-async def test_dialog_is_answered_with_no_and_reported(env):
+async def test_dialog_is_answered_with_no_and_reported(env: WebEnvironment) -> None:
     await at(env, "/dialog")
     result = await click(env, "show")
     assert result.observation.text.startswith('page "no"') and result.info["dialogs"] == ["confirm sure?"]
 
 
-async def test_long_page_is_shown_in_parts(env):
+async def test_long_page_is_shown_in_parts(env: WebEnvironment) -> None:
     seen = await at(env, "/long", part=600)
     count = int(seen.text.splitlines()[0].rsplit(" ", 1)[1])
     assert count > 2 and "part" in [tool.name for tool in await env.actions()]
@@ -246,7 +261,7 @@ async def test_long_page_is_shown_in_parts(env):
     assert 'button "last" e1' in texts[-1] and len(set(texts)) == count
 
 
-async def test_page_that_hangs_is_a_timeout_and_a_new_session_works(env):
+async def test_page_that_hangs_is_a_timeout_and_a_new_session_works(env: WebEnvironment) -> None:
     await at(env, "/hang")
     env.patience = env.deadline = 1.0
     with pytest.raises(ActionTimeout):
@@ -255,7 +270,9 @@ async def test_page_that_hangs_is_a_timeout_and_a_new_session_works(env):
     assert (await env.reset(TASK, 0)).text.startswith('page "start"')
 
 
-async def test_nothing_leaves_for_a_host_that_is_not_listed(env, server, canary):
+async def test_nothing_leaves_for_a_host_that_is_not_listed(
+    env: WebEnvironment, server: Server, canary: Server
+) -> None:
     assert (await at(env, "/leaks", quiet=0.2)).text.startswith('page "leaks"')
     result = await env.step(Action.of("goto", path="/redirect"), 0)
     assert result.observation.text.startswith('page "leaks"'), "a denied redirect leaves the page where it was"
@@ -263,7 +280,7 @@ async def test_nothing_leaves_for_a_host_that_is_not_listed(env, server, canary)
     assert canary.asked == []
 
 
-async def test_the_same_page_reaches_the_host_once_it_is_listed(server, canary):
+async def test_the_same_page_reaches_the_host_once_it_is_listed(server: Server, canary: Server) -> None:
     hosts = [urlsplit(server.url).netloc, urlsplit(canary.url).netloc]
     open_env = WebEnvironment(f"{server.url}/", hosts=hosts, quiet=0.2, locked=False)
     try:
@@ -277,7 +294,7 @@ async def test_the_same_page_reaches_the_host_once_it_is_listed(server, canary):
         canary.asked.clear()
 
 
-async def test_empty_list_denies_everything(server):
+async def test_empty_list_denies_everything(server: Server) -> None:
     closed = WebEnvironment(f"{server.url}/", hosts=[])
     asked = len(server.asked)
     try:
@@ -290,14 +307,14 @@ async def test_empty_list_denies_everything(server):
         await closed.close()
 
 
-async def test_site_without_saved_state_can_only_be_replayed(env):
+async def test_site_without_saved_state_can_only_be_replayed(env: WebEnvironment) -> None:
     await env.reset(TASK, 0)
     assert env.restore_ways == {Restore.REPLAY} and not env.sandboxed
     with pytest.raises(RestoreUnsupported, match="replay"):
         await env.snapshot()
 
 
-async def test_using_a_session_before_reset_or_after_close_says_what_to_do(env):
+async def test_using_a_session_before_reset_or_after_close_says_what_to_do(env: WebEnvironment) -> None:
     with pytest.raises(SessionDied, match="reset"):
         await env.step(Action.of("back"), 0)
     await env.reset(TASK, 0)
@@ -307,13 +324,13 @@ async def test_using_a_session_before_reset_or_after_close_says_what_to_do(env):
         await env.step(Action.of("back"), 0)
 
 
-async def test_a_wrong_path_in_the_variable_is_named(monkeypatch):
+async def test_a_wrong_path_in_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREEWRIGHT_CHROMIUM", "/nowhere/chromium")
     with pytest.raises(TreewrightError, match="TREEWRIGHT_CHROMIUM='/nowhere/chromium' is not an executable"):
         find_chromium()
 
 
-async def test_no_chromium_at_all_says_what_to_install(monkeypatch, tmp_path):
+async def test_no_chromium_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from treewright.envs.web import browser
 
     monkeypatch.delenv("TREEWRIGHT_CHROMIUM", raising=False)

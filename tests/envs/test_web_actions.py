@@ -1,11 +1,18 @@
 """Frames, shadow trees, windows, questions, and every action beyond clicking and filling, on pages of our own."""
 
+from __future__ import annotations
+
 # ruff: noqa: E501
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
+
+from treewright.envs.types import Observation, StepResult
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -52,10 +59,10 @@ PAGES = {
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def site():
+async def site() -> AsyncIterator[Any]:
     asked = []
 
-    async def serve(reader, writer):
+    async def serve(reader: Any, writer: Any) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         method, path = head.split(" ")[:2]
         asked.append(f"{method} {path}")
@@ -67,7 +74,7 @@ async def site():
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server: Any = await asyncio.start_server(serve, "127.0.0.1", 0)
     server.url, server.asked = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
     yield server
     server.close()
@@ -79,7 +86,7 @@ class Pointing(FullWebEnvironment):
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def env(site, tmp_path_factory):
+async def env(site: Any, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pointing]:
     folder = tmp_path_factory.mktemp("uploads")
     (folder / "list.txt").write_text("hello")
     (folder.parent / "secret.txt").write_text("no")
@@ -88,26 +95,26 @@ async def env(site, tmp_path_factory):
     await session.close()
 
 
-async def at(env, path):
+async def at(env: Pointing, path: str) -> Observation:
     for window in env._tab.windows[1:] if env._tab else ():
-        await env._tab.close_window(window)
+        await not_none(env._tab).close_window(window)
     await env.reset(TASK, 0)
     return (await env.step(Action.of("goto", path=path), 0)).observation
 
 
-def ref(env, name):
+def ref(env: Pointing, name: str) -> str:
     return next(element.ref for element in env._view.elements.values() if element.name == name)
 
 
-async def do(env, tool, **given):
+async def do(env: Pointing, tool: str, **given: Any) -> StepResult:
     return await env.step(Action.of(tool, **given), 0)
 
 
-async def names(env):
+async def names(env: Pointing) -> set[Any]:
     return {tool.name for tool in await env.actions()}
 
 
-async def test_boxes_are_turned_on_and_off_and_stay_as_they_are_wanted(env):
+async def test_boxes_are_turned_on_and_off_and_stay_as_they_are_wanted(env: Pointing) -> None:
     await at(env, "/forms")
     for on, shown in ((True, "true"), (True, "true"), (False, "false")):
         seen = (await do(env, "check", ref=ref(env, "gift"), on=on)).observation
@@ -145,7 +152,9 @@ async def test_boxes_are_turned_on_and_off_and_stay_as_they_are_wanted(env):
         ("wait", {"milliseconds": 0}, "milliseconds must be from 1 to 60000"),
     ],
 )
-async def test_what_cannot_be_done_is_explained_before_anything_is_done(env, site, tool, given, message):
+async def test_what_cannot_be_done_is_explained_before_anything_is_done(
+    env: Pointing, site: Any, tool: str, given: dict[str, Any], message: str
+) -> None:
     seen = await at(env, "/forms")
     if given.get("ref", "") not in ("", "saev", "e70"):
         given = {**given, "ref": ref(env, given["ref"])}
@@ -155,7 +164,7 @@ async def test_what_cannot_be_done_is_explained_before_anything_is_done(env, sit
     assert len(site.asked) == asked and (await env._look()) == seen
 
 
-async def test_keys_reach_an_element_and_then_what_has_the_focus(env):
+async def test_keys_reach_an_element_and_then_what_has_the_focus(env: Pointing) -> None:
     await at(env, "/keys")
     await do(env, "press", ref=ref(env, "note"), key="a")
     await do(env, "press", ref="", key="Escape")
@@ -163,7 +172,7 @@ async def test_keys_reach_an_element_and_then_what_has_the_focus(env):
     assert '= "abc"' in seen.text and 'text "a Escape b c"' in seen.text
 
 
-async def test_enter_in_a_field_counts_as_sending_its_form(env):
+async def test_enter_in_a_field_counts_as_sending_its_form(env: Pointing) -> None:
     await at(env, "/forms")
     for name, effect in (("query", Effect.READ), ("words", Effect.IRREVERSIBLE), ("name", Effect.UNKNOWN)):
         assert await env.effect(Action.of("press", ref=ref(env, name), key="Enter")) is effect
@@ -175,12 +184,12 @@ async def test_enter_in_a_field_counts_as_sending_its_form(env):
     )
 
 
-async def test_pointing_without_clicking_shows_what_hides_behind_it(env):
+async def test_pointing_without_clicking_shows_what_hides_behind_it(env: Pointing) -> None:
     await at(env, "/hover")
     assert 'text "seen"' in (await do(env, "hover", ref=ref(env, "menu"))).observation.text
 
 
-async def test_scrolling_ends_where_the_page_or_a_box_ends(env):
+async def test_scrolling_ends_where_the_page_or_a_box_ends(env: Pointing) -> None:
     await at(env, "/long")
     moved = 0
     with pytest.raises(InvalidAction, match="cannot scroll down"):
@@ -192,19 +201,19 @@ async def test_scrolling_ends_where_the_page_or_a_box_ends(env):
     await do(env, "scroll", ref="", direction="up")
 
 
-async def test_dragging_works_by_html_events_and_by_the_mouse(env):
+async def test_dragging_works_by_html_events_and_by_the_mouse(env: Pointing) -> None:
     await at(env, "/drag")
     assert 'text "dropped"' in (await do(env, "drag", ref=ref(env, "card"), to=ref(env, "box"))).observation.text
     assert 'text "moved"' in (await do(env, "drag_at", x=40, y=220, to_x=150, to_y=220)).observation.text
 
 
-async def test_a_file_is_uploaded_from_the_open_folder(env):
+async def test_a_file_is_uploaded_from_the_open_folder(env: Pointing) -> None:
     await at(env, "/upload")
     field = next(e.ref for e in env._view.elements.values() if e.name.startswith("file"))
     assert 'text "list.txt 5"' in (await do(env, "upload", ref=field, file="list.txt")).observation.text
 
 
-async def test_windows_are_listed_turned_to_and_closed(env):
+async def test_windows_are_listed_turned_to_and_closed(env: Pointing) -> None:
     await at(env, "/windows")
     assert not {"tab", "close_tab"} & await names(env)
     seen = (await do(env, "click", ref=ref(env, "open"))).observation
@@ -219,7 +228,7 @@ async def test_windows_are_listed_turned_to_and_closed(env):
     assert seen.text.startswith('page "windows"') and "windows 1" not in seen.text
 
 
-async def test_a_question_waits_for_its_answer_and_nothing_else_can_be_done(env):
+async def test_a_question_waits_for_its_answer_and_nothing_else_can_be_done(env: Pointing) -> None:
     await at(env, "/ask")
     result = await do(env, "click", ref=ref(env, "show"))
     assert 'dialog prompt "how many?"' in result.observation.text and result.info["dialogs"] == ["prompt how many?"]
@@ -233,7 +242,7 @@ async def test_a_question_waits_for_its_answer_and_nothing_else_can_be_done(env)
     assert 'text "false"' in (await do(env, "dismiss")).observation.text
 
 
-async def test_frames_are_part_of_the_page_and_their_elements_are_used_like_others(env):
+async def test_frames_are_part_of_the_page_and_their_elements_are_used_like_others(env: Pointing) -> None:
     seen = await at(env, "/frames")
     roles = [line.split(" e")[0] for line in seen.text.splitlines()[1:]]
     assert roles[:4] == ['button "before"', 'iframe "inner"', 'heading "inside"', 'button "deep"']
@@ -244,20 +253,20 @@ async def test_frames_are_part_of_the_page_and_their_elements_are_used_like_othe
     assert 'text "seen"' in (await do(env, "hover", ref=ref(env, "menu"))).observation.text
 
 
-async def test_shadow_trees_are_part_of_the_page_closed_ones_too(env):
+async def test_shadow_trees_are_part_of_the_page_closed_ones_too(env: Pointing) -> None:
     await at(env, "/shadow")
     assert 'button "open pressed"' in (await do(env, "click", ref=ref(env, "open"))).observation.text
     assert 'textbox "secret" e2 = "x"' in (await do(env, "fill", ref=ref(env, "secret"), text="x")).observation.text
 
 
-async def test_the_list_of_actions_follows_the_page(env):
+async def test_the_list_of_actions_follows_the_page(env: Pointing) -> None:
     await at(env, "/short")
     assert not {"click", "fill", "select", "check", "hover", "drag", "upload"} & await names(env)
     await at(env, "/upload")
     assert {"click", "hover", "upload"} <= await names(env) and "select" not in await names(env)
 
 
-async def test_a_screenshot_comes_as_an_image_part(site):
+async def test_a_screenshot_comes_as_an_image_part(site: Any) -> None:
     env = WebEnvironment(f"{site.url}/", screenshot=True)
     try:
         (part,) = (await env.reset(TASK, 0)).parts
@@ -266,12 +275,12 @@ async def test_a_screenshot_comes_as_an_image_part(site):
     assert part["type"] == "image" and part["png"].startswith(b"\x89PNG")
 
 
-async def looks(env, body):
-    await env._tab.page.set_content(body)
-    return await env._tab.look()
+async def looks(env: Pointing, body: str) -> Any:
+    await not_none(env._tab).page.set_content(body)
+    return await not_none(env._tab).look()
 
 
-async def test_advertisements_and_clocks_are_shown_but_not_part_of_the_state(env):
+async def test_advertisements_and_clocks_are_shown_but_not_part_of_the_state(env: Pointing) -> None:
     await at(env, "/short")
     page = "<aside aria-label='Advertisement'>{0}<a href=/x>buy {0}</a></aside><p>it is {1}</p><div role=timer>{0} s</div><button>go</button><p>{2} coins</p>"
     one = await looks(env, page.format(1, "12:30:01", 5))

@@ -1,11 +1,16 @@
 """Coming back on a site without saved state: by address and storage, by replay on top of them, or not at all."""
 
-# ruff: noqa: E501
+from __future__ import annotations
 
+# ruff: noqa: E501
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
+
+from treewright.envs.types import Observation
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -34,10 +39,13 @@ PAGES = {
 
 
 class Site:
-    def __init__(self):
+    url: str
+
+    def __init__(self) -> None:
+        self.asked: list[Any]
         self.version, self.asked = 1, []
 
-    async def serve(self, reader, writer):
+    async def serve(self, reader: Any, writer: Any) -> None:
         method, path = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split(" ")[:2]
         self.asked.append(f"{method} {path}")
         body = PAGES.get(path, "").replace("VERSION", str(self.version)).encode()
@@ -48,7 +56,7 @@ class Site:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def site():
+async def site() -> AsyncIterator[Any]:
     found = Site()
     server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
     found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -58,18 +66,18 @@ async def site():
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def env(site):
+async def env(site: Any) -> AsyncIterator[CheckpointEnvironment]:
     session = CheckpointEnvironment(f"{site.url}/")
     yield session
     await session.close()
 
 
-async def click(env, name):
+async def click(env: CheckpointEnvironment, name: str) -> Observation:
     ref = next(element.ref for element in env._view.elements.values() if element.name == name)
     return (await env.step(Action.of("click", ref=ref), 0)).observation
 
 
-async def test_storage_and_cookies_come_back_with_the_address_alone(env):
+async def test_storage_and_cookies_come_back_with_the_address_alone(env: CheckpointEnvironment) -> None:
     await env.reset(TASK, 0)
     await click(env, "show kept")
     seen = await click(env, "two")
@@ -81,7 +89,9 @@ async def test_storage_and_cookies_come_back_with_the_address_alone(env):
     assert (await env.step(Action.of("back"), 0)).observation.text.startswith('page "start"')
 
 
-async def test_what_an_address_does_not_bring_back_is_repeated_from_an_earlier_checkpoint(env):
+async def test_what_an_address_does_not_bring_back_is_repeated_from_an_earlier_checkpoint(
+    env: CheckpointEnvironment,
+) -> None:
     await env.reset(TASK, 0)
     await click(env, "show kept")
     await click(env, "two")
@@ -95,7 +105,7 @@ async def test_what_an_address_does_not_bring_back_is_repeated_from_an_earlier_c
     assert (await env.restore(snapshot)) == seen and env.ways == [2]
 
 
-async def test_the_cheaper_way_is_tried_first(env):
+async def test_the_cheaper_way_is_tried_first(env: CheckpointEnvironment) -> None:
     await env.reset(TASK, 0)
     seen = await click(env, "show kept")
     snapshot = await env.snapshot()
@@ -105,7 +115,7 @@ async def test_the_cheaper_way_is_tried_first(env):
     assert 0 < env.prices.bare < 5.0 and env.prices.stored == 5.0, "what was used was measured"
 
 
-async def test_nothing_irreversible_is_ever_repeated(env, site):
+async def test_nothing_irreversible_is_ever_repeated(env: CheckpointEnvironment, site: Any) -> None:
     await env.reset(TASK, 0)
     await click(env, "finish")
     seen = await click(env, "show own")
@@ -117,7 +127,9 @@ async def test_nothing_irreversible_is_ever_repeated(env, site):
     assert not [entry for entry in site.asked if entry.startswith("POST")]
 
 
-async def test_a_site_that_has_changed_is_a_divergence_and_the_open_page_stays(env, site):
+async def test_a_site_that_has_changed_is_a_divergence_and_the_open_page_stays(
+    env: CheckpointEnvironment, site: Any
+) -> None:
     await env.reset(TASK, 0)
     await click(env, "two")
     snapshot = await env.snapshot()
@@ -130,7 +142,9 @@ async def test_a_site_that_has_changed_is_a_divergence_and_the_open_page_stays(e
     assert "own 2" in (await click(env, "show own")).text
 
 
-async def test_another_session_comes_to_the_same_page_and_other_kinds_are_refused(env, site):
+async def test_another_session_comes_to_the_same_page_and_other_kinds_are_refused(
+    env: CheckpointEnvironment, site: Any
+) -> None:
     await env.reset(TASK, 0)
     seen = await click(env, "show kept")
     snapshot = await env.snapshot()
@@ -143,11 +157,13 @@ async def test_another_session_comes_to_the_same_page_and_other_kinds_are_refuse
         await other.close()
 
 
-async def test_the_context_that_takes_the_old_ones_place_has_the_same_guards(site, monkeypatch):
+async def test_the_context_that_takes_the_old_ones_place_has_the_same_guards(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Among them the browser's own stop, which is the only one where TLS hides methods from the gate."""
     asked, opened = [], Tab.open
 
-    async def noted(*given, **settings):
+    async def noted(*given: Any, **settings: Any) -> Tab:
         asked.append({name: value for name, value in settings.items() if name != "storage"})
         return await opened(*given, **settings)
 

@@ -1,9 +1,13 @@
 """MiniWoB's pages under a frozen clock: started offline, come back to, played through our own actions."""
 
+from __future__ import annotations
+
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 pytest.importorskip("miniwob", reason="needs the pages of MiniWoB: pip install --no-deps miniwob")
@@ -22,20 +26,20 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def env():
+async def env() -> AsyncIterator[home.MiniWobEnvironment]:
     session = await open_session()
     yield session
     await session.close()
     await close_browser()
 
 
-async def test_there_are_130_pages_and_experts_for_at_least_thirty():
+async def test_there_are_130_pages_and_experts_for_at_least_thirty() -> None:
     assert len(names()) == 130 and len(set(KNOWN) & set(names())) == len(KNOWN) >= 30
     assert [t.data["page"] for t in SUITE.tasks("test", 130)][: len(KNOWN)] == list(KNOWN)
     assert len({t.data["page"] for t in SUITE.tasks("test", 130)}) == 130
 
 
-async def test_missing_pages_say_what_to_install(monkeypatch):
+async def test_missing_pages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "find_spec", lambda name: None)
     home.pages.cache_clear()
     try:
@@ -46,14 +50,14 @@ async def test_missing_pages_say_what_to_install(monkeypatch):
         home.pages.cache_clear()
 
 
-async def test_a_sample_of_pages_starts_offline_and_comes_back_after_two_steps(env):
+async def test_a_sample_of_pages_starts_offline_and_comes_back_after_two_steps(env: home.MiniWobEnvironment) -> None:
     found = await miniwob([*names()[::16], "chase-circle", "click-pie", "moving-items"], KNOWN[::12])
     assert found.started == 12 and found.restored == 12 and not found.unreachable
     assert found.requests_out == 0
     assert len(found.solved) == found.experts
 
 
-async def test_nothing_moves_until_an_action_lets_time_pass(env):
+async def test_nothing_moves_until_an_action_lets_time_pass(env: home.MiniWobEnvironment) -> None:
     first = await env.reset(make_task("test", "moving-items"), 0)
     await asyncio.sleep(0.3)
     assert await env._look() == first
@@ -62,7 +66,7 @@ async def test_nothing_moves_until_an_action_lets_time_pass(env):
     assert (await env.reset(make_task("test", "moving-items"), 0)) == first
 
 
-async def test_the_reward_is_the_raw_one_and_the_timer_is_off(env):
+async def test_the_reward_is_the_raw_one_and_the_timer_is_off(env: home.MiniWobEnvironment) -> None:
     task = make_task("test", "click-test-2")
     await env.reset(task, 0)
     for _ in range(4):
@@ -76,13 +80,13 @@ async def test_the_reward_is_the_raw_one_and_the_timer_is_off(env):
     assert (await env.step(Action.of("click", ref="e2"), 0)).reward == -1.0
 
 
-async def test_time_is_kept_to_the_millisecond(env):
+async def test_time_is_kept_to_the_millisecond(env: home.MiniWobEnvironment) -> None:
     """ONE, wait, TWO: right within 15 %, and too late by one second is not."""
     for late, reward in ((0, 1.0), (4000, -1.0)):
         task = make_task("test", "button-delay")
         history = [Turn(None, await env.reset(task, 0))]
         for _ in range(3):
-            action = SUITE.oracle(task, history, env.tools)
+            action = not_none(SUITE.oracle)(task, history, env.tools)
             if action.name == "wait":
                 action = Action.of("wait", milliseconds=action.arguments["milliseconds"] + late)
                 assert action.arguments["milliseconds"] % 1000 == 1000 - STEP
@@ -91,7 +95,7 @@ async def test_time_is_kept_to_the_millisecond(env):
         assert result.terminated and result.reward == reward
 
 
-async def test_seeds_make_episodes_and_the_same_seed_the_same_one(env):
+async def test_seeds_make_episodes_and_the_same_seed_the_same_one(env: home.MiniWobEnvironment) -> None:
     texts = [(await env.reset(make_task("test", "click-checkboxes", v), 0)).text for v in (0, 1, 0)]
     assert texts[0] == texts[2] != texts[1]
     assert env.restore_ways == {Restore.REPLAY} and env.sandboxed

@@ -1,15 +1,21 @@
 """Any site as a suite: its file, rewards without code, logins, and the command line."""
 
+from __future__ import annotations
+
 # ruff: noqa: E501
 import json
 import os
 import re
-import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 import pytest_asyncio
+
+from treewright.envs.types import Suite, Task
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -27,7 +33,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 needs_browser = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium: apt-get install chromium-headless-shell"
 )
-COMMAND = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
 HELPERS = Path(__file__).parents[1] / "helpers"
 PAGES = {
     "/": "<title>shop</title><h1>Shop</h1><p>COUNT people looked at this shop</p><a href=/lamps>lamps</a><a href=/rugs>rugs</a>",
@@ -39,10 +44,10 @@ PAGES = {
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def shop():
+async def shop() -> AsyncIterator[Any]:
     count = [30]
 
-    def answer(method, path, head):
+    def answer(method: str, path: Any, head: Any) -> tuple[str, str] | None:
         count[0] += 1
         who = "Ann" if "who=ann" in head else "nobody"
         if path == "/enter":
@@ -61,7 +66,7 @@ async def shop():
     await close_browser()
 
 
-def written(folder, url, tasks=None, more=""):
+def written(folder: Path, url: str, tasks: list[Any] | None = None, more: str = "") -> str:
     rows = [{"id": "one", "goal": "look", "reward": {"url": "/red"}, "split": "test"}] if tasks is None else tasks
     (folder / "tasks.jsonl").write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     (folder / "shop.toml").write_text(f'url = "{url}"\ntasks = "tasks.jsonl"\n{more}')
@@ -85,7 +90,7 @@ def written(folder, url, tasks=None, more=""):
         ("url = 2", r"shop.toml"),
     ],
 )
-async def test_a_site_file_that_is_wrong_is_named_with_its_field(tmp_path, more, message):
+async def test_a_site_file_that_is_wrong_is_named_with_its_field(tmp_path: Path, more: str, message: str) -> None:
     with pytest.raises(TreewrightError, match=message):
         web_suite(written(tmp_path, "http://127.0.0.1:9/", more=more))
 
@@ -108,12 +113,14 @@ async def test_a_site_file_that_is_wrong_is_named_with_its_field(tmp_path, more,
         ({"id": "a", "goal": "g", "reward": {"url": "/"}, "horizon": 0}, r"field 'horizon' = 0"),
     ],
 )
-async def test_a_task_that_is_wrong_is_named_with_its_line_and_field(tmp_path, row, message):
+async def test_a_task_that_is_wrong_is_named_with_its_line_and_field(
+    tmp_path: Path, row: str | dict[str, Any], message: str
+) -> None:
     with pytest.raises(TreewrightError, match=message):
         web_suite(written(tmp_path, "http://127.0.0.1:9/", [row]))
 
 
-async def test_names_that_are_no_site_and_ids_that_repeat_are_refused(tmp_path):
+async def test_names_that_are_no_site_and_ids_that_repeat_are_refused(tmp_path: Path) -> None:
     for spec, message in (
         ("shop", "names no site"),
         ("no.toml", "cannot read the site file"),
@@ -128,7 +135,7 @@ async def test_names_that_are_no_site_and_ids_that_repeat_are_refused(tmp_path):
         web_suite(written(tmp_path, "http://127.0.0.1:9/", more="login = 'a:b'\nstorage = 'tasks.jsonl'"))
 
 
-async def test_an_address_alone_is_a_suite_to_look_around_in():
+async def test_an_address_alone_is_a_suite_to_look_around_in() -> None:
     found = suite("web:http://127.0.0.1:9/start")
     (task,) = found.tasks("test", 5)
     assert task.goal.startswith("find out what this site offers") and found.name == "web:http://127.0.0.1:9/start"
@@ -150,9 +157,9 @@ async def test_an_address_alone_is_a_suite_to_look_around_in():
         ({"any": [{"url": "/a"}, {"text": "thank you"}]}, True), ({"any": [{"url": "/a"}, {"url": "/b"}]}, False),
     ],
 )  # fmt: skip
-async def test_what_must_hold_at_the_end(check, held):
+async def test_what_must_hold_at_the_end(check: dict[str, Any], held: bool) -> None:
     end = Ending(url="http://h/orders/7", text="Thank you\nfor order 7", answer="Forty two")
-    assert await holds(Check(**check), end, None) is held
+    assert await holds(Check(**check), end, None) is held  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +172,7 @@ async def test_what_must_hold_at_the_end(check, held):
         ({"at": "none", "exists": True}, False), ({"at": "none", "equals": None}, False),
     ],
 )  # fmt: skip
-async def test_what_must_hold_of_a_state(check, held):
+async def test_what_must_hold_of_a_state(check: dict[str, Any], held: bool) -> None:
     found = {"items": [{"name": "lamp", "price": 42}], "tags": ["new"], "none": None}
     assert StateCheck(get="/api", **check).of(found) is held
     assert StateCheck(get="/api", exists=False).of(None)
@@ -180,7 +187,9 @@ async def test_what_must_hold_of_a_state(check, held):
         ({"effect": "irreversible", "role": "link"}, Target("click", "link", "x", url="http://h/x"), Effect.IRREVERSIBLE),
     ],
 )  # fmt: skip
-async def test_effect_rules_fit_by_pattern_and_come_first(fields, target, effect):
+async def test_effect_rules_fit_by_pattern_and_come_first(
+    fields: dict[str, Any], target: Target, effect: Effect | None
+) -> None:
     assert EffectRule(**fields).rule(target) is effect
     if effect is not None:
         assert judge(target, [EffectRule(**fields).rule]) is effect
@@ -192,8 +201,8 @@ async def test_effect_rules_fit_by_pattern_and_come_first(fields, target, effect
 GIVEN = {"goto": "path", "answer": "text"}
 
 
-async def played(found, task, *actions):
-    env = await found.open()
+async def played(found: Suite, task: Task, *actions: tuple[str, str]) -> Any:
+    env: Any = await found.open()
     try:
         await env.reset(task, 0)
         for tool, *given in actions:
@@ -220,14 +229,16 @@ async def played(found, task, *actions):
         ({"state": {"script": "no.such.thing", "exists": False}}, "/", "x", 1.0),
     ],
 )
-async def test_tasks_are_judged_by_address_text_answer_and_state(shop, tmp_path, reward, path, answer, value):
+async def test_tasks_are_judged_by_address_text_answer_and_state(
+    shop: Any, tmp_path: Path, reward: dict[str, Any], path: str, answer: str, value: float
+) -> None:
     found = web_suite(written(tmp_path, shop.url, [{"id": "t", "goal": "g", "reward": reward}]))
     result = await played(found, found.tasks("test", 1)[0], ("goto", path), ("answer", answer))
     assert result.terminated and result.reward == value
 
 
 @needs_browser
-async def test_an_episode_that_runs_out_of_turns_is_judged_where_it_stands(shop, tmp_path):
+async def test_an_episode_that_runs_out_of_turns_is_judged_where_it_stands(shop: Any, tmp_path: Path) -> None:
     task = {"id": "t", "goal": "g", "reward": {"url": "/red"}, "start": "/lamps", "horizon": 1}
     found = web_suite(written(tmp_path, shop.url, [task]))
     result = await played(found, found.tasks("test", 1)[0], ("click", "red lamp"))
@@ -235,7 +246,7 @@ async def test_an_episode_that_runs_out_of_turns_is_judged_where_it_stands(shop,
 
 
 @needs_browser
-async def test_a_function_may_judge_instead(shop, tmp_path, monkeypatch):
+async def test_a_function_may_judge_instead(shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "judged_shop.py").write_text("def judge(task, history):\n    return len(history) / 10\n")
     monkeypatch.chdir(tmp_path)
     rows = [{"id": "t", "goal": "g"}]
@@ -263,7 +274,9 @@ click = "Log in"
 
 
 @needs_browser
-async def test_a_login_is_made_once_and_every_session_begins_with_it(shop, tmp_path, monkeypatch):
+async def test_a_login_is_made_once_and_every_session_begins_with_it(
+    shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = {
         "id": "t",
         "goal": "g",
@@ -288,7 +301,9 @@ async def test_a_login_is_made_once_and_every_session_begins_with_it(shop, tmp_p
 
 
 @needs_browser
-async def test_a_login_may_be_a_script_or_a_saved_state(shop, tmp_path, monkeypatch):
+async def test_a_login_may_be_a_script_or_a_saved_state(
+    shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "entering.py").write_text(
         "async def enter(page):\n    await page.goto(page.url + 'login')\n    await page.fill('[name=n]', 'ann')\n"
         "    await page.click('button')\n    await page.context.storage_state(path='state.json')\n"
@@ -301,10 +316,10 @@ async def test_a_login_may_be_a_script_or_a_saved_state(shop, tmp_path, monkeypa
 
 
 @needs_browser
-async def test_effects_hosts_and_patterns_of_the_file_are_used(shop, tmp_path):
+async def test_effects_hosts_and_patterns_of_the_file_are_used(shop: Any, tmp_path: Path) -> None:
     more = "hosts = ['cdn.example']\ncalm = ['\\d+ people looked']\n[[effects]]\neffect = 'read'\nname = 'pay *'\n"
     found = web_suite(written(tmp_path, shop.url, more=more))
-    env = await found.open()
+    env: Any = await found.open()
     try:
         task = found.tasks("test", 1)[0]
         first = await env.reset(task, 0)
@@ -317,16 +332,18 @@ async def test_effects_hosts_and_patterns_of_the_file_are_used(shop, tmp_path):
         await env.close()
 
 
-def call(*words, cwd):
+def call(*words: Any, cwd: Path | str | None) -> str:
     paths = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(cwd)])
     given = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "140", "NO_COLOR": "1"}
-    done = subprocess.run([*COMMAND, *words], cwd=cwd, env=given, capture_output=True, text=True, timeout=120)
+    done = forked.treewright(words, cwd, given)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 @needs_browser
-async def test_a_live_site_whose_every_page_counts_its_visitors_is_searched_from_the_command_line(shop, tmp_path):
+async def test_a_live_site_whose_every_page_counts_its_visitors_is_searched_from_the_command_line(
+    shop: Any, tmp_path: Path
+) -> None:
     """The search that finds the answer with every node unreachable, and the same one that may tell counters apart."""
     import asyncio
 
@@ -371,7 +388,7 @@ async def test_a_live_site_whose_every_page_counts_its_visitors_is_searched_from
     assert json.loads((tmp_path / "shop.learned.json").read_text())
 
 
-async def test_the_docs_name_every_field_and_their_file_and_tasks_are_right(tmp_path):
+async def test_the_docs_name_every_field_and_their_file_and_tasks_are_right(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "web.md").read_text()
     (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     tasks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0]
@@ -382,7 +399,7 @@ async def test_the_docs_name_every_field_and_their_file_and_tasks_are_right(tmp_
     assert all(f"`{name}" in text or re.search(rf"^\[*{name}\b", block, re.M) for name in SiteFile.model_fields)
 
 
-def test_the_configuration_says_of_a_site_what_its_file_would(tmp_path):
+def test_the_configuration_says_of_a_site_what_its_file_would(tmp_path: Path) -> None:
     from treewright.agent.config import load_config
     from treewright.agent.runs.collect import suites_of
 

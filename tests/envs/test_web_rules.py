@@ -1,9 +1,14 @@
 """Pages as text, effects by rule, and the guard, without a browser."""
 
+from __future__ import annotations
+
 import asyncio
 import socket
+from typing import Any
 
 import pytest
+
+from treewright.envs.web.view import PageView
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -15,7 +20,16 @@ from treewright.envs.web.guard import AllowList, Gate
 from treewright.envs.web.reading import FrameTree, read_tree
 
 
-def node(number, role, name="", children=(), ignored=False, value=None, parent=None, **properties):
+def node(
+    number: int,
+    role: str,
+    name: str = "",
+    children: list[Any] | tuple[Any, ...] = (),
+    ignored: bool = False,
+    value: str | None = None,
+    parent: int | None = None,
+    **properties: Any,
+) -> dict[str, Any]:
     found = {
         "nodeId": str(number),
         "ignored": ignored,
@@ -32,12 +46,12 @@ def node(number, role, name="", children=(), ignored=False, value=None, parent=N
     return found
 
 
-def page(*nodes, title="t", url="http://h/a?b=1"):
+def page(*nodes: dict[str, Any], title: str = "t", url: str = "http://h/a?b=1") -> PageView:
     root = node(1, "RootWebArea", "t", [n["nodeId"] for n in nodes if n.get("parentId") == "1"])
     return read_tree([root, *nodes], title, url)
 
 
-def test_page_is_one_line_per_element_with_references_after_names():
+def test_page_is_one_line_per_element_with_references_after_names() -> None:
     view = page(
         node(2, "link", "red  lamp", url="http://h/x"),
         node(3, "heading", "Lamps"),
@@ -60,7 +74,7 @@ def test_page_is_one_line_per_element_with_references_after_names():
     assert view.elements["e5"].options == ("1", "2") and view.elements["e5"].node == 110
 
 
-def test_frames_of_two_processes_may_number_their_nodes_alike():
+def test_frames_of_two_processes_may_number_their_nodes_alike() -> None:
     """Both frame elements are node 102, one in the page and one inside of the frame that the page shows."""
     outer = [node(1, "RootWebArea", "", [2, 3]), node(2, "Iframe", "one"), node(3, "button", "end")]
     one = [node(1, "RootWebArea", "", [2]), node(2, "Iframe", "two")]
@@ -70,12 +84,12 @@ def test_frames_of_two_processes_may_number_their_nodes_alike():
     assert view.elements["e1"].frame == 2
 
 
-def test_page_text_cannot_fake_a_line():
+def test_page_text_cannot_fake_a_line() -> None:
     view = page(node(2, "StaticText", 'x"\nbutton "pay" e1'))
     assert view.parts(2000)[0].splitlines()[1:] == ['text "x\\" button \\"pay\\" e1"']
 
 
-def test_long_page_comes_in_parts_that_lose_nothing():
+def test_long_page_comes_in_parts_that_lose_nothing() -> None:
     view = page(*(node(n, "link", f"link number {n}") for n in range(2, 60)))
     parts = view.parts(300)
     assert len(parts) > 3 and all(len(part) <= 330 for part in parts)
@@ -84,7 +98,7 @@ def test_long_page_comes_in_parts_that_lose_nothing():
     assert lines == view.parts(10_000)[0].splitlines()[1:]
 
 
-def test_fingerprint_ignores_references_and_sees_everything_else():
+def test_fingerprint_ignores_references_and_sees_everything_else() -> None:
     plain = page(node(2, "button", "a"), node(3, "textbox", "b", value="x"))
     moved = page(node(2, "button", "a"), node(3, "textbox", "b", value="x"), node(4, "none", ignored=True))
     written = page(node(2, "button", "a"), node(3, "textbox", "b", value="y"))
@@ -111,19 +125,19 @@ def test_fingerprint_ignores_references_and_sees_everything_else():
         (Target("back"), Effect.READ),
     ],
 )
-def test_default_rules(target, effect):
+def test_default_effect_rules_judge_common_requests(target: Target, effect: Effect) -> None:
     assert judge(target) is effect
 
 
-def test_a_rule_in_front_decides_and_no_rule_means_unknown():
-    def calm(target):
+def test_a_rule_in_front_decides_and_no_rule_means_unknown() -> None:
+    def calm(target: Any) -> Effect | None:
         return Effect.READ if target.name == "save" else None
 
     assert judge(Target("click", "button", "save"), (calm, *DEFAULT_RULES)) is Effect.READ
     assert judge(Target("click", "button", "save"), ()) is Effect.UNKNOWN
 
 
-def test_unexpected_writes_make_an_effect_unknown():
+def test_unexpected_writes_make_an_effect_unknown() -> None:
     assert after_traffic(Effect.READ, ["POST"], expected=False) is Effect.UNKNOWN
     assert after_traffic(Effect.REVERSIBLE, ["POST"], expected=True) is Effect.REVERSIBLE
     assert after_traffic(Effect.READ, [], expected=False) is Effect.READ
@@ -151,21 +165,21 @@ def test_unexpected_writes_make_an_effect_unknown():
         ("http://[bad", False),
     ],
 )
-def test_allow_list_matches_whole_hosts_only(url, allowed):
+def test_allow_list_matches_whole_hosts_only(url: str, allowed: bool) -> None:
     listed = AllowList.of(["shop.example", "127.0.0.1:8080"])
     assert listed.allows_url(url) is allowed
     assert not AllowList.of([]).allows_url(url)
 
 
-async def test_a_listed_name_that_resolves_to_a_private_address_is_denied():
+async def test_a_listed_name_that_resolves_to_a_private_address_is_denied() -> None:
     assert await AllowList.of(["localhost"]).resolve("localhost", 80) is None
     assert await AllowList.of(["127.0.0.1"]).resolve("127.0.0.1", 80) == "127.0.0.1"
 
 
-async def test_gate_passes_listed_hosts_and_denies_the_rest():
+async def test_gate_passes_listed_hosts_and_denies_the_rest() -> None:
     hits = []
 
-    async def serve(reader, writer):
+    async def serve(reader: Any, writer: Any) -> None:
         hits.append((await reader.readuntil(b"\r\n\r\n")).decode())
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
         await writer.drain()
@@ -176,7 +190,7 @@ async def test_gate_passes_listed_hosts_and_denies_the_rest():
     gate = Gate(AllowList.of([f"127.0.0.1:{port}"]))
     await gate.start()
 
-    async def ask(head):
+    async def ask(head: str) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(gate.url.rsplit(":", 1)[1]))
         writer.write(head.encode() + b"\r\n\r\n")
         answer = await asyncio.wait_for(reader.read(), patient(5))
@@ -201,7 +215,7 @@ async def test_gate_passes_listed_hosts_and_denies_the_rest():
         server.close()
 
 
-async def test_gate_answers_502_when_nobody_listens():
+async def test_gate_answers_502_when_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -214,7 +228,7 @@ async def test_gate_answers_502_when_nobody_listens():
     await gate.close()
 
 
-def test_a_gate_counts_what_it_refused_beyond_what_it_remembers():
+def test_a_gate_counts_what_it_refused_beyond_what_it_remembers() -> None:
     gate = Gate(AllowList.of([]))
     for number in range(1200):
         gate.deny(f"POST h/{number}")

@@ -1,10 +1,14 @@
 """The same page: distances of trees, regions that change by themselves, arrivals, and what trees say of them."""
 
+from __future__ import annotations
+
 # ruff: noqa: E501
 import math
 import random
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -20,6 +24,7 @@ from treewright.envs.web.distance import distance
 from treewright.envs.web.environment import FullWebEnvironment
 from treewright.envs.web.regions import Regions, Trail, paths_of
 from treewright.envs.web.sameness import SameAs, SiteMemory, read_same_page
+from treewright.envs.web.uses import look_for_uses
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool, Snapshots, Waypoint
 from treewright.search.rules import rule as named_rule
@@ -40,24 +45,24 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 # -- distances ------------------------------------------------------------------------------------------------------
 
 
-def plain(a, b):
+def plain(a: list[tuple[Any | int, Any]], b: list[tuple[Any | int, Any]]) -> float:
     """Selkow's distance as he wrote it: slow, without any bound."""
 
-    def built(rows):
-        root, open_nodes = ("", []), []
-        open_nodes.append((-1, root))
+    def built(rows: list[tuple[Any | int, Any]]) -> tuple[str, list[Any]]:
+        root: tuple[str, list[Any]] = ("", [])
+        open_nodes: list[Any] = [(-1, root)]
         for depth, label in rows:
             while open_nodes[-1][0] >= depth:
                 open_nodes.pop()
-            node = (label, [])
+            node: tuple[Any, list[Any]] = (label, [])
             open_nodes[-1][1][1].append(node)
             open_nodes.append((depth, node))
         return root
 
-    def size(node):
+    def size(node: Any) -> Any:
         return 1 + sum(map(size, node[1]))
 
-    def apart(x, y):
+    def apart(x: tuple[str, list[Any]], y: tuple[str, list[Any]]) -> float:
         left, right = x[1], y[1]
         table = [[math.inf] * (len(right) + 1) for _ in range(len(left) + 1)]
         table[0][0] = 0
@@ -74,15 +79,15 @@ def plain(a, b):
     return apart(built(a), built(b))
 
 
-def page(chance, size):
-    rows = []
+def page(chance: random.Random, size: int) -> list[tuple[Any | int, Any]]:
+    rows: list[Any] = []
     while len(rows) < size:
         depth = max(0, min(4, rows[-1][0] + chance.choice((-2, -1, 0, 1)))) if rows else 0
         rows.append((depth, chance.choice("abc")))
     return rows
 
 
-async def test_the_bounded_distance_is_the_plain_one_up_to_the_bound():
+async def test_the_bounded_distance_is_the_plain_one_up_to_the_bound() -> None:
     chance = random.Random(3)
     for _ in range(150):
         a, b = page(chance, chance.randint(0, 9)), page(chance, chance.randint(0, 9))
@@ -92,7 +97,7 @@ async def test_the_bounded_distance_is_the_plain_one_up_to_the_bound():
         assert distance(a, a, bound) == 0
 
 
-async def test_long_rows_and_large_pages_are_compared_without_a_table_of_all_pairs():
+async def test_long_rows_and_large_pages_are_compared_without_a_table_of_all_pairs() -> None:
     rows = [(0, "page"), *((1, f"item {n}") for n in range(3000))]
     moved = [rows[0], *rows[1500:], *rows[1:1500]]
     assert distance(rows, rows[:1000] + rows[1003:], 100) == 3
@@ -106,18 +111,18 @@ async def test_long_rows_and_large_pages_are_compared_without_a_table_of_all_pai
 
 
 @pytest.mark.parametrize("text", ["distance:2", "distance:x", "near", "", "target:0.1", "distance:-1"])
-async def test_a_way_to_compare_that_is_none_is_refused(text):
+async def test_a_way_to_compare_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(TreewrightError, match=r"it is exact, target or distance:SHARE"):
         read_same_page(text)
 
 
-async def test_ways_to_compare_are_read():
+async def test_names_of_ways_to_compare_pages_are_parsed() -> None:
     assert [read_same_page(t) for t in ("exact", "target", "distance:0.05", "distance:.1", "distance")] == [
         SameAs("exact"), SameAs("target"), SameAs("distance", 0.05), SameAs("distance", 0.1), SameAs("distance", 0.05),
     ]  # fmt: skip
 
 
-async def test_regions_are_named_as_style_sheets_do_and_numbers_in_names_are_not_counted_on():
+async def test_regions_are_named_as_style_sheets_do_and_numbers_in_names_are_not_counted_on() -> None:
     marks = {
         1: (0, "html"),
         2: (1, "body"),
@@ -142,12 +147,13 @@ async def test_regions_are_named_as_style_sheets_do_and_numbers_in_names_are_not
         ("ul > li", {7}),
         ("p.ad", set()),
     ):
-        regions, known = Regions([name]), {}
+        known: dict[Trail, bool] = {}
+        regions = Regions([name])
         assert {node for node, path in paths.items() if regions.hold(path, known)} == held, name
     assert not Regions().hold(Trail("p"), {})
 
 
-async def test_what_was_learned_is_kept_for_the_next_process_and_a_broken_file_is_told(tmp_path):
+async def test_what_was_learned_is_kept_for_the_next_process_and_a_broken_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "shop.learned.json"
     path.write_text('{"h/a": ["p.counter"]}')
     memory = SiteMemory(["aside"], path)
@@ -169,7 +175,7 @@ async def test_what_was_learned_is_kept_for_the_next_process_and_a_broken_file_i
         ("http://h/about", "h/about"),
     ],
 )
-async def test_pages_of_one_kind_differ_in_numbers_and_long_names(url, kind):
+async def test_pages_of_one_kind_differ_in_numbers_and_long_names(url: str, kind: str) -> None:
     assert SiteMemory.kind(url) == kind
 
 
@@ -177,25 +183,25 @@ async def test_pages_of_one_kind_differ_in_numbers_and_long_names(url, kind):
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", autouse=True)
-async def browser():
+async def browser() -> AsyncIterator[None]:
     yield
     await close_browser()
 
 
-async def test_restless_pages_are_come_back_to_and_those_that_look_alike_are_not_taken_for_them():
+async def test_restless_pages_are_come_back_to_and_those_that_look_alike_are_not_taken_for_them() -> None:
     found = await arrivals("distance:0.05", pages=4)
     assert (found.pairs, found.false) == (4, 0), found.lost
     assert found.found >= 0.95 * found.nodes, found.lost
     assert (await arrivals("exact", pages=1)).found == 0
 
 
-async def served(body):
+async def served(body: Callable[[Any], Any]) -> Any:
     """A page whose body a function gives; it is called at every visit."""
     return await serve_pages({}, lambda method, path, head: (body(path), "") if path != "/favicon.ico" else None)
 
 
-async def reached(visit, path):
-    async def same():
+async def reached(visit: Visit, path: list[Any]) -> float:
+    async def same() -> FullWebEnvironment:
         return visit.env
 
     pool = Pool(same)
@@ -205,18 +211,58 @@ async def reached(visit, path):
         return session.distance
 
 
-def waypoint(visit, seed=1, action=None):
+def waypoint(visit: Visit, seed: int = 1, action: Any = None) -> Waypoint:
     return Waypoint(seed, 0, action, visit.seen.fingerprint)
 
 
-async def begin(visit):
+async def begin(visit: Visit) -> list[Any]:
     visit.seen = await visit.env.reset(TASK, 0)
     return [waypoint(visit)]
 
 
+@pytest.mark.parametrize("way", ["exact", "distance:0.05"])
+async def test_a_page_that_changes_while_it_is_read_is_read_again(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accessibility tree and the document are asked for one after the other: what a page draws in between must not
+    be recorded as half of each."""
+    late = "<div id=late>Loading</div><p class=''>kept</p><textarea aria-label=note>mine</textarea>"
+    site = await served(lambda path: f"<title>t</title>{late}")
+    reads = 0
+
+    async def between(session: Any, marks: bool = False) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            await session.send("Runtime.evaluate", {"expression": "late.innerHTML = '<p>Delivered</p>'"})
+        return await look_for_uses(session, marks)
+
+    monkeypatch.setattr("treewright.envs.web.tab.look_for_uses", between)
+    visit = Visit(site.url, same_page=way)
+    try:
+        await begin(visit)
+        assert "Delivered" in visit.seen.text and "Loading" not in visit.seen.text
+        before = reads
+        await visit.do("hover", "note")
+        assert reads == before + 1, "what a browser draws inside of a field is no change of the page"
+    finally:
+        await visit.env.close()
+        site.close()
+
+
+async def test_an_attribute_without_a_value_has_none_that_stood_elsewhere() -> None:
+    site = await served(lambda path: "<title>t</title><p class='' id=one>words</p><iframe srcdoc='last'></iframe>")
+    visit = Visit(site.url, same_page="distance:0.05")
+    try:
+        await begin(visit)
+        marks = [mark for _, mark in visit.env._live().seen.marks.values() if mark.startswith("p")]
+        assert marks == ["p#one"]
+    finally:
+        await visit.env.close()
+        site.close()
+
+
 @pytest.mark.parametrize("way", ["target", "distance:0.05"])
-async def test_a_reference_means_the_same_element_after_others_came_before_it(way):
-    top = []
+async def test_a_reference_means_the_same_element_after_others_came_before_it(way: str) -> None:
+    top: list[Any] = []
     site = await served(
         lambda path: f"<title>t</title>{''.join(top)}<nav><a href=/one>one</a><a href=/two>two</a></nav>{'<p>words</p>' * 30}"
         if path == "/" else f"<title>{path}</title>"
@@ -234,7 +280,7 @@ async def test_a_reference_means_the_same_element_after_others_came_before_it(wa
         site.close()
 
 
-async def test_a_target_that_stands_elsewhere_or_is_gone_is_a_divergence_and_no_mistake_of_the_policy():
+async def test_a_target_that_stands_elsewhere_or_is_gone_is_a_divergence_and_no_mistake_of_the_policy() -> None:
     box = ["<section aria-label=mine><h2>Mine</h2><button>Buy</button></section>"]
     site = await served(lambda path: f"<title>t</title>{box[0]}<p>words</p><a href=/other>other</a>")
     visit = Visit(site.url, same_page="target")
@@ -258,10 +304,10 @@ async def test_a_target_that_stands_elsewhere_or_is_gone_is_a_divergence_and_no_
         site.close()
 
 
-async def test_what_was_learned_gets_references_of_its_own_and_is_no_state():
+async def test_what_was_learned_gets_references_of_its_own_and_is_no_state() -> None:
     count = [0]
 
-    def body(path):
+    def body(path: Any) -> str:
         count[0] += 1
         links = "".join(f"<a href=/x{count[0]}{n}>offer {count[0]} {n}</a>" for n in range(1 + count[0] % 2))
         return f"<title>t</title><div class=promo>{links}</div><a href=/one>one</a><p>kept</p>"
@@ -280,11 +326,13 @@ async def test_what_was_learned_gets_references_of_its_own_and_is_no_state():
         site.close()
 
 
-async def test_a_page_that_never_rests_is_learned_and_one_that_cannot_be_loaded_twice_is_shown_as_it_is(caplog):
+async def test_a_page_that_never_rests_is_learned_and_one_that_cannot_be_loaded_twice_is_shown_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     moving = "<title>t</title><p class=now></p><a href=/one>one</a><script>setInterval(() => { document.querySelector('p').textContent = Math.random() }, 5)</script>"
     asked = []
 
-    def answer(method, path, head):
+    def answer(method: str, path: Any, head: Any) -> tuple[str, str]:
         asked.append(path)
         if path == "/once" and asked.count(path) > 1:
             raise ConnectionError
@@ -302,7 +350,7 @@ async def test_a_page_that_never_rests_is_learned_and_one_that_cannot_be_loaded_
         site.close()
 
 
-async def test_a_page_that_was_merely_written_to_is_not_loaded_beside():
+async def test_a_page_that_was_merely_written_to_is_not_loaded_beside() -> None:
     """A second load of an address that a form was sent to could send it again."""
     site = await served(
         lambda path: (
@@ -322,10 +370,10 @@ async def test_a_page_that_was_merely_written_to_is_not_loaded_beside():
         site.close()
 
 
-async def test_a_tree_with_an_accepted_difference_says_so_and_credit_refuses_it():
+async def test_a_tree_with_an_accepted_difference_says_so_and_credit_refuses_it() -> None:
     count = [0]
 
-    def body(path):
+    def body(path: Any) -> str:
         count[0] += 1
         shown = 7 + count[0] // 8  # the same at visits that follow each other: nothing to learn
         return (
@@ -341,7 +389,7 @@ async def test_a_tree_with_an_accepted_difference_says_so_and_credit_refuses_it(
         count[0] = 0
         memory = SiteMemory()
 
-        async def opened(way=way, memory=memory):
+        async def opened(way: str = way, memory: SiteMemory = memory) -> FullWebEnvironment:
             return FullWebEnvironment(site.url, part=9000, same_page=way, memory=memory)
 
         pool = Pool(opened)
@@ -364,10 +412,10 @@ async def test_a_tree_with_an_accepted_difference_says_so_and_credit_refuses_it(
     assert all(observation_text(seen) for seen in tree.observation if seen is not None)  # an arrival is no content
 
 
-async def test_a_tree_whose_pages_differ_only_in_what_changes_by_itself_stays_exact():
+async def test_a_tree_whose_pages_differ_only_in_what_changes_by_itself_stays_exact() -> None:
     count = [0]
 
-    def body(path):
+    def body(path: Any) -> str:
         count[0] += 1
         return (
             f"<title>{path}</title><p class=seen>{count[0]} people looked</p><a href=/one>one</a><a href=/two>two</a>"
@@ -375,7 +423,7 @@ async def test_a_tree_whose_pages_differ_only_in_what_changes_by_itself_stays_ex
 
     site, memory = await served(body), SiteMemory()
 
-    async def opened():
+    async def opened() -> FullWebEnvironment:
         return FullWebEnvironment(site.url, same_page="distance:0.05", memory=memory)
 
     pool = Pool(opened, 2)

@@ -1,12 +1,19 @@
 """Frames of other sites, each in a process of its own: seen, used, judged and guarded like the page around them."""
 
+from __future__ import annotations
+
 # ruff: noqa: E501
 import asyncio
 import base64
 import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
+
+from treewright.envs.types import StepResult
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -49,10 +56,16 @@ PAGES = {
 class Sites:
     """Three hosts that are three sites to a browser; `asked` and `said` hold what came in."""
 
-    def __init__(self):
+    separate: bool
+
+    def __init__(self) -> None:
+        self.hosts: list[Any]
+        self.servers: list[Any]
+        self.said: list[Any]
+        self.asked: list[Any]
         self.asked, self.said, self.servers, self.hosts = [], [], [], []
 
-    async def start(self):
+    async def start(self) -> Sites:
         for n in (1, 2, 3):
             try:
                 server = await asyncio.start_server(self.serve, f"127.0.0.{n}", 0)
@@ -62,7 +75,7 @@ class Sites:
             self.hosts.append(f"127.0.0.{n}:{server.sockets[0].getsockname()[1]}")
         return self
 
-    async def serve(self, reader, writer):
+    async def serve(self, reader: Any, writer: Any) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         method, path = head.split(" ")[:2]
         if "upgrade: websocket" in head.lower():
@@ -78,7 +91,7 @@ class Sites:
         await writer.drain()
         writer.close()
 
-    async def talk(self, reader, writer, head):
+    async def talk(self, reader: Any, writer: Any, head: Any) -> None:
         key = next(line.split(": ")[1] for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key"))
         accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
         writer.write(
@@ -94,12 +107,12 @@ class Sites:
             writer.close()
 
     @property
-    def changed(self):
+    def changed(self) -> list[Any]:
         return [line for line in self.asked if not line.startswith("GET ")] + self.said
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=["one process", "one process for each site"])
-async def sites(request):
+async def sites(request: pytest.FixtureRequest) -> AsyncIterator[Sites]:
     patch = pytest.MonkeyPatch()
     if request.param != "one process":
         patch.setenv(FLAGS_VARIABLE, "--site-per-process")
@@ -113,7 +126,7 @@ async def sites(request):
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def env(sites, tmp_path_factory):
+async def env(sites: Sites, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FullWebEnvironment]:
     folder = tmp_path_factory.mktemp("uploads")
     (folder / "list.txt").write_text("hello")
     session = FullWebEnvironment(f"http://{sites.hosts[0]}/", hosts=sites.hosts, uploads=folder, part=6000)
@@ -121,15 +134,17 @@ async def env(sites, tmp_path_factory):
     await session.close()
 
 
-def ref(env, name):
+def ref(env: FullWebEnvironment, name: str) -> str:
     return next(element.ref for element in env._view.elements.values() if element.name.startswith(name))
 
 
-async def do(env, tool, **given):
+async def do(env: FullWebEnvironment, tool: str, **given: Any) -> StepResult:
     return await env.step(Action.of(tool, **given), 0)
 
 
-async def test_frames_of_other_sites_are_read_in_their_place_and_really_are_apart(env, sites):
+async def test_frames_of_other_sites_are_read_in_their_place_and_really_are_apart(
+    env: FullWebEnvironment, sites: Sites
+) -> None:
     seen = await env.reset(TASK, 0)
     shown = [line.split(" e")[0] for line in seen.text.splitlines()]
     places = [shown.index(line) for line in (
@@ -137,13 +152,13 @@ async def test_frames_of_other_sites_are_read_in_their_place_and_really_are_apar
         'iframe "home"', 'button "home"', 'button "after"',
     )]  # fmt: skip
     assert places == sorted(places)
-    frames = env._tab.frames
+    frames = not_none(env._tab).frames
     assert frames.separate(env._view.elements[ref(env, "deep")].frame) is sites.separate
     sessions = {frames.session(env._view.elements[ref(env, name)].frame) for name in ("deep", "third", "home")}
     assert len(sessions) == (3 if sites.separate else 1)
 
 
-async def test_their_elements_are_used_like_others(env):
+async def test_elements_of_frames_of_other_sites_are_used_like_others(env: FullWebEnvironment) -> None:
     await env.reset(TASK, 0)
     assert 'text "pressed"' in (await do(env, "click", ref=ref(env, "deep"))).observation.text
     assert '= "abc"' in (await do(env, "fill", ref=ref(env, "field"), text="abc")).observation.text
@@ -160,7 +175,7 @@ async def test_their_elements_are_used_like_others(env):
     assert 'heading "arrived"' in (await do(env, "click", ref=ref(env, "more"))).observation.text
 
 
-async def test_what_covers_a_frame_covers_its_elements(env):
+async def test_what_covers_a_frame_covers_its_elements(env: FullWebEnvironment) -> None:
     await env.reset(TASK, 0)
     await do(env, "goto", path="/covered")
     with pytest.raises(InvalidAction, match="is covered by another element"):
@@ -174,7 +189,7 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("locked", [True, False])
-async def test_what_a_frame_sends_without_being_judged_to_is_stopped_and_seen(sites, locked):
+async def test_what_a_frame_sends_without_being_judged_to_is_stopped_and_seen(sites: Sites, locked: bool) -> None:
     env = FullWebEnvironment(f"http://{sites.hosts[0]}/writes", hosts=sites.hosts, locked=locked, quiet=0.1)
     found = {}
     try:
@@ -193,7 +208,9 @@ async def test_what_a_frame_sends_without_being_judged_to_is_stopped_and_seen(si
     assert found == {name: [] if locked else [sent] for name, sent in HIDDEN.items()}
 
 
-async def test_a_form_in_a_frame_is_judged_by_its_method_and_sent_when_it_is_executed(env, sites):
+async def test_a_form_in_a_frame_is_judged_by_its_method_and_sent_when_it_is_executed(
+    env: FullWebEnvironment, sites: Sites
+) -> None:
     await env.reset(TASK, 0)
     await do(env, "goto", path="/writes")
     for name in ("buy", "pay"):
@@ -204,20 +221,20 @@ async def test_a_form_in_a_frame_is_judged_by_its_method_and_sent_when_it_is_exe
     assert 'text "thank you"' in result.observation.text
 
 
-async def test_a_frame_that_leaves_the_page_takes_nothing_with_it(env):
+async def test_a_frame_that_leaves_the_page_takes_nothing_with_it(env: FullWebEnvironment) -> None:
     await env.reset(TASK, 0)
     await do(env, "goto", path="/writes")
     assert (await do(env, "click", ref=ref(env, "show top"))).observation.text.startswith('page "top"')
-    assert not env._tab.watcher._loading and (await do(env, "back")).info == {}
+    assert not not_none(env._tab).watcher._loading and (await do(env, "back")).info == {}
     assert "show top" in env._view.parts(6000)[0]
 
 
-async def test_service_workers_are_blocked_where_a_bare_context_has_them(env, sites):
+async def test_service_workers_are_blocked_where_a_bare_context_has_them(env: FullWebEnvironment, sites: Sites) -> None:
     register = "navigator.serviceWorker.register('/sw.js').then(() => 'has one', () => 'failed')"
     await env.reset(TASK, 0)
     sites.asked.clear()
     await asyncio.wait_for(
-        env._tab.page.evaluate(f"Promise.race([{register}, new Promise(r => setTimeout(r, 500))])"), 5
+        not_none(env._tab).page.evaluate(f"Promise.race([{register}, new Promise(r => setTimeout(r, 500))])"), 5
     )
     assert "GET /sw.js" not in sites.asked
     bare = await (await shared_browser()).new_page()

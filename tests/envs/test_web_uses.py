@@ -1,12 +1,19 @@
 """What people click, fill and drag without a role that says so, and fields that are not simply typed into."""
 
+from __future__ import annotations
+
 # ruff: noqa: E501
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
+
+from treewright.envs.types import Task
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -104,7 +111,7 @@ PAGES = {
 }  # fmt: skip
 
 
-def answer(method, path, head):
+def answer(method: str, path: Any, head: Any) -> tuple[str | bytes, str] | None:
     if path.startswith("/cities"):
         wanted = path.partition("q=")[2].lower()
         found = [city for city in ("Rome", "Rotterdam", "Oslo") if city.lower().startswith(wanted)]
@@ -115,7 +122,7 @@ def answer(method, path, head):
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def site():
+async def site() -> AsyncIterator[Any]:
     server = await serve_pages(PAGES, answer)
     yield server
     server.close()
@@ -123,7 +130,7 @@ async def site():
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def visit(site, tmp_path_factory):
+async def visit(site: Any, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Visit]:
     folder = tmp_path_factory.mktemp("uploads")
     (folder / "me.png").write_bytes(b"x")
     found = Visit(f"{site.url}/", uploads=folder)
@@ -131,11 +138,11 @@ async def visit(site, tmp_path_factory):
     await found.env.close()
 
 
-def named(visit):
+def named(visit: Visit) -> set[Any]:
     return {(element.role, element.name) for element in visit.env._view.elements.values()}
 
 
-async def test_what_listens_takes_the_focus_or_can_be_dragged_has_a_reference_and_nothing_else(visit):
+async def test_what_listens_takes_the_focus_or_can_be_dragged_has_a_reference_and_nothing_else(visit: Visit) -> None:
     await visit.at("/plain")
     assert named(visit) == {
         ("clickable", "Card"), ("clickable", "Chip"), ("listitem", "Entry"), ("draggable", "Ticket"),
@@ -145,32 +152,32 @@ async def test_what_listens_takes_the_focus_or_can_be_dragged_has_a_reference_an
     assert 'page "crossed"' in await visit.do("click", "Cross")
 
 
-async def test_a_click_on_what_has_no_role_is_judged_by_its_words(visit):
+async def test_a_click_on_what_has_no_role_is_judged_by_its_words(visit: Visit) -> None:
     await visit.at("/plain")
     assert await visit.env.effect(Action.of("click", ref=visit.ref("Card"))) is Effect.UNKNOWN
     await visit.at("/calendar")
     assert await visit.env.effect(Action.of("click", ref=visit.ref("2"))) is Effect.REVERSIBLE
 
 
-async def test_days_of_a_calendar_can_be_chosen(visit):
+async def test_days_of_a_calendar_can_be_chosen(visit: Visit) -> None:
     await visit.at("/calendar")
     assert 'page "May 3"' in await visit.do("click", "3")
 
 
-async def test_items_are_named_where_their_list_listens_for_them(visit):
+async def test_items_are_named_where_their_list_listens_for_them(visit: Visit) -> None:
     await visit.at("/delegated")
     assert 'page "Second"' in await visit.do("click", "Second")
     assert 'page "Row one"' in await visit.do("click", "Row one")
     assert 'page "Row two x"' in await visit.do("click", "Row two x")
 
 
-async def test_what_is_used_inside_of_something_usable_is_named_too(visit):
+async def test_what_is_used_inside_of_something_usable_is_named_too(visit: Visit) -> None:
     await visit.at("/nested")
     assert ("treeitem", "Apple") in named(visit)
     assert 'page "closed"' in await visit.do("click", "close")
 
 
-async def test_editors_are_written_into_in_the_page_and_in_frames(visit):
+async def test_editors_are_written_into_in_the_page_and_in_frames(visit: Visit) -> None:
     await visit.at("/editor")
     assert 'editor "Body" e1 = "Hello you"' in visit.seen.text
     assert 'editor "Body" e1 = "New words"' in await visit.do("fill", "Body", text="New words")
@@ -190,7 +197,9 @@ async def test_editors_are_written_into_in_the_page_and_in_frames(visit):
         ("H", "4", "h=4", "much"),
     ],
 )
-async def test_fields_whose_value_is_assigned_take_it_or_say_what_they_take(visit, name, text, held, wrong):
+async def test_fields_whose_value_is_assigned_take_it_or_say_what_they_take(
+    visit: Visit, name: str, text: str, held: str, wrong: str
+) -> None:
     await visit.at("/inputs")
     with pytest.raises(InvalidAction, match=r"takes a .* such as"):
         await visit.do("fill", name, text=wrong)
@@ -200,7 +209,7 @@ async def test_fields_whose_value_is_assigned_take_it_or_say_what_they_take(visi
     assert "note" not in visit.seen.text
 
 
-async def test_what_a_page_made_of_a_value_is_told(visit):
+async def test_what_a_page_made_of_a_value_is_told(visit: Visit) -> None:
     await visit.at("/inputs")
     assert 'note e7 "H" holds "6"' in await visit.do("fill", "H", text="5")
     await visit.at("/masked")
@@ -216,7 +225,7 @@ async def test_what_a_page_made_of_a_value_is_told(visit):
     assert 'note e1 "Never" is off all the same' in await visit.do("check", "Never", on=True)
 
 
-async def test_a_slider_keeps_its_value_whoever_holds_its_state(visit):
+async def test_a_slider_keeps_its_value_whoever_holds_its_state(visit: Visit) -> None:
     await visit.at("/controlled")
     assert "price 42" in await visit.do("fill", "Price", text="42")
     assert 'slider "Price" e1 = "42"' in visit.seen.text
@@ -228,7 +237,7 @@ async def test_a_slider_keeps_its_value_whoever_holds_its_state(visit):
         await visit.do("fill", "Volume", text="loud")
 
 
-async def test_boxes_drawn_by_their_label_are_turned_on_and_off(visit):
+async def test_boxes_drawn_by_their_label_are_turned_on_and_off(visit: Visit) -> None:
     await visit.at("/boxes")
     for name, state in (("Newsletter", "10001"), ("Terms", "11001"), ("Gift", "11101"), ("Fast why", "11111")):
         assert f'text "{state}"' in await visit.do("check", name, on=True)
@@ -237,7 +246,7 @@ async def test_boxes_drawn_by_their_label_are_turned_on_and_off(visit):
     assert 'button "Bold" e7 pressed' in await visit.do("check", "Bold", on=True)
 
 
-async def test_options_of_a_listbox_are_elements_and_can_be_selected_by_name(visit):
+async def test_options_of_a_listbox_are_elements_and_can_be_selected_by_name(visit: Visit) -> None:
     await visit.at("/listbox")
     assert 'option "Green" e3 selected' in visit.seen.text
     assert 'page "chose Blue"' in await visit.do("select", "Colour", option="Blue")
@@ -246,7 +255,7 @@ async def test_options_of_a_listbox_are_elements_and_can_be_selected_by_name(vis
         await visit.do("select", "Colour", option="Grey")
 
 
-async def test_lists_that_open_when_they_are_used_are_opened_and_chosen_from(visit):
+async def test_lists_that_open_when_they_are_used_are_opened_and_chosen_from(visit: Visit) -> None:
     await visit.at("/popups")
     assert 'page "size M"' in await visit.do("select", "Size", option="M")
     assert 'page "colour Blue"' in await visit.do("select", "Colour", option="Blue")
@@ -257,14 +266,14 @@ async def test_lists_that_open_when_they_are_used_are_opened_and_chosen_from(vis
         await visit.do("fill", "Size", text="M")
 
 
-async def test_an_autocomplete_offers_what_fits_and_takes_a_choice(visit):
+async def test_an_autocomplete_offers_what_fits_and_takes_a_choice(visit: Visit) -> None:
     await visit.at("/complete")
     await visit.do("fill", "City", text="ro")
     assert {("option", "Rome"), ("option", "Rotterdam")} <= named(visit) and ("option", "Oslo") not in named(visit)
     assert 'page "to Rotterdam"' in await visit.do("click", "Rotterdam")
 
 
-async def test_several_chosen_options_are_shown_and_are_another_state(visit):
+async def test_several_chosen_options_are_shown_and_are_another_state(visit: Visit) -> None:
     await visit.at("/multiple")
     prints = [visit.seen.fingerprint]
     for option, shown in (
@@ -277,7 +286,7 @@ async def test_several_chosen_options_are_shown_and_are_another_state(visit):
     assert len(set(prints)) == 4
 
 
-async def test_a_page_that_asks_before_it_is_left_asks_the_policy_and_holds_nobody_up(visit):
+async def test_a_page_that_asks_before_it_is_left_asks_the_policy_and_holds_nobody_up(visit: Visit) -> None:
     await visit.at("/leave")
     await visit.do("fill", "name", text="x")
     assert "dialog beforeunload" in await visit.do("goto", path="/plain")
@@ -287,33 +296,33 @@ async def test_a_page_that_asks_before_it_is_left_asks_the_policy_and_holds_nobo
     assert 'page "plain"' in await visit.do("accept", text="")
 
 
-async def test_a_page_that_asks_before_it_is_left_is_left_where_nobody_is_asked(site):
+async def test_a_page_that_asks_before_it_is_left_is_left_where_nobody_is_asked(site: Any) -> None:
     visit = Visit(f"{site.url}/leave", asks=False, patience=5.0, reuse=True)
     try:
-        await visit.env.reset(None, 0)
+        await visit.env.reset(Task("web", "1", ""), 0)
         visit.seen = await visit.env._look()
         await visit.do("fill", "name", text="x")
         assert 'page "plain"' in await visit.do("goto", path="/plain")
         assert visit.result.info["dialogs"]
         await visit.do("back")
         await visit.do("fill", "name", text="x")
-        assert 'page "leave"' in (await visit.env.reset(None, 0)).text
+        assert 'page "leave"' in (await visit.env.reset(Task("web", "1", ""), 0)).text
     finally:
         await visit.env.close()
 
 
-async def test_an_element_that_was_drawn_anew_is_found_again_by_role_name_and_place(visit):
+async def test_an_element_that_was_drawn_anew_is_found_again_by_role_name_and_place(visit: Visit) -> None:
     await visit.at("/redrawn")
-    page = visit.env._tab.page
+    page = not_none(visit.env._tab).page
     await page.evaluate("draw()")
     assert 'page "bought"' in await visit.do("click", "Buy now")
     await visit.at("/redrawn")
-    await visit.env._tab.page.evaluate("host.innerHTML = ''")
+    await not_none(visit.env._tab).page.evaluate("host.innerHTML = ''")
     with pytest.raises(InvalidAction, match='the button "Buy now", is no longer on the page'):
         await visit.do("click", "Buy now")
 
 
-async def test_lists_without_end_and_lists_drawn_as_they_are_scrolled_go_on(visit):
+async def test_lists_without_end_and_lists_drawn_as_they_are_scrolled_go_on(visit: Visit) -> None:
     await visit.at("/infinite")
     for _ in range(2):
         await visit.do("scroll", "Feed", direction="down")
@@ -323,7 +332,9 @@ async def test_lists_without_end_and_lists_drawn_as_they_are_scrolled_go_on(visi
     assert 'page "chose 8"' in await visit.do("click", "row 8")
 
 
-async def test_what_covers_an_element_is_named_and_half_covered_ones_are_clicked_where_they_are_free(visit):
+async def test_what_covers_an_element_is_named_and_half_covered_ones_are_clicked_where_they_are_free(
+    visit: Visit,
+) -> None:
     await visit.at("/sticky")
     with pytest.raises(InvalidAction, match=r'covered by another element \("We use cookies"\)'):
         await visit.do("click", "Under")
@@ -333,25 +344,25 @@ async def test_what_covers_an_element_is_named_and_half_covered_ones_are_clicked
     assert 'page "done"' in await visit.do("click", "Half")
 
 
-async def test_tooltips_show_while_the_mouse_is_there(visit):
+async def test_tooltips_show_while_the_mouse_is_there(visit: Visit) -> None:
     await visit.at("/tooltip")
     assert "secret words" in await visit.do("hover", "Info")
 
 
-async def test_parts_are_dragged_onto_places_that_listen_for_them(visit):
+async def test_parts_are_dragged_onto_places_that_listen_for_them(visit: Visit) -> None:
     await visit.at("/drag")
     assert named(visit) == {("draggable", "Ticket"), ("droppable", "Done")}
     assert "Done: Ticket" in await visit.do("drag", "Ticket", to="Done")
 
 
-async def test_a_menu_of_keys_alone_shows_where_the_focus_is(visit):
+async def test_a_menu_of_keys_alone_shows_where_the_focus_is(visit: Visit) -> None:
     await visit.at("/menu")
     assert 'menuitem "File" e2 focused' in await visit.do("press", "Main", key="ArrowRight")
     assert 'menuitem "Edit" e3 focused' in await visit.do("press", ref="", key="ArrowRight")
     assert 'page "ran Edit"' in await visit.do("press", ref="", key="Enter")
 
 
-async def test_new_windows_downloads_and_printing_hold_nothing_up(visit):
+async def test_new_windows_downloads_and_printing_hold_nothing_up(visit: Visit) -> None:
     await visit.at("/windows")
     assert "windows 1 /windows, 2 /tooltip shown" in await visit.do("click", "New")
     await visit.do("tab", number=1)
@@ -362,7 +373,7 @@ async def test_new_windows_downloads_and_printing_hold_nothing_up(visit):
     assert 'page "printed"' in await visit.do("click", "show print")
 
 
-async def test_an_app_that_sets_its_own_addresses_goes_back_as_a_browser_does(visit, site):
+async def test_an_app_that_sets_its_own_addresses_goes_back_as_a_browser_does(visit: Visit, site: Any) -> None:
     await visit.at("/app")
     await visit.do("click", "A")
     assert 'heading "/app/b"' in await visit.do("click", "B")
@@ -371,7 +382,7 @@ async def test_an_app_that_sets_its_own_addresses_goes_back_as_a_browser_does(vi
     assert not [line for line in site.asked if "/app" in line]
 
 
-async def test_a_form_that_posts_by_script_is_not_taken_for_one_that_asks(visit, site):
+async def test_a_form_that_posts_by_script_is_not_taken_for_one_that_asks(visit: Visit, site: Any) -> None:
     await visit.at("/fetching")
     assert await visit.env.effect(Action.of("click", ref=visit.ref("Send"))) is Effect.UNKNOWN
     assert await visit.env.effect(Action.of("click", ref=visit.ref("Look"))) is Effect.READ
@@ -380,19 +391,19 @@ async def test_a_form_that_posts_by_script_is_not_taken_for_one_that_asks(visit,
     assert site.asked == ["POST /save"] and visit.result.effect is Effect.UNKNOWN
 
 
-async def test_buttons_of_a_canvas_are_pressed_by_their_accessible_names(visit):
+async def test_buttons_of_a_canvas_are_pressed_by_their_accessible_names(visit: Visit) -> None:
     await visit.at("/canvas")
     assert 'page "inside"' in await visit.do("click", "Inside")
     assert 'page "pad"' in await visit.do("click", "Pad")
 
 
-async def test_file_fields_that_are_not_drawn_take_files(visit):
+async def test_file_fields_that_are_not_drawn_take_files(visit: Visit) -> None:
     await visit.at("/files")
     assert 'page "me.png"' in await visit.do("upload", "Choose photo", file="me.png")
     assert 'page "cv me.png"' in await visit.do("upload", "cv", file="me.png")
 
 
-async def test_the_same_page_gives_the_same_lines_and_fingerprint_every_time(visit):
+async def test_the_same_page_gives_the_same_lines_and_fingerprint_every_time(visit: Visit) -> None:
     for path in ("/plain", "/delegated", "/boxes", "/popups", "/editor"):
         await visit.at(path)
         first = visit.seen

@@ -1,9 +1,17 @@
 """Task files in WebArena's format: what is malformed is named, and each evaluator tells right from wrong."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
+
+from treewright.envs.types import Environment, Task
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
@@ -44,14 +52,14 @@ WRONG = {
 }
 
 
-def broken(change):
+def broken(change: Callable[[Any], Any]) -> Any:
     task = json.loads(OWN.read_text())[10]
     change(task)
     return task
 
 
-def remove(*path):
-    def change(task):
+def remove(*path: str) -> Callable[[Any], Any]:
+    def change(task: Any) -> None:
         for key in path[:-1]:
             task = task[key]
         del task[path[-1]]
@@ -59,8 +67,8 @@ def remove(*path):
     return change
 
 
-def put(value, *path):
-    def change(task):
+def put(value: Any, *path: str | int) -> Callable[[Any], Any]:
+    def change(task: Any) -> None:
         for key in path[:-1]:
             task = task[key]
         task[path[-1]] = value
@@ -87,7 +95,9 @@ def put(value, *path):
         (put("x", "eval", "program_html"), "key 'eval.program_html': must be list, not str"),
     ],
 )
-async def test_a_malformed_task_is_named_by_file_index_and_key(tmp_path, change, message):
+async def test_a_malformed_task_is_named_by_file_index_and_key(
+    tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
     good = json.loads(OWN.read_text())[0]
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps([good, broken(change)]))
@@ -96,7 +106,9 @@ async def test_a_malformed_task_is_named_by_file_index_and_key(tmp_path, change,
     assert str(path) in str(caught.value) and "task 1" in str(caught.value) and message in str(caught.value)
 
 
-async def test_tasks_that_cannot_be_run_are_left_out_and_counted_and_logins_are_found_beside_the_file(tmp_path):
+async def test_tasks_that_cannot_be_run_are_left_out_and_counted_and_logins_are_found_beside_the_file(
+    tmp_path: Path,
+) -> None:
     one, coded, located, away, known = (broken(put(n, "task_id")) for n in range(5))
     put("func:last_order()", "eval", "program_html", 0, "url")(coded)
     put("func:text(__page__)", "eval", "program_html", 0, "locator")(located)
@@ -115,11 +127,11 @@ async def test_tasks_that_cannot_be_run_are_left_out_and_counted_and_logins_are_
         load_tasks(path, {"BAZAAR": ""})
     (tmp_path / "ann.json").write_text("[]")
     path.write_text(json.dumps([known]))
-    with pytest.raises(TreewrightError, match=r"ann.json holds no storage state; save one with"):
+    with pytest.raises(TreewrightError, match=r"ann.json holds no storage state: .*; save one with"):
         load_tasks(path, {"BAZAAR": ""})
 
 
-async def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path):
+async def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tasks.json"
     with pytest.raises(TreewrightError, match=r"tasks.json: cannot be read"):
         load_tasks(path, {})
@@ -128,7 +140,7 @@ async def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path):
         load_tasks(path, {})
 
 
-async def test_a_single_task_on_other_sites_makes_a_suite(tmp_path):
+async def test_a_single_task_on_other_sites_makes_a_suite(tmp_path: Path) -> None:
     path = tmp_path / "one.json"
     task = json.loads(OWN.read_text())[6]
     task["start_url"] = task["start_url"].replace("BAZAAR", "SHOPPING_ADMIN")
@@ -138,7 +150,7 @@ async def test_a_single_task_on_other_sites_makes_a_suite(tmp_path):
     (found,) = suite.tasks("test", 5)
     assert found.data["start"] == "http://shop.example:7780/admin"
     assert found.truth["eval"]["reference_url"] == ["http://shop.example:7780/admin/f/9"]
-    session = await suite.open()
+    session: Any = await suite.open()
     assert session.allow.allows_url("http://shop.example:7780/") and not session.sandboxed
 
 
@@ -154,7 +166,7 @@ async def test_a_single_task_on_other_sites_makes_a_suite(tmp_path):
         ("", "anything", False),
     ],
 )
-async def test_fuzzy_matching_folds_case_articles_and_numbers(reference, answer, same):
+async def test_fuzzy_matching_folds_case_articles_and_numbers(reference: str, answer: str, same: bool) -> None:
     assert fuzzy(reference, answer) is same
 
 
@@ -169,20 +181,20 @@ async def test_fuzzy_matching_folds_case_articles_and_numbers(reference, answer,
         ("/a", "http://h:1/a", "EXACT", 1.0),
     ],
 )
-async def test_addresses_are_compared_as_the_task_says(wanted, found, note, score):
+async def test_addresses_are_compared_as_the_task_says(wanted: str, found: str, note: str, score: float) -> None:
     spec = {"eval_types": ["url_match"], "reference_url": [wanted], "url_note": note}
-    assert await evaluate(spec, "", found, None) == score
+    assert await evaluate(spec, "", found, None) == score  # type: ignore[arg-type]
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def env():
+async def env() -> AsyncIterator[Environment]:
     session = await SUITE.open()
     yield session
     await session.close()
-    await SUITE.close()
+    await not_none(SUITE.close)()
 
 
-async def played(env, task, steps, answer):
+async def played(env: Any, task: Task, steps: Any | str, answer: Any | str) -> float:
     await env.reset(task, 0)
     for step in steps:
         named = {element.name: element.ref for element in env._view.elements.values()}
@@ -192,12 +204,12 @@ async def played(env, task, steps, answer):
         else:
             action = Action.of("goto", path=step) if step[0] == "/" else Action.of("click", ref=named[step])
         await env.step(action, 0)
-    return (await env.step(Action.of("answer", text=answer), 0)).reward
+    return float((await env.step(Action.of("answer", text=answer), 0)).reward)
 
 
 @needs_browser
 @pytest.mark.parametrize("number", range(13))
-async def test_every_task_of_the_own_file_tells_right_from_wrong(env, number):
+async def test_every_task_of_the_own_file_tells_right_from_wrong(env: Environment, number: int) -> None:
     task = SUITE.tasks("test", 13)[number]
     assert await played(env, task, *SOLVED[number]) == 1.0
     assert await played(env, task, *WRONG[number]) == 0.0

@@ -1,33 +1,39 @@
 """The suite `workbench`: its jobs can be solved, mistakes count, and the server does what the model of it says."""
 
+from __future__ import annotations
+
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
 from speed import patient
 
 from treewright.envs import Action, InvalidAction, Restore, SessionDied, Task, Turn
 from treewright.envs.tools.workbench import EFFECTS, KINDS, SUITE, open_workbench, oracle, tasks, wanted
-from treewright.envs.tools.workbench_world import apply, first_office, load, save
+from treewright.envs.tools.workbench_world import Office, apply, first_office, load, save
+from treewright.envs.types import Environment
 
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def session():
+async def session() -> AsyncIterator[Environment]:
     """One session for the whole file: a server takes half a second to start, a reset two milliseconds."""
     env = await SUITE.open()
     yield env
     await env.close()
 
 
-async def solve(env, task, before=()):
+async def solve(env: Environment, task: Task, before: list[Any] | tuple[Any, ...] = ()) -> tuple[list[Turn], Any]:
     """The oracle's episode after the given first actions: history and last result."""
     history = [Turn(None, await env.reset(task, 0))]
     result = None
@@ -39,8 +45,8 @@ async def solve(env, task, before=()):
     return history, result
 
 
-def servers_of(folder):
-    """Process ids of the servers that work in this folder."""
+def servers_of(folder: Path) -> list[int]:
+    """Process ids of the servers that work in this folder, without the relays that stand for them."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -48,17 +54,17 @@ def servers_of(folder):
                 line = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if str(folder) in line:
+            if str(folder) in line and line[0].endswith("workbench_server"):
                 found.append(int(entry.name))
     return found
 
 
-def folder_of(env):
-    return env._state.path
+def folder_of(env: Any) -> Any:
+    return not_none(env._state).path
 
 
 @in_module_loop
-async def test_oracle_solves_thirty_test_tasks_within_their_horizon_with_short_answers(session):
+async def test_oracle_solves_thirty_test_tasks_within_their_horizon_with_short_answers(session: Environment) -> None:
     for task in tasks("test", 30):
         history, result = await solve(session, task)
         assert result.reward == 1.0, task
@@ -66,7 +72,7 @@ async def test_oracle_solves_thirty_test_tasks_within_their_horizon_with_short_a
         assert all(len(turn.observation.text) <= 200 for turn in history)
 
 
-def test_splits_share_no_world_and_every_kind_is_in_both():
+def test_splits_share_no_world_and_every_kind_is_in_both() -> None:
     train, test = tasks("train", 500), tasks("test", 300)
     worlds = [{first_office(task.seed).fingerprint for task in split} for split in (train, test)]
     assert len(worlds[0]) == 500 and len(worlds[1]) == 300 and not worlds[0] & worlds[1]
@@ -76,19 +82,19 @@ def test_splits_share_no_world_and_every_kind_is_in_both():
     assert tasks("test", 20) == tasks("test", 300)[:20]
 
 
-def test_an_unsolved_job_leaves_something_to_do():
+def test_an_unsolved_job_leaves_something_to_do() -> None:
     for task in tasks("train", 200):
         assert task.truth["answer"] is not None or wanted(task) != first_office(task.seed)
 
 
-def test_asking_for_too_many_tasks_or_another_split_says_so():
+def test_asking_for_too_many_tasks_or_another_split_says_so() -> None:
     with pytest.raises(Exception, match="1000 test tasks"):
         tasks("test", 1001)
     with pytest.raises(Exception, match="no split 'dev'"):
         tasks("dev", 1)
 
 
-def random_call(office, rng):
+def random_call(office: Office, rng: random.Random) -> Action:
     """Some call, often one that the server refuses."""
     who = rng.choice([*office.contacts, "nobody"])
     event, order = rng.choice([*office.events, "e9"]), rng.choice([*office.orders, "k1"])
@@ -114,7 +120,7 @@ def random_call(office, rng):
 
 
 @in_module_loop
-async def test_the_server_does_what_the_pure_model_says_on_random_walks(session):
+async def test_the_server_does_what_the_pure_model_says_on_random_walks(session: Environment) -> None:
     for index, task in enumerate(tasks("train", 4)):
         rng, office = random.Random(index), first_office(task.seed)
         shown = await session.reset(task, 0)
@@ -132,31 +138,31 @@ async def test_the_server_does_what_the_pure_model_says_on_random_walks(session)
         assert load(folder_of(session)) == office
 
 
-def test_saving_and_loading_an_office_changes_nothing(tmp_path):
+def test_saving_and_loading_an_office_changes_nothing(tmp_path: Path) -> None:
     office = first_office(3)
     save(office, tmp_path)
     assert load(tmp_path) == office
 
 
-def test_oracle_finds_back_from_any_mistake_that_can_be_undone():
+def test_oracle_finds_back_from_any_mistake_that_can_be_undone() -> None:
     for index, task in enumerate(tasks("train", 140)):
         rng, office, history = random.Random(index), first_office(task.seed), []
         for _ in range(rng.randrange(4)):
             action = random_call(office, rng)
             if action.name != "send_mail":
                 office = apply(office, action.name, action.arguments)
-                history.append(Turn(action, None))
+                history.append(Turn(action, None))  # type: ignore[arg-type]
         for _ in range(20):
             action = oracle(task, history, ())
             if action.name == "done":
                 break
             office = apply(office, action.name, action.arguments)
-            history.append(Turn(action, None))
+            history.append(Turn(action, None))  # type: ignore[arg-type]
         assert action.name == "done" and office == wanted(task), (task, history)
 
 
 @in_module_loop
-async def test_a_wrong_mail_fails_the_task_for_good_and_a_wrong_answer_too(session):
+async def test_a_wrong_mail_fails_the_task_for_good_and_a_wrong_answer_too(session: Environment) -> None:
     mail = next(task for task in tasks("train", 20) if task.data["kind"] == "mail")
     _, result = await solve(session, mail, before=[Action.of("send_mail", to="all@corp.io", subject="oops")])
     assert result.reward == 0.0
@@ -166,7 +172,7 @@ async def test_a_wrong_mail_fails_the_task_for_good_and_a_wrong_answer_too(sessi
 
 
 @in_module_loop
-async def test_nothing_done_is_no_reward_and_nothing_follows_done(session):
+async def test_doing_nothing_earns_no_reward_and_no_step_follows_done(session: Environment) -> None:
     task = next(task for task in tasks("train", 20) if task.data["kind"] == "status")
     _, result = await solve(session, task, before=[Action.of("done", answer="ok")])
     assert result.reward == 0.0
@@ -175,7 +181,7 @@ async def test_nothing_done_is_no_reward_and_nothing_follows_done(session):
 
 
 @in_module_loop
-async def test_bad_arguments_are_explained_and_change_nothing(session):
+async def test_bad_arguments_are_explained_and_change_nothing(session: Environment) -> None:
     task = tasks("train", 1)[0]
     before = await session.reset(task, 0)
     for action, message in [
@@ -193,7 +199,7 @@ async def test_bad_arguments_are_explained_and_change_nothing(session):
 
 
 @in_module_loop
-async def test_a_reset_keeps_the_server_process(session):
+async def test_a_reset_keeps_the_server_process(session: Environment) -> None:
     first, second = tasks("train", 2)
     await session.reset(first, 0)
     before = servers_of(folder_of(session))
@@ -202,7 +208,7 @@ async def test_a_reset_keeps_the_server_process(session):
 
 
 @in_module_loop
-async def test_a_killed_server_is_session_died_and_the_snapshot_comes_back(session):
+async def test_a_killed_server_is_session_died_and_the_snapshot_comes_back(session: Environment) -> None:
     task = next(task for task in tasks("train", 20) if task.data["kind"] == "copy")
     await session.reset(task, 0)
     shown = (await session.step(Action.of("write_file", name="fresh", text="x"), 0)).observation
@@ -221,7 +227,7 @@ async def test_a_killed_server_is_session_died_and_the_snapshot_comes_back(sessi
 
 
 @in_module_loop
-async def test_close_ends_the_server_and_removes_the_folder_even_twice_or_unused():
+async def test_close_ends_the_server_and_removes_the_folder_even_twice_or_unused() -> None:
     env = await open_workbench()
     await env.reset(tasks("train", 1)[0], 0)
     folder = folder_of(env)
@@ -234,7 +240,7 @@ async def test_close_ends_the_server_and_removes_the_folder_even_twice_or_unused
     assert not folder_of(unused).exists()
 
 
-def test_a_killed_parent_leaves_neither_server_nor_folder():
+def test_a_killed_parent_leaves_neither_server_nor_folder() -> None:
     script = (
         "import asyncio, sys\n"
         "from treewright.envs.tools.workbench import SUITE\n"
@@ -246,7 +252,7 @@ def test_a_killed_parent_leaves_neither_server_nor_folder():
         "asyncio.run(main())\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    folder = Path(parent.stdout.readline().strip())
+    folder = Path(not_none(parent.stdout).readline().strip())
     assert servers_of(folder)
     parent.kill()
     parent.communicate()
@@ -257,7 +263,7 @@ def test_a_killed_parent_leaves_neither_server_nor_folder():
 
 
 @in_module_loop
-async def test_a_snapshot_is_small_and_holds_the_end_of_the_episode(session):
+async def test_a_snapshot_is_small_and_holds_the_end_of_the_episode(session: Environment) -> None:
     task = tasks("train", 1)[0]
     _, result = await solve(session, task)
     snapshot = await session.snapshot()
@@ -268,7 +274,7 @@ async def test_a_snapshot_is_small_and_holds_the_end_of_the_episode(session):
         await session.step(Action.of("list_files"), 0)
 
 
-def test_goals_name_no_answer_that_has_to_be_looked_up():
+def test_goals_name_no_answer_that_has_to_be_looked_up() -> None:
     for task in tasks("train", 100):
         assert isinstance(task, Task) and "@" not in task.goal
         assert task.truth["answer"] is None or task.truth["answer"] not in task.goal.split()

@@ -2,7 +2,7 @@
 
     make kill-sweep                                    # 10,000 kills; their figures go to docs/kills.json
     python -P tests/faults/kill_sweep.py 500           # as many as you like
-    python -P tests/faults/kill_sweep.py 500 kills.json
+    python -P tests/faults/kill_sweep.py 500 --json kills.json
 
 Every trial forks a process that commits a path with two irreversible actions from a real store, kills it at one of the
 positions around journal and dispatch, or at a random moment, and starts another one that takes up what is there. With
@@ -12,6 +12,7 @@ opened with O_APPEND, one write for each action, that neither the store nor the 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import collections
 import itertools
@@ -24,8 +25,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from treewright.envs.types import Action, StepResult
+from treewright.search.store.journal import Journal
+from treewright.search.tree import Tree
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
@@ -44,20 +51,20 @@ LEAF = 4
 class Watched:
     """The store's journal with a chance to die before and after every row."""
 
-    def __init__(self, journal, kill):
+    def __init__(self, journal: FileJournal | Journal, kill: Kill) -> None:
         self.journal, self.kill = journal, kill
-        self.entries = journal.entries
+        self.entries: Any = journal.entries
 
-    async def intent(self, *row):
-        return await self._around(self.journal.intent(*row))
+    async def intent(self, *row: Any) -> int:
+        return int(await self._around(self.journal.intent(*row)))
 
-    async def dispatched(self, entry):
+    async def dispatched(self, entry: int) -> None:
         await self._around(self.journal.dispatched(entry))
 
-    async def outcome(self, *row):
-        await self._around(self.journal.outcome(*row))
+    async def outcome(self, *row: Any, **ends: Any) -> None:
+        await self._around(self.journal.outcome(*row, **ends))
 
-    async def _around(self, call):
+    async def _around(self, call: Coroutine[Any, Any, Any]) -> Any:
         self.kill()
         done = await call
         self.kill()
@@ -67,11 +74,11 @@ class Watched:
 class World(Maze):
     """A live maze; pressing its button writes the step's key into the ledger outside, once per press."""
 
-    def __init__(self, ledger, kill):
+    def __init__(self, ledger: Path, kill: Kill) -> None:
         super().__init__(sandboxed=False)
         self.outside, self.kill = ledger, kill
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         if action.name == "press":
             self.kill()
             file = os.open(self.outside, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -92,23 +99,23 @@ class Trial:
     done: int
 
 
-def prepare(folder, plain=False):
+def prepare(folder: Path, plain: bool = False) -> Tree:
     """A tree whose path presses the button twice, in a store in `folder` unless `plain`."""
 
-    async def grow(store=None):
+    async def grow(store: TreeStore | None = None) -> Tree:
         return await chain("press {}", a_move(), "press {}", "stop {}", store=store)
 
     if plain:
         return asyncio.run(grow())
 
-    async def kept():
+    async def kept() -> Tree:
         with TreeStore.open(folder / "trees.db") as store:
             return await grow(store)
 
     return asyncio.run(kept())
 
 
-def run(folder, tree, kill, plain=False):
+def run(folder: Path, tree: Tree, kill: Kill, plain: bool = False) -> None:
     """Commits the path in this process and leaves what came out in a file."""
     if plain:
         asyncio.run(committed(folder, tree, FileJournal(folder / "journal"), kill))
@@ -117,8 +124,8 @@ def run(folder, tree, kill, plain=False):
         asyncio.run(committed(folder, store.load(tree.tree_id), store.journal, kill))
 
 
-async def committed(folder, tree, journal, kill):
-    async def opened():
+async def committed(folder: Path, tree: Tree, journal: FileJournal | Journal, kill: Kill) -> None:
+    async def opened() -> World:
         return World(folder / "ledger", kill)
 
     yes = lambda task, action: True  # noqa: E731
@@ -127,7 +134,7 @@ async def committed(folder, tree, journal, kill):
     (folder / "result.json").write_text(json.dumps([result.next.value, len(result.in_doubt), done]))
 
 
-def forked(folder, tree, kill, after=None, plain=False):
+def forked(folder: Path, tree: Tree, kill: Kill, after: float | None = None, plain: bool = False) -> bool:
     """`run` in a process of its own, killed from outside after that many seconds; True if it died of a SIGKILL."""
     ended, alive = os.pipe()  # readable once the child, which alone holds the other side, has ended
     child = os.fork()
@@ -148,15 +155,12 @@ def forked(folder, tree, kill, after=None, plain=False):
     return os.WIFSIGNALED(status)
 
 
-def trial(base, tree, folder, number, rng, longest, plain=False):
-    """Even numbers die at a position, one after another, odd ones at a random moment."""
+def trial(base: Path, tree: Tree, folder: Path, position: int | None, moment: float, plain: bool = False) -> Trial:
+    """One that dies at a position, or after `moment` seconds where that is None."""
     folder.mkdir()
     for file in base.iterdir():
         shutil.copy(file, folder)
-    if number % 2 == 0:
-        died = forked(folder, tree, Kill(number // 2 % POSITIONS), plain=plain)
-    else:
-        died = forked(folder, tree, Kill(), rng.random() * longest, plain)
+    died = forked(folder, tree, Kill(position), None if position is not None else moment, plain)
     forked(folder, tree, Kill(), plain=plain)
     then, in_doubt, done = json.loads((folder / "result.json").read_text())
     ledger = folder / "ledger"
@@ -164,12 +168,16 @@ def trial(base, tree, folder, number, rng, longest, plain=False):
     return Trial(died, then, pressed, in_doubt, done)
 
 
-def sweep(kills, seed=0, progress=None, plain=False):
+def sweep(
+    kills: int, seed: int = 0, progress: Callable[[Any], Any] | None = None, plain: bool = False, every: int = 2
+) -> collections.Counter[str]:
     """Trials until `kills` processes have died; a kill at a random moment may come too late and is not counted.
 
+    every  how often the moment is a random one; the others die at the positions, one after another
     Returns counts by name. Raises AssertionError at the first duplicate or unexplained press.
     """
-    rng, counts = random.Random(seed), collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
+    rng, places = random.Random(seed), itertools.cycle(range(POSITIONS))
     with tempfile.TemporaryDirectory() as home:
         base = Path(home) / "base"
         base.mkdir()
@@ -177,11 +185,13 @@ def sweep(kills, seed=0, progress=None, plain=False):
         longest = min(how_long(base, tree, Path(home) / f"whole {i}", plain) for i in range(3))
         for number in itertools.count():
             folder = Path(home) / "trial"
-            found = trial(base, tree, folder, number, rng, longest, plain)
+            position = None if number % every == every - 1 else next(places)
+            found = trial(base, tree, folder, position, rng.random() * longest, plain)
             shutil.rmtree(folder)
             check(found, number)
             counts["trials"] += 1
             counts["killed"] += found.died
+            counts["killed at positions"] += found.died and position is not None
             counts["presses"] += len(found.pressed)
             counts[found.then] += 1
             counts["in doubt"] += found.in_doubt
@@ -189,10 +199,11 @@ def sweep(kills, seed=0, progress=None, plain=False):
             if progress is not None:
                 progress(counts)
             if counts["killed"] == kills:
-                return counts
+                break
+    return counts
 
 
-def how_long(base, tree, folder, plain):
+def how_long(base: Path, tree: Tree, folder: Path, plain: bool) -> float:
     """Seconds of a commit that nothing kills."""
     shutil.copytree(base, folder)
     began = time.monotonic()
@@ -200,25 +211,30 @@ def how_long(base, tree, folder, plain):
     return time.monotonic() - began
 
 
-def check(found, number):
+def check(found: Trial, number: int) -> None:
     """At most once, and nothing happened that is neither done nor in doubt in the journal."""
     assert len(found.pressed) == len(set(found.pressed)), (number, found)
     assert found.done <= len(found.pressed) <= found.done + found.in_doubt, (number, found)
     assert (found.then == Next.SETTLE.value) == (found.in_doubt > 0), (number, found)
 
 
-def main():
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kills", nargs="?", type=int, help="10,000; 100 with --quick")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
 
-    def progress(counts):
+    def progress(counts: Any) -> None:
         if counts["trials"] % 500 == 0:
             print(dict(counts), flush=True)
 
-    counts = sweep(kills, progress=progress)
+    counts = sweep(asked.kills or (100 if asked.quick else 10_000), progress=progress)
     print(dict(counts))
-    if len(sys.argv) > 2:
+    if asked.json:
         figures = {f"kills_{name.replace(' ', '_')}": (float(value), "1") for name, value in counts.items()}
-        write_figures(Path(sys.argv[2]), figures)
+        figures["ledger_duplicates"] = figures["kills_duplicates"]
+        write_figures(asked.json, figures)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import select
 import shutil
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from commit_parts import Kill
@@ -19,7 +21,7 @@ from treewright.search.commit import Next
 MAILS = 12
 
 
-def forked(world, folder, kill, after=None, **options):
+def forked(world: str, folder: Path, kill: Kill, after: float | None = None, **options: Any) -> bool:
     """An episode in a process of its own, killed from outside after that many seconds; True if it died of a SIGKILL."""
     ended, alive = os.pipe()
     child = os.fork()
@@ -40,7 +42,7 @@ def forked(world, folder, kill, after=None, **options):
     return os.WIFSIGNALED(status)
 
 
-def at_most_once(folder):
+def at_most_once(folder: Path) -> tuple[int, int]:
     """Every mail was approved, and as often as it was sent; none was sent twice for one approval."""
     approved, sent = (collections.Counter(lines(folder / name)) for name in ("approved", "ledger"))
     assert sent <= approved, (sent, approved)
@@ -49,14 +51,14 @@ def at_most_once(folder):
 
 @pytest.mark.parametrize(("sessions", "eager"), [(1, True), (1, False), (8, True), (8, False)])
 @pytest.mark.parametrize("world", WORLDS)
-def test_twelve_approvals_are_twelve_mails(tmp_path, world, sessions, eager):
+def test_twelve_approvals_are_twelve_mails(tmp_path: Path, world: str, sessions: int, eager: bool) -> None:
     result = run(world, tmp_path, Kill(), sessions=sessions, eager=eager, mails=MAILS)
     assert result.next is Next.DONE, result.reason
     assert lines(tmp_path / "ledger") == lines(tmp_path / "approved") == [str(i) for i in reversed(range(MAILS))]
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_no_kill_at_any_moment_sends_an_approved_mail_twice(tmp_path, world):
+def test_no_kill_at_any_moment_sends_an_approved_mail_twice(tmp_path: Path, world: str) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     kill, began = Kill(), time.monotonic()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+from pathlib import Path
 
+import forked
 import pytest
 from ledger_worlds import SERVER, lines
 
-MAIN = "from treewright.agent.cli.main import main; main()"
 ACTS = """
 import os
 
@@ -32,17 +32,17 @@ SERVERS = {
 }
 
 
-def run(folder, *words):
+def run(folder: Path, *words: str) -> str:
     here = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "80", "NO_COLOR": "1"}
-    line = [sys.executable, "-P", "-c", MAIN, "run", *words, "--policy", "scripted:acts:walker"]
+    line = ["run", *words, "--policy", "scripted:acts:walker"]
     line += ["--expansions", "6", "--approve", "acts:yes", "--set", "search.max_tokens=64"]
-    done = subprocess.run(line, cwd=folder, env=here, capture_output=True, text=True, timeout=120)
+    done = forked.treewright(line, folder, here)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path: Path) -> Path:
     (tmp_path / "server.py").write_text(SERVER)
     (tmp_path / "start").mkdir()
     (tmp_path / "start" / "a").write_text("1")
@@ -52,7 +52,7 @@ def place(tmp_path):
 
 
 @pytest.mark.parametrize("declared", SERVERS)
-def test_five_approvals_over_stdio_are_five_mails(place, declared):
+def test_five_approvals_over_stdio_are_five_mails(place: Path, declared: str) -> None:
     server = f"command = '{sys.executable} -S -E {place / 'server.py'} {place / 'ledger'}'\n{SERVERS[declared]}\n"
     (place / "mail.toml").write_text(server)
     shown = run(place, "mcp:mail.toml/0")

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from not_none import not_none
 from speed import patient
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.agent.runs.collect import collect, open_worlds
 from treewright.envs import SessionDied, TreewrightError, suite
+from treewright.envs.types import Action, Environment, StepResult, Suite, Task
 from treewright.search.engine import Settings
 from treewright.search.rules import best_first
+from treewright.search.tree import Tree
 from treewright.search.types import Budget, NodeStatus
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
 
 
-def noisy_expert(found):
+def noisy_expert(found: Suite) -> ScriptedPolicy:
     """The oracle's action half of the time, else nonsense of several kinds."""
 
-    def script(task, turns, tools, rng):
+    def script(task: Task, turns: Any, tools: Any, rng: random.Random) -> str:
         if rng.random() < 0.5:
-            return str(found.oracle(task, turns, tools))
+            return str(not_none(found.oracle)(task, turns, tools))
         return rng.choice(["fly {}", "click {", f'{tools[0].name} {{"nonsense": 1}}', "\x00\ud800", ""])
 
     return ScriptedPolicy(script)
 
 
-def children(pattern):
+def children(pattern: str) -> list[Any]:
     """Ids of this process's descendants whose command line holds `pattern`."""
     parent, named = {}, set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -45,7 +50,7 @@ def children(pattern):
         except (OSError, ValueError):
             continue
 
-    def below(pid):
+    def below(pid: int) -> bool:
         while pid in parent:
             pid = parent[pid]
             if pid == os.getpid():
@@ -55,16 +60,17 @@ def children(pattern):
     return [pid for pid in named if below(pid)]
 
 
-async def grow(found, count, killing=None, sessions=1):
+async def grow(found: Suite, count: int, killing: str | None = None, sessions: int = 1) -> tuple[list[Tree], list[Any]]:
     rng = random.Random(3)
 
-    def kill(tree, new):
+    def kill(tree: Tree, new: Any) -> None:
         if killing and rng.random() < 0.25:
             for pid in children(killing):
-                os.kill(pid, signal.SIGKILL)
-                hits.append(pid)
+                with contextlib.suppress(ProcessLookupError):  # it ended with one that was killed before it
+                    os.kill(pid, signal.SIGKILL)
+                    hits.append(pid)
 
-    hits = []
+    hits: list[Any] = []
     from treewright.search.engine import search
 
     trees = []
@@ -79,7 +85,7 @@ async def grow(found, count, killing=None, sessions=1):
     return trees, hits
 
 
-def available(name):
+def available(name: str) -> Suite:
     found = suite(name)
     try:
         if found.available is not None:
@@ -90,7 +96,7 @@ def available(name):
 
 
 @pytest.mark.parametrize(("name", "process"), [("workbench", "workbench_server"), ("market", "chrom")])
-async def test_what_was_killed_is_replaced_and_the_tree_is_that_of_a_quiet_run(name, process):
+async def test_what_was_killed_is_replaced_and_the_tree_is_that_of_a_quiet_run(name: str, process: str) -> None:
     found = available(name)
     quiet, _ = await grow(found, 2)
     shaken, hits = await grow(found, 2, killing=process)
@@ -100,27 +106,27 @@ async def test_what_was_killed_is_replaced_and_the_tree_is_that_of_a_quiet_run(n
 
 
 @pytest.mark.parametrize("name", ["workbench", "market"])
-async def test_a_world_that_stays_away_is_masked_and_the_run_goes_on(name):
+async def test_a_world_that_stays_away_is_masked_and_the_run_goes_on(name: str) -> None:
     found = available(name)
-    opened = []
+    opened: list[Any] = []
 
     class Mortal:
         """The real environment until its third step; then, and whenever it is opened again, it is gone."""
 
-        def __init__(self, inner):
+        def __init__(self, inner: Environment) -> None:
             self.inner = inner
             self.steps = 0
 
-        def __getattr__(self, attribute):
+        def __getattr__(self, attribute: Any) -> Any:
             return getattr(self.inner, attribute)
 
-        async def step(self, action, key):
+        async def step(self, action: Action, key: int) -> StepResult:
             self.steps += 1
             if self.steps > 2:
                 raise SessionDied("gone for good")
             return await self.inner.step(action, key)
 
-    async def open_once():
+    async def open_once() -> Any:
         if opened:
             raise SessionDied("cannot be opened again")
         opened.append(Mortal(await found.open()))
@@ -136,7 +142,7 @@ async def test_a_world_that_stays_away_is_masked_and_the_run_goes_on(name):
 
 
 @pytest.mark.parametrize("name", ["kg", "workbench"])
-async def test_wrong_output_is_an_observation_and_is_trained_on(name):
+async def test_wrong_output_is_an_observation_and_is_trained_on(name: str) -> None:
     found = available(name)
     trees, _ = await grow(found, 4)
     arrays = tree_arrays(trees)
@@ -147,10 +153,10 @@ async def test_wrong_output_is_an_observation_and_is_trained_on(name):
     assert (estimate("split_loo", arrays).coef[wrong] < 0).any()
 
 
-async def test_a_task_whose_world_cannot_be_opened_fails_alone():
+async def test_a_task_whose_world_cannot_be_opened_fails_alone() -> None:
     found = suite("maze")
 
-    async def broken():
+    async def broken() -> Environment:
         raise SessionDied("no such place")
 
     kg = suite("kg")

@@ -6,13 +6,21 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from not_none import not_none
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import EnvFault, Observation
 from treewright.envs.maze import SUITE, Maze
+from treewright.envs.types import Action, StepResult, Task
 from treewright.search.engine import Settings, search
 from treewright.search.rules import best_first
 from treewright.search.store import JournalEntry, JournalState
+from treewright.search.store.tree_store import TreeStore
+from treewright.search.tree import Tree
 
 TASK = replace(SUITE.tasks("train", 1)[0], horizon=8)
 
@@ -20,16 +28,16 @@ TASK = replace(SUITE.tasks("train", 1)[0], horizon=8)
 class Kill:
     """SIGKILL to this process at event number `at`; never for None."""
 
-    def __init__(self, at=None):
+    def __init__(self, at: int | None = None) -> None:
         self.at, self.events = at, 0
 
-    def __call__(self):
+    def __call__(self) -> None:
         if self.events == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.events += 1
 
 
-def append(path, text, kill):
+def append(path: Path, text: str, kill: Kill) -> None:
     """Adds a line to a file and syncs it, with a chance to die before, in the middle of and after it."""
     kill()
     with open(path, "a") as file:
@@ -45,12 +53,12 @@ def append(path, text, kill):
 class FileJournal:
     """The journal as lines of JSON, synced one by one. A line torn by a kill was not written."""
 
-    def __init__(self, path, kill=Kill()):
+    def __init__(self, path: Path, kill: Kill = Kill()) -> None:
         self.path, self.kill = path, kill
         if path.exists() and not (text := path.read_text()).endswith("\n"):
             path.write_text(text[: text.rfind("\n") + 1])
 
-    def entries(self, tree_id=None):
+    def entries(self, tree_id: str | None = None) -> list[Any]:
         found = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             row = json.loads(line)
@@ -59,24 +67,34 @@ class FileJournal:
                 found[row["id"]] = JournalEntry(row["id"], *start)
             else:
                 seen = Observation(row["text"]) if row["text"] is not None else None
-                found[row["id"]] = replace(found[row["id"]], state=JournalState(row["state"]), observation=seen)
+                ends = {"reward": row.get("reward"), "over": row.get("over")}
+                found[row["id"]] = replace(found[row["id"]], state=JournalState(row["state"]), observation=seen, **ends)
         return [entry for entry in found.values() if tree_id in (None, entry.tree_id)]
 
-    def pending(self, tree_id=None):
+    def pending(self, tree_id: str | None = None) -> list[Any]:
         return [e for e in self.entries(tree_id) if e.state not in (JournalState.DONE, JournalState.FAILED)]
 
-    async def intent(self, tree_id, node, call, action_key):
+    async def intent(self, tree_id: str, node: int, call: int, action_key: str) -> int:
         new = len(self.entries()) + 1
         row = {"id": new, "tree": tree_id, "node": node, "call": call, "action": action_key}
         append(self.path, json.dumps(row), self.kill)
         return new
 
-    async def dispatched(self, entry):
+    async def dispatched(self, entry: int) -> None:
         assert next(e for e in self.entries() if e.id == entry).state is JournalState.INTENT
         append(self.path, json.dumps({"id": entry, "state": "dispatched", "text": None}), self.kill)
 
-    async def outcome(self, entry, state, observation=None):
+    async def outcome(
+        self,
+        entry: int,
+        state: JournalState,
+        observation: Observation | None = None,
+        *,
+        reward: float | None = None,
+        over: bool | None = None,
+    ) -> None:
         row = {"id": entry, "state": str(state), "text": observation.text if observation else None}
+        row |= {"reward": reward, "over": over}
         append(self.path, json.dumps(row), self.kill)
 
 
@@ -87,17 +105,18 @@ class Live(Maze):
     every reset, so that nothing is where it was recorded).
     """
 
-    def __init__(self, ledger, kill=Kill(), trouble=None, **options):
+    def __init__(self, ledger: Path, kill: Kill = Kill(), trouble: Any = None, **options: Any) -> None:
         super().__init__(sandboxed=False, **options)
+        self.steps: list[Any]
         self.file, self.kill, self.trouble, self.steps = ledger, kill, trouble, []
 
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         seen = await super().reset(task, key)
         if self.trouble == "wander":
             self.pressed = 7
         return replace(seen, fingerprint=self._seen().fingerprint)
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         self.steps.append(str(action))
         if action.name == "press":
             if self.trouble == "before":
@@ -108,15 +127,17 @@ class Live(Maze):
         return await super().step(action, key)
 
 
-def pressed(ledger):
+def pressed(ledger: Path) -> list[Any]:
     """The step keys in the ledger; a line torn by a kill is none."""
     return [line for line in ledger.read_text().split("\n")[:-1] if line] if ledger.exists() else []
 
 
-async def chain(*texts, env=None, store=None, settings=Settings()):
+async def chain(
+    *texts: str, env: Live | None = None, store: TreeStore | None = None, settings: Settings = Settings()
+) -> Tree:
     """A tree with one path that says `texts`; grown in a sandbox unless `env` is given."""
 
-    def script(task, turns, tools, rng):
+    def script(task: Task, turns: Any, tools: Any, rng: Random) -> str:
         return texts[len(turns)] if len(turns) < len(texts) else "stop {}"
 
     rule = best_first(draws=1, root_draws=1)
@@ -124,6 +145,6 @@ async def chain(*texts, env=None, store=None, settings=Settings()):
     return tree
 
 
-def a_move():
+def a_move() -> str:
     """The first move of the expert in the maze of TASK, as text."""
-    return str(SUITE.oracle(TASK, (), ()))
+    return str(not_none(SUITE.oracle)(TASK, (), ()))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from not_none import not_none
 from search_trees import random_tree
 
 from treewright.envs.types import Observation, Task
+from treewright.search.store.tree_store import TreeStore
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
 
-def expansions_of(tree):
+def expansions_of(tree: Tree) -> list[Expansion]:
     """What a random tree grew from, read back off its columns."""
     out = []
     for seq, node in enumerate(tree.pops):
@@ -27,7 +29,7 @@ def expansions_of(tree):
                 ),
                 action=tree.action[i],
                 outcome=Outcome(
-                    tree.observation[i],
+                    not_none(tree.observation[i]),
                     NodeStatus.OPEN if tree.children[i] else tree.status[i],
                     reward=tree.reward(i),
                     keep=tree.keep[i],
@@ -44,7 +46,7 @@ def expansions_of(tree):
     return out
 
 
-async def fill(store, seeds=range(6)):
+async def fill(store: TreeStore, seeds: range = range(6)) -> None:
     """Six finished trees of two splits, in the store."""
     for seed in seeds:
         grown = expansions_of(random_tree(seed, window=seed % 2 == 1))

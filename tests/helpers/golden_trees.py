@@ -9,20 +9,22 @@ from __future__ import annotations
 import json
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from treewright.envs import Action, Effect, Observation, Task
 from treewright.search.rules import frontier_of
+from treewright.search.rules.base import Rule
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
 
-def stored(name):
+def stored(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def order_of(rule, world, width=1, eager=True):
+def order_of(rule: Rule, world: Any, width: int = 1, eager: bool = True) -> tuple[list[Any], list[str], Tree]:
     """Names of the expanded nodes in order, names given up, and the tree."""
     task = Task("golden", "1", world["goal"], horizon=6)
     tree = Tree.start(
@@ -36,7 +38,8 @@ def order_of(rule, world, width=1, eager=True):
             root=Outcome(Observation("ready"), NodeStatus.OPEN),
         )
     )
-    frontier, names, order, flying = frontier_of(rule, tree), ["root"], [], deque()
+    frontier, names, order = frontier_of(rule, tree), ["root"], []
+    flying: deque[Any] = deque()
     frontier.offer(0)
     while True:
         while len(flying) < width and frontier.peek() is not None:
@@ -71,12 +74,12 @@ def order_of(rule, world, width=1, eager=True):
                 frontier.offer(child)
 
 
-def ended(world, name):
+def ended(world: Any, name: str) -> NodeStatus:
     row = next(row for rows in world["nodes"].values() for row in rows if row["name"] == name)
     return NodeStatus.TERMINAL if row.get("end") else NodeStatus.OPEN
 
 
-def draft(row, slot, drawn, eager):
+def draft(row: Any, slot: int, drawn: Any, eager: bool) -> Draft:
     text = f"{row['name']} {row['say']}"
     ids = tuple(range(row.get("tokens", 4)))
     error = row.get("error")

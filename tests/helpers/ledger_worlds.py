@@ -9,26 +9,37 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from mcp.client.stdio import StdioServerParameters
+from not_none import not_none
 
 from treewright.agent.policies.langgraph import GraphPolicy
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import BaseEnvironment, Effect, Observation, StepResult, Task, ToolSpec
 from treewright.envs.tools.mcp import MCPEnvironment, StateFolder
 from treewright.envs.tools.world import ToolWorld
-from treewright.search.commit import Next, commit, continue_from
+from treewright.envs.types import Action, Environment
+from treewright.search.commit import CommitResult, Next, commit, continue_from
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first
 from treewright.search.store import TreeStore
+from treewright.search.store.journal import JournalEntry
 from treewright.search.types import Budget
+
+if TYPE_CHECKING:
+    from commit_parts import Kill
+
 
 WORLDS = ("mcp", "mcp with a folder", "object", "own class", "langgraph")
 EFFECTS = {"look": Effect.READ, "note": Effect.REVERSIBLE, "send": Effect.IRREVERSIBLE}
@@ -58,24 +69,25 @@ for line in sys.stdin:
 """
 
 
-def write(ledger, to):
+def write(ledger: Any, to: str) -> None:
     """One line, in one write."""
     file = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(file, f"{to}\n".encode())
     os.close(file)
 
 
-def lines(file):
+def lines(file: Path) -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
 class Desk:
     """A plain object whose mails leave the process. It declares nothing but what reads and what can be undone."""
 
-    def __init__(self, ledger, kill):
+    def __init__(self, ledger: Any, kill: Kill) -> None:
+        self.notes: list[Any]
         self.ledger, self.kill, self.notes = str(ledger), kill, []
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> Desk:
         other = Desk(self.ledger, self.kill)
         other.notes = list(self.notes)
         return other
@@ -94,23 +106,31 @@ class Desk:
         return f"sent {to}"
 
 
+DECLARED: dict[str, dict[str, Any]] = {
+    "look": {"effect": Effect.READ},
+    "note": {"effect": Effect.REVERSIBLE},
+    "send": {},
+}
+
+
 class Own(BaseEnvironment):
     """An environment of one's own that can only reset and step. Nothing is declared of `send`, nor of the world."""
 
     name = "own"
     tools = tuple(
         ToolSpec(name, name, {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}, **effect)
-        for name, effect in (("look", {"effect": Effect.READ}), ("note", {"effect": Effect.REVERSIBLE}), ("send", {}))
+        for name, effect in DECLARED.items()
     )
 
-    def __init__(self, ledger, kill):
-        self.ledger, self.kill, self.notes = ledger, kill, ()
+    def __init__(self, ledger: Path, kill: Kill) -> None:
+        self.ledger, self.kill = ledger, kill
+        self.notes: tuple[str, ...] = ()
 
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         self.notes = ()
         return Observation("ready", "ready")
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         to = action.arguments["to"]
         if action.name == "send":
             self.kill()
@@ -121,24 +141,27 @@ class Own(BaseEnvironment):
         return StepResult(Observation(f"{action.name} {to}", f"ready {self.notes}"))
 
 
-def opener(world, folder, kill):
+def opener(world: str, folder: Path, kill: Kill) -> Callable[[], Coroutine[Any, Any, Any]]:
     """Sessions of a world, whose ledger is `folder / "ledger"`."""
     ledger = folder / "ledger"
 
-    def server(path, **options):
+    def server(path: Path, **options: Any) -> MCPEnvironment:
         command = StdioServerParameters(command=sys.executable, args=["-S", "-E", str(path), str(ledger)])
         return MCPEnvironment(command, effects=EFFECTS, **options)
 
-    async def opened():
+    def marked(place: Path, task: Task, key: int) -> None:
+        (place / "a").write_text("1")
+
+    async def opened() -> MCPEnvironment | ToolWorld | Own:
         if world.startswith("mcp"):
             path = folder / "server.py"
             if not path.exists():
                 path.write_text(SERVER)
             if world == "mcp":
                 return server(path)
-            state = folder / f"state {os.getpid()} {len(list(folder.glob('state *')))}"
+            state = folder / f"state {os.getpid()} {len(list(folder.glob('state *')))}"  # noqa: ASYNC240
             state.mkdir()
-            return server(path, state=StateFolder(state, lambda place, task, key: (place / "a").write_text("1")))
+            return server(path, state=StateFolder(state, marked))
         if world == "object":
             effects = {"look": "read", "note": "reversible"}
             desk = Desk(ledger, kill)
@@ -148,7 +171,7 @@ def opener(world, folder, kill):
     return opened
 
 
-def said(turns, horizon, chance):
+def said(turns: int, horizon: int, chance: Any) -> tuple[str, str]:
     """Something to explore, then the next mail; both are numbered by the turns that are left in all."""
     left = horizon - turns
     if left % PER_MAIL == 0:
@@ -156,18 +179,18 @@ def said(turns, horizon, chance):
     return "send", str(left // PER_MAIL)
 
 
-def policy(world, folder):
+def policy(world: str, folder: Path) -> GraphPolicy | ScriptedPolicy:
     if world == "langgraph":
         return graph_policy(folder / "ledger")
 
-    def script(task, turns, tools, rng):
+    def script(task: Task, turns: Any, tools: Any, rng: Random) -> str:
         name, to = said(len(turns), task.horizon, rng.randrange(6))
         return f'{name} {{"to": "{to}"}}'
 
     return ScriptedPolicy(script)
 
 
-def graph_policy(ledger):
+def graph_policy(ledger: Path) -> GraphPolicy:
     """A LangGraph agent whose own tool really sends, in a node that is not called `tools`."""
 
     @tool
@@ -176,7 +199,7 @@ def graph_policy(ledger):
         write(ledger, f"the graph itself sent {to}".replace(" ", "-"))
         return "sent"
 
-    def decide(state, config):
+    def decide(state: Any, config: RunnableConfig) -> dict[str, Any]:
         turns = sum(m.type == "ai" for m in state["messages"])
         horizon = int(next(m.content for m in state["messages"] if "turns" in m.content).split("turns")[0].split()[-1])
         name, to = said(turns, horizon, config["configurable"]["seed"] % 6)
@@ -195,41 +218,46 @@ def graph_policy(ledger):
 class Watched:
     """The store's journal with a chance to die before and after every row."""
 
-    journal: object
-    kill: object
+    journal: Any
+    kill: Callable[[], None]
 
-    def entries(self, tree_id=None):
-        return self.journal.entries(tree_id)
+    def entries(self, tree_id: str | None = None) -> Sequence[JournalEntry]:
+        entries: Sequence[JournalEntry] = self.journal.entries(tree_id)
+        return entries
 
-    async def intent(self, *row):
-        return await self._around(self.journal.intent(*row))
+    async def intent(self, *row: Any) -> int:
+        return int(await self._around(self.journal.intent(*row)))
 
-    async def dispatched(self, entry):
+    async def dispatched(self, entry: int) -> None:
         await self._around(self.journal.dispatched(entry))
 
-    async def outcome(self, *row):
-        await self._around(self.journal.outcome(*row))
+    async def outcome(self, *row: Any, **ends: Any) -> None:
+        await self._around(self.journal.outcome(*row, **ends))
 
-    async def _around(self, call):
+    async def _around(self, call: Any) -> Any:
         self.kill()
         done = await call
         self.kill()
         return done
 
 
-async def episode(world, folder, kill, *, sessions=1, eager=None, mails=12):
+async def episode(
+    world: str, folder: Path, kill: Kill, *, sessions: int = 1, eager: bool | None = None, mails: int = 12
+) -> CommitResult:
     """Searches and commits in turn until `mails` were approved; each approval is written down before it is given."""
     task = Task(world, "mail", f"send mails; {mails * PER_MAIL} turns are left", horizon=mails * PER_MAIL)
     rule, actor = best_first(draws=3, root_draws=3, eager=eager), policy(world, folder)
 
-    def approve(task, action):
+    def approve(task: Task, action: Any) -> bool:
         kill()
         if action.name == "send":
             write(folder / "approved", action.arguments["to"])
         kill()
         return True
 
-    open_session, pool, continues = opener(world, folder, kill), None, None
+    open_session: Callable[[], Awaitable[Environment]] = opener(world, folder, kill)
+    pool: Pool | None = None
+    continues = None
     with TreeStore.open(folder / "trees.db") as store:
         for attempt in range(4 * mails):
             before, pool = pool, Pool(open_session, sessions)
@@ -249,9 +277,9 @@ async def episode(world, folder, kill, *, sessions=1, eager=None, mails=12):
             open_session, continues = continue_from(open_session, result), result.continues
             left = f"send mails; {result.task.horizon} turns are left"
             task = replace(result.task, goal=left)
-        await pool.close()
+        await not_none(pool).close()
     return result
 
 
-def run(world, folder, kill, **options):
+def run(world: str, folder: Path, kill: Kill, **options: Any) -> CommitResult:
     return asyncio.run(episode(world, Path(folder), kill, **options))

@@ -1,7 +1,11 @@
 """A site of fixed pages on loopback, and a session on it, for tests of what pages do to those who use them."""
 
+from __future__ import annotations
+
 import asyncio
 import re
+from collections.abc import Callable
+from typing import Any
 
 from treewright.envs import Action, Task
 from treewright.envs.web.environment import FullWebEnvironment
@@ -9,12 +13,12 @@ from treewright.envs.web.environment import FullWebEnvironment
 TASK = Task("web", "t", "look around")
 
 
-async def serve_pages(pages, answer=None):
+async def serve_pages(pages: dict[str, str], answer: Callable[[Any, Any, Any], Any] | None = None) -> Any:
     """Serves {path: html}; `answer(method, path, headers)` may give another body, with its headers, or None,
     or raise ConnectionError to hang up."""
     asked = []
 
-    async def serve(reader, writer):
+    async def serve(reader: Any, writer: Any) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         except asyncio.IncompleteReadError:
@@ -35,7 +39,7 @@ async def serve_pages(pages, answer=None):
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server: Any = await asyncio.start_server(serve, "127.0.0.1", 0)
     server.url, server.asked = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
     return server
 
@@ -43,26 +47,27 @@ async def serve_pages(pages, answer=None):
 class Visit:
     """A session with what it has seen last; elements are named, not referred to."""
 
-    def __init__(self, url, **settings):
+    def __init__(self, url: str, **settings: Any) -> None:
         self.env = FullWebEnvironment(url, part=9000, **settings)
-        self.seen = self.result = None
+        self.seen: Any = None
+        self.result: Any = None
 
-    async def at(self, path):
+    async def at(self, path: str) -> str:
         await self.env.reset(TASK, 0)
         return await self.do("goto", path=path)
 
-    def ref(self, name):
+    def ref(self, name: str) -> str:
         return next(element.ref for element in self.env._view.elements.values() if element.name == name)
 
-    async def do(self, tool, name="", /, to="", **given):
+    async def do(self, tool: Any, name: str = "", /, to: str = "", **given: Any) -> str:
         if name:
             given["ref"] = self.ref(name)
         if to:
             given["to"] = self.ref(to)
         self.result = await self.env.step(Action.of(tool, **given), 0)
         self.seen = self.result.observation
-        return self.seen.text
+        return str(self.seen.text)
 
     @property
-    def lines(self):
+    def lines(self) -> list[Any]:
         return [re.sub(r" [ea]\d+", "", line) for line in self.seen.text.splitlines()]

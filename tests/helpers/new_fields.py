@@ -8,9 +8,19 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # it is run as a program, with a safe path
+from not_none import not_none
+
+if TYPE_CHECKING:
+    from treewright.search.store.tree_store import TreeStore
+    from treewright.search.types import Context, Expansion
+
 
 LINES = {  # after this line of a record comes the new one
     "    steps: int = 0\n": "    distance: float = stored(default=math.nan, since=3)\n",
@@ -20,7 +30,7 @@ LINES = {  # after this line of a record comes the new one
 
 
 class OneLineMore(SourceFileLoader):
-    def get_data(self, path):
+    def get_data(self, path: str) -> bytes:
         source = super().get_data(path)
         if path.endswith("types.py"):
             text = source.decode()
@@ -30,21 +40,21 @@ class OneLineMore(SourceFileLoader):
             return text.encode()
         return b"" if path.endswith(".pyc") else source
 
-    def path_stats(self, path):
+    def path_stats(self, path: str) -> Mapping[str, Any]:
         raise OSError("compiled code of the plain module does not count")
 
 
 class Finder:
     @staticmethod
-    def find_spec(name, path=None, target=None):
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
         if name != "treewright.search.types":
             return None
         spec = PathFinder.find_spec(name, path, target)
-        spec.loader = OneLineMore(name, spec.origin)
+        not_none(spec).loader = OneLineMore(name, not_none(not_none(spec).origin))
         return spec
 
 
-async def main(folder):
+async def main(folder: Path) -> None:
     from walker import Walker
 
     from treewright.envs.maze import SUITE
@@ -59,28 +69,30 @@ async def main(folder):
     from treewright.training.export.view import View
 
     class Retrying(Walker):
-        async def draw(self, context, seeds, max_tokens):
-            return [replace(d, retries=2) for d in await super().draw(context, seeds, max_tokens)]
+        async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Any]:
+            done: Sequence[Any] = await super().draw(context, seeds, max_tokens)
+            return [replace(d, retries=2) for d in done]
 
     class Far:
         """Writes down how far each step came, and a note for every draft."""
 
-        def __init__(self, store):
+        def __init__(self, store: TreeStore) -> None:
             self.store, self.header, self.expansions = store, store.header, store.expansions
             self.status, self.create, self.load = store.status, store.create, store.load
             self.flush, self.finish = store.flush, store.finish
 
-        def append_nowait(self, tree_id, expansion, first_id):
-            def far(draft):
+        def append_nowait(self, tree_id: str, expansion: Expansion, first_id: int) -> Any:
+            def far(draft: Any) -> Any:
                 outcome = draft.outcome and replace(draft.outcome, distance=0.25)
                 return replace(draft, outcome=outcome, note=f"{draft.slot}")
 
-            popped = expansion.outcome and replace(expansion.outcome, distance=0.5)
+            executed: Any = expansion.outcome
+            popped = executed and replace(executed, distance=0.5)
             changed = replace(expansion, drafts=tuple(map(far, expansion.drafts)), outcome=popped)
             return self.store.append(tree_id, changed, first_id)
 
     with TreeStore.open(folder / "t.db") as store:
-        grown = await search(
+        grown: Any = await search(
             SUITE.tasks("train", 1)[0], SUITE, Retrying(), rule=best_first(eager=False), budget=Budget(expansions=4),
             settings=Settings(close=True), store=Far(store),
         )  # fmt: skip
@@ -93,7 +105,7 @@ async def main(folder):
         again = decode_tree(row)
         drafts = [draft for expansion in expansions for draft in expansion.drafts]
         last = max(i for i, draft in enumerate(drafts, 1) if draft.outcome is not None)
-        draft = drafts[last - 1]
+        draft: Any = drafts[last - 1]
         late = next(e.node for e in expansions if e.outcome is not None)
         from_tree, from_store = tree_arrays([tree]).more, arrays_of(stored).more
         print(json.dumps({

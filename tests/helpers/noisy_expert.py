@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from treewright.agent.policies.scripted import scripted_choice
+from typing import Any
+
+from not_none import not_none
+
+from treewright.agent.policies.scripted import ScriptedPolicy, scripted_choice
 from treewright.envs.registry import suite
-from treewright.envs.types import Action, Turn
+from treewright.envs.types import Action, Task, Turn
 
 MOVES = [f'move {{"to": "{way}"}}' for way in ("north", "east", "south", "west")]
 
 
-def noisy(name, right=0.5):
+def noisy(name: str, right: float = 0.5) -> ScriptedPolicy:
     """A policy for `maze` or `kg`."""
     expert = suite(name).oracle
 
-    def choices(task, turns, tools):
-        best = str(expert(task, [Turn(t.action, t.observation) for t in turns], tools))
+    def choices(task: Task, turns: Any, tools: Any) -> list[Any]:
+        best = str(not_none(expert)(task, [Turn(t.action, t.observation) for t in turns], tools))
         others = [text for text in _others(name, task, turns) if text != best]
         return [(best, right), *((text, (1 - right) / len(others)) for text in others)]
 
     return scripted_choice(choices, name=f"noisy-{name}", version="1")
 
 
-def _others(name, task, turns):
+def _others(name: str, task: Task, turns: Any) -> list[Any]:
     if name == "maze":
         return [*MOVES, "stop {}"]
     last = turns[-1].observation.text.split()[-1] if turns else task.data["start"]

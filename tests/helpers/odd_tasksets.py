@@ -1,30 +1,34 @@
 """Tasksets for verifiers 0.4 whose rewards need what a rollout of verifiers has around it; and some that do not."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import verifiers.v1 as vf
 from shop_taskset import Cart, Shop, ShopData, ShopTask
 
 
-def taskset_of(kind):
+def taskset_of(kind: Any) -> Any:
     class Made(Shop):
-        def load(self):
+        def load(self) -> Any:
             yield kind(ShopData(prompt="buy tea and answer bought", wanted="tea"))
 
     return lambda: Made(vf.TasksetConfig(id="odd"))
 
 
 class ByRuntime(ShopTask):
-    @vf.reward
-    async def ran(self, trace, runtime) -> float:
+    @vf.reward  # type: ignore[untyped-decorator]
+    async def ran(self, trace: Any, runtime: Any) -> float:
         return 1.0
 
 
 class BySetup(ShopTask):
-    async def setup(self, trace, runtime) -> None:
+    async def setup(self, trace: Any, runtime: Any) -> None:
         trace.state.items = ["bread"]
 
 
 class ByFinalize(ShopTask):
-    async def finalize(self, trace, runtime) -> None:
+    async def finalize(self, trace: Any, runtime: Any) -> None:
         trace.state.items = []
 
 
@@ -32,25 +36,25 @@ class InContainer(ShopTask):
     NEEDS_CONTAINER = True
 
 
-class Unjudged(vf.Task[ShopData, Cart]):
+class Unjudged(vf.Task[ShopData, Cart]):  # type: ignore[misc]
     toolsets = ShopTask.__dict__["toolsets"]
 
 
-class MaybeRuntime(vf.Task[ShopData, Cart]):
+class MaybeRuntime(vf.Task[ShopData, Cart]):  # type: ignore[misc]
     toolsets = ShopTask.__dict__["toolsets"]
 
-    @vf.reward
-    async def bought(self, trace, runtime=None) -> float:
+    @vf.reward  # type: ignore[untyped-decorator]
+    async def bought(self, trace: Any, runtime: Any = None) -> float:
         return float(runtime is None and trace.state.items == [self.data.wanted])
 
 
-class ByResults(vf.Task[ShopData, Cart]):
+class ByResults(vf.Task[ShopData, Cart]):  # type: ignore[misc]
     """Judges by what the tools answered, not by the State."""
 
     toolsets = ShopTask.__dict__["toolsets"]
 
-    @vf.reward
-    async def answered(self, trace) -> float:
+    @vf.reward  # type: ignore[untyped-decorator]
+    async def answered(self, trace: Any) -> float:
         shown = [(m.name, m.content) for m in trace.messages if m.role == "tool"]
         return float(shown == [("add", "1 items"), ("list_cart", '["tea"]')])
 

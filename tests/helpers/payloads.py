@@ -44,7 +44,7 @@ FRAMES = (
 )
 
 
-def payloads(count, canary="http://127.0.0.1:9/"):
+def payloads(count: int, canary: str = "http://127.0.0.1:9/") -> list[str]:
     """So many different ones, the plain forms first."""
     made = []
     for n, (frame, tag) in enumerate(itertools.islice(itertools.cycle(itertools.product(FRAMES, TAGS)), count)):

@@ -1,13 +1,18 @@
 """A world and parts in which every setting of a search shows: used by name, as a user's own module."""
 
+from __future__ import annotations
+
 import asyncio
+from collections.abc import Sequence
+from random import Random
+from typing import Any
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import BaseEnvironment, EnvFault, Observation, StepResult, ToolSpec
-from treewright.envs.types import Effect, Restore, Snapshot, Suite, Task, digest
-from treewright.search.types import Score
+from treewright.envs.types import Action, Effect, Restore, Snapshot, Suite, Task, digest
+from treewright.search.types import Candidate, Completion, Context, Exchange, Score
 
-SEEN = {"open": 0, "most_open": 0, "drawing": set(), "most_trees": 0, "goals": set()}
+SEEN: dict[str, Any] = {"open": 0, "most_open": 0, "drawing": set(), "most_trees": 0, "goals": set()}
 STEPS = ("one", "two", "three")
 
 
@@ -21,16 +26,17 @@ class Steps(BaseEnvironment):
             "go", "", {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}, Effect.READ
         )
     ]
-    failed = set()
+    failed: set[Any] = set()
 
-    async def reset(self, task, key):
-        self.data, self.path = task.data, ()
+    async def reset(self, task: Task, key: int) -> Observation:
+        self.data = task.data
+        self.path: tuple[str, ...] = ()
         return self.seen()
 
-    def seen(self):
+    def seen(self) -> Observation:
         return Observation(f"at {'/'.join(self.path) or 'start'} of the hall", digest("reach", repr(self.path)))
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         if self.data.get("slow"):
             await asyncio.sleep(30)
         to = action.arguments["to"]
@@ -41,30 +47,30 @@ class Steps(BaseEnvironment):
         over = len(self.path) == len(STEPS)
         return StepResult(self.seen(), float(over and "b" in self.path), over, effect=Effect.READ)
 
-    async def snapshot(self):
+    async def snapshot(self) -> Snapshot:
         return Snapshot(Restore.STATE, repr((self.data, self.path)).encode(), self.seen().fingerprint)
 
-    async def restore(self, snapshot):
+    async def restore(self, snapshot: Snapshot) -> Observation:
         self.data, self.path = eval(snapshot.data)
         return self.seen()
 
 
-async def opened():
+async def opened() -> Steps:
     SEEN["open"] += 1
     SEEN["most_open"] = max(SEEN["most_open"], SEEN["open"])
     made = Steps()
     close = made.close
 
-    async def closing():
+    async def closing() -> None:
         SEEN["open"] -= 1
         await close()
 
-    made.close = closing
+    made.close = closing  # type: ignore[method-assign]
     return made
 
 
-def _tasks(split, count):
-    kinds = ({}, {"fails": True}, {}, {"slow": True})
+def _tasks(split: Any, count: int) -> list[Task]:
+    kinds: tuple[dict[str, bool], ...] = ({}, {"fails": True}, {}, {"slow": True})
     made = [
         Task("steps", f"{split}-{i}", "walk the hall", seed=i, horizon=4, data=data) for i, data in enumerate(kinds)
     ]
@@ -77,24 +83,26 @@ SUITE = Suite("steps", _tasks, opened, sessions=4, max_tokens=80)
 class Walker(ScriptedPolicy):
     """Says go a or go b, in different words; each draw costs money. `quotes`: says what it saw first."""
 
-    def __init__(self, quotes=False, same=False, words=True):
+    def __init__(self, quotes: bool = False, same: bool = False, words: bool = True) -> None:
         super().__init__(self.say, name="walker", version="walker", trainable=False)
         self.quotes, self.same, self.words = quotes, same, words
 
-    def say(self, task, turns, tools, rng, first):
+    def say(self, task: Task, turns: Any, tools: Any, rng: Random, first: Any) -> str:
         to = "a" if self.same else rng.choice("ab")
         gap = " " * rng.randrange(8) if self.words else ""
         quoted = "<evidence>walk the hall</evidence>\n" if self.quotes else ""
         return f'{quoted}go {{"to": {gap}"{to}"}}'
 
-    def dearest(self, max_tokens):
+    def dearest(self, max_tokens: int) -> float:
         return 0.5
 
-    def context(self, task, tools, first, turns, base):
+    def context(
+        self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
+    ) -> Context:
         SEEN["goals"].add(task.goal)
         return super().context(task, tools, first, turns, base)
 
-    async def draw(self, context, seeds, max_tokens):
+    async def draw(self, context: Any, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         from dataclasses import replace
 
         SEEN["drawing"].add(context.task.id)
@@ -109,8 +117,8 @@ class Walker(ScriptedPolicy):
 class Judge:
     """0.5 for everything, at ten tokens a candidate."""
 
-    def __init__(self, worth=0.5):
+    def __init__(self, worth: float = 0.5) -> None:
         self.worth = worth
 
-    async def evaluate(self, task, candidates):
+    async def evaluate(self, task: Task, candidates: Sequence[Candidate]) -> list[Any]:
         return [Score(self.worth, 10) for _ in candidates]

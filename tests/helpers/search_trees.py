@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
+from not_none import not_none
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from treewright.envs.types import Action, Observation, Task
@@ -14,10 +16,13 @@ from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Ou
 VOCAB = 24
 
 
-def random_tree(seed, window=False, expansions=8, task="t"):
+def random_tree(seed: int, window: bool = False, expansions: int = 8, task: str = "t") -> Tree:
     """Every open node is closed; draws may coincide (merged with multiplicity); contexts append or are windowed."""
     rng = random.Random(f"tree {seed}")
-    tokens = lambda n: tuple(rng.randrange(VOCAB) for _ in range(n))  # noqa: E731
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(VOCAB) for _ in range(n))
+
     root = Outcome(Observation("start", "f0"), NodeStatus.OPEN, delta=tokens(5))
     tree = Tree.start(
         TreeHeader(
@@ -25,7 +30,7 @@ def random_tree(seed, window=False, expansions=8, task="t"):
         )
     )
 
-    def outcome(base, last):
+    def outcome(base: int, last: bool) -> Outcome:
         if last:
             return Outcome(
                 Observation("end", f"f{rng.random()}"), NodeStatus.TERMINAL, reward=float(rng.random() < 0.5)
@@ -33,7 +38,7 @@ def random_tree(seed, window=False, expansions=8, task="t"):
         keep = rng.randrange(2, base) if window else base
         return Outcome(Observation("seen", f"f{rng.random()}"), NodeStatus.OPEN, reward=0.0, keep=keep, delta=tokens(3))
 
-    def draft(after, slot, mult, k, base, last):
+    def draft(after: int, slot: int, mult: int, k: int, base: int, last: bool) -> Draft:
         ids = tokens(rng.randrange(1, 4))
         done = Completion("x", ids, tuple(-rng.random() - 0.1 for _ in ids), finish_reason="stop", policy_version="v1")
         act = Action.of("a", n=rng.randrange(99))
@@ -72,7 +77,7 @@ def random_tree(seed, window=False, expansions=8, task="t"):
         chain, base, n = [], len(tree.context_ids(node)), rng.randrange(1, 3)
         for step in range(n):
             d = draft(step, 0, 1, 1, base, step == n - 1)
-            base = d.outcome.keep + len(d.outcome.delta)
+            base = not_none(d.outcome).keep + len(not_none(d.outcome).delta)
             chain.append(d)
         tree.apply(
             Expansion(
@@ -83,7 +88,7 @@ def random_tree(seed, window=False, expansions=8, task="t"):
     return tree
 
 
-def tiny_model(seed=0, dtype=torch.float64):
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

@@ -15,22 +15,27 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from not_none import not_none
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.agent.runs.figures import write_result
 from treewright.envs import EnvFault, InvalidAction
-from treewright.envs.types import Action
+from treewright.envs.types import Action, Task
 from treewright.envs.web.bazaar import SUITE
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first
+from treewright.search.tree import Tree
 from treewright.search.types import Budget
 
 SETTLES = 10.0  # seconds that killed processes may take to go away
 
 
-def browsers():
+def browsers() -> set[Any]:
     """Process ids of this process's descendants that are browsers, zombies left out."""
     parent, named = {}, set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -42,7 +47,7 @@ def browsers():
         except (OSError, ValueError):
             continue
 
-    def below(pid):
+    def below(pid: int) -> bool:
         while pid in parent:
             pid = parent[pid]
             if pid == os.getpid():
@@ -55,10 +60,11 @@ def browsers():
 class Killer:
     """Kills every browser of this process, and remembers how many."""
 
-    def __init__(self):
+    def __init__(self) -> None:
+        self.seen: set[Any]
         self.kills, self.seen, self.most = 0, set(), 0
 
-    def __call__(self):
+    def __call__(self) -> None:
         pids = browsers()
         if not pids:
             return
@@ -70,7 +76,7 @@ class Killer:
                 os.kill(pid, signal.SIGKILL)
 
 
-async def patiently(work):
+async def patiently(work: Callable[..., Any]) -> Any:
     """A reset or a restore, again where the browser died under it."""
     for _ in range(5):
         with contextlib.suppress(EnvFault):
@@ -78,9 +84,10 @@ async def patiently(work):
     return await work()
 
 
-async def wander(steps, every, rng, kill):
+async def wander(steps: int, every: int, rng: random.Random, kill: Killer) -> int:
     """Random clicks over many tasks, a kill now and then, also while a step is under way; returns how often a state
     was found again. Raises AssertionError where another one came back."""
+    env: Any
     env, restores, tasks = await SUITE.open(), 0, SUITE.tasks("train", 24)
     loop = asyncio.get_running_loop()
     try:
@@ -108,11 +115,11 @@ async def wander(steps, every, rng, kill):
     return restores
 
 
-async def grown(task, seed, kill=None, after=()):
+async def grown(task: Task, seed: int, kill: Killer | None = None, after: set[Any] | tuple[Any, ...] = ()) -> Tree:
     """The tree of one search with two sessions; `kill` is called so many expansions in as `after` says."""
     applied = 0
 
-    def count(tree, new):
+    def count(tree: Tree, new: Any) -> None:
         nonlocal applied
         applied += 1
         if kill is not None and applied in after:
@@ -129,7 +136,7 @@ async def grown(task, seed, kill=None, after=()):
         await pool.close()
 
 
-def clicks(task, turns, tools, rng):
+def clicks(task: Task, turns: Any, tools: Any, rng: random.Random) -> str:
     """A click on any of the elements that were shown last, or the shop's front page."""
     shown = turns[-1].observation.text.count(" e") if turns else 6
     if rng.random() < 0.1:
@@ -137,7 +144,7 @@ def clicks(task, turns, tools, rng):
     return f'click {{"ref": "e{rng.randint(1, max(1, shown))}"}}'
 
 
-async def searches(steps, every, rng, kill):
+async def searches(steps: int, every: int, rng: random.Random, kill: Killer) -> tuple[int, int]:
     """Searches disturbed by kills until they have taken `steps` steps; returns (steps, trees). Raises AssertionError
     where a tree is not the one of a quiet search."""
     taken, trees, tasks = 0, 0, SUITE.tasks("train", 24)
@@ -152,7 +159,7 @@ async def searches(steps, every, rng, kill):
     return taken, trees
 
 
-async def soak(steps, every, seed=0):
+async def soak(steps: int, every: int, seed: int = 0) -> dict[str, Any]:
     """Half of the steps alone, half in searches; says what happened."""
     rng, kill = random.Random(seed), Killer()
     began = time.monotonic()
@@ -161,7 +168,7 @@ async def soak(steps, every, seed=0):
         alone = kill.kills
         taken, trees = await searches(steps - steps // 2, every, rng, kill)
     finally:
-        await SUITE.close()
+        await not_none(SUITE.close)()
     for _ in range(int(SETTLES / 0.05)):
         if not (left := browsers()):
             break

@@ -1,16 +1,24 @@
 """Deadlines that wait longer where the machine is slower or busier: they must only tell a hang from work."""
 
+from __future__ import annotations
+
 import functools
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from treewright.envs.types import Environment
+
 
 USUAL = 0.06  # seconds that the work below takes on an idle core
 MOST = 20.0
 
 
 @functools.lru_cache(maxsize=1)
-def slowness():
+def slowness() -> float:
     """How many times longer than usual this machine takes now, at least 1; measured once."""
     took = []
     for _ in range(3):
@@ -20,15 +28,15 @@ def slowness():
     return min(max(1.0, max(took) / USUAL), MOST)
 
 
-def patient(seconds):
+def patient(seconds: float) -> float:
     """A deadline of so many seconds on an idle machine."""
     return seconds * slowness()
 
 
-def patiently(open_session):
+def patiently(open_session: Callable[[], Awaitable[Environment]]) -> Callable[[], Coroutine[Any, Any, Any]]:
     """Opens sessions whose own deadlines, where they have any, wait longer here."""
 
-    async def opened():
+    async def opened() -> Environment:
         session = await open_session()
         for name in ("deadline", "patience"):
             if isinstance(getattr(session, name, None), float):

@@ -7,8 +7,13 @@ import math
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from not_none import not_none
 
 from treewright.envs.types import Action, Effect, Observation, Task
 from treewright.search.store import TreeStore
@@ -19,14 +24,14 @@ DONE = NodeStatus.TERMINAL
 PLACES = ["harbour", "mill", "old bridge", "library", "north gate", "tower", "market square", "orchard"]
 
 
-def png(width=96, height=54, hue=200):
+def png(width: int = 96, height: int = 54, hue: int = 200) -> bytes:
     """A small picture: a gradient."""
     rows = b"".join(
         b"\0" + bytes(v for x in range(width) for v in (hue, 255 * x // width, 255 * y // height))
         for y in range(height)
     )
 
-    def chunk(kind, data):
+    def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -36,7 +41,15 @@ def png(width=96, height=54, hue=200):
 class Growth:
     """One tree and the expansions that made it."""
 
-    def __init__(self, goal="Find the mill", task="walk-1", run="first", version="walker-1", attempt=0, text=None):
+    def __init__(
+        self,
+        goal: str = "Find the mill",
+        task: str = "walk-1",
+        run: str = "first",
+        version: str = "walker-1",
+        attempt: int = 0,
+        text: Callable[..., Any] | None = None,
+    ) -> None:
         self.text = text or (lambda kind, words: words)
         said = self.text("observation", f"You stand at the crossroads.\n{goal}\nWays: north, east, south.")
         root = Outcome(Observation(said, "f0"), NodeStatus.OPEN, delta=tuple(said.encode("utf-8", "replace")))
@@ -49,10 +62,19 @@ class Growth:
             settings={},
             root=root,
         )
+        self.expansions: list[Any]
         self.tree, self.expansions = Tree.start(header), []
         self.rng = random.Random(f"{task} {run} {version} {attempt}")
 
-    def apply(self, node, drafts, closing=False, outcome=None, fault=None, drawn=None):
+    def apply(
+        self,
+        node: int,
+        drafts: list[Any],
+        closing: bool = False,
+        outcome: Outcome | None = None,
+        fault: str | None = None,
+        drawn: int | None = None,
+    ) -> range:
         base = len(self.tree.context_ids(node))
         drafts = [
             replace(d, outcome=replace(d.outcome, keep=base + len(d.completion.token_ids))) if d.outcome else d
@@ -79,7 +101,16 @@ class Growth:
         self.expansions.append((expansion, len(self.tree)))
         return self.tree.apply(expansion)
 
-    def draft(self, words=None, outcome=None, score=math.nan, effect=Effect.READ, error=None, share=0.5, after=0):
+    def draft(
+        self,
+        words: str | None = None,
+        outcome: Outcome | None = None,
+        score: float = math.nan,
+        effect: Effect = Effect.READ,
+        error: str | None = None,
+        share: float = 0.5,
+        after: int = 0,
+    ) -> Draft:
         rng = self.rng
         place = rng.choice(PLACES)
         words = self.text("text", words or f'go {{"to": "{place}"}}')
@@ -102,7 +133,16 @@ class Growth:
             outcome=outcome,
         )
 
-    def seen(self, depth, end=False, reward=0.0, effect=Effect.READ, error=None, fault=None, parts=()):
+    def seen(
+        self,
+        depth: int,
+        end: bool = False,
+        reward: float = 0.0,
+        effect: Effect = Effect.READ,
+        error: Any = None,
+        fault: str | None = None,
+        parts: tuple[dict[str, Any], ...] = (),
+    ) -> Outcome:
         place = self.rng.choice(PLACES)
         words = self.text(
             "observation", f"You are at the {place} after {depth} turns.\nWays: north, east, south, west."
@@ -123,7 +163,7 @@ class Growth:
             fault=fault,
         )
 
-    def grow(self, expansions=12, draws=3, horizon=8):
+    def grow(self, expansions: int = 12, draws: int = 3, horizon: int = 8) -> Growth:
         """Best-first by a noisy score; every draft is executed at birth."""
         rng, quality = self.rng, {0: 0.5}
         waiting = {0}
@@ -168,7 +208,7 @@ class Growth:
         return self
 
 
-def big(nodes=10_000, **options):
+def big(nodes: int = 10_000, **options: Any) -> Growth:
     """A tree of about so many nodes, bushy and uneven, with short texts."""
     grown = Growth(**options)
     rng, open_nodes = grown.rng, [0]
@@ -184,14 +224,14 @@ def big(nodes=10_000, **options):
                 )
             )
         for i, draft in zip(grown.apply(node, drafts), drafts, strict=True):
-            if draft.outcome.status is NodeStatus.OPEN:
+            if not_none(draft.outcome).status is NodeStatus.OPEN:
                 open_nodes.append(i)
         open_nodes = open_nodes or [0]
     grown.tree.chosen = max(grown.tree.leaves(), key=lambda i: grown.tree.depth[i])
     return grown
 
 
-async def keep(store, growth, finish=True):
+async def keep(store: TreeStore, growth: Growth, finish: bool = True) -> None:
     await store.create(growth.tree.header)
     for expansion, first in growth.expansions:
         store.append(growth.tree.tree_id, expansion, first)
@@ -200,10 +240,10 @@ async def keep(store, growth, finish=True):
         await store.finish(growth.tree)
 
 
-def write_store(path, growths, finish=True):
+def write_store(path: Path | str, growths: list[Any], finish: bool = True) -> Any:
     """A new store with these trees."""
 
-    async def work():
+    async def work() -> None:
         with TreeStore.open(path) as store:
             for growth in growths:
                 await keep(store, growth, finish)
@@ -213,7 +253,7 @@ def write_store(path, growths, finish=True):
     return path
 
 
-def walks(tasks=6):
+def walks(tasks: int = 6) -> list[Any]:
     """Trees of several tasks under two runs; the second policy is a little better."""
     goals = ["Find the mill", "Reach the tower before night", "Meet the miller's daughter at the old bridge"]
     return [

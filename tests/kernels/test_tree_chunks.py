@@ -10,7 +10,7 @@ from treewright.kernels.reference import relative_error
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_chunked_attention_gradients_are_those_of_the_whole(seed):
+def test_chunked_attention_gradients_are_those_of_the_whole(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(5, 90))
     plan = TreePlan.from_parents(random_parents(n, rng, 0.2, 0.05))
@@ -31,14 +31,14 @@ def test_chunked_attention_gradients_are_those_of_the_whole(seed):
         assert relative_error(x.grad, true) < 1e-13
 
 
-def test_cuts_must_rise_from_zero():
+def test_cuts_must_rise_from_zero() -> None:
     plan = TreePlan.from_segments([-1], [9])
     for cuts in ([1, 4], [0, 4, 4], [0, 9], []):
         with pytest.raises(ValueError, match="must rise from 0"):
             TreeChunkState(plan, cuts)
 
 
-def test_second_pass_without_a_first_is_refused():
+def test_second_pass_without_a_first_is_refused() -> None:
     plan = TreePlan.from_segments([-1], [9])
     q, k, v, *_ = inputs(plan, (1, 1), 8, torch.float64)
     with pytest.raises(ValueError, match="no_grad"):

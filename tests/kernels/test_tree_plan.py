@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,16 @@ from hypothesis import strategies as st
 from tests.kernels.trees import ancestors, random_parents
 from treewright.kernels import TreePlan, preorder
 
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+
 shapes = st.tuples(
     st.integers(0, 2**32 - 1), st.integers(1, 120), st.sampled_from([0.02, 0.3, 0.9]), st.sampled_from([0.0, 0.1])
 )
 
 
-def forest(shape):
+def forest(shape: tuple[int, int, float, float]) -> tuple[list[int], Generator]:
     seed, n, branch, roots = shape
     rng = np.random.default_rng(seed)
     return random_parents(n, rng, branch, roots), rng
@@ -24,7 +29,7 @@ def forest(shape):
 
 @settings(max_examples=60, deadline=None)
 @given(shapes)
-def test_mask_is_the_ancestor_relation(shape):
+def test_mask_is_the_ancestor_relation(shape: tuple[int, int, float, float]) -> None:
     parent, _ = forest(shape)
     plan = TreePlan.from_parents(parent)
     plan.check_integrity()
@@ -36,7 +41,9 @@ def test_mask_is_the_ancestor_relation(shape):
 
 @settings(max_examples=60, deadline=None)
 @given(shapes)
-def test_a_cut_sees_the_root_path_and_its_own_tokens_and_nothing_else_is_live(shape):
+def test_a_cut_sees_the_root_path_and_its_own_tokens_and_nothing_else_is_live(
+    shape: tuple[int, int, float, float],
+) -> None:
     parent, rng = forest(shape)
     plan, seen = TreePlan.from_parents(parent), ancestors(parent)
     start = int(rng.integers(0, len(parent)))
@@ -52,7 +59,9 @@ def test_a_cut_sees_the_root_path_and_its_own_tokens_and_nothing_else_is_live(sh
 
 @settings(max_examples=40, deadline=None)
 @given(shapes, st.sampled_from([(8, 8), (4, 16), (16, 4)]), st.sampled_from([None, 5]))
-def test_block_lists_miss_nothing_and_full_blocks_are_full(shape, tile, window):
+def test_block_lists_miss_nothing_and_full_blocks_are_full(
+    shape: tuple[int, int, float, float], tile: Any, window: Any
+) -> None:
     parent, rng = forest(shape)
     whole = TreePlan.from_parents(parent)
     start = int(rng.integers(0, len(parent)))
@@ -79,7 +88,7 @@ def test_block_lists_miss_nothing_and_full_blocks_are_full(shape, tile, window):
                     assert not block.any() or j in partial | full
 
 
-def test_segments_and_parents_describe_the_same_tree():
+def test_segments_and_parents_describe_the_same_tree() -> None:
     by_segment = TreePlan.from_segments([-1, 0, 1, 0, -1, 4], [2, 2, 1, 2, 1, 1])
     by_token = TreePlan.from_parents([-1, 0, 1, 2, 3, 1, 5, -1, 7])
     for name in ("end", "depth", "parent"):
@@ -87,14 +96,14 @@ def test_segments_and_parents_describe_the_same_tree():
     assert by_token.end.tolist() == [7, 7, 5, 5, 5, 7, 7, 9, 9]
 
 
-def test_segments_without_tokens_pass_their_children_on():
+def test_segments_without_tokens_pass_their_children_on() -> None:
     with_empty = TreePlan.from_segments([-1, 0, 1, 2, 1], [2, 0, 0, 1, 3])
     assert torch.equal(with_empty.parent, TreePlan.from_segments([-1, 0, 0], [2, 1, 3]).parent)
     assert TreePlan.from_segments([-1, 0], [0, 2]).parent.tolist() == [-1, 0]
     assert TreePlan.from_segments([], []).n_queries == 0
 
 
-def test_preorder_makes_any_forest_depth_first():
+def test_preorder_makes_any_forest_depth_first() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         n = int(rng.integers(1, 60))
@@ -108,12 +117,12 @@ def test_preorder_makes_any_forest_depth_first():
 
 
 @pytest.mark.parametrize("parent", [[-1, 0, 0, 1], [-1, 0, 1, 0, 2], [-1, 0, 1, 0, 2, 1]])
-def test_an_order_that_is_not_depth_first_is_refused_with_the_remedy(parent):
+def test_an_order_that_is_not_depth_first_is_refused_with_the_remedy(parent: list[int]) -> None:
     with pytest.raises(ValueError, match="preorder"):
         TreePlan.from_parents(parent)
 
 
-def test_other_wrong_input_is_refused():
+def test_other_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="earlier than its child"):
         TreePlan.from_parents([-1, 2, 0])
     with pytest.raises(ValueError, match="2 parent segments but 1 lengths"):
@@ -127,7 +136,7 @@ def test_other_wrong_input_is_refused():
 
 
 @pytest.mark.parametrize("name", ["end", "depth", "parent", "n_pairs"])
-def test_integrity_check_finds_a_changed_field(name):
+def test_integrity_check_finds_a_changed_field(name: str) -> None:
     plan = TreePlan.from_segments([-1, 0, 0], [3, 4, 5])
     fields = {f: getattr(plan, f) for f in ("end", "depth", "parent", "q_offset", "n_pairs")}
     if name == "n_pairs":
@@ -139,11 +148,11 @@ def test_integrity_check_finds_a_changed_field(name):
         TreePlan(**fields).check_integrity()
 
 
-def test_a_million_tokens_are_planned_in_half_a_second():
+def test_a_million_tokens_are_planned_in_half_a_second() -> None:
     rng = np.random.default_rng(0)
     parent, lengths = [], []
     for _ in range(500):
-        path = []
+        path: list[Any] = []
         for _ in range(62):
             path = path[: int(rng.integers(1, len(path) + 1)) if path else 0]
             parent.append(path[-1] if path else -1)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from treewright.kernels.tree_plan import TreePlan
 
 
 def random_parents(n: int, rng: np.random.Generator, branch: float = 0.05, roots: float = 0.0) -> list[int]:
@@ -32,12 +38,19 @@ def ancestors(parent: list[int]) -> np.ndarray:
     return seen
 
 
-def inputs(plan, heads: tuple[int, int], width: int, dtype: torch.dtype, seed: int = 0, value_width: int | None = None):
+def inputs(
+    plan: TreePlan,
+    heads: tuple[int, int],
+    width: int,
+    dtype: torch.dtype,
+    seed: int = 0,
+    value_width: int | None = None,
+) -> tuple[Any, Any, Any, Any, Any]:
     """q, k, v and the gradients of out and lse."""
     generator = torch.Generator().manual_seed(seed)
     hq, hkv = heads
 
-    def normal(*shape):
+    def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     values = width if value_width is None else value_width
@@ -46,7 +59,9 @@ def inputs(plan, heads: tuple[int, int], width: int, dtype: torch.dtype, seed: i
     return q, k, v, d_out, normal(hq, plan.n_queries).double()
 
 
-def outputs_and_gradients(attention, q, k, v, d_out, d_lse):
+def outputs_and_gradients(
+    attention: Callable[..., Any], q: torch.Tensor, k: Any, v: torch.Tensor, d_out: Any, d_lse: Any
+) -> tuple[Any, Any, Any, Any, Any]:
     """out, lse, dq, dk, dv of ``attention(q, k, v) -> (out, lse)``; d_lse None leaves lse out of the loss."""
     q, k, v = (x.detach().clone().requires_grad_() for x in (q, k, v))
     out, lse = attention(q, k, v)

@@ -1,8 +1,13 @@
 """Grows trees into a store until it is done or killed; prints 'done' and the digests."""
 
+from __future__ import annotations
+
 import asyncio
 import random
 import sys
+from collections.abc import Sequence
+
+from treewright.search.types import Completion, Context
 
 sys.path.insert(0, sys.argv[2])
 
@@ -17,12 +22,12 @@ from treewright.search.types import Budget
 
 
 class Slow(Walker):
-    async def draw(self, context, seeds, max_tokens):
+    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> Sequence[Completion]:
         await asyncio.sleep(random.random() * 0.004)
         return await super().draw(context, seeds, max_tokens)
 
 
-async def main():
+async def main() -> None:
     with TreeStore.open(sys.argv[1]) as store:
         async with open_worlds([SUITE], sessions=4) as worlds:
             trees = await collect(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 from databases import cluster, missing
 
 
 @pytest.fixture(scope="session")
-def new_database():
+def new_database() -> Iterator[Callable[[], str]]:
     """Makes URLs of empty PostgreSQL databases in a cluster that lives as long as the tests."""
     if (why := missing()) is not None:
         pytest.skip(why)
@@ -16,12 +19,12 @@ def new_database():
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def store_url(request, tmp_path):
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return str(tmp_path / "runs" / "trees.db")
-    return request.getfixturevalue("new_database")()
+    return str(request.getfixturevalue("new_database")())
 
 
 @pytest.fixture
-def postgres_url(new_database):
+def postgres_url(new_database: Callable[[], str]) -> str:
     return new_database()

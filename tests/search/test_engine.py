@@ -6,9 +6,12 @@ import asyncio
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from not_none import not_none
 from speed import patient
 from walker import Likelihood, Walker
 
@@ -18,27 +21,28 @@ from treewright.envs.maze import SUITE, Faults, Maze
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first, breadth_first, chains, random_on_policy, rule
-from treewright.search.types import Budget, NodeStatus
+from treewright.search.tree import Tree
+from treewright.search.types import Budget, Completion, Context, NodeStatus
 
 TASK = SUITE.tasks("train", 3)[2]
 WAYS = ("north", "east", "south", "west")
 
 
-def pool(size=1, **options):
-    async def opened():
+def pool(size: int = 1, **options: Any) -> Pool:
+    async def opened() -> Maze:
         return Maze(**options)
 
     return Pool(opened, size, deadline=patient(0.2))
 
 
-async def grow(env=None, policy=None, **options):
+async def grow(env: Pool | None = None, policy: Any = None, **options: Any) -> Tree:
     options.setdefault("settings", Settings(in_flight=4, close=True))
     options.setdefault("budget", Budget(expansions=12))
     options.setdefault("evaluator", Likelihood())
     return await search(TASK, env or pool(), policy or Walker(), **options)
 
 
-async def test_parents_precede_children_and_every_node_hangs_on_the_root():
+async def test_parents_precede_children_and_every_node_hangs_on_the_root() -> None:
     tree = await grow()
     assert len(tree) > 12
     assert all(tree.parent[i] < i for i in range(len(tree)))
@@ -47,27 +51,27 @@ async def test_parents_precede_children_and_every_node_hangs_on_the_root():
 
 @pytest.mark.parametrize("make", [best_first, random_on_policy, breadth_first, chains])
 @pytest.mark.parametrize("eager", [True, False])
-async def test_one_session_and_eight_give_the_same_tree(make, eager):
+async def test_one_session_and_eight_give_the_same_tree(make: Callable[..., Any], eager: bool) -> None:
     one = await grow(pool(1), Walker(), rule=make(eager=eager))
     eight = await grow(pool(8), Walker(delay=True), rule=make(eager=eager))
     assert one.digest() == eight.digest()
 
 
 @pytest.mark.parametrize("ways", [{Restore.FORK, Restore.REPLAY}, {Restore.STATE}, {Restore.REPLAY}])
-async def test_every_way_back_gives_the_same_tree(ways):
+async def test_every_way_back_gives_the_same_tree(ways: set[Restore]) -> None:
     plain = await grow(rule=best_first(eager=True))
     other = await grow(pool(2, ways=frozenset(ways)), rule=best_first(eager=True))
     assert other.digest() == plain.digest()
 
 
-async def test_closing_leaves_no_open_node_and_keeps_the_tree_exact():
+async def test_closing_leaves_no_open_node_and_keeps_the_tree_exact() -> None:
     tree = await grow()
     assert tree.exact, tree.reasons
     assert not {NodeStatus.OPEN, NodeStatus.DRAFT} & set(tree.status)
     assert tree.spent.closing_tokens > 0
 
 
-async def test_shares_of_the_children_sum_to_one():
+async def test_shares_of_the_children_sum_to_one() -> None:
     tree = await grow()
     for i in range(len(tree)):
         if tree.drawn[i]:
@@ -75,71 +79,71 @@ async def test_shares_of_the_children_sum_to_one():
             assert sum(tree.share[c] for c in tree.children[i]) == pytest.approx(1.0)
 
 
-async def test_truth_is_sealed_until_the_search_is_over():
-    seen = []
+async def test_truth_is_sealed_until_the_search_is_over() -> None:
+    seen: list[Any] = []
     tree = await grow(on_expansion=lambda t, new: seen.extend(t.reward(i) for i in new))
     assert seen and all(math.isnan(r) for r in seen)
     assert not math.isnan(tree.reward(tree.leaves()[0]))
 
 
-async def test_invalid_output_is_an_executed_node_with_the_error_as_observation():
+async def test_invalid_output_is_an_executed_node_with_the_error_as_observation() -> None:
     tree = await grow(policy=Walker([("dance {}", 0.5), ('move {"to": "up"}', 0.5)]))
     assert tree.exact
     assert all(tree.error[i] for i in range(1, len(tree)))
-    assert all(tree.observation[i].text.startswith("error:") for i in range(1, len(tree)))
+    assert all(not_none(tree.observation[i]).text.startswith("error:") for i in range(1, len(tree)))
     assert {tree.status[i] for i in tree.leaves()} == {NodeStatus.TRUNCATED}
     assert all(tree.reward(i) == 0.0 for i in range(1, len(tree)))
 
 
-async def test_a_wall_is_an_error_observation_and_leaves_the_state():
+async def test_a_wall_is_an_error_observation_and_leaves_the_state() -> None:
     tree = await grow()
-    hits = [i for i in range(len(tree)) if tree.error[i] and "wall" in tree.error[i]]
+    hits = [i for i in range(len(tree)) if tree.error[i] and "wall" in not_none(tree.error[i])]
     assert hits
     for i in hits:
-        assert tree.observation[i].fingerprint == tree.observation[tree.parent[i]].fingerprint
+        assert not_none(tree.observation[i]).fingerprint == not_none(tree.observation[tree.parent[i]]).fingerprint
 
 
 @pytest.mark.parametrize("kind", ["die", "error", "hang"])
-async def test_a_fault_is_retried_and_leaves_no_trace(kind):
+async def test_a_fault_is_retried_and_leaves_no_trace(kind: str) -> None:
     faults = Faults({5: kind, 11: kind})
     tree = await grow(pool(2, faults=faults))
     assert tree.digest() == (await grow()).digest()
     assert tree.exact
 
 
-async def test_a_fault_that_persists_is_masked_and_never_rewarded():
+async def test_a_fault_that_persists_is_masked_and_never_rewarded() -> None:
     tree = await grow(pool(1, faults=Faults(dict.fromkeys(range(4, 400), "die"))))
     lost = [i for i in range(len(tree)) if tree.status[i] is NodeStatus.FAULT]
     assert lost and not tree.exact
     assert all(math.isnan(tree.reward(i)) for i in lost)
 
 
-async def test_a_diverging_replay_is_recorded_as_unreachable():
+async def test_a_diverging_replay_is_recorded_as_unreachable() -> None:
     ways = frozenset({Restore.REPLAY})
     tree = await grow(pool(1, ways=ways, faults=Faults({9: "wrong"})), rule=best_first(eager=True))
     lost = [i for i in range(len(tree)) if tree.status[i] is NodeStatus.UNREACHABLE]
     assert lost and not tree.exact
-    assert all("diverged" in tree.fault[i] for i in lost)
+    assert all("diverged" in not_none(tree.fault[i]) for i in lost)
 
 
-async def test_live_worlds_never_execute_an_irreversible_action_while_exploring():
-    ledger = []
+async def test_live_worlds_never_execute_an_irreversible_action_while_exploring() -> None:
+    ledger: list[Any] = []
     table = [*((m, 0.2) for m in Walker().table[0][:1]), ("press {}", 0.8)]
     tree = await grow(pool(1, sandboxed=False, ledger=ledger), Walker(table))
     assert ledger == []
-    waiting = [i for i in range(len(tree)) if tree.action[i] and tree.action[i].name == "press"]
+    waiting = [i for i in range(len(tree)) if tree.action[i] and not_none(tree.action[i]).name == "press"]
     assert waiting and {tree.status[i] for i in waiting} == {NodeStatus.DRAFT}
     assert not tree.exact
     assert all(not math.isnan(tree.score[i]) for i in waiting if not tree.closing[i])
 
 
-async def test_sandboxed_worlds_do_execute_it():
-    ledger = []
+async def test_sandboxed_worlds_execute_irreversible_actions() -> None:
+    ledger: list[Any] = []
     await grow(pool(1, ledger=ledger), Walker([("press {}", 1.0)]))
     assert ledger
 
 
-async def test_budgets_are_never_exceeded():
+async def test_budgets_are_never_exceeded() -> None:
     for budget in (Budget(expansions=7), Budget(policy_tokens=900), Budget(env_steps=13)):
         tree = await grow(budget=budget, settings=Settings(in_flight=3, max_tokens=24))
         for name in ("expansions", "policy_tokens", "env_steps"):
@@ -148,14 +152,14 @@ async def test_budgets_are_never_exceeded():
         assert tree.stopped_by
 
 
-async def test_lazy_rules_execute_only_what_they_pop():
+async def test_lazy_rules_execute_only_what_they_pop() -> None:
     tree = await grow(rule=best_first(eager=False), settings=Settings())
     assert NodeStatus.DRAFT in set(tree.status)
     executed = sum(s is not NodeStatus.DRAFT for s in tree.status) - 1
     assert executed <= tree.spent.expansions
 
 
-async def test_truth_does_not_change_the_choice():
+async def test_truth_does_not_change_the_choice() -> None:
     tree = await grow()
     assert tree.chosen in tree.leaves()
     flipped = await grow(pool(1))
@@ -163,29 +167,29 @@ async def test_truth_does_not_change_the_choice():
     assert tree.chosen == flipped.chosen
 
 
-async def test_more_sessions_than_one_share_the_work():
+async def test_more_sessions_than_one_share_the_work() -> None:
     crew = pool(4)
     await grow(crew, rule=best_first(root_draws=8))
     assert len(crew._idle) > 1
     await crew.close()
 
 
-def test_an_unknown_rule_names_its_neighbour():
+def test_an_unknown_rule_names_its_neighbour() -> None:
     with pytest.raises(TreewrightError, match="best_first"):
         rule("best_frist")
 
 
-async def test_a_waiting_irreversible_action_can_be_chosen_but_not_over_a_better_answer():
+async def test_a_waiting_irreversible_action_can_be_chosen_but_not_over_a_better_answer() -> None:
     table = [("press {}", 0.9), ("stop {}", 0.1)]
     tree = await grow(pool(1, sandboxed=False), Walker(table))
-    assert tree.action[tree.chosen].name == "press"
+    assert not_none(tree.action[not_none(tree.chosen)]).name == "press"
     tree = await grow(pool(1, sandboxed=False), Walker([("press {}", 0.1), ("stop {}", 0.9)]))
-    assert tree.action[tree.chosen].name == "stop"
+    assert not_none(tree.action[not_none(tree.chosen)]).name == "stop"
 
 
-async def test_the_time_budget_holds_even_if_a_draw_hangs():
+async def test_the_time_budget_holds_even_if_a_draw_hangs() -> None:
     class Sleepy(Walker):
-        async def draw(self, context, seeds, max_tokens):
+        async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> Sequence[Completion]:
             if self.asked >= 2:
                 await asyncio.Event().wait()
             return await super().draw(context, seeds, max_tokens)
@@ -196,7 +200,7 @@ async def test_the_time_budget_holds_even_if_a_draw_hangs():
     assert time.monotonic() - began < 0.3 + patient(2.0)
 
 
-async def test_draws_kept_apart_take_a_step_and_a_subtree_each():
+async def test_draws_kept_apart_take_a_step_and_a_subtree_each() -> None:
     same = scripted_choice([('move {"to": "south"}', 0.9), ("stop {}", 0.1)])
     grown = {
         merge: await search(
@@ -218,7 +222,7 @@ async def test_draws_kept_apart_take_a_step_and_a_subtree_each():
     assert math.isclose(sum(apart.mass[i] for i in first), 1.0) and apart.exact == merged.exact
 
 
-async def test_a_search_that_never_waits_gives_others_their_turn_and_can_be_cancelled():
+async def test_a_search_that_never_waits_gives_others_their_turn_and_can_be_cancelled() -> None:
     walk = ScriptedPolicy(lambda task, turns, tools, rng: f'move {{"to": "{rng.choice(WAYS)}"}}', trainable=False)
     growing = asyncio.create_task(
         search(
@@ -237,10 +241,10 @@ async def test_a_search_that_never_waits_gives_others_their_turn_and_can_be_canc
         await asyncio.wait_for(growing, patient(10))
 
 
-async def test_a_session_that_cannot_be_opened_is_no_crash():
-    opened = []
+async def test_a_session_that_cannot_be_opened_is_no_crash() -> None:
+    opened: list[Any] = []
 
-    async def once():
+    async def once() -> Maze:
         if opened:
             raise EnvFault("no second one")
         opened.append(1)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
 import pytest
 from ledger_worlds import lines, write
+from not_none import not_none
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import (
@@ -24,6 +30,7 @@ from treewright.search.restore import Pool
 from treewright.search.rooted import search_from, start_at
 from treewright.search.rules import best_first
 from treewright.search.store import TreeStore
+from treewright.search.tree import Tree
 from treewright.search.types import Budget, NodeStatus
 
 TASK = Task("post", "1", "write to ada", horizon=4)
@@ -36,14 +43,15 @@ class Post(BaseEnvironment):
     name = "post"
     tools = (ToolSpec("send", "sends", {"type": "object", "properties": {"to": {"type": "integer"}}}),)
 
-    def __init__(self, ledger, seen=Effect.READ, trouble=False):
-        self.ledger, self.seen, self.trouble, self.sent = ledger, seen, trouble, ()
+    def __init__(self, ledger: Path, seen: Effect = Effect.READ, trouble: bool = False) -> None:
+        self.ledger, self.seen, self.trouble = ledger, seen, trouble
+        self.sent: tuple[Any, ...] = ()
 
-    async def reset(self, task, key):
+    async def reset(self, task: Task, key: int) -> Observation:
         self.sent = ()
         return Observation("ready", "()")
 
-    async def step(self, action, key):
+    async def step(self, action: Action, key: int) -> StepResult:
         write(self.ledger, str(key))
         if self.trouble:
             raise EnvFault("the line is dead")
@@ -64,7 +72,7 @@ class Sandbox(Post):
 class Bare:
     """An environment of nothing but the methods that a search calls: not even `sandboxed` is there."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: Post) -> None:
         self.inner = inner
         self.name, self.restore_ways, self.stochastic = "bare", inner.restore_ways, False
         for name in ("reset", "step", "actions", "effect", "snapshot", "restore", "close"):
@@ -72,22 +80,29 @@ class Bare:
 
 
 @pytest.fixture
-def ledger(tmp_path):
+def ledger(tmp_path: Path) -> Path:
     return tmp_path / "ledger"
 
 
-def pool(make, size=1):
-    async def opened():
+def pool(make: Callable[[], Any], size: int = 1) -> Pool:
+    async def opened() -> Any:
         return make()
 
     return Pool(opened, size)
 
 
-def sender(task, turns, tools, rng):
+def sender(task: Task, turns: Any, tools: Any, rng: Random) -> str:
     return f'send {{"to": {rng.randrange(100)}}}'
 
 
-async def grow(where, eager=True, store=None, changes=None, expansions=8, **settings):
+async def grow(
+    where: Pool,
+    eager: bool = True,
+    store: TreeStore | None = None,
+    changes: Callable[[Any], Any] | None = None,
+    expansions: int = 8,
+    **settings: Any,
+) -> Tree:
     return await search(
         TASK, where, ScriptedPolicy(sender), rule=best_first(draws=2, root_draws=2, eager=eager), store=store,
         budget=Budget(expansions=expansions), settings=Settings(max_tokens=100, **settings), changes=changes,
@@ -96,20 +111,22 @@ async def grow(where, eager=True, store=None, changes=None, expansions=8, **sett
 
 @pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize("bare", [False, True])
-async def test_a_world_that_declares_nothing_executes_nothing_of_unknown_effect_while_searching(ledger, eager, bare):
+async def test_a_world_that_declares_nothing_executes_nothing_of_unknown_effect_while_searching(
+    ledger: Path, eager: bool, bare: bool
+) -> None:
     tree = await grow(pool(lambda: Bare(Post(ledger)) if bare else Post(ledger)), eager)
     assert len(tree) == 3 and {tree.status[i] for i in (1, 2)} == {NodeStatus.DRAFT}
     assert lines(ledger) == []
 
 
-async def test_a_declared_sandbox_repeats_as_it_likes(ledger):
+async def test_a_declared_sandbox_repeats_as_it_likes(ledger: Path) -> None:
     tree = await grow(pool(lambda: Sandbox(ledger)))
     sent = lines(ledger)
     assert len(sent) > len(set(sent)) and tree.header.root.status is NodeStatus.OPEN
 
 
 @pytest.mark.parametrize("sandboxed", [1, "yes", None])
-async def test_only_true_declares_a_sandbox(ledger, sandboxed):
+async def test_only_true_declares_a_sandbox(ledger: Path, sandboxed: int | str | None) -> None:
     made = type("Odd", (Post,), {"sandboxed": sandboxed})
     await grow(pool(lambda: made(ledger)))
     assert lines(ledger) == []
@@ -117,17 +134,19 @@ async def test_only_true_declares_a_sandbox(ledger, sandboxed):
 
 @pytest.mark.parametrize("seen", [Effect.IRREVERSIBLE, Effect.UNKNOWN])
 @pytest.mark.parametrize(("sessions", "eager"), [(1, True), (1, False), (8, True)])
-async def test_a_step_that_was_seen_to_be_irreversible_is_not_replayed(ledger, seen, sessions, eager):
+async def test_a_step_that_was_seen_to_be_irreversible_is_not_replayed(
+    ledger: Path, seen: Effect, sessions: int, eager: bool
+) -> None:
     tree = await grow(pool(lambda: Misjudged(ledger, seen), sessions), eager, in_flight=2)
     sent = lines(ledger)
     assert len(sent) == len(set(sent)) > 0
     lost = [i for i in range(len(tree)) if tree.status[i] is NodeStatus.UNREACHABLE]
-    faults = [tree.fault[i] for i in lost] + [pop.fault for pop in tree.pops if getattr(pop, "fault", None)]
-    assert faults and all("RestoreUnsupported" in fault and WHY in fault for fault in faults)
-    assert "Declare sandboxed = True" in faults[0]
+    faults = [tree.fault[i] for i in lost] + [fault for pop in tree.pops if (fault := getattr(pop, "fault", None))]
+    assert faults and all("RestoreUnsupported" in not_none(fault) and WHY in not_none(fault) for fault in faults)
+    assert "Declare sandboxed = True" in not_none(faults[0])
 
 
-async def test_a_fault_after_dispatch_is_not_retried_by_search_nor_by_commit(tmp_path, ledger):
+async def test_a_fault_after_dispatch_is_not_retried_by_search_nor_by_commit(tmp_path: Path, ledger: Path) -> None:
     with TreeStore.open(tmp_path / "trees.db") as store:
         tree = await grow(pool(lambda: Post(ledger, trouble=True)), store=store, retries=3)
         assert lines(ledger) == []
@@ -137,10 +156,10 @@ async def test_a_fault_after_dispatch_is_not_retried_by_search_nor_by_commit(tmp
             assert result.next is Next.SETTLE and len(lines(ledger)) == 1
 
 
-async def test_a_step_that_the_world_has_changed_is_not_taken_again(ledger):
-    once = []
+async def test_a_step_that_the_world_has_changed_is_not_taken_again(ledger: Path) -> None:
+    once: list[Any] = []
 
-    def changes(tree):
+    def changes(tree: Tree) -> list[Any]:
         if len(tree.pops) == 3 and not once:
             once.append(True)
             return [1]
@@ -153,13 +172,15 @@ async def test_a_step_that_the_world_has_changed_is_not_taken_again(ledger):
     assert [tree.status[i] for i in again] == [NodeStatus.UNREACHABLE]
 
 
-async def test_a_kill_between_two_appends_repeats_nothing_when_the_search_is_resumed(tmp_path, ledger):
+async def test_a_kill_between_two_appends_repeats_nothing_when_the_search_is_resumed(
+    tmp_path: Path, ledger: Path
+) -> None:
     with TreeStore.open(tmp_path / "trees.db") as store:
 
         class Half(Exception):
             pass
 
-        def stop(tree, new):
+        def stop(tree: Tree, new: Any) -> None:
             if len(tree.pops) == 3:
                 raise Half
 
@@ -175,7 +196,9 @@ async def test_a_kill_between_two_appends_repeats_nothing_when_the_search_is_res
 
 
 @pytest.mark.parametrize("make", [Post, Misjudged])
-async def test_a_tree_from_a_committed_node_does_not_make_its_call_again(tmp_path, ledger, make):
+async def test_a_tree_from_a_committed_node_does_not_make_its_call_again(
+    tmp_path: Path, ledger: Path, make: type[Post] | type[Misjudged]
+) -> None:
     with TreeStore.open(tmp_path / "trees.db") as store:
         tree = await grow(pool(lambda: make(ledger, Effect.IRREVERSIBLE)), store=store, expansions=1)
         if make is Post:
@@ -183,7 +206,7 @@ async def test_a_tree_from_a_committed_node_does_not_make_its_call_again(tmp_pat
             assert (await commit(tree, 1, pool(lambda: Post(ledger)), approve=yes, journal=store.journal)).committed
     before = lines(ledger)
 
-    async def opened():
+    async def opened() -> Post:
         return make(ledger)
 
     grown = await search_from(
@@ -191,10 +214,10 @@ async def test_a_tree_from_a_committed_node_does_not_make_its_call_again(tmp_pat
         settings=Settings(run="from", max_tokens=100),
     )  # fmt: skip
     assert lines(ledger) == before
-    assert grown.status[1] is NodeStatus.UNREACHABLE and WHY in grown.fault[1]
+    assert grown.status[1] is NodeStatus.UNREACHABLE and WHY in not_none(grown.fault[1])
 
 
-async def test_a_planner_does_not_step_where_steps_cannot_be_undone(ledger):
+async def test_a_planner_does_not_step_where_steps_cannot_be_undone(ledger: Path) -> None:
     probe = EnvironmentProbe(Post(ledger), TASK, actions=[Action.of("send", to=1)])
     start = await probe.start()
     with pytest.raises(RestoreUnsupported, match=WHY):

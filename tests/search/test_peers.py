@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 from walker import Likelihood, Walker
@@ -11,12 +15,14 @@ from treewright.agent.config import load_config
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import TreewrightError
 from treewright.envs.maze import SUITE, Maze
+from treewright.envs.types import Action, StepResult, Task
 from treewright.search.engine import Settings, search
 from treewright.search.peers import TOLD, told_in
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first, breadth_first
 from treewright.search.store import TreeStore
-from treewright.search.types import Budget
+from treewright.search.tree import Tree
+from treewright.search.types import Budget, Completion, Context
 
 TASK = SUITE.tasks("train", 3)[2]
 
@@ -24,17 +30,26 @@ TASK = SUITE.tasks("train", 3)[2]
 class Recording(Walker):
     """Keeps the prompts that it was given by the seeds of the draws."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.prompts = {}
+        self.prompts: dict[int, str] = {}
 
-    async def draw(self, context, seeds, max_tokens):
+    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> Sequence[Completion]:
         self.prompts |= dict.fromkeys(seeds, bytes(context.ids).decode())
         return await super().draw(context, seeds, max_tokens)
 
 
-async def grow(policy, peers=2, sessions=1, width=3, eager=True, store=None, world=Maze, **more):
-    async def opened():
+async def grow(
+    policy: Recording | ScriptedPolicy,
+    peers: int = 2,
+    sessions: int = 1,
+    width: int = 3,
+    eager: bool = True,
+    store: TreeStore | None = None,
+    world: Any = Maze,
+    **more: Any,
+) -> Tree:
+    async def opened() -> Any:
         return world()
 
     return await search(
@@ -44,7 +59,7 @@ async def grow(policy, peers=2, sessions=1, width=3, eager=True, store=None, wor
 
 
 @pytest.mark.parametrize("eager", [True, False])
-async def test_the_stored_tree_gives_back_every_message_that_a_prompt_had(tmp_path, eager):
+async def test_the_stored_tree_gives_back_every_message_that_a_prompt_had(tmp_path: Path, eager: bool) -> None:
     policy = Recording()
     with TreeStore.open(tmp_path / "trees.sqlite") as store:
         tree = await grow(policy, eager=eager, store=store)
@@ -62,7 +77,7 @@ async def test_the_stored_tree_gives_back_every_message_that_a_prompt_had(tmp_pa
     assert all(tree.trainable[i] == (tree.born[i] not in told) for i in range(1, len(tree)))
 
 
-async def test_the_nearest_branches_come_first_and_tell_what_came_of_them():
+async def test_the_nearest_branches_come_first_and_tell_what_came_of_them() -> None:
     policy = Recording()
     tree = await grow(policy, peers=1, width=1)
     pop = next(p for p, node in enumerate(tree.pops) if tree.depth[node] == 2)
@@ -74,7 +89,7 @@ async def test_the_nearest_branches_come_first_and_tell_what_came_of_them():
 
 
 @pytest.mark.parametrize("eager", [True, False])
-async def test_sessions_and_timing_change_nothing(eager):
+async def test_sessions_and_timing_change_nothing(eager: bool) -> None:
     one, narrow = Recording(), Recording()
     tree = await grow(one, eager=eager)
     for _ in range(2):
@@ -89,13 +104,13 @@ class Stop(Exception):
     pass
 
 
-async def test_a_resumed_search_tells_the_same(tmp_path):
+async def test_a_resumed_search_shows_peers_the_same_messages(tmp_path: Path) -> None:
     whole, parts = Recording(), Recording()
     with TreeStore.open(tmp_path / "whole.sqlite") as store:
         expected = await grow(whole, store=store)
     with TreeStore.open(tmp_path / "parts.sqlite") as store:
 
-        def stop(tree, new):
+        def stop(tree: Tree, new: Any) -> None:
             if len(tree.pops) == 6:
                 raise Stop
 
@@ -108,9 +123,9 @@ async def test_a_resumed_search_tells_the_same(tmp_path):
     assert parts.prompts == whole.prompts
 
 
-async def test_no_reward_is_told():
+async def test_peers_are_told_no_reward() -> None:
     class Generous(Maze):
-        async def step(self, action, key):
+        async def step(self, action: Action, key: int) -> StepResult:
             result = await super().step(action, key)
             return replace(result, reward=result.reward + 0.37)
 
@@ -120,20 +135,20 @@ async def test_no_reward_is_told():
     assert plain.prompts == paid.prompts
 
 
-async def test_a_policy_can_go_where_no_other_branch_went():
-    def walk(task, turns, tools, rng):
+async def test_a_policy_can_go_where_no_other_branch_went() -> None:
+    def walk(task: Task, turns: Any, tools: Any, rng: Random) -> str:
         seen = turns[-1].observation.text if turns else ""
         ways = [way for way in ("north", "east", "south", "west") if f'"{way}"' not in seen]
         return f'move {{"to": "{rng.choice(ways or ["north"])}"}}'
 
-    async def states(peers):
+    async def states(peers: int) -> int:
         tree = await grow(ScriptedPolicy(walk, trainable=False), peers=peers, width=1)
         return len({seen.fingerprint for seen in tree.observation if seen is not None})
 
     assert await states(3) != await states(0)
 
 
-async def test_off_by_default_and_then_nothing_is_different():
+async def test_off_by_default_and_then_nothing_is_different() -> None:
     assert load_config().search.peers == 0 and load_config(None, ["search.peers=2"]).search.peers == 2
     tree = await grow(Recording(), peers=0)
     assert "peers" not in tree.header.settings and TOLD not in tree.reasons

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -19,7 +19,7 @@ from treewright.search.types import Completion, Draft, Outcome, Spent
 HELPER = Path(__file__).parents[1] / "helpers" / "new_fields.py"
 
 
-def test_a_field_added_to_a_record_is_stored_read_exported_and_in_the_arrays(tmp_path):
+def test_a_field_added_to_a_record_is_stored_read_exported_and_in_the_arrays(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-P", HELPER, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
@@ -35,7 +35,7 @@ def test_a_field_added_to_a_record_is_stored_read_exported_and_in_the_arrays(tmp
     }
 
 
-def test_every_field_of_every_record_is_in_the_schema_and_has_a_column():
+def test_every_field_of_every_record_is_in_the_schema_and_has_a_column() -> None:
     places = {"after", "completion", "outcome"}
     assert {f.name for f in (*fields(Draft), *fields(Completion))} - places <= {f.name for f in DRAWN}
     assert {f.name for f in fields(Outcome)} == {f.name for f in EXECUTED}
@@ -45,17 +45,17 @@ def test_every_field_of_every_record_is_in_the_schema_and_has_a_column():
     assert all(f.since <= SCHEMA_VERSION for f in (*DRAWN, *EXECUTED, *STANDING, *SPENT))
 
 
-def test_the_names_that_type_checkers_see_are_those_of_the_schema():
+def test_the_names_that_type_checkers_see_are_those_of_the_schema() -> None:
     named = get_type_hints(Columns)
     of = {f.tree: f for f in (*EXECUTED, *DRAWN, *STANDING)}
     assert set(named) - {"children"} <= set(COLUMNS) == set(of)
     for name, hint in named.items():
         if name not in ("children", "observation"):
-            optional = of[name].optional
-            assert hint == (list[of[name].type | None] if optional else list[of[name].type]), name
+            item: Any = of[name].type | None if of[name].optional else of[name].type
+            assert hint == list[item], name
 
 
-def test_a_field_of_a_type_that_nothing_can_keep_is_refused_by_name():
+def test_a_field_of_a_type_that_nothing_can_keep_is_refused_by_name() -> None:
     from dataclasses import dataclass
 
     @dataclass

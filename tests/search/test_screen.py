@@ -1,8 +1,11 @@
 """Parsing, validating and merging what a policy wrote."""
 
+from __future__ import annotations
+
 import json
 import random
 import timeit
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -45,20 +48,20 @@ ADA = Action.of("search", entity="ada", relation="mother")
         'think {hard} <tool_call>{"name": "search", "arguments": {"entity": "ada", "relation": "mother"}}</tool_call>',
     ],
 )
-def test_every_spelling_gives_the_same_action(text):
+def test_every_spelling_gives_the_same_action(text: str) -> None:
     action = parse_action(text, TOOLS)
     validate_action(action, TOOLS)
     assert action.key == ADA.key
 
 
-def test_several_tool_calls_are_one_composite_action_and_its_text_parses_back():
+def test_several_tool_calls_are_one_composite_action_and_its_text_parses_back() -> None:
     call = '<tool_call>{"name": "answer", "arguments": {"text": "%s"}}</tool_call>'
     action = parse_action("both:" + call % "a" + "\n" + call % "b </tool_call> {", TOOLS)
     assert action == Action((Call("answer", {"text": "a"}), Call("answer", {"text": "b </tool_call> {"})))
     assert parse_action(str(action), TOOLS) == action
 
 
-def test_a_tool_may_be_called_by_its_name_alone():
+def test_a_tool_may_be_called_by_its_name_alone() -> None:
     assert parse_action(" look\n", TOOLS) == Action.of("look")
     with pytest.raises(InvalidAction, match="no action found"):
         parse_action("lock", TOOLS)
@@ -86,7 +89,7 @@ def test_a_tool_may_be_called_by_its_name_alone():
         ('answer {"text": ' + "[" * 200_000, "nested deeper"),
     ],
 )
-def test_what_is_wrong_with_the_text_is_said(text, says):
+def test_what_is_wrong_with_the_text_is_said(text: str, says: str) -> None:
     with pytest.raises(InvalidAction, match=says):
         parse_action(text, TOOLS)
 
@@ -103,21 +106,21 @@ def test_what_is_wrong_with_the_text_is_said(text, says):
         (Action((Call("look"), Call("lok"))), "did you mean 'look'"),
     ],
 )
-def test_a_call_that_does_not_fit_its_tool_is_told_what_fits(action, says):
+def test_a_call_that_does_not_fit_its_tool_is_told_what_fits(action: Action, says: str) -> None:
     with pytest.raises(InvalidAction) as caught:
         validate_action(action, TOOLS)
     assert says in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
-def test_a_broken_schema_is_not_the_policys_fault():
+def test_a_broken_schema_is_not_the_policys_fault() -> None:
     for schema in ({"type": "objekt"}, {"properties": {"x": {"$ref": "http://127.0.0.1:9/schema"}}}, {"type": object}):
         with pytest.raises(TreewrightError) as caught:
             validate_action(Action.of("t", x=1), [ToolSpec("t", "", schema)])
         assert not isinstance(caught.value, InvalidAction)
 
 
-def test_schemas_that_differ_are_not_confused_when_objects_are_short_lived():
+def test_schemas_that_differ_are_not_confused_when_objects_are_short_lived() -> None:
     for i in range(200):
         tools = [ToolSpec("t", "", {"properties": {"x": {"const": i}}})]
         validate_action(Action.of("t", x=i), tools)
@@ -132,7 +135,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-def test_twenty_thousand_garbage_texts_raise_nothing_but_invalid_action():
+def test_twenty_thousand_garbage_texts_raise_nothing_but_invalid_action() -> None:
     rng = random.Random(7)
     parsed = 0
     for _ in range(20_000):
@@ -149,7 +152,7 @@ def test_twenty_thousand_garbage_texts_raise_nothing_but_invalid_action():
 
 @given(st.text(st.characters(exclude_categories=())), st.sampled_from(["", "search ", "<tool_call>", '{"name": "a", ']))
 @settings(max_examples=300, deadline=None)
-def test_any_text_parses_or_is_invalid(text, before):
+def test_any_text_parses_or_is_invalid(text: str, before: Any) -> None:
     try:
         parse_action(before + text, TOOLS)
     except InvalidAction as error:
@@ -165,7 +168,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=9), JSON, max_size=3))
 @settings(max_examples=100, deadline=None)
-def test_arguments_come_back_as_written(arguments):
+def test_arguments_come_back_as_written(arguments: dict[str, Any]) -> None:
     for text in (
         str(Action((Call("t", arguments),))),
         "<tool_call>" + json.dumps({"name": "t", "arguments": arguments}) + "</tool_call>",
@@ -173,17 +176,19 @@ def test_arguments_come_back_as_written(arguments):
         assert parse_action(text).calls == (Call("t", arguments),)
 
 
-def test_a_small_valid_action_is_screened_in_microseconds():
+def test_a_small_valid_action_costs_few_times_what_reading_its_json_does() -> None:
     text = 'search {"entity": "ada", "relation": "mother"}'
 
-    def screen():
+    def screen() -> None:
         validate_action(parse_action(text, TOOLS), TOOLS)
 
     screen()
-    assert min(timeit.repeat(screen, number=200, repeat=10)) / 200 < 60e-6  # 30 on an idle core
+    plain = text.partition(" ")[2]
+    read, screened = (min(timeit.repeat(call, number=200, repeat=10)) for call in (lambda: json.loads(plain), screen))
+    assert screened < 60 * read  # about 15 times: both are as fast or as slow as the machine is
 
 
-def test_only_token_identical_draws_merge():
+def test_only_token_identical_draws_merge() -> None:
     draws = [
         Completion("look", (1, 2)), Completion("look", (12,)), Completion("look", (1, 2)), Completion("look"),
         Completion("stay"), Completion("look"), Completion("look", (1, 2)),

@@ -13,10 +13,12 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from databases import execute
+from not_none import not_none
 from sqlalchemy import Connection, Engine, event
 
 from treewright.envs.types import Action, Effect, Observation, Task
@@ -27,7 +29,7 @@ from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Ou
 NORMAL, FULL = 1, 2  # PRAGMA synchronous
 
 
-def header_of(name: str = "t1", **changes: object) -> TreeHeader:
+def header_of(name: str = "t1", **changes: Any) -> TreeHeader:
     root = Outcome(Observation("the root", "f0"), NodeStatus.OPEN, delta=(1, 2))
     values = {"run": "r", "task": Task("kg", name, "find it"), "attempt": 0, "seed": 1, "policy_version": "v1"}
     return TreeHeader(**(values | {"settings": {"width": 4}, "root": root} | changes))  # type: ignore[arg-type]
@@ -121,7 +123,7 @@ async def test_a_resumed_search_goes_on_where_it_was_acknowledged(store_url: str
         assert [row.status for row in store.trees()] == ["interrupted"]
 
 
-async def test_what_does_not_follow_is_refused_and_harms_nothing_else(store_url: str) -> None:
+async def test_an_expansion_out_of_order_is_refused_and_harms_nothing_else(store_url: str) -> None:
     with TreeStore.open(store_url) as store:
         tree = await grow(store, header_of(), [pop(0, 0, draft(0))])
         other = await grow(store, header_of("t2"), [])
@@ -286,7 +288,7 @@ async def leaks(path: Path, secret: str, redact: Redactor) -> list[bytes]:
         tree = await grow(store, header, [pop(0, 0, told)])
         tree.stopped_by = said
         tree.inexact(said)
-        entry = await store.journal.intent(header.tree_id, 1, 0, told.action.key)
+        entry = await store.journal.intent(header.tree_id, 1, 0, not_none(told.action).key)
         await store.journal.dispatched(entry)
         await store.journal.outcome(entry, JournalState.DONE, seen)
         await store.finish(tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,15 @@ from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
 
-def draft(name, reward=None, effect=Effect.READ, status=NodeStatus.TERMINAL, score=math.nan, share=0.5, after=0):
+def draft(
+    name: str,
+    reward: float | None = None,
+    effect: Effect = Effect.READ,
+    status: NodeStatus = NodeStatus.TERMINAL,
+    score: float = math.nan,
+    share: float = 0.5,
+    after: int = 0,
+) -> Draft:
     outcome = None
     if reward is not None:
         outcome = Outcome(Observation(f"after {name}", "f"), status, reward=reward, effect=effect, steps=1)
@@ -32,7 +41,9 @@ def draft(name, reward=None, effect=Effect.READ, status=NodeStatus.TERMINAL, sco
     )
 
 
-async def keep(store, task, expansions, run="r", suite="kg", chosen=None):
+async def keep(
+    store: TreeStore, task: str, expansions: list[Any], run: str = "r", suite: str = "kg", chosen: int | None = None
+) -> str:
     root = Outcome(Observation(f"root of {task}"), NodeStatus.OPEN)
     tree = Tree.start(
         TreeHeader(run=run, task=Task(suite, task, "g"), attempt=0, seed=1, policy_version="v1", settings={}, root=root)
@@ -57,7 +68,7 @@ async def keep(store, task, expansions, run="r", suite="kg", chosen=None):
     return tree.tree_id
 
 
-async def two_trees(store):
+async def two_trees(store: TreeStore) -> tuple[Any, Any]:
     good = draft("buy", 1.0, Effect.IRREVERSIBLE, score=0.25)
     first = await keep(store, "a", [(0, [good, draft("look", 0.0, score=0.5)], None)], chosen=1)
     later = Outcome(Observation("late"), NodeStatus.TERMINAL, reward=0.25, effect=Effect.REVERSIBLE)
@@ -69,7 +80,7 @@ async def two_trees(store):
     return first, await keep(store, "b", pops, suite="maze")
 
 
-async def test_trees_are_found_by_every_field_and_operator(store_url):
+async def test_trees_are_found_by_every_field_and_operator(store_url: str) -> None:
     with TreeStore.open(store_url) as store:
         first, second = await two_trees(store)
         for where, found in {
@@ -94,14 +105,14 @@ async def test_trees_are_found_by_every_field_and_operator(store_url):
                 store.trees(where={wrong: "kg"})
 
 
-def test_filters_typed_on_a_command_line_are_read():
+def test_filters_typed_on_a_command_line_are_read() -> None:
     read = parse_where(["nodes>=20", "suite = kg", "success=true", "task!=3", "outcome<0.5"])
     assert read == {"nodes >=": 20, "suite =": "kg", "success =": True, "task !=": 3, "outcome <": 0.5}
     with pytest.raises(StoreError, match="has no operator"):
         parse_where(["suite"])
 
 
-async def test_nodes_are_found_by_action_effect_and_status(store_url):
+async def test_nodes_are_found_by_action_effect_and_status(store_url: str) -> None:
     with TreeStore.open(store_url) as store:
         first, second = await two_trees(store)
         (bought,) = store.nodes(action="buy")
@@ -113,7 +124,7 @@ async def test_nodes_are_found_by_action_effect_and_status(store_url):
         assert len(store.nodes(where={"suite": "maze"})) == 5 and len(store.nodes(limit=2)) == 2
 
 
-async def test_the_path_of_a_node_shows_what_was_said_and_seen(store_url):
+async def test_the_path_of_a_node_shows_what_was_said_and_seen(store_url: str) -> None:
     with TreeStore.open(store_url) as store:
         _, second = await two_trees(store)
         path = store.path_to(second, 3)
@@ -124,7 +135,7 @@ async def test_the_path_of_a_node_shows_what_was_said_and_seen(store_url):
             store.path_to(second, 9)
 
 
-async def test_branches_come_with_the_widest_gap_first(store_url):
+async def test_branches_come_with_the_widest_gap_first(store_url: str) -> None:
     with TreeStore.open(store_url) as store:
         first, second = await two_trees(store)
         found = store.branches(at_least=0.5)
@@ -140,7 +151,7 @@ async def test_branches_come_with_the_widest_gap_first(store_url):
             store.branches(0.1, by="luck")
 
 
-async def test_two_runs_are_compared_on_the_tasks_both_have(store_url):
+async def test_two_runs_are_compared_on_the_tasks_both_have(store_url: str) -> None:
     won, lost = [(0, [draft("x", 1.0)], None)], [(0, [draft("x", 0.0)], None)]
     with TreeStore.open(store_url) as store:
         for i in range(40):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import KW_ONLY, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from databases import execute
 from sqlalchemy import create_engine
 
 from treewright.search.store import JournalState, StoreError, TreeStore
+from treewright.search.store.migrate import STEPS, revision_of
 from treewright.search.store.models import SCHEMA_VERSION, metadata
 
 FIRST = Path(__file__).parent / "data" / "schema1.store"  # written by the code that made schema 1
@@ -24,11 +30,11 @@ DIGESTS = {
 
 
 @pytest.fixture
-def old(tmp_path):
+def old(tmp_path: Path) -> Path:
     return Path(shutil.copy(FIRST, tmp_path / "old.db"))
 
 
-def differences(url):
+def differences(url: Path | str) -> Any:
     text = str(url)
     engine = create_engine(text.replace("postgresql:", "postgresql+psycopg:") if "://" in text else f"sqlite:///{text}")
     with engine.connect() as connection:
@@ -37,7 +43,7 @@ def differences(url):
     return found
 
 
-async def test_a_store_of_the_first_schema_is_upgraded_with_every_tree_in_it(old):
+async def test_a_store_of_the_first_schema_is_upgraded_with_every_tree_in_it(old: Path) -> None:
     with TreeStore.open(old) as store:
         assert {row.tree_id: store.load(row.tree_id).digest() for row in store.trees()} == DIGESTS
         assert store.check() == []
@@ -51,15 +57,38 @@ async def test_a_store_of_the_first_schema_is_upgraded_with_every_tree_in_it(old
         assert len(store.load(growing.tree_id)) == 5
 
 
-def test_an_old_store_opened_to_read_says_how_to_upgrade_it_and_stays_as_it_is(old):
+def test_a_new_store_bears_the_stamp_that_alembic_itself_would_leave(tmp_path: Path) -> None:
+    with TreeStore.open(tmp_path / "ours.db"):
+        pass
+    engine = create_engine(f"sqlite:///{tmp_path / 'its.db'}")
+    with engine.begin() as connection:
+        MigrationContext.configure(connection).stamp(ScriptDirectory(str(STEPS)), revision_of(SCHEMA_VERSION))
+    engine.dispose()
+
+    def stamp(name: str) -> tuple[list[str], list[Any]]:
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as file:
+            made = file.execute("SELECT sql FROM sqlite_master WHERE tbl_name = 'alembic_version'").fetchall()
+            return sorted(map(str, made)), file.execute("SELECT * FROM alembic_version").fetchall()
+
+    assert stamp("ours.db") == stamp("its.db")
+
+
+def test_a_store_is_made_and_opened_without_alembic(tmp_path: Path) -> None:
+    code = "import sys; from treewright.search.store import TreeStore; TreeStore.open(sys.argv[1]).close(); print('alembic' in sys.modules)"  # noqa: E501
+    for _ in range(2):
+        words = [sys.executable, "-P", "-c", code, str(tmp_path / "t.db")]
+        assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_an_old_store_opened_to_read_says_how_to_upgrade_it_and_stays_as_it_is(old: Path) -> None:
     before = old.read_bytes()
-    with pytest.raises(StoreError, match="has schema 1, this version reads schema 3: open it once for writing"):
+    with pytest.raises(StoreError, match="has schema 1, this version reads schema 5: open it once for writing"):
         TreeStore.open(old, read_only=True)
     assert old.read_bytes() == before
 
 
-def test_an_upgrade_that_fails_leaves_the_old_store(old, monkeypatch):
-    def fail(*_):
+def test_an_upgrade_that_fails_leaves_the_old_store(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: KW_ONLY) -> None:
         raise sqlite3.OperationalError("disk full")
 
     with monkeypatch.context() as patch:
@@ -72,13 +101,13 @@ def test_an_upgrade_that_fails_leaves_the_old_store(old, monkeypatch):
         assert store.check() == []
 
 
-def test_an_upgraded_and_a_new_store_have_the_same_tables(old, store_url):
+def test_an_upgraded_and_a_new_store_have_the_same_tables(old: Path, store_url: str) -> None:
     for url in (old, store_url):
         TreeStore.open(url).close()
         assert differences(url) == []
 
 
-def test_a_database_of_a_newer_schema_is_refused(postgres_url):
+def test_a_database_of_a_newer_schema_is_refused(postgres_url: str) -> None:
     TreeStore.open(postgres_url).close()
     execute(
         postgres_url,
@@ -90,7 +119,7 @@ def test_a_database_of_a_newer_schema_is_refused(postgres_url):
             TreeStore.open(postgres_url, read_only=read_only)
 
 
-def test_databases_that_are_not_there_are_named_without_their_password(postgres_url):
+def test_databases_that_are_not_there_are_named_without_their_password(postgres_url: str) -> None:
     with pytest.raises(StoreError, match="there is no store at postgresql://tester@/postgres"):
         TreeStore.open(postgres_url, read_only=True)
     with pytest.raises(StoreError, match=r"cannot open postgresql://me:.{3}@127.0.0.1:1/x as a store"):

@@ -1,13 +1,12 @@
-import os
+from __future__ import annotations
+
 import random
-import signal
 from contextlib import closing
 
 import pytest
 
 from treewright.envs.types import digest
-from treewright.search.store.errors import StoreError
-from treewright.search.store.summing import Summing
+from treewright.search.store.summing import WAITING, Summing
 from treewright.search.store.sums import Job, checksum, sums
 
 
@@ -23,14 +22,14 @@ def job_of(seed: int) -> Job:
     return Job(own, (None, 1, 2.5), (None, 0, 0.0), [ids, texts, [rng.randbytes(800) for _ in ids], (True,), (None,)])
 
 
-def test_a_checksum_is_the_digest_of_its_rows():
+def test_a_checksum_is_the_digest_of_its_rows() -> None:
     import marshal
 
     rows = ((1, "a", None), (2, b"x", 0.5))
     assert checksum(*rows) == digest(marshal.dumps(rows, 2))
 
 
-def test_sums_are_the_checksums_of_expansions_and_their_rows():
+def test_sums_are_the_checksums_of_expansions_and_their_rows() -> None:
     job = job_of(0)
     size = sum(own[4] for own in job.expansions)
     full = [c if isinstance(c, list) else [*c] * size for c in job.columns]
@@ -41,24 +40,16 @@ def test_sums_are_the_checksums_of_expansions_and_their_rows():
         at += drafts
 
 
-def test_a_process_sums_up_as_a_thread_does():
-    jobs = [job_of(seed) for seed in range(30)]
+def test_jobs_are_summed_up_beside_in_their_order() -> None:
+    jobs = [job_of(seed) for seed in range(3 * WAITING)]
     with closing(Summing()) as summing:
-        before = [summing.submit(job) for job in jobs]
-        summing._process = None
-        summing.hurry()
-        if summing._process is None:
-            pytest.skip("one processor")
-        after = [summing.submit(job) for job in jobs]
-        assert [f.result() for f in after] == [f.result() for f in before] == [sums(job) for job in jobs]
+        assert [f.result() for f in [summing.submit(job) for job in jobs]] == [sums(job) for job in jobs]
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor")
-def test_a_process_that_is_killed_is_an_error_that_says_so():
+def test_a_job_that_cannot_be_summed_up_says_so_where_its_sums_are_asked_for() -> None:
+    wrong = job_of(0)._replace(columns=[[object()] * sum(own[4] for own in job_of(0).expansions)])
     with closing(Summing()) as summing:
-        summing.hurry()
-        assert summing._process is not None
-        os.kill(summing._process._child.pid, signal.SIGKILL)
-        with pytest.raises(StoreError, match="ended with -9; load the trees again"):
-            for _ in range(1000):
-                summing.submit(job_of(1)).result(30)
+        first, *others = [summing.submit(wrong), *(summing.submit(job_of(seed)) for seed in range(2 * WAITING))]
+        with pytest.raises(ValueError, match="unmarshallable"):
+            first.result()
+        assert all(len(f.result()) == 20 for f in others)

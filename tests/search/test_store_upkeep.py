@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from databases import execute
 
@@ -14,7 +18,7 @@ from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
 
-def header_of(name, run="r"):
+def header_of(name: str, run: str = "r") -> TreeHeader:
     root = Outcome(Observation(f"root of {name} " * 20), NodeStatus.OPEN)
     return TreeHeader(
         run=run,
@@ -27,7 +31,7 @@ def header_of(name, run="r"):
     )
 
 
-def pop(name, seq):
+def pop(name: str, seq: int) -> Expansion:
     parts = ({"type": "image", "png": f"{name} {seq}".encode() * 30},)
     seen = Outcome(Observation(f"page {seq} of {name} " * 30, "f", parts=parts), NodeStatus.OPEN)
     done = Completion("go", (1, 2, 3), (-1.0, -0.5, -0.1), policy_version="v1")
@@ -46,9 +50,13 @@ def pop(name, seq):
     )
 
 
-async def grow(store, name, pops, run="r", done=True):
+async def grow(store: TreeStore, name: str, pops: int, run: str = "r", done: bool = True) -> tuple[str, str]:
     tree = Tree.start(header_of(name, run))
-    known = len(store.expansions(tree.tree_id)) if store.status(tree.tree_id) else store.create(tree.header) and 0
+    known = 0
+    if store.status(tree.tree_id):
+        known = len(store.expansions(tree.tree_id))
+    else:
+        store.create(tree.header)
     for seq in range(pops):
         if seq >= known:
             await store.append(tree.tree_id, pop(name, seq), len(tree))
@@ -59,18 +67,20 @@ async def grow(store, name, pops, run="r", done=True):
     return tree.tree_id, tree.digest()
 
 
-async def filled(url, names="abc", **more):
+async def filled(url: Any, names: str = "abc", **more: Any) -> dict[str, Any]:
     with TreeStore.open(url) as store:
         return dict([await grow(store, name, 3, **more) for name in names])
 
 
-def digests(url):
+def digests(url: Any) -> dict[str, Any]:
     with TreeStore.open(url, read_only=True) as store:
         assert store.check() == []
         return {row.tree_id: store.load(row.tree_id).digest() for row in store.trees()}
 
 
-async def test_a_merge_brings_every_tree_once_whatever_database_it_is_in(tmp_path, store_url, new_database):
+async def test_a_merge_brings_every_tree_once_whatever_database_it_is_in(
+    tmp_path: Path, store_url: str, new_database: Callable[[], str]
+) -> None:
     here, there = tmp_path / "here.db", new_database()
     expected = await filled(store_url, "ab") | await filled(here, "bc") | await filled(there, "cd")
     assert [one.how for one in merge(store_url, [here, there])] == ["present", "copied", "present", "copied"]
@@ -80,7 +90,9 @@ async def test_a_merge_brings_every_tree_once_whatever_database_it_is_in(tmp_pat
         list(merge(store_url, [store_url]))
 
 
-async def test_a_tree_that_went_on_elsewhere_is_extended_and_another_one_is_left_alone(tmp_path, store_url):
+async def test_a_tree_that_went_on_elsewhere_is_extended_and_another_one_is_left_alone(
+    tmp_path: Path, store_url: str
+) -> None:
     other = tmp_path / "other.db"
     with TreeStore.open(store_url) as store:
         await grow(store, "a", 1, done=False)
@@ -106,7 +118,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("statement", "found"), DAMAGES.items())
-async def test_a_repair_keeps_everything_before_the_damage(tmp_path, store_url, statement, found):
+async def test_a_repair_keeps_everything_before_the_damage(
+    tmp_path: Path, store_url: str, statement: str, found: tuple[str, int]
+) -> None:
     before = await filled(store_url)
     execute(store_url, statement)
     new = tmp_path / "new.db"
@@ -123,7 +137,7 @@ async def test_a_repair_keeps_everything_before_the_damage(tmp_path, store_url, 
         list(repair(store_url, new))
 
 
-async def test_a_file_with_broken_pages_gives_the_trees_that_can_be_read(tmp_path):
+async def test_a_file_with_broken_pages_gives_the_trees_that_can_be_read(tmp_path: Path) -> None:
     path, new = tmp_path / "t.db", tmp_path / "new.db"
     before = await filled(path, "abcdefgh")
     raw = bytearray(path.read_bytes())
@@ -138,7 +152,7 @@ async def test_a_file_with_broken_pages_gives_the_trees_that_can_be_read(tmp_pat
         assert store.check()
 
 
-async def test_deleted_trees_free_their_contents_and_doubtful_ones_stay(store_url):
+async def test_deleted_trees_free_their_contents_and_doubtful_ones_stay(store_url: str) -> None:
     kept = await filled(store_url, "ab", run="new") | await filled(store_url, "c", run="old")
     with TreeStore.open(store_url) as store:
         doubtful = header_of("d", "old").tree_id
@@ -161,7 +175,7 @@ async def test_deleted_trees_free_their_contents_and_doubtful_ones_stay(store_ur
         delete_trees(store_url, {})
 
 
-async def test_stats_count_what_is_there(store_url):
+async def test_stats_count_what_is_there(store_url: str) -> None:
     await filled(store_url)
     with TreeStore.open(store_url) as store:
         await grow(store, "z", 1, run="other", done=False)

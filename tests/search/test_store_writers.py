@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from not_none import not_none
 from speed import patient
 
 from treewright.envs.types import Action, Observation, Task
@@ -79,19 +83,19 @@ asyncio.run(main())
 """
 
 
-def child(code, *arguments):
+def child(code: str, *arguments: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", COMMON + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def header_of(name):
+def header_of(name: str) -> TreeHeader:
     root = Outcome(Observation("root"), NodeStatus.OPEN)
     return TreeHeader(
         run="r", task=Task("kg", name, "g"), attempt=0, seed=1, policy_version="v1", settings={"w": 1}, root=root
     )
 
 
-def pop(seq):
+def pop(seq: int) -> Expansion:
     seen = Outcome(Observation("a page", "f"), NodeStatus.OPEN)
     done = Completion("go", (1, 2, 3), (-1.0, -2.0, -3.0), policy_version="v1")
     drafts = tuple(
@@ -118,7 +122,7 @@ def pop(seq):
     )
 
 
-def wait_for_lease(store, seconds=30.0):
+def wait_for_lease(store: Any, seconds: float = 30.0) -> Any:
     """Leases the one task as soon as its first owner's lease has ended."""
     end = time.monotonic() + patient(seconds)
     while (lease := store.queue.lease("r", "second", 30)) is None:
@@ -127,7 +131,7 @@ def wait_for_lease(store, seconds=30.0):
     return lease
 
 
-def test_eight_processes_write_one_database_without_a_lock_error(postgres_url):
+def test_eight_processes_write_one_database_without_a_lock_error(postgres_url: str) -> None:
     children = [child(WRITE, postgres_url, i, TREES, POPS) for i in range(WRITERS)]
     for one in children:
         _, errors = one.communicate(timeout=120)
@@ -140,13 +144,15 @@ def test_eight_processes_write_one_database_without_a_lock_error(postgres_url):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_the_task_of_a_process_that_is_gone_goes_on_elsewhere_and_its_old_owner_is_fenced(postgres_url, how):
+async def test_the_task_of_a_process_that_is_gone_goes_on_elsewhere_and_its_old_owner_is_fenced(
+    postgres_url: str, how: signal.Signals
+) -> None:
     with TreeStore.open(postgres_url) as store:
         tree_id = header_of("t").tree_id
         assert store.queue.add("r", [tree_id]) == 1
         first = child(HOLD, postgres_url)
-        said = [first.stdout.readline() for _ in range(5)]
-        assert said[-1] == "4\n", first.stderr.read() if first.poll() else said
+        said = [not_none(first.stdout).readline() for _ in range(5)]
+        assert said[-1] == "4\n", not_none(first.stderr).read() if first.poll() else said
         first.send_signal(how)
         lease = await asyncio.to_thread(wait_for_lease, store)
         assert (lease.tree_id, lease.token, lease.tries) == (tree_id, 2, 2)
@@ -167,16 +173,16 @@ async def test_the_task_of_a_process_that_is_gone_goes_on_elsewhere_and_its_old_
         assert store.check() == []
 
 
-async def test_a_stale_owner_cannot_write_anything(postgres_url):
+async def test_a_stale_owner_cannot_write_anything(postgres_url: str) -> None:
     with TreeStore.open(postgres_url) as old, TreeStore.open(postgres_url) as new:
         tree_id = header_of("t").tree_id
         old.queue.add("r", [tree_id])
         stale = old.queue.lease("r", "old", 0.0)
-        old.hold(stale)
+        old.hold(not_none(stale))
         await old.create(header_of("t"))
         entry = await old.journal.intent(tree_id, 1, 0, "[]")
         fresh = new.queue.lease("r", "new", 30.0)
-        new.hold(fresh)
+        new.hold(not_none(fresh))
         await new.append(tree_id, pop(0), 1)
         for late in (
             lambda: old.append(tree_id, pop(0), 1),
@@ -187,14 +193,16 @@ async def test_a_stale_owner_cannot_write_anything(postgres_url):
         ):
             with pytest.raises(Fenced):
                 await late()
-        for late in (old.queue.done, old.queue.give_back, lambda lease: old.queue.renew(lease, 9.0)):
+        ways: tuple[Callable[[Any], Any], ...]
+        ways = (old.queue.done, old.queue.give_back, lambda lease: old.queue.renew(lease, 9.0))
+        for way in ways:
             with pytest.raises(Fenced):
-                late(stale)
+                way(stale)
         await new.journal.dispatched(entry)
         await new.journal.outcome(entry, JournalState.IN_DOUBT)
 
 
-async def test_two_processes_that_grow_the_same_tree_without_leases_cannot_mix_it_up(postgres_url):
+async def test_two_processes_that_grow_the_same_tree_without_leases_cannot_mix_it_up(postgres_url: str) -> None:
     with TreeStore.open(postgres_url) as one, TreeStore.open(postgres_url) as two:
         await one.create(header_of("t"))
         tree_id = header_of("t").tree_id
@@ -205,7 +213,7 @@ async def test_two_processes_that_grow_the_same_tree_without_leases_cannot_mix_i
         assert len(one.expansions(tree_id)) == 2 and one.check() == []
 
 
-def test_tasks_are_leased_in_order_once_each_and_fail_after_their_last_try(postgres_url):
+def test_tasks_are_leased_in_order_once_each_and_fail_after_their_last_try(postgres_url: str) -> None:
     with TreeStore.open(postgres_url) as store:
         queue, trees = store.queue, [header_of(f"t{i}").tree_id for i in range(4)]
         assert (queue.add("r", trees[:3]), queue.add("r", trees)) == (3, 1)
@@ -214,20 +222,20 @@ def test_tasks_are_leased_in_order_once_each_and_fail_after_their_last_try(postg
         assert queue.lease("other run", "me", 60) is None
         for tries in (1, 2, 3):
             lease = leases[1] if tries == 1 else queue.lease("r", "me", 60)
-            assert (lease.tree_id, lease.tries) == (trees[1], tries)
-            queue.give_back(lease, "no root")
+            assert (not_none(lease).tree_id, not_none(lease).tries) == (trees[1], tries)
+            queue.give_back(not_none(lease), "no root")
         assert queue.failures("r") == {trees[1]: "no root"}
         assert queue.counts("r") == {"waiting": 0, "leased": 3, "done": 0, "failed": 1}
         queue.add("r", trees)
         assert queue.counts("r")["waiting"] == 1
 
 
-def test_a_file_has_no_queue(tmp_path):
+def test_a_file_has_no_queue(tmp_path: Path) -> None:
     with TreeStore.open(tmp_path / "t.db") as store, pytest.raises(StoreError, match="use a postgresql:// store"):
         store.queue  # noqa: B018
 
 
-def test_upkeep_waits_until_nobody_writes(postgres_url):
+def test_upkeep_waits_until_nobody_writes(postgres_url: str) -> None:
     from treewright.search.store.database import database_at
 
     with TreeStore.open(postgres_url):

@@ -1,8 +1,12 @@
 """No page gets a packet past the allow-list; the same pages do with the guard off."""
 
+from __future__ import annotations
+
 import asyncio
 import random
 import socket
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -27,36 +31,36 @@ SAMPLE = [
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", autouse=True)
-async def browser():
+async def browser() -> AsyncIterator[None]:
     yield
     await close_browser()
 
 
-async def test_the_sweep_has_more_than_five_hundred_cases_and_the_sample_holds_every_kind():
+async def test_the_sweep_has_more_than_five_hundred_cases_and_the_sample_holds_every_kind() -> None:
     assert len(CASES) > 500 and len(SAMPLE) >= 100
     assert {c.way for c in SAMPLE} == set(WAYS) and {c.spelling for c in SAMPLE} == set(SPELLINGS)
 
 
 @needs_browser
-async def test_with_the_guard_not_one_connection_reaches_the_canary():
-    marks, connections, denied = await run(SAMPLE, guarded=True, batch=28)
+async def test_with_the_guard_not_one_connection_reaches_the_canary() -> None:
+    marks, connections, denied = await run(SAMPLE, guarded=True, batch=28, seconds=patient(1.0))
     assert connections == 0 and not marks
     assert denied > 50, "the pages did not even try"
 
 
 @needs_browser
-async def test_without_the_guard_most_of_the_same_cases_do():
-    marks, _, _ = await run(SAMPLE, guarded=False, batch=28)
+async def test_without_the_guard_most_of_the_same_cases_do() -> None:
+    marks, _, _ = await run(SAMPLE, guarded=False, batch=28, seconds=patient(1.0))
     assert len(marks) > len(SAMPLE) / 2
 
 
 @needs_browser
-async def test_webrtc_sends_no_packet_past_the_proxy_and_does_without_the_guard():
+async def test_webrtc_sends_no_packet_past_the_proxy_and_does_without_the_guard() -> None:
     assert await over_udp(guarded=True) == 0
     assert await over_udp(guarded=False) > 0
 
 
-async def raw(gate, *lines, body=b""):
+async def raw(gate: Gate, *lines: str, body: bytes = b"") -> Any:
     """What the gate answers to a request that is written by hand."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gate.url.rsplit(":", 1)[1]))
     writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
@@ -67,11 +71,11 @@ async def raw(gate, *lines, body=b""):
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def allowed():
+async def allowed() -> AsyncIterator[tuple[Any, list[Any]]]:
     """A server that may be reached: (port, request lines it was sent)."""
     asked = []
 
-    async def serve(reader, writer):
+    async def serve(reader: Any, writer: Any) -> None:
         while line := await reader.readline():
             asked.append(line.decode("latin-1").strip())
             while (await reader.readline()).strip():
@@ -87,11 +91,11 @@ async def allowed():
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def forbidden():
+async def forbidden() -> AsyncIterator[tuple[Any, list[Any]]]:
     """A server that may not be reached: (port, one entry for each connection)."""
     hits = []
 
-    async def serve(reader, writer):
+    async def serve(reader: Any, writer: Any) -> None:
         hits.append(await reader.read(1000))
         writer.close()
 
@@ -101,7 +105,9 @@ async def forbidden():
 
 
 @pytest.mark.parametrize("guarded", [True, False])
-async def test_requests_written_by_hand_reach_listed_hosts_only(allowed, forbidden, guarded):
+async def test_requests_written_by_hand_reach_listed_hosts_only(
+    allowed: tuple[Any, list[Any]], forbidden: tuple[Any, list[Any]], guarded: bool
+) -> None:
     port, _ = allowed
     canary, hits = forbidden
     hosts = [f"127.0.0.1:{port}"] if guarded else [f"127.0.0.1:{port}", "127.0.0.1", "::1", "[::1]"]
@@ -128,7 +134,7 @@ async def test_requests_written_by_hand_reach_listed_hosts_only(allowed, forbidd
     assert bool(hits) is not guarded
 
 
-async def test_what_follows_a_request_in_the_same_connection_is_not_passed_on(allowed):
+async def test_what_follows_a_request_in_the_same_connection_is_not_passed_on(allowed: tuple[Any, list[Any]]) -> None:
     port, asked = allowed
     gate = Gate(AllowList.of([f"127.0.0.1:{port}"]))
     gate.writes = False
@@ -144,7 +150,9 @@ async def test_what_follows_a_request_in_the_same_connection_is_not_passed_on(al
 @pytest.mark.parametrize(
     ("writes", "posts", "passes"), [(True, (), True), (False, (), False), (False, ("/ask",), True)]
 )
-async def test_methods_that_may_change_something_are_stopped_at_the_gate(allowed, writes, posts, passes):
+async def test_methods_that_may_change_something_are_stopped_at_the_gate(
+    allowed: tuple[Any, list[Any]], writes: bool, posts: tuple[str], passes: bool
+) -> None:
     port, asked = allowed
     gate = Gate(AllowList.of([f"127.0.0.1:{port}"]), posts)
     gate.writes = writes
@@ -160,7 +168,7 @@ async def test_methods_that_may_change_something_are_stopped_at_the_gate(allowed
     assert (f"PUT 127.0.0.1:{port}/ask" in gate.denied) is not passes
 
 
-def frame(code, text):
+def frame(code: int, text: bytes) -> bytes:
     """A client's WebSocket frame (RFC 6455, section 5.2), masked with zeros; code 0 continues, 1 is text, 9 a ping."""
     size = len(text)
     head = [size] if size < 126 else [126, *size.to_bytes(2, "big")]
@@ -168,10 +176,12 @@ def frame(code, text):
 
 
 @pytest.mark.parametrize(("writes", "posts", "passes"), [(True, (), True), (False, (), False), (False, ("/s",), True)])
-async def test_messages_of_a_web_socket_are_stopped_at_the_gate_while_pings_pass(writes, posts, passes):
+async def test_messages_of_a_web_socket_are_stopped_at_the_gate_while_pings_pass(
+    writes: bool, posts: tuple[str], passes: bool
+) -> None:
     got, done = bytearray(), asyncio.Event()
 
-    async def serve(reader, writer):
+    async def serve(reader: Any, writer: Any) -> None:
         got.extend(await reader.readuntil(b"\r\n\r\n"))
         while data := await reader.read(1000):
             got.extend(data)
@@ -202,7 +212,7 @@ async def test_messages_of_a_web_socket_are_stopped_at_the_gate_while_pings_pass
     assert (list(gate.denied) == [f"SEND 127.0.0.1:{port}/s"]) is not passes
 
 
-async def test_a_tunnel_carries_nothing_readable_but_a_web_socket(allowed):
+async def test_a_tunnel_carries_nothing_readable_but_a_web_socket(allowed: tuple[Any, list[Any]]) -> None:
     port, asked = allowed
     gate = Gate(AllowList.of([f"127.0.0.1:{port}"]))
     await gate.start()
@@ -214,19 +224,21 @@ async def test_a_tunnel_carries_nothing_readable_but_a_web_socket(allowed):
     assert asked == [] and list(gate.denied) == [f"POST 127.0.0.1:{port}/x", f"GET 127.0.0.1:{port}/x"]
 
 
-async def test_a_name_is_resolved_once_for_each_connection_and_never_to_a_private_address(allowed, monkeypatch):
+async def test_a_name_is_resolved_once_for_each_connection_and_never_to_a_private_address(
+    allowed: tuple[Any, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A name that changes its address between look-up and use gains nothing: what was checked is what is called."""
     port, asked = allowed
     answers, looked = [["93.184.216.34"], ["127.0.0.1"], ["10.0.0.1", "::1", "169.254.169.254"]], []
 
-    async def rebinding(host, port, **_):
+    async def rebinding(host: str, port: int, **_: Any) -> list[Any]:
         looked.append(host)
         found = answers[min(len(looked), len(answers)) - 1]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
     called = []
 
-    async def connect(address, port):
+    async def connect(address: str, port: int) -> None:
         called.append(address)
         raise OSError("not from a test")
 
@@ -247,7 +259,9 @@ async def test_a_name_is_resolved_once_for_each_connection_and_never_to_a_privat
 
 @needs_browser
 @pytest.mark.parametrize(("tunnels", "answer"), [(False, "204"), (True, "stopped")])
-async def test_methods_are_stopped_in_the_browser_too_where_a_tunnel_would_hide_them(allowed, tunnels, answer):
+async def test_methods_are_stopped_in_the_browser_too_where_a_tunnel_would_hide_them(
+    allowed: tuple[Any, list[Any]], tunnels: bool, answer: str
+) -> None:
     from treewright.envs.web.tab import Tab
 
     port, asked = allowed

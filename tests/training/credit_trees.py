@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from treewright.training.credit import TreeArrays
@@ -24,11 +26,18 @@ def random_tree(seed: int, *, nodes: int = 40, exact: bool = True, group: int = 
             left -= m
             part = reserve if not left else reserve * rng.uniform(0.2, 0.6)
             reserve -= part
-            parent.append(p), mult.append(m), k.append(0), aux.append(False)
+            parent.append(p)
+            mult.append(m)
+            k.append(0)
+            aux.append(False)
             share.append(part if uneven else m / draws)
         queue += [c for c in range(first, len(parent)) if rng.random() < 0.7]
         if not plain and rng.random() < 0.2:
-            parent.append(p), mult.append(1), k.append(0), aux.append(True), share.append(0.0)
+            parent.append(p)
+            mult.append(1)
+            k.append(0)
+            aux.append(True)
+            share.append(0.0)
     n = len(parent)
     is_aux, up = np.array(aux), np.array(parent)
     leaf = np.bincount(up[1:], minlength=n) == 0
@@ -39,7 +48,7 @@ def random_tree(seed: int, *, nodes: int = 40, exact: bool = True, group: int = 
     kept = rng.random(n) < keep
     truncated = leaf & kept & (rng.random(n) < 0.2)
     columns = dict(
-        mult=mult, k=k, share=share, aux=aux, keep=keep, kept=kept, truncated=truncated,
+        mult=mult, k=k, share=share, aux=aux, keep_prob=keep, kept=kept, truncated=truncated,
         control=np.where(coin, rng.normal(size=n), 0.0),
         reward=np.where(leaf | (rng.random(n) < 0.3), rng.normal(size=n), 0.0),
         terminal=leaf & kept & ~truncated, n_tokens=rng.integers(1, 9, n) * (up >= 0), group=np.full(n, group),
@@ -53,8 +62,8 @@ def random_tree(seed: int, *, nodes: int = 40, exact: bool = True, group: int = 
     return TreeArrays.of(up, **columns)
 
 
-def random_batch(seed: int, trees: int = 4, groups: int = 2, **options: object) -> TreeArrays:
-    batch = [random_tree(seed * 100 + t, group=t % groups, **options) for t in range(trees)]  # type: ignore[arg-type]
+def random_batch(seed: int, trees: int = 4, groups: int = 2, **options: Any) -> TreeArrays:
+    batch = [random_tree(seed * 100 + t, group=t % groups, **options) for t in range(trees)]
     return TreeArrays.concatenate(batch)
 
 

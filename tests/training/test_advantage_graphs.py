@@ -15,7 +15,7 @@ P = np.array([0.2, 0.5, 0.3])
 VALUES = np.array([1.0, -0.5, 2.0])
 
 
-def test_without_merges_or_all_nodes_it_equals_split_loo():
+def test_without_merges_or_all_nodes_it_equals_split_loo() -> None:
     tree = random_tree(15)
     even = tree.with_(share=np.where(tree.aux, 0, tree.mult / np.maximum(tree.k[tree.parent], 1) * (tree.parent >= 0)))
     whole, fast = split_loo_graph(even, root_baseline=0.4), split_loo(even, root_baseline=0.4)
@@ -24,7 +24,7 @@ def test_without_merges_or_all_nodes_it_equals_split_loo():
     np.testing.assert_allclose(whole.value[~below_aux_or_killed], fast.value[~below_aux_or_killed], atol=1e-6)
 
 
-def test_equal_states_merged_are_exact_over_all_outcomes():
+def test_equal_states_merged_are_exact_over_all_outcomes() -> None:
     """Two draws at the root (two actions, both into one state), two draws in that state, all outcomes enumerated."""
     p, last = (0.3, 0.7), (1.0, 0.2)
     first = (0.5, 0.0)
@@ -50,7 +50,7 @@ def test_equal_states_merged_are_exact_over_all_outcomes():
     np.testing.assert_allclose(total, want, atol=1e-7)
 
 
-def test_merged_states_sum_the_masses_of_their_edges():
+def test_merged_states_sum_the_masses_of_their_edges() -> None:
     # a and b lead into one state (a's subtree), c elsewhere
     tree = TreeArrays.of([-1, 0, 0, 0, 1, 1], reward=[0, 0, 0, 1, 2, 0])
     credit = split_loo_graph(tree, same_as=[-1, -1, 1, -1, -1, -1], tau=0.0)
@@ -59,7 +59,7 @@ def test_merged_states_sum_the_masses_of_their_edges():
     np.testing.assert_allclose(credit.coef[4:], [1 / 3 * 2, 1 / 3 * -2])
 
 
-def _all_tree():
+def _all_tree() -> TreeArrays:
     # root draws one plan of two parts; each part draws twice
     kind = [NodeKind.CHOICE, NodeKind.ALL, *[NodeKind.CHOICE] * 6]
     return TreeArrays.of([-1, 0, 1, 1, 2, 2, 3, 3], reward=[0, 0, 0, 0, 1, 0, 1, 0.5], kind=kind)
@@ -69,7 +69,9 @@ def _all_tree():
     ("combine", "value", "slopes"),
     [("product", 0.375, (0.75, 0.5)), ("sum", 1.25, (1, 1)), ("mean", 0.625, (0.5, 0.5))],
 )
-def test_all_nodes_combine_their_children_and_pass_full_mass(combine, value, slopes):
+def test_all_nodes_combine_their_children_and_pass_full_mass(
+    combine: str, value: float, slopes: tuple[float, float]
+) -> None:
     credit = split_loo_graph(_all_tree(), combine=combine, tau=0.0)
     np.testing.assert_allclose(credit.value[1], value)
     np.testing.assert_allclose(credit.weight[2:4], slopes)
@@ -77,12 +79,12 @@ def test_all_nodes_combine_their_children_and_pass_full_mass(combine, value, slo
     np.testing.assert_allclose(credit.coef[2:], [0, 0, *half])
 
 
-def test_the_fast_estimator_refuses_all_nodes():
+def test_the_fast_estimator_refuses_all_nodes() -> None:
     with pytest.raises(MalformedTree, match=r"node 1 needs all its children.*split_loo_graph"):
         split_loo(_all_tree())
 
 
-def test_graphs_refuse_cycles_children_of_merged_nodes_and_inexact_trees():
+def test_graphs_refuse_cycles_children_of_merged_nodes_and_inexact_trees() -> None:
     chain = TreeArrays.of([-1, 0, 1, 2])
     with pytest.raises(MalformedTree, match="node 1 is merged with a state of its own subtree"):
         split_loo_graph(chain, same_as=[-1, -1, -1, 1])
@@ -94,13 +96,13 @@ def test_graphs_refuse_cycles_children_of_merged_nodes_and_inexact_trees():
         split_loo_graph(chain, combine="max")
 
 
-def test_set_probabilities_of_all_sets_sum_to_one():
+def test_set_probabilities_of_all_sets_sum_to_one() -> None:
     assert sum(set_probability(P[list(s)].tolist()) for s in itertools.combinations(range(3), 2)) == pytest.approx(1)
     assert set_probability([0.2, 0.5]) == pytest.approx(0.2 * 0.5 / 0.8 + 0.5 * 0.2 / 0.5)
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_draws_without_replacement_give_the_exact_gradient_in_expectation(size):
+def test_draws_without_replacement_give_the_exact_gradient_in_expectation(size: int) -> None:
     value, gradient = 0.0, np.zeros(3)
     for chosen in itertools.combinations(range(3), size):
         s = list(chosen)
@@ -114,7 +116,7 @@ def test_draws_without_replacement_give_the_exact_gradient_in_expectation(size):
     np.testing.assert_allclose(gradient, P * (VALUES - P @ VALUES), atol=1e-12)
 
 
-def test_without_replacement_refuses_what_are_no_probabilities():
+def test_without_replacement_refuses_what_are_no_probabilities() -> None:
     with pytest.raises(ValueError, match="total of at most 1"):
         without_replacement([0.7, 0.7], [0, 1])
     with pytest.raises(ValueError, match="at least 2 draws"):

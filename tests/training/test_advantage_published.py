@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,12 +51,12 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("name", "options", "rows"), GOLDEN)
-def test_golden_coefficients_on_a_hand_computed_tree(name, options, rows):
+def test_golden_coefficients_on_a_hand_computed_tree(name: str, options: Any, rows: Any) -> None:
     coef = estimate(name, TREE, **options).coef
     np.testing.assert_allclose(coef, np.array([0, *rows]) / 3, atol=1e-9)
 
 
-def test_golden_treepo_whitened_has_mean_zero_and_unit_deviation_over_rows():
+def test_golden_treepo_whitened_has_mean_zero_and_unit_deviation_over_rows() -> None:
     raw = np.array([-2, 1.5, -0.5])
     white = (raw - raw.mean()) / raw.std()
     coef = estimate("treepo", TREE, eps=0.0).coef
@@ -63,7 +64,7 @@ def test_golden_treepo_whitened_has_mean_zero_and_unit_deviation_over_rows():
     np.testing.assert_allclose(coef[1], (white[1] + white[2]) / 3)
 
 
-def test_golden_vine_with_auxiliary_rollouts():
+def test_vine_with_auxiliary_rollouts_gives_hand_computed_coefficients() -> None:
     # V̂(root) = (1 + 3)/2 over one short and one two-step rollout, V̂(a) = 5
     tree = TreeArrays.of(
         [-1, 0, 0, 1, 1, 0, 0, 6, 1],
@@ -76,7 +77,7 @@ def test_golden_vine_with_auxiliary_rollouts():
     assert not credit.coef[5:].any()
 
 
-def test_golden_values_weights_and_sizes_of_leaf_rows():
+def test_golden_values_weights_and_sizes_of_leaf_rows() -> None:
     credit = estimate("grpo", TREE)
     np.testing.assert_allclose(credit.value, [2, 3, 0, 0, 0])
     np.testing.assert_allclose(credit.weight, [1, 2 / 3, 1 / 3, 1 / 3, 1 / 3])
@@ -84,7 +85,7 @@ def test_golden_values_weights_and_sizes_of_leaf_rows():
 
 
 @pytest.mark.parametrize("name", sorted(set(PUBLISHED) - {"treepo", "forest"}))  # these two look at the whole batch
-def test_groups_are_credited_apart(name):
+def test_groups_are_credited_apart(name: str) -> None:
     other = TreeArrays.of([-1, 0, 0], reward=[0, 7, 9], group=[1, 1, 1])
     both = estimate(name, TreeArrays.concatenate([TREE, other])).coef
     alone = np.concatenate([estimate(name, TREE).coef, estimate(name, other).coef])
@@ -92,15 +93,15 @@ def test_groups_are_credited_apart(name):
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "split_loo"])
-def test_order_of_siblings_does_not_matter(name):
+def test_order_of_siblings_does_not_matter(name: str) -> None:
     tree = random_tree(4)
     other, order = permuted(tree, 9)
     np.testing.assert_allclose(estimate(name, other).coef, estimate(name, tree).coef[order], atol=1e-9)
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "split_loo"])
-def test_merging_token_identical_leaves_changes_nothing(name):
-    keys = {"state_key": [3, 3, -1, -1, -1, -1]}
+def test_merging_token_identical_leaves_changes_nothing(name: str) -> None:
+    keys: dict[str, Any] = {"state_key": [3, 3, -1, -1, -1, -1]}
     apart = TreeArrays.of([-1, 0, 0, 1, 1, 1], reward=[0, 0, 0.5, 3, 3, 1], **keys)
     merged = TreeArrays.of(
         [-1, 0, 0, 1, 1], reward=[0, 0, 0.5, 3, 1], mult=[1, 1, 1, 2, 1], state_key=[3, 3, -1, -1, -1]
@@ -110,7 +111,7 @@ def test_merging_token_identical_leaves_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "split_loo"])
-def test_adding_a_constant_to_every_outcome_changes_nothing(name):
+def test_adding_a_constant_to_every_outcome_changes_nothing(name: str) -> None:
     options = {"gigpo": {"gamma": 1.0}, "portool": {"decay": 1.0}}.get(name, {})
     batch = random_batch(8, groups=1, plain=True)
     ends = (batch.terminal | batch.truncated) & (batch.n_children == 0)
@@ -121,7 +122,7 @@ def test_adding_a_constant_to_every_outcome_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_leaf_rows_sum_to_the_deduplicated_coefficients(name):
+def test_leaf_rows_sum_to_the_deduplicated_coefficients(name: str) -> None:
     batch = random_batch(6, exact=False)
     rows = leaf_rows(name, batch)
     summed = np.bincount(rows.node, weights=rows.coef, minlength=len(batch))
@@ -129,7 +130,7 @@ def test_leaf_rows_sum_to_the_deduplicated_coefficients(name):
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
-def test_leaf_rows_equal_the_same_trajectories_written_as_separate_chains(name):
+def test_leaf_rows_equal_the_same_trajectories_written_as_separate_chains(name: str) -> None:
     tree = random_tree(21, plain=True)
     leaves = np.flatnonzero(tree.n_children == 0)
     chains, origin = [], []
@@ -146,7 +147,7 @@ def test_leaf_rows_equal_the_same_trajectories_written_as_separate_chains(name):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_weighted_leaf_rows_equal_split_loo_without_roulette(seed):
+def test_weighted_leaf_rows_equal_split_loo_without_roulette(seed: int) -> None:
     batch = random_batch(seed, plain=True)
     credit = split_loo(batch)
     rows = weighted_rows(batch, credit)
@@ -154,7 +155,7 @@ def test_weighted_leaf_rows_equal_split_loo_without_roulette(seed):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_faulted_open_injected_and_auxiliary_nodes_are_never_trained_on(name):
+def test_faulted_open_injected_and_auxiliary_nodes_are_never_trained_on(name: str) -> None:
     batch = random_batch(12, exact=False)
     batch = batch.with_(origin=np.where(np.arange(len(batch)) % 7 == 3, 3, 0))
     credit = estimate(name, batch)
@@ -163,28 +164,28 @@ def test_faulted_open_injected_and_auxiliary_nodes_are_never_trained_on(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_fault_is_not_a_reward_of_zero(name):
+def test_a_fault_is_not_a_reward_of_zero(name: str) -> None:
     faulty = TreeArrays.of([-1, 0, 0, 1, 1, 0], reward=[0, 0, 0, 4, 2, 0], fault=[0, 0, 0, 0, 0, 1])
     whole = TreeArrays.of([-1, 0, 0, 1, 1], reward=[0, 0, 0, 4, 2])
     np.testing.assert_allclose(estimate(name, faulty).coef, [*estimate(name, whole).coef, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_nothing_finished_gives_no_credit(name):
+def test_nothing_finished_gives_no_credit(name: str) -> None:
     tree = TreeArrays.of([-1, 0, 0], terminal=[False] * 3)
     assert estimate(name, tree).coef.tolist() == [0, 0, 0]
 
 
-def test_two_siblings_get_plus_and_minus_one_whatever_the_gap():
+def test_two_siblings_get_plus_and_minus_one_whatever_the_gap() -> None:
     small, large = (TreeArrays.of([-1, 0, 0], reward=[0, gap, 0]) for gap in (0.01, 10.0))
     np.testing.assert_allclose(estimate("sibling", small).coef, estimate("sibling", large).coef, rtol=1e-3)
 
 
-def test_leaf_mean_is_not_the_recursive_mean_when_branches_differ_in_depth():
+def test_leaf_mean_is_not_the_recursive_mean_when_branches_differ_in_depth() -> None:
     credit = estimate("grpo", TREE)
     assert credit.value[0] == pytest.approx(2) and split_loo(TREE).value[0] == pytest.approx(1.5)
 
 
-def test_an_estimator_without_rows_says_which_have_them():
+def test_an_estimator_without_rows_says_which_have_them() -> None:
     with pytest.raises(UnknownEstimator, match=r"'split_loo' has no leaf rows; these have: dr_grpo"):
         leaf_rows("split_loo", TREE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -52,11 +54,11 @@ ATTENTION = {
 WHOLE = {"Doge": {"attention_dropout": 0.0}, "GPTJ": {}, "DeepseekV32": {}}
 """Those with attention of their own, which get a mask of the whole pack."""
 
-FAMILIES = RECURRENT | ATTENTION | WHOLE
+FAMILIES: Any = RECURRENT | ATTENTION | WHOLE
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +66,7 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def all_float64():
+def all_float64() -> Iterator[None]:
     """Models compute parts in float32, which would blur the comparison."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -73,17 +75,17 @@ def all_float64():
     torch.set_default_dtype(before)
 
 
-def model_of(name, **more):
+def model_of(name: str, **more: Any) -> Any:
     kind = getattr(transformers, f"{name}ForCausalLM")
     return tiny_model(kind, kind.config_class(**FAMILIES[name] | more))
 
 
-def tree(branching=4, depth=6, length=3):
+def tree(branching: int = 4, depth: int = 6, length: int = 3) -> TreePlan:
     """One segment of each level branches again: one path is as long as the tree is deep."""
     up: list[int] = []
     lengths: list[int] = []
 
-    def grow(parent, level):
+    def grow(parent: int, level: int) -> None:
         here = len(up)
         up.append(parent)
         lengths.append(length + (here % 3))
@@ -98,14 +100,14 @@ def tree(branching=4, depth=6, length=3):
     return TreePlan.from_segments(up, lengths)
 
 
-def problem(model, plan):
+def problem(model: nn.Module, plan: TreePlan) -> tuple[torch.Tensor, Any, torch.Tensor, torch.Tensor]:
     ids = torch.randint(4, 90, (plan.n_queries,), generator=torch.Generator().manual_seed(0))
     trained = torch.nonzero(plan.parent >= 0).flatten()
     weight = torch.randn(2, len(trained), generator=torch.Generator().manual_seed(1))
     return ids, plan.parent[trained].long(), ids[trained], weight
 
 
-def row_results(model, ids, plan, weight):
+def row_results(model: nn.Module, ids: torch.Tensor, plan: TreePlan, weight: torch.Tensor) -> tuple[Any, ...]:
     """logp and entropy of every token that has one before it, from plain rows, and gradients of their weighted sum."""
     parent = plan.parent.tolist()
     logp, entropy = {}, {}
@@ -122,15 +124,15 @@ def row_results(model, ids, plan, weight):
                 logp[token] = scores[at - 1, ids[token]]
                 entropy[token] = -(scores[at - 1].exp() * scores[at - 1]).sum()
     found = [torch.stack([x[t] for t in sorted(x)]) for x in (logp, entropy)]
-    (found[0] * weight[0] + found[1] * weight[1]).sum().backward()
+    (found[0] * weight[0] + found[1] * weight[1]).sum().backward()  # type: ignore[no-untyped-call]
     return *(x.detach() for x in found), grads(model)
 
 
-def grads(model):
+def grads(model: nn.Module) -> dict[str, Any]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def agree(found, expected, limit=1e-9):
+def agree(found: dict[str, Any], expected: Any, limit: float = 1e-9) -> None:
     for name, b in expected.items():
         if b.norm() > 1e-9:
             assert name in found and (found[name] - b).norm() <= limit * b.norm(), name
@@ -138,7 +140,7 @@ def agree(found, expected, limit=1e-9):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_gives_on_a_tree_what_it_gives_on_rows(name):
+def test_a_family_gives_on_a_tree_what_it_gives_on_rows(name: str) -> None:
     model, plan = model_of(name), tree()
     ids, rows, targets, weight = problem(model, plan)
     logp, entropy, expected = row_results(model, ids, plan, weight)
@@ -148,17 +150,17 @@ def test_a_family_gives_on_a_tree_what_it_gives_on_rows(name):
     for a, b in zip(found, (logp, entropy), strict=True):
         assert (a - b).norm() <= 1e-9 * b.norm()
     model.zero_grad()
-    (found[0] * weight[0] + found[1] * weight[1]).sum().backward()
+    (found[0] * weight[0] + found[1] * weight[1]).sum().backward()  # type: ignore[no-untyped-call]
     agree(grads(model), expected)
 
 
-def checkpointed(model, reentrant):
+def checkpointed(model: Any, reentrant: bool) -> None:
     """Gradient checkpointing as usual; what is run again while gradients flow is in float64 too."""
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
 
-    def again(function):
-        def run(*args, **more):
+    def again(function: Any) -> Callable[..., Any]:
+        def run(*args: Any, **more: Any) -> Any:
             with doubled():
                 return function(*args, **more)
 
@@ -173,7 +175,7 @@ def checkpointed(model, reentrant):
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", [*RECURRENT, "DeepseekV3", "Llama4", "Gemma2"])
 @pytest.mark.parametrize("checkpointing", [None, False, True])
-def test_chunks_and_gradient_checkpointing_give_the_gradient_of_rows(name, checkpointing):
+def test_chunks_and_gradient_checkpointing_give_the_gradient_of_rows(name: str, checkpointing: bool | None) -> None:
     model, plan = model_of(name), tree(depth=3)
     ids, rows, targets, weight = problem(model, plan)
     *_, expected = row_results(model, ids, plan, weight)
@@ -183,7 +185,7 @@ def test_chunks_and_gradient_checkpointing_give_the_gradient_of_rows(name, check
     model.zero_grad()
     if checkpointing is False:
         logp, entropy = tree_logprobs(model, ids, plan, rows, targets)
-        (logp * weight[0] + entropy * weight[1]).sum().backward()
+        (logp * weight[0] + entropy * weight[1]).sum().backward()  # type: ignore[no-untyped-call]
     else:
         chunked_backward(
             model, ids, plan, rows, targets, lambda p, e: (p * weight[0] + e * weight[1]).sum(), 10, chunk=7
@@ -192,7 +194,7 @@ def test_chunks_and_gradient_checkpointing_give_the_gradient_of_rows(name, check
 
 
 @pytest.mark.parametrize("name", ["Qwen3_5", "KimiLinear", "NemotronH", "MiniMax", "Lfm2"])
-def test_an_adapter_on_every_projection_learns_the_same(name):
+def test_an_adapter_on_every_projection_learns_the_same(name: str) -> None:
     peft = pytest.importorskip("peft")
     model, plan = model_of(name), tree(depth=3)
     linear = {n.rpartition(".")[2] for n, m in model.named_modules() if type(m) is nn.Linear} - {"lm_head", "gate"}
@@ -205,11 +207,11 @@ def test_an_adapter_on_every_projection_learns_the_same(name):
     prepare(wrapped)
     model.zero_grad()
     logp, entropy = tree_logprobs(wrapped, ids, plan, rows, targets)
-    (logp * weight[0] + entropy * weight[1]).sum().backward()
+    (logp * weight[0] + entropy * weight[1]).sum().backward()  # type: ignore[no-untyped-call]
     agree(grads(model), expected)
 
 
-def test_a_frozen_copy_follows_its_own_plan():
+def test_a_frozen_copy_follows_its_own_plan() -> None:
     model, plan = model_of("Qwen3_5"), tree(depth=3)
     prepare(model)
     twin = copy.deepcopy(model)
@@ -224,11 +226,11 @@ def test_a_frozen_copy_follows_its_own_plan():
 
 
 @pytest.mark.parametrize("name", ["Qwen3_5", "GraniteMoeHybrid"])
-def test_a_qwen35_shaped_toy_trained_on_trees_has_the_weights_of_training_on_rows(name):
+def test_a_qwen35_shaped_toy_trained_on_trees_has_the_weights_of_training_on_rows(name: str) -> None:
     by_tree, by_row = model_of(name), model_of(name)
     prepare(by_tree)
     plan = tree(depth=3, branching=3)
-    rate = {"lr": 1e-3, "betas": (0.9, 0.99)}
+    rate: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.99)}
     optimizers = [torch.optim.AdamW(m.parameters(), **rate) for m in (by_tree, by_row)]
     for step in range(20 if name == "Qwen3_5" else 5):
         ids = torch.randint(4, 90, (plan.n_queries,), generator=torch.Generator().manual_seed(step))
@@ -237,14 +239,14 @@ def test_a_qwen35_shaped_toy_trained_on_trees_has_the_weights_of_training_on_row
         row_results(by_row, ids, plan, weight)
         by_tree.zero_grad()
         logp, entropy = tree_logprobs(by_tree, ids, plan, plan.parent[trained].long(), ids[trained])
-        (logp * weight[0] + entropy * weight[1]).sum().backward()
+        (logp * weight[0] + entropy * weight[1]).sum().backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()
     for (n, a), b in zip(by_tree.named_parameters(), by_row.parameters(), strict=True):
         assert (a - b).norm() <= 1e-8 * b.norm(), n
 
 
-def test_a_window_that_only_the_mask_knows_is_kept():
+def test_a_window_that_only_the_mask_knows_is_kept() -> None:
     model = model_of("Phimoe", sliding_window=9)
     assert model.config.sliding_window == 9
     plan = TreePlan.from_segments([-1, 0, 0], [30, 8, 5])
@@ -261,18 +263,18 @@ def test_a_window_that_only_the_mask_knows_is_kept():
 class Mixer(nn.Module):
     """A layer of tomorrow: a running mean over all tokens before."""
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return x + x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
 
 
 class Norm(nn.Module):
     """Another one, which treats each token alone."""
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return x / (1 + x.abs())
 
 
-def test_an_unknown_layer_is_refused_by_what_it_does_not_by_its_name():
+def test_an_unknown_layer_is_refused_by_what_it_does_not_by_its_name() -> None:
     config = transformers.LlamaConfig(
         vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
     )
@@ -295,13 +297,13 @@ def test_an_unknown_layer_is_refused_by_what_it_does_not_by_its_name():
         ("T5", "not a causal decoder"),
     ],
 )
-def test_what_is_refused_is_named(name, words):
+def test_what_is_refused_is_named(name: str, words: str) -> None:
     kind = getattr(transformers, f"{name}ForCausalLM", None) or transformers.T5ForConditionalGeneration
     with pytest.raises(UnsupportedModel, match=words):
         refuse_unsupported(tiny_model(kind, kind.config_class()))
 
 
-def test_an_encoder_is_seen_not_to_be_causal():
+def test_an_encoder_is_seen_not_to_be_causal() -> None:
     model = tiny_model(transformers.BertLMHeadModel, transformers.BertConfig())
     with pytest.raises(UnsupportedModel, match="depends on tokens after it"):
         refuse_unsupported(model)
@@ -310,9 +312,9 @@ def test_an_encoder_is_seen_not_to_be_causal():
 
 
 @pytest.mark.parametrize("name", ["Qwen3_5", "Gemma3"])
-def test_text_of_multimodal_classes_runs_and_their_image_tokens_are_refused(name):
+def test_text_of_multimodal_classes_runs_and_their_image_tokens_are_refused(name: str) -> None:
     kind = getattr(transformers, f"{name}ForConditionalGeneration")
-    model = tiny_model(kind, kind.config_class())
+    model: Any = tiny_model(kind, kind.config_class())
     prepare(model)
     plan = tree(depth=3)
     ids = problem(model, plan)[0]
@@ -322,7 +324,7 @@ def test_text_of_multimodal_classes_runs_and_their_image_tokens_are_refused(name
         tree_hidden(model, ids, plan)
 
 
-def test_packs_too_large_for_a_whole_mask_say_what_to_unset():
+def test_packs_too_large_for_a_whole_mask_say_what_to_unset() -> None:
     model = model_of("GPTJ")
     prepare(model)
     plan = tree(depth=3)
@@ -331,9 +333,10 @@ def test_packs_too_large_for_a_whole_mask_say_what_to_unset():
         chunked_backward(model, ids, plan, rows, targets, lambda p, e: p.sum(), 7)
 
 
-def test_a_layer_that_attends_twice_keeps_its_parts_apart_in_chunks():
+def test_a_layer_that_attends_twice_keeps_its_parts_apart_in_chunks() -> None:
     kind = transformers.DiffLlamaForCausalLM
-    model, plan = tiny_model(kind, kind.config_class()), tree(depth=3)
+    model: Any = tiny_model(kind, kind.config_class())
+    plan = tree(depth=3)
     ids, rows, targets, weight = problem(model, plan)
     *_, expected = row_results(model, ids, plan, weight)
     prepare(model)
@@ -344,7 +347,7 @@ def test_a_layer_that_attends_twice_keeps_its_parts_apart_in_chunks():
     agree(grads(model), expected)
 
 
-def test_states_before_the_output_layer_cost_no_logits():
+def test_states_before_the_output_layer_cost_no_logits() -> None:
     model = model_of("Gemma2")
     prepare(model)
     plan, seen = tree(depth=2), []
@@ -353,7 +356,7 @@ def test_states_before_the_output_layer_cost_no_logits():
     assert states.shape == (1, plan.n_queries, 64) and seen == [0]
 
 
-def test_experts_are_the_same_on_a_tree_and_load_counts_trajectories():
+def test_experts_are_the_same_on_a_tree_and_load_counts_trajectories() -> None:
     model, plan = model_of("GptOss"), TreePlan.from_segments([-1, 0, 0, 0], [8, 2, 3, 1])
     ids = problem(model, plan)[0]
     prepare(model)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from not_none import not_none
 from search_trees import random_tree
 from typer.testing import CliRunner
 
@@ -15,6 +19,7 @@ from treewright.agent.cli.data import data_app
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Call
 from treewright.search.store import TreeStore
+from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus, Origin
 from treewright.training.credit import InexactTree, estimate
 from treewright.training.credit.trees import tree_arrays
@@ -40,8 +45,8 @@ TALK = {
 
 
 @pytest.fixture
-def write(tmp_path):
-    def lines(*rows):
+def write(tmp_path: Path) -> Callable[..., Any]:
+    def lines(*rows: Any) -> Path:
         path = tmp_path / "talks.jsonl"
         path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
         return path
@@ -49,17 +54,20 @@ def write(tmp_path):
     return lines
 
 
-def one(path, **options):
+def one(path: Any, **options: Any) -> Tree:
     (grown,) = grown_trees(path, **options)
     return grown.tree
 
 
-def test_a_conversation_is_a_chain_with_its_calls_and_answers(write):
+def test_a_conversation_is_a_chain_with_its_calls_and_answers(write: Callable[..., Any]) -> None:
     tree = one(write(TALK))
     assert tree.parent == [-1, 0, 1, 2] and tree.task.goal == "Find cats." and tree.task.data == {"system": "Be kind."}
-    assert tree.action[1] == Action((Call("search", {"q": "cats"}),)) and tree.observation[1].text == "three cats"
+    assert (
+        tree.action[1] == Action((Call("search", {"q": "cats"}),))
+        and not_none(tree.observation[1]).text == "three cats"
+    )
     assert (tree.text[2], tree.action[2], tree.error[2]) == ("There are three.", None, None)
-    assert tree.observation[2].text == "Thanks." and tree.observation[2].provenance == "user"
+    assert not_none(tree.observation[2]).text == "Thanks." and not_none(tree.observation[2]).provenance == "user"
     assert tree.action[3] == Action.of("answer", text="bye")
     assert tree.status[3] is NodeStatus.TERMINAL and tree.outcome_of(3) == 1.0 and tree.chosen == 3
     assert (tree.task.suite, tree.task.id, tree.header.run, tree.header.policy_version) == (
@@ -67,7 +75,7 @@ def test_a_conversation_is_a_chain_with_its_calls_and_answers(write):
     )  # fmt: skip
 
 
-def test_what_was_not_drawn_here_is_untrainable_and_inexact_with_a_reason(write):
+def test_what_was_not_drawn_here_is_untrainable_and_inexact_with_a_reason(write: Callable[..., Any]) -> None:
     tree = one(write(TALK), origin="demo")
     assert set(tree.origin[1:]) == {Origin.DEMO} and not any(tree.trainable[1:]) and not any(tree.logprobs)
     assert INEXACT in tree.reasons
@@ -76,7 +84,7 @@ def test_what_was_not_drawn_here_is_untrainable_and_inexact_with_a_reason(write)
     assert not tree_arrays([tree]).trainable.any()
 
 
-def test_imported_demonstrations_can_be_exported_for_fine_tuning(write):
+def test_imported_demonstrations_can_be_exported_for_fine_tuning(write: Callable[..., Any]) -> None:
     rows = list(sft_rows(View(one(write(TALK), origin="demo"))))
     assert [r["on_policy"] for r in rows] == [False] * 3 and rows[0]["origin"] == "demo"
     assert rows[0]["prompt"][0] == {"role": "system", "content": "Be kind."}
@@ -85,28 +93,28 @@ def test_imported_demonstrations_can_be_exported_for_fine_tuning(write):
     )
 
 
-def test_unknown_rewards_stay_unknown_and_success_counts_as_one_or_zero(write):
+def test_unknown_rewards_stay_unknown_and_success_counts_as_one_or_zero(write: Callable[..., Any]) -> None:
     bare = {"messages": TALK["messages"]}
     first, second, third = grown_trees(write(bare, {**bare, "success": True}, {**bare, "success": False}))
     assert math.isnan(first.tree.reward(3)) and second.tree.reward(3) == 1.0 and third.tree.reward(3) == 0.0
     assert [t.tree.task.id for t in (first, second, third)] == ["talks-1", "talks-2", "talks-3"]
 
 
-def test_the_same_task_again_is_another_attempt_and_thinking_is_kept(write):
+def test_the_same_task_again_is_another_attempt_and_thinking_is_kept(write: Callable[..., Any]) -> None:
     thinking = {"id": 1, "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "go {}", "reasoning_content": "hm"}]}  # fmt: skip # noqa: E501
     first, second = grown_trees(write(thinking, thinking))
     assert (first.tree.header.attempt, second.tree.header.attempt) == (0, 1)
     assert first.tree.text[1] == "<think>\nhm\n</think>\n\ngo {}" and first.tree.action[1] == Action.of("go")
 
 
-def test_parallel_calls_are_one_action_and_a_cut_episode_is_truncated(write):
+def test_parallel_calls_are_one_action_and_a_cut_episode_is_truncated(write: Callable[..., Any]) -> None:
     two = [CALL, {"id": "c2", "function": {"name": "open", "arguments": {}}}]
     talk = {"truncated": True, "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": two}]}
     tree = one(write(talk))
-    assert tree.action[1].name == "search+open" and tree.status[1] is NodeStatus.TRUNCATED
+    assert not_none(tree.action[1]).name == "search+open" and tree.status[1] is NodeStatus.TRUNCATED
 
 
-def broken(**message):
+def broken(**message: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "?"}, message]}
 
 
@@ -135,12 +143,16 @@ def broken(**message):
         ("{", "not valid JSON"),
     ],
 )
-def test_what_is_wrong_is_named_with_file_line_and_field(write, row, said):
+def test_what_is_wrong_is_named_with_file_line_and_field(
+    write: Callable[..., Any], row: dict[str, Any] | str, said: str
+) -> None:
     with pytest.raises(TreewrightError, match=rf"talks\.jsonl, line 2: .*{said}"):
         list(grown_trees(write(TALK, row), kind="auto" if isinstance(row, str) else "messages"))
 
 
-def test_a_wrong_line_is_left_out_by_place_and_the_others_are_imported(write, tmp_path):
+def test_a_wrong_line_is_left_out_by_place_and_the_others_are_imported(
+    write: Callable[..., Any], tmp_path: Path
+) -> None:
     odd = [broken(role="robot", content="x"), "{", "null", {**TALK, "id": "q2", "reward": float("inf")}]
     path = write(TALK, *odd, {**TALK, "id": "q3"})
     with TreeStore.open(tmp_path / "s.sqlite") as store:
@@ -155,14 +167,14 @@ def test_a_wrong_line_is_left_out_by_place_and_the_others_are_imported(write, tm
         assert not store.check()
 
 
-def test_an_import_of_wrong_lines_alone_is_refused(write, tmp_path):
+def test_an_import_of_wrong_lines_alone_is_refused(write: Callable[..., Any], tmp_path: Path) -> None:
     with TreeStore.open(tmp_path / "s.sqlite") as store:
         with pytest.raises(TreewrightError, match=r"line 1: not valid JSON.*\(and 1 more\)"):
             asyncio.run(import_trees(write("{", "[]"), store))
         assert store.trees() == []
 
 
-def test_files_are_read_however_they_were_saved(tmp_path):
+def test_files_are_read_however_they_were_saved(tmp_path: Path) -> None:
     mark, talk = b"\xef\xbb\xbf", json.dumps({**TALK, "goal": "one\u2028two\x85three"}, ensure_ascii=False)
     other = talk.replace('"q1"', '"q2"')
     for raw in (
@@ -175,7 +187,7 @@ def test_files_are_read_however_they_were_saved(tmp_path):
         assert [t.id for t in found] == ["q1", "q2"] and found[0].goal == "one\u2028two\x85three"
 
 
-def test_optional_fields_that_are_empty_count_as_not_given(write):
+def test_optional_fields_that_are_empty_count_as_not_given(write: Callable[..., Any]) -> None:
     empty = {"id": "", "suite": "", "split": None, "goal": "", "reward": "", "success": None, "truncated": None}
     tree = one(write({**empty, "model": "", "tools": [], "messages": TALK["messages"]}))
     assert (tree.task.id, tree.task.suite, tree.task.split, tree.task.goal) == (
@@ -184,7 +196,7 @@ def test_optional_fields_that_are_empty_count_as_not_given(write):
     assert tree.header.policy_version == "imported" and math.isnan(tree.reward(3)) and "tools" not in tree.task.data
 
 
-def test_half_surrogates_pass_through_import_and_every_export(write, tmp_path):
+def test_half_surrogates_pass_through_import_and_every_export(write: Callable[..., Any], tmp_path: Path) -> None:
     talk = json.dumps(TALK).replace("three cats", "half \\ud83d").replace("There are three.", "\\udc00 yes")
     with TreeStore.open(tmp_path / "s.sqlite") as store:
         asyncio.run(import_trees(write(talk), store))
@@ -198,11 +210,11 @@ def test_half_surrogates_pass_through_import_and_every_export(write, tmp_path):
 # -- forms of other APIs --------------------------------------------------------------------------------------------
 
 
-def said(name, arguments):
+def said(name: str, arguments: dict[str, int]) -> Action:
     return Action((Call(name, arguments),))
 
 
-def talk_of(*messages):
+def talk_of(*messages: Any | dict[str, Sequence[Collection[str]]]) -> dict[str, Any]:
     return {"success": True, "messages": [{"role": "user", "content": "book a table"}, *messages]}
 
 
@@ -237,16 +249,16 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_calls_and_their_answers_are_taken_over_whatever_api_wrote_them(write, form):
+def test_calls_and_their_answers_are_taken_over_whatever_api_wrote_them(write: Callable[..., Any], form: str) -> None:
     tree = one(write(talk_of(*FORMS[form], {"role": "assistant", "content": "done"})))
     acted = [i for i in range(len(tree)) if tree.action[i] is not None]
     assert [tree.action[i] for i in acted] == [said("book", BOOK)]
-    assert tree.observation[acted[0]].text == "table 7"
+    assert not_none(tree.observation[acted[0]]).text == "table 7"
     assert tree.text[acted[0]].startswith("<think>\nhm\n</think>\n\nI book it.")
     assert tree.outcome_of(len(tree) - 1) == 1.0
 
 
-def test_what_a_user_says_beside_an_answer_is_kept_and_images_stay_parts(write):
+def test_what_a_user_says_beside_an_answer_is_kept_and_images_stay_parts(write: Callable[..., Any]) -> None:
     parts = [
         {"type": "tool_result", "tool_use_id": "u1", "content": "table 7"},
         {"type": "text", "text": "and now pay"},
@@ -254,8 +266,8 @@ def test_what_a_user_says_beside_an_answer_is_kept_and_images_stay_parts(write):
     ]
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "u1", "name": "book", "input": BOOK}]}
     tree = one(write(talk_of(call, {"role": "user", "content": parts}, {"role": "assistant", "content": "done"})))
-    assert tree.observation[1].text == "table 7\n\nand now pay"
-    assert tree.observation[1].parts == ({"type": "image_url", "image_url": {"url": "data:,x"}},)
+    assert not_none(tree.observation[1]).text == "table 7\n\nand now pay"
+    assert not_none(tree.observation[1]).parts == ({"type": "image_url", "image_url": {"url": "data:,x"}},)
 
 
 @pytest.mark.parametrize(
@@ -270,12 +282,14 @@ def test_what_a_user_says_beside_an_answer_is_kept_and_images_stay_parts(write):
         ("hello", r"messages\[1\]: expected an object, found str"),
     ],
 )
-def test_what_cannot_be_taken_over_is_refused_by_its_place(write, message, named):
+def test_what_cannot_be_taken_over_is_refused_by_its_place(
+    write: Callable[..., Any], message: dict[str, Any] | str, named: str
+) -> None:
     with pytest.raises(TreewrightError, match=f"line 1: {named}"):
         one(write(talk_of(message)))
 
 
-def test_places_are_those_of_the_file_though_messages_are_taken_apart(write):
+def test_places_are_those_of_the_file_though_messages_are_taken_apart(write: Callable[..., Any]) -> None:
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "u1", "name": "book", "input": BOOK}]}
     two = [{"type": "tool_result", "tool_use_id": "u1", "content": "a"}, {"type": "text", "text": "b"}]
     row = talk_of(call, {"role": "user", "content": two}, {"role": "tool", "tool_call_id": "z", "content": "c"})
@@ -286,13 +300,13 @@ def test_places_are_those_of_the_file_though_messages_are_taken_apart(write):
 SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}, "page": {"type": ["integer", "null"]}}}
 
 
-def test_nulls_that_nobody_gave_are_left_out_by_the_tools_schema(write):
+def test_nulls_that_nobody_gave_are_left_out_by_the_tools_schema(write: Callable[..., Any]) -> None:
     tools = [{"type": "function", "function": {"name": "find", "parameters": SCHEMA}}]
     call = {"role": "assistant", "tool_calls": [
         {"function": {"name": "find", "arguments": {"q": "x", "page": None, "coins": None}}},
         {"function": {"name": "other", "arguments": {"q": None}}},
     ]}  # fmt: skip
-    assert one(write({**talk_of(call), "tools": tools})).action[1].calls == (
+    assert not_none(one(write({**talk_of(call), "tools": tools})).action[1]).calls == (
         Call("find", {"q": "x", "page": None}), Call("other", {"q": None}),
     )  # fmt: skip
 
@@ -300,19 +314,19 @@ def test_nulls_that_nobody_gave_are_left_out_by_the_tools_schema(write):
 @pytest.mark.parametrize(
     ("options", "said"), [({"kind": "csv"}, "no kind of import"), ({"origin": "policy"}, "neither demo nor stored")]
 )
-def test_wrong_arguments_are_named(write, options, said):
+def test_wrong_arguments_are_named(write: Callable[..., Any], options: dict[str, Any], said: str) -> None:
     with pytest.raises(TreewrightError, match=said):
         list(grown_trees(write(TALK), **options))
 
 
-def test_a_path_that_is_no_table_says_what_to_do(tmp_path):
+def test_a_path_that_is_no_table_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a")
-    for path, said in ((tmp_path / "x.csv", "neither"), (tmp_path / "gone", "no file"), (tmp_path, "holds no")):
+    for path, said in ((tmp_path / "x.csv", "is none of"), (tmp_path / "gone", "no file"), (tmp_path, "holds no")):
         with pytest.raises(TreewrightError, match=said):
             list(grown_trees(path))
 
 
-def test_the_commands_import_export_and_import_again(write, tmp_path):
+def test_the_commands_import_export_and_import_again(write: Callable[..., Any], tmp_path: Path) -> None:
     app, talks = CliRunner(), write(TALK)
     store, data, back = (str(tmp_path / n) for n in ("a.sqlite", "data", "b.sqlite"))
     first = app.invoke(data_app, ["import", str(talks), "--store", store, "--origin", "demo"])
@@ -334,13 +348,15 @@ def test_the_commands_import_export_and_import_again(write, tmp_path):
         (["import", "gone"], "no file or folder"),
     ],
 )
-def test_commands_fail_with_an_error_for_people(args, said, tmp_path, monkeypatch):
+def test_commands_fail_with_an_error_for_people(
+    args: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(data_app, args)
     assert isinstance(result.exception, TreewrightError) and said in str(result.exception)
 
 
-def test_the_commands_can_be_registered_in_another_app():
+def test_the_commands_can_be_registered_in_another_app() -> None:
     from treewright.agent.cli.data import export_command, import_command
 
     app = typer.Typer()
@@ -350,13 +366,13 @@ def test_the_commands_can_be_registered_in_another_app():
     assert shown.exit_code == 0 and "dataset" in shown.output
 
 
-def test_a_tree_without_rewards_is_refused():
+def test_a_tree_without_rewards_is_refused() -> None:
     tree = random_tree(1)
     tree._revealed = False
     with pytest.raises(TreewrightError, match="sealed"):
         View(tree)
 
 
-def test_export_needs_finished_trees(tmp_path):
+def test_export_needs_finished_trees(tmp_path: Path) -> None:
     with TreeStore.open(tmp_path / "s.sqlite") as store, pytest.raises(TreewrightError, match="none of the 0"):
         export_dataset(store, tmp_path / "d", ExportOptions(file_type="jsonl"))

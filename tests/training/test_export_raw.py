@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from export_store import fill
@@ -19,6 +22,7 @@ from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Or
 from treewright.training.export import ExportOptions, TreeFilter, View, decode_tree, encode_tree, export_dataset
 from treewright.training.export import import_trees as load
 from treewright.training.export.columns import columns
+from treewright.training.export.raw import Grown
 
 texts = st.text(max_size=8) | st.sampled_from(["", "né\u0000x", "\ud83d", "\udc80", "\ufffehello", "a\\n\nb"])
 names = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -40,7 +44,7 @@ done = st.builds(
 
 
 @st.composite
-def trees(draw):
+def trees(draw: Any) -> tuple[Tree, list[Expansion]]:
     task = Task(
         "s",
         draw(names),
@@ -103,7 +107,7 @@ def trees(draw):
     return tree, grown
 
 
-def same(tree, grown, back):
+def same(tree: Tree, grown: list[Expansion], back: Grown) -> None:
     assert back.tree.digest() == tree.digest()
     assert repr(back.expansions) == repr(tuple(grown)) and repr(back.tree.header) == repr(tree.header)
     for name in ("chosen", "stopped_by", "reasons", "status", "keep_prob", "kept", "kind", "spent"):
@@ -112,7 +116,7 @@ def same(tree, grown, back):
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(trees())
-def test_whatever_grew_comes_back_equal_through_json(made):
+def test_whatever_grew_comes_back_equal_through_json(made: tuple[Tree, list[Expansion]]) -> None:
     tree, grown = made
     line = json.dumps(encode_tree(View(tree), grown), ensure_ascii=False, allow_nan=False).encode()
     same(tree, grown, decode_tree(json.loads(line)))
@@ -120,7 +124,7 @@ def test_whatever_grew_comes_back_equal_through_json(made):
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(trees())
-def test_whatever_grew_comes_back_equal_through_parquet(made):
+def test_whatever_grew_comes_back_equal_through_parquet(made: tuple[Tree, list[Expansion]]) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'treewright[data]'")
     from treewright.training.export.columns import arrow_schema
 
@@ -130,7 +134,7 @@ def test_whatever_grew_comes_back_equal_through_parquet(made):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Iterator[TreeStore]:
     with TreeStore.open(tmp_path / "trees.sqlite") as opened:
         asyncio.run(fill(opened))
         yield opened
@@ -148,7 +152,9 @@ FILES = [
 
 
 @pytest.mark.parametrize("file_type", FILES)
-def test_export_and_import_keep_every_tree_and_a_second_import_adds_nothing(store, tmp_path, file_type):
+def test_export_and_import_keep_every_tree_and_a_second_import_adds_nothing(
+    store: TreeStore, tmp_path: Path, file_type: Any
+) -> None:
     report = export_dataset(store, tmp_path / "data", ExportOptions(formats=("raw",), file_type=file_type))
     assert report.rows == {("raw", "train"): 4, ("raw", "test"): 2}
     with TreeStore.open(tmp_path / "other.sqlite") as other:
@@ -159,16 +165,19 @@ def test_export_and_import_keep_every_tree_and_a_second_import_adds_nothing(stor
             ours, theirs = store.load(row.tree_id), other.load(row.tree_id)
             assert ours.digest() == theirs.digest() and ours.chosen == theirs.chosen
             assert repr(store.expansions(row.tree_id)) == repr(other.expansions(row.tree_id))
-        facts = lambda s: sorted((r.tree_id, r.outcome, r.success, r.nodes, r.spent) for r in s.trees())  # noqa: E731
+
+        def facts(s: TreeStore) -> list[Any]:
+            return sorted((r.tree_id, r.outcome, r.success, r.nodes, r.spent) for r in s.trees())
+
         assert facts(store) == facts(other) and not other.check()
 
 
-def test_a_tree_that_was_left_half_imported_is_completed(store, tmp_path):
+def test_a_tree_that_was_left_half_imported_is_completed(store: TreeStore, tmp_path: Path) -> None:
     export_dataset(store, tmp_path / "data", ExportOptions(formats=("raw",), file_type="jsonl"))
     row = store.trees()[0]
     first = store.expansions(row.tree_id)[0]
 
-    async def half(other):
+    async def half(other: TreeStore) -> None:
         await other.create(store.header(row.tree_id))
         await other.append(row.tree_id, first, 1)
         await other.interrupt(row.tree_id)
@@ -179,10 +188,10 @@ def test_a_tree_that_was_left_half_imported_is_completed(store, tmp_path):
         assert other.load(row.tree_id).digest() == store.load(row.tree_id).digest()
 
 
-def test_a_tree_that_is_there_with_other_content_is_left_out_by_name(store, tmp_path):
+def test_a_tree_that_is_there_with_other_content_is_left_out_by_name(store: TreeStore, tmp_path: Path) -> None:
     export_dataset(store, tmp_path / "data", ExportOptions(formats=("raw",), file_type="jsonl"))
 
-    async def other_content(other):
+    async def other_content(other: TreeStore) -> None:
         header = store.header(store.trees()[0].tree_id)
         await other.create(header)
         tree = Tree.start(header)
@@ -202,7 +211,7 @@ def test_a_tree_that_is_there_with_other_content_is_left_out_by_name(store, tmp_
     ("change", "said"),
     [
         (lambda r: r.update(schema=99), "schema: 99 is newer"),
-        (lambda r: r.pop("schema"), "no row of a raw table"),
+        (lambda r: r.pop("schema"), "nor the fields of a raw table"),
         (lambda r: r.pop("goal"), "goal: Field required"),
         (lambda r: r["nodes"][2].update(status="opne"), r"nodes\[2\].status: Input should be"),
         (lambda r: r["nodes"][1]["outcome"].update(keep="x"), r"nodes\[1\].outcome.keep"),
@@ -217,7 +226,9 @@ def test_a_tree_that_is_there_with_other_content_is_left_out_by_name(store, tmp_
         (lambda r: r["nodes"].clear(), r"nodes\[0\].outcome"),
     ],
 )
-def test_a_changed_row_is_refused_and_the_field_named(store, change, said):
+def test_a_changed_row_is_refused_and_the_field_named(
+    store: TreeStore, change: Callable[[Any], Any], said: str
+) -> None:
     name = store.trees()[0].tree_id
     row = json.loads(json.dumps(encode_tree(View(store.load(name)), store.expansions(name))))
     change(row)
@@ -225,7 +236,7 @@ def test_a_changed_row_is_refused_and_the_field_named(store, change, said):
         decode_tree(row)
 
 
-def test_rows_say_what_estimators_and_readers_need(store):
+def test_rows_say_what_estimators_and_readers_need(store: TreeStore) -> None:
     name = store.trees()[0].tree_id
     tree, row = store.load(name), encode_tree(View(store.load(name)), store.expansions(name))
     assert list(row) == list(columns("raw")) and list(row["nodes"][1]) == list(columns("raw")["nodes"][0])
@@ -234,7 +245,7 @@ def test_rows_say_what_estimators_and_readers_need(store):
     assert all(n["value"] is None or math.isfinite(n["value"]) for n in row["nodes"])
 
 
-def test_the_card_tells_counts_filters_versions_and_licence(store, tmp_path):
+def test_the_card_tells_counts_filters_versions_and_licence(store: TreeStore, tmp_path: Path) -> None:
     options = ExportOptions(file_type="jsonl", license="apache-2.0", min_gap=0.3)
     report = export_dataset(store, tmp_path / "data", options, TreeFilter(split="train"))
     card = (tmp_path / "data" / "README.md").read_text()
@@ -261,12 +272,12 @@ def test_the_card_tells_counts_filters_versions_and_licence(store, tmp_path):
         (TreeFilter(exact=True), 6),
     ],
 )
-def test_filters_choose_trees(store, tmp_path, where, count):
+def test_filters_choose_trees(store: TreeStore, tmp_path: Path, where: TreeFilter, count: int) -> None:
     report = export_dataset(store, tmp_path / "d", ExportOptions(formats=("raw",), file_type="jsonl"), where)
     assert report.total("raw") == count
 
 
-def test_success_splits_the_trees_in_two(store, tmp_path):
+def test_success_splits_the_trees_in_two(store: TreeStore, tmp_path: Path) -> None:
     options = ExportOptions(formats=("raw",), file_type="jsonl")
     won = {r.tree_id for r in store.trees(success=True)}
     assert 0 < len(won) < 6
@@ -274,7 +285,7 @@ def test_success_splits_the_trees_in_two(store, tmp_path):
     assert export_dataset(store, tmp_path / "l", options, TreeFilter(success=False)).total("raw") == 6 - len(won)
 
 
-def test_a_filter_that_nothing_passes_and_a_folder_in_use_are_errors(store, tmp_path):
+def test_a_filter_that_nothing_passes_and_a_folder_in_use_are_errors(store: TreeStore, tmp_path: Path) -> None:
     options = ExportOptions(formats=("raw",), file_type="jsonl")
     with pytest.raises(TreewrightError, match="none of the 6 finished trees"):
         export_dataset(store, tmp_path / "d", options, TreeFilter(suite="other"))
@@ -284,7 +295,9 @@ def test_a_filter_that_nothing_passes_and_a_folder_in_use_are_errors(store, tmp_
         export_dataset(store, tmp_path / "full", options)
 
 
-def test_parquet_without_pyarrow_says_what_to_install_and_json_lines_work(store, tmp_path, monkeypatch):
+def test_parquet_without_pyarrow_says_what_to_install_and_json_lines_work(
+    store: TreeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("treewright.training.export.tables.has_pyarrow", lambda: False)
     with pytest.raises(TreewrightError, match=r"needs pyarrow.*treewright\[data\].*jsonl"):
         export_dataset(store, tmp_path / "d", ExportOptions())
@@ -292,7 +305,7 @@ def test_parquet_without_pyarrow_says_what_to_install_and_json_lines_work(store,
     assert export_dataset(store, tmp_path / "d", ExportOptions(file_type="jsonl")).total("raw") == 6
 
 
-async def test_a_row_of_the_first_version_has_the_defaults_of_what_came_later(tmp_path):
+async def test_a_row_of_the_first_version_has_the_defaults_of_what_came_later(tmp_path: Path) -> None:
     with TreeStore.open(tmp_path / "t.db") as store:
         await fill(store, range(1))
         (name,) = (row.tree_id for row in store.trees())

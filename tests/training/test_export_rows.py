@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from search_trees import random_tree
@@ -17,7 +18,18 @@ from treewright.training.export.rows import sft_rows
 VERSION = "v1"
 
 
-def draft(slot, k, ids, text, outcome, after=0, error=None, origin=Origin.POLICY, version=VERSION, trainable=True):
+def draft(
+    slot: int,
+    k: int,
+    ids: tuple[int, ...],
+    text: str,
+    outcome: Outcome,
+    after: int = 0,
+    error: str | None = None,
+    origin: Origin = Origin.POLICY,
+    version: str = VERSION,
+    trainable: bool = True,
+) -> Draft:
     logprobs = (-0.5,) * len(ids) if origin is Origin.POLICY else ()
     done = Completion(
         text, ids, logprobs, finish_reason="stop", policy_version=version, trainable=trainable, origin=origin
@@ -37,7 +49,15 @@ def draft(slot, k, ids, text, outcome, after=0, error=None, origin=Origin.POLICY
     )
 
 
-def seen(text, status=NodeStatus.OPEN, reward=0.0, keep=0, delta=(), parts=(), error=None):
+def seen(
+    text: str,
+    status: NodeStatus = NodeStatus.OPEN,
+    reward: float = 0.0,
+    keep: int = 0,
+    delta: tuple[int, ...] = (),
+    parts: tuple[Any, ...] = (),
+    error: str | None = None,
+) -> Outcome:
     return Outcome(
         Observation(text, text, provenance="environment", parts=parts),
         status,
@@ -49,7 +69,13 @@ def seen(text, status=NodeStatus.OPEN, reward=0.0, keep=0, delta=(), parts=(), e
     )
 
 
-def small(version=VERSION, origin=Origin.POLICY, parts=(), error=None, pad=""):
+def small(
+    version: str = VERSION,
+    origin: Origin = Origin.POLICY,
+    parts: tuple[Any, ...] = (),
+    error: str | None = None,
+    pad: str = "",
+) -> Tree:
     """root → a (opens, two endings: 1 and 0) and b (ends with 0)."""
     root = Outcome(Observation("here" + pad, "r"), NodeStatus.OPEN, delta=(1, 2))
     tree = Tree.start(
@@ -70,11 +96,11 @@ def small(version=VERSION, origin=Origin.POLICY, parts=(), error=None, pad=""):
     return tree
 
 
-def view(tree, **options):
+def view(tree: Tree, **options: Any) -> View:
     return View(tree, **options)
 
 
-def test_sft_takes_the_steps_of_the_best_path_and_never_an_observation_as_target():
+def test_sft_takes_the_steps_of_the_best_path_and_never_an_observation_as_target() -> None:
     first, second = sft_rows(view(small()))
     assert first["prompt"] == [{"role": "user", "content": "find it\n\nhere"}]
     assert first["completion"] == [{"role": "assistant", "content": "go"}]
@@ -84,12 +110,12 @@ def test_sft_takes_the_steps_of_the_best_path_and_never_an_observation_as_target
     assert (first["outcome"], first["value"], second["value"]) == (1.0, 0.5, 1.0)
 
 
-def test_the_tokens_style_masks_everything_but_the_step():
+def test_the_tokens_style_masks_everything_but_the_step() -> None:
     second = list(sft_rows(view(small(), style="tokens")))[1]
     assert second["input_ids"] == [1, 2, 10, 3, 20] and second["completion_mask"] == [0, 0, 0, 0, 1]
 
 
-def test_the_text_style_shows_what_the_policy_read_where_a_decoder_is_given():
+def test_the_text_style_shows_what_the_policy_read_where_a_decoder_is_given() -> None:
     spell = lambda ids: "".join(f"<{i}>" for i in ids)  # noqa: E731
     decoded = list(sft_rows(view(small(), style="text", decode=spell)))[1]
     assert (decoded["prompt"], decoded["completion"]) == ("<1><2><10><3>", "<20>")
@@ -97,20 +123,20 @@ def test_the_text_style_shows_what_the_policy_read_where_a_decoder_is_given():
     assert joined["prompt"] == "find it\n\nhere\n\ngo\n\nthere\n\n" and joined["completion"] == "take"
 
 
-def test_the_chosen_path_is_taken_only_if_it_was_good_and_all_good_paths_share_steps():
+def test_the_chosen_path_is_taken_only_if_it_was_good_and_all_good_paths_share_steps() -> None:
     assert not list(sft_rows(view(small()), "chosen"))
     assert [r["node"] for r in sft_rows(view(small()), "chosen", 0.0)] == [1, 4]
     assert [r["node"] for r in sft_rows(view(small()), "all", 0.0)] == [1, 3, 2, 4]
 
 
-def test_invalid_output_on_a_good_path_stays_in_prompts_and_is_no_target():
+def test_invalid_output_on_a_good_path_stays_in_prompts_and_is_no_target() -> None:
     it = view(small(error="no such action"))
     (row,) = sft_rows(it)
     assert row["node"] == 3 and "go" in str(row["prompt"])
     assert it.skipped == {"invalid output on a good path is not imitated": 1}
 
 
-def test_dpo_pairs_the_best_with_the_worst_sibling_by_the_estimators_values():
+def test_dpo_pairs_the_best_with_the_worst_sibling_by_the_estimators_values() -> None:
     top, below = dpo_rows(view(small()))
     assert (top["chosen_node"], top["rejected_node"], top["gap"]) == (1, 2, 0.5)
     assert (below["chosen_value"], below["rejected_value"], below["node"]) == (1.0, 0.0, 1)
@@ -119,13 +145,13 @@ def test_dpo_pairs_the_best_with_the_worst_sibling_by_the_estimators_values():
     assert top["on_policy"] and below["chosen_ess"] == 1.0
 
 
-def test_dpo_leaves_out_pairs_below_the_gap_and_with_too_few_leaves():
+def test_dpo_leaves_out_pairs_below_the_gap_and_with_too_few_leaves() -> None:
     assert [r["node"] for r in dpo_rows(view(small()), min_gap=0.6)] == [1]
     assert not list(dpo_rows(view(small()), min_ess=1.5))
 
 
 @pytest.mark.parametrize("change", [{"version": "v0"}, {"origin": Origin.DEMO}])
-def test_a_pair_with_a_side_that_other_weights_wrote_is_marked_or_left_out(change):
+def test_a_pair_with_a_side_that_other_weights_wrote_is_marked_or_left_out(change: dict[str, Any]) -> None:
     tree = small(**change)
     versions = ["v1", "v1", change.get("version", "v1"), "v1", "v1"]
     assert [r["on_policy"] for r in dpo_rows(view(tree, versions=versions))] == [False, True]
@@ -133,14 +159,14 @@ def test_a_pair_with_a_side_that_other_weights_wrote_is_marked_or_left_out(chang
 
 
 @pytest.mark.parametrize("status", [NodeStatus.DRAFT, NodeStatus.FAULT, NodeStatus.UNREACHABLE, NodeStatus.PRUNED])
-def test_a_sibling_that_was_not_executed_or_failed_is_in_no_pair_and_on_no_path(status):
+def test_a_sibling_that_was_not_executed_or_failed_is_in_no_pair_and_on_no_path(status: NodeStatus) -> None:
     tree = small()
     tree.status[2] = status
     assert [r["node"] for r in dpo_rows(view(tree))] == [1]
     assert 2 not in {n for r in prm_rows(view(tree)) for n in r["nodes"]}
 
 
-def test_prm_labels_a_step_by_whether_anything_below_it_succeeded():
+def test_prm_labels_a_step_by_whether_anything_below_it_succeeded() -> None:
     rows = {tuple(r["nodes"]): r for r in prm_rows(view(small()))}
     assert rows[1, 3]["labels"] == [True, True] and rows[1, 4]["labels"] == [True, False]
     assert rows[2,]["labels"] == [False] and rows[1, 4]["values"] == [0.5, 0.0]
@@ -149,7 +175,7 @@ def test_prm_labels_a_step_by_whether_anything_below_it_succeeded():
     assert strict[1, 3]["labels"] == [False, True]
 
 
-def test_prefixes_are_what_the_policy_read_with_its_own_tokens_marked():
+def test_prefixes_are_what_the_policy_read_with_its_own_tokens_marked() -> None:
     (row,) = prefix_rows(view(small()))
     assert (row["prompt_ids"], row["prefix_ids"], row["prefix_mask"]) == ([1, 2], [10, 3], [1, 0])
     assert row["prefix"] == [{"role": "assistant", "content": "go"}, {"role": "user", "content": "there"}]
@@ -158,7 +184,7 @@ def test_prefixes_are_what_the_policy_read_with_its_own_tokens_marked():
 
 @pytest.mark.parametrize("window", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_prompt_and_prefix_join_to_the_context_whatever_the_template_keeps(seed, window):
+def test_prompt_and_prefix_join_to_the_context_whatever_the_template_keeps(seed: int, window: bool) -> None:
     tree = random_tree(seed, window)
     for row in prefix_rows(view(tree, style="tokens"), "all", 0.0):
         assert tuple(row["prompt_ids"] + row["prefix_ids"]) == tree.context_ids(row["node"])
@@ -166,7 +192,7 @@ def test_prompt_and_prefix_join_to_the_context_whatever_the_template_keeps(seed,
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pairs_of_random_trees_are_siblings_and_every_pair_beats_the_gap(seed):
+def test_pairs_of_random_trees_are_siblings_and_every_pair_beats_the_gap(seed: int) -> None:
     tree = random_tree(seed)
     pairs = list(dpo_rows(view(tree), 0.2, "all"))
     assert all(tree.parent[r["chosen_node"]] == tree.parent[r["rejected_node"]] == r["node"] for r in pairs)
@@ -175,14 +201,14 @@ def test_pairs_of_random_trees_are_siblings_and_every_pair_beats_the_gap(seed):
     assert len({r["node"] for r in extremes}) == len(extremes) <= len(pairs)
 
 
-def test_images_keep_a_path_out_of_text_formats_and_are_counted():
+def test_images_keep_a_path_out_of_text_formats_and_are_counted() -> None:
     it = view(small(parts=({"type": "image", "png": b"x"},)))
     assert [r["nodes"] for r in prm_rows(it)] == [[2]]
     assert it.skipped == {"an observation holds images or other parts, which text formats cannot show": 2}
     assert [r["node"] for r in dpo_rows(it)] == [0]
 
 
-def test_a_tree_with_nodes_that_need_all_children_has_no_pairs_and_says_so():
+def test_a_tree_with_nodes_that_need_all_children_has_no_pairs_and_says_so() -> None:
     tree = small()
     tree.kind[0] = NodeKind.ALL
     it = view(tree)
@@ -190,7 +216,7 @@ def test_a_tree_with_nodes_that_need_all_children_has_no_pairs_and_says_so():
     assert any("need all" in why for why in it.skipped)
 
 
-def test_atif_documents_are_numbered_steps_with_calls_tokens_and_the_place_in_the_tree():
+def test_atif_documents_are_numbered_steps_with_calls_tokens_and_the_place_in_the_tree() -> None:
     documents = dict(atif_documents(view(small()), "1.2"))
     assert len(documents) == 3
     one = documents[f"{small().tree_id}-3.json"]
@@ -206,15 +232,16 @@ def test_atif_documents_are_numbered_steps_with_calls_tokens_and_the_place_in_th
     json.dumps(documents, allow_nan=False)
 
 
-def test_half_surrogates_in_a_world_do_not_break_a_row():
+def test_half_surrogates_in_a_world_do_not_break_a_row() -> None:
     tree = small(pad="\udc80")
     for rows in (sft_rows, dpo_rows, prm_rows, prefix_rows):
         json.dumps(list(rows(view(tree))), ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("style", ["conversational", "text", "tokens"])
-def test_every_row_has_exactly_the_columns_that_are_declared(style):
-    for name, rows in {"sft": sft_rows, "dpo": dpo_rows, "prm": prm_rows, "prefix": prefix_rows}.items():
+def test_every_row_has_exactly_the_columns_that_are_declared(style: str) -> None:
+    kinds: dict[str, Any] = {"sft": sft_rows, "dpo": dpo_rows, "prm": prm_rows, "prefix": prefix_rows}
+    for name, rows in kinds.items():
         (first, *_) = rows(view(small(), style=style))
         assert list(first) == list(columns(name, style))
 
@@ -230,6 +257,6 @@ def test_every_row_has_exactly_the_columns_that_are_declared(style):
         ({"paths": "worst"}, "best, chosen, all"),
     ],
 )
-def test_wrong_options_are_named_with_what_is_allowed(given, said):
+def test_wrong_options_are_named_with_what_is_allowed(given: dict[str, Any], said: str) -> None:
     with pytest.raises(TreewrightError, match=said):
         ExportOptions(**given)

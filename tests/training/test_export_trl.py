@@ -6,13 +6,23 @@ import asyncio
 import importlib
 import json
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from export_store import fill
+from not_none import not_none
 
 from treewright.envs.errors import TreewrightError
 from treewright.search.store import TreeStore
 from treewright.training.export import FORMATS, ExportOptions, export_dataset, grown_trees
+
+if TYPE_CHECKING:
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when datasets is imported: nothing here needs the network
 datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets")
@@ -26,7 +36,7 @@ CHAT = (
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
     """(file type, style) → folder of one store's dataset."""
     base = tmp_path_factory.mktemp("data")
     made = {}
@@ -38,24 +48,26 @@ def folders(tmp_path_factory):
     return made
 
 
-def table(folder, name, split="train"):
+def table(folder: Any, name: str, split: str = "train") -> Any:
     return datasets.load_dataset(str(folder), name, split=split, cache_dir=str(folder.parent / "cache"))
 
 
 @pytest.mark.parametrize("file_type", ["parquet", "jsonl"])
 @pytest.mark.parametrize("name", TABLES)
-def test_datasets_loads_every_table_from_the_card_alone(folders, name, file_type):
+def test_datasets_loads_every_table_from_the_card_alone(
+    folders: dict[tuple[str, str], Any], name: str, file_type: str
+) -> None:
     rows = table(folders[file_type, "conversational"], name)
     assert len(rows) > 0 and set(rows["split"]) == {"train"}
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_json_lines_and_parquet_hold_the_same(folders, name):
+def test_json_lines_and_parquet_hold_the_same(folders: dict[tuple[str, str], Any], name: str) -> None:
     one, two = (table(folders[t, "conversational"], name) for t in ("parquet", "jsonl"))
     assert one.features == two.features and one.to_list() == two.to_list()
 
 
-def test_datasets_loads_atif_documents(folders):
+def test_datasets_loads_atif_documents(folders: dict[tuple[str, str], Any]) -> None:
     files = str(folders["parquet", "conversational"] / "atif" / "*" / "*.json")
     rows = datasets.load_dataset(
         "json", data_files=files, split="train", cache_dir=str(folders["jsonl", "text"]) + "-c"
@@ -63,7 +75,9 @@ def test_datasets_loads_atif_documents(folders):
     assert set(rows["schema_version"]) == {"ATIF-v1.4"}
 
 
-def test_a_raw_table_that_datasets_wrote_again_is_still_lossless(folders, tmp_path):
+def test_a_raw_table_that_datasets_wrote_again_is_still_lossless(
+    folders: dict[tuple[str, str], Any], tmp_path: Path
+) -> None:
     whole = {g.tree.digest() for g in grown_trees(folders["parquet", "conversational"])}
     for split in ("train", "test"):
         table(folders["parquet", "conversational"], "raw", split).to_parquet(str(tmp_path / f"{split}.parquet"))
@@ -93,7 +107,7 @@ TALKS = [
 
 
 @pytest.mark.parametrize("way", ["json lines to parquet", "objects to parquet", "objects to json lines"])
-def test_conversations_that_datasets_wrote_come_back_with_the_calls_that_were_made(way, tmp_path):
+def test_conversations_that_datasets_wrote_come_back_with_the_calls_that_were_made(way: str, tmp_path: Path) -> None:
     lines = tmp_path / "talks.jsonl"
     lines.write_text("\n".join(map(json.dumps, TALKS)))
     if way.startswith("json"):
@@ -104,12 +118,12 @@ def test_conversations_that_datasets_wrote_come_back_with_the_calls_that_were_ma
     (rows.to_parquet if way.endswith("parquet") else rows.to_json)(str(out))
     found = {g.tree.task.id: g.tree for g in grown_trees(out)}
     for name, (call, arguments) in CALLS.items():
-        assert [(c.name, dict(c.arguments)) for c in found[name].action[1].calls] == [(call, arguments)]
-        assert found[name].observation[1].text == "three"
+        assert [(c.name, dict(c.arguments)) for c in not_none(found[name].action[1]).calls] == [(call, arguments)]
+        assert not_none(found[name].observation[1]).text == "three"
         assert found[name].task.data["tools"] == next(iter(grown_trees(lines))).tree.task.data["tools"]
 
 
-def test_texts_that_datasets_read_as_times_are_refused_by_place(tmp_path):
+def test_texts_that_datasets_read_as_times_are_refused_by_place(tmp_path: Path) -> None:
     dated = [{**talk, "id": f"2024-05-0{i}"} for i, talk in enumerate(TALKS, 1)]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, dated)))
     files = str(tmp_path / "t.jsonl")
@@ -123,7 +137,7 @@ def test_texts_that_datasets_read_as_times_are_refused_by_place(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     pytest.importorskip("trl", reason="trl is not installed: pip install trl")
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -138,7 +152,7 @@ def tokenizer():
     return made
 
 
-def tiny(tokenizer):
+def tiny(tokenizer: Any) -> Any:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -151,9 +165,16 @@ def tiny(tokenizer):
     return Qwen3ForCausalLM(config)
 
 
-def one_step(make_trainer, make_config, rows, tokenizer, folder, **given):
+def one_step(
+    make_trainer: type[SFTTrainer] | type[DPOTrainer],
+    make_config: type[SFTConfig] | type[DPOConfig],
+    rows: Any,
+    tokenizer: Any,
+    folder: Path,
+    **given: Any,
+) -> Any:
     """The loss of one step, with weights that moved."""
-    settings = {
+    settings: dict[str, Any] = {
         "output_dir": str(folder), "max_steps": 1, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True,
         "bf16": False, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "learning_rate": 0.1,
     }  # fmt: skip
@@ -168,30 +189,36 @@ def one_step(make_trainer, make_config, rows, tokenizer, folder, **given):
 
 
 @pytest.mark.parametrize("style", ["conversational", "text", "tokens"])
-def test_trls_sft_trainer_takes_a_step(folders, style, tokenizer, tmp_path):
-    import trl
+def test_trls_sft_trainer_takes_a_step(
+    folders: dict[tuple[str, str], Any], style: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    trl = pytest.importorskip("trl")
 
     rows = table(folders["jsonl", style], "sft")
     assert one_step(trl.SFTTrainer, trl.SFTConfig, rows, tokenizer, tmp_path) > 0
 
 
-def prepared(rows, tokenizer, folder, **settings):
+def prepared(rows: Any, tokenizer: Any, folder: Path, **settings: Any) -> list[Any]:
     """What TRL makes of the rows before it trains: (input ids, labels) of each."""
-    import trl
+    trl = pytest.importorskip("trl")
 
     config = trl.SFTConfig(output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, **settings)
     made = trl.SFTTrainer(model=tiny(tokenizer), args=config, train_dataset=rows, processing_class=tokenizer)
     return [(row["input_ids"], row["labels"]) for row in made.train_dataset]
 
 
-def test_with_trls_defaults_only_what_was_said_gets_a_loss(folders, tokenizer, tmp_path):
+def test_with_trls_defaults_only_what_was_said_gets_a_loss(
+    folders: dict[tuple[str, str], Any], tokenizer: Any, tmp_path: Path
+) -> None:
     rows = table(folders["jsonl", "tokens"], "sft")
     for row, (ids, labels) in zip(rows, prepared(rows, tokenizer, tmp_path), strict=True):
         said = [i for i, own in zip(row["input_ids"], row["completion_mask"], strict=True) if own]
         assert ids == row["input_ids"] and [i for i in labels if i != -100] == said and 0 < len(said) < len(ids)
 
 
-def test_the_length_that_the_export_names_keeps_every_row_in_trl(folders, tokenizer, tmp_path):
+def test_the_length_that_the_export_names_keeps_every_row_in_trl(
+    folders: dict[tuple[str, str], Any], tokenizer: Any, tmp_path: Path
+) -> None:
     rows = table(folders["jsonl", "tokens"], "sft")
     longest = max(map(len, rows["input_ids"]))
     card = (folders["jsonl", "tokens"] / "README.md").read_text()
@@ -202,16 +229,18 @@ def test_the_length_that_the_export_names_keeps_every_row_in_trl(folders, tokeni
 
 
 @pytest.mark.parametrize("style", ["conversational", "text"])
-def test_trls_dpo_trainer_takes_a_step(folders, style, tokenizer, tmp_path):
-    import trl
+def test_trls_dpo_trainer_takes_a_step(
+    folders: dict[tuple[str, str], Any], style: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    trl = pytest.importorskip("trl")
 
     rows = table(folders["jsonl", style], "dpo")
     loss = one_step(trl.DPOTrainer, trl.DPOConfig, rows, tokenizer, tmp_path, ref_model=tiny(tokenizer))
     assert loss == pytest.approx(0.6931, abs=1e-3)  # ln 2: policy and reference start out equal
 
 
-def test_trls_prm_trainer_takes_a_step(folders, tokenizer, tmp_path):
-    import trl
+def test_trls_prm_trainer_takes_a_step(folders: dict[tuple[str, str], Any], tokenizer: Any, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
 
     home = trl if hasattr(trl, "PRMTrainer") else None
     if home is None:

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from not_none import not_none
 from search_trees import random_tree, tiny_model
 
 from treewright.envs.errors import TreewrightError
 from treewright.training.credit import estimate
-from treewright.training.credit.rows import leaf_rows
+from treewright.training.credit.arrays import TreeArrays
+from treewright.training.credit.rows import LeafRows, leaf_rows
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.loss import LossInputs, LossOptions, Mode, kl_penalty, policy_loss, sampler_weight
 from treewright.training.pack import pack_trees
 from treewright.training.step import Trainer, TrainSettings, frozen
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
 M, T = 12, 3
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def inputs(seed=0, **changes):
+def inputs(seed: int = 0, **changes: Any) -> LossInputs:
     rng = np.random.default_rng(seed)
     old = torch.tensor(-rng.exponential(size=M))
     made = LossInputs(
@@ -49,10 +61,12 @@ def inputs(seed=0, **changes):
     return replace(made, **changes)
 
 
-def plain(x, name, clip=0.2, high=0.3, dual=3.0, cap=2.0):
+def plain(
+    x: LossInputs, name: str, clip: float = 0.2, high: float = 0.3, dual: float = 3.0, cap: float = 2.0
+) -> Callable[[Any], Any]:
     """The formulas in numpy, one token after the other; returns the loss for given log-probs."""
 
-    def loss(logp):
+    def loss(logp: Any) -> float:
         ratio = np.exp(logp - x.old.numpy())
         coef = x.coef.numpy()
         total = 0.0
@@ -73,7 +87,7 @@ def plain(x, name, clip=0.2, high=0.3, dual=3.0, cap=2.0):
     return loss
 
 
-def numeric(function, at, step=1e-6):
+def numeric(function: Callable[[Any], Any], at: NDArray[Any], step: float = 1e-6) -> NDArray[Any]:
     out = np.zeros_like(at)
     for i in range(len(at)):
         up, down = at.copy(), at.copy()
@@ -85,7 +99,7 @@ def numeric(function, at, step=1e-6):
 
 @pytest.mark.parametrize("name", ["clipped", "dual_clip", "gspo", "unclipped"])
 @pytest.mark.parametrize("seed", range(3))
-def test_loss_and_gradient_equal_the_formula_by_finite_differences(name, seed):
+def test_loss_and_gradient_equal_the_formula_by_finite_differences(name: str, seed: int) -> None:
     x = inputs(seed)
     if name == "gspo":  # one coefficient for each draw
         x = replace(x, coef=x.coef[x.sequence * 4])
@@ -100,7 +114,7 @@ def test_loss_and_gradient_equal_the_formula_by_finite_differences(name, seed):
     assert float(gradient.abs().max()) > 1e-3
 
 
-def test_dual_clip_differs_from_clip_only_for_bad_actions_that_have_grown_likely():
+def test_dual_clip_differs_from_clip_only_for_bad_actions_that_have_grown_likely() -> None:
     x = inputs(coef=torch.full((M,), -1.0, dtype=torch.float64))
     far = replace(x, logp=(x.old + 2.0).requires_grad_())
     one, two = (policy_loss(far, LossOptions(loss=name))[0] for name in ("clipped", "dual_clip"))
@@ -109,7 +123,7 @@ def test_dual_clip_differs_from_clip_only_for_bad_actions_that_have_grown_likely
     assert float(gradient.abs().max()) == 0.0
 
 
-def test_cispo_clips_the_weight_and_keeps_every_gradient():
+def test_cispo_clips_the_weight_and_keeps_every_gradient() -> None:
     x = inputs()
     loss, seen = policy_loss(x, LossOptions(loss="cispo", clip=0.2, clip_high=0.3))
     (gradient,) = torch.autograd.grad(loss, x.logp)
@@ -119,7 +133,7 @@ def test_cispo_clips_the_weight_and_keeps_every_gradient():
     assert (gradient != 0).all() and seen.clipped > 0
 
 
-def test_at_equal_weights_every_objective_has_the_policy_gradient_of_the_draw():
+def test_at_equal_weights_every_objective_has_the_policy_gradient_of_the_draw() -> None:
     """Without the factor |a|, gspo's gradient would be a quarter of it here: four tokens a draw."""
     x = inputs(behaviour=None or inputs().old)
     x = replace(x, logp=x.old.clone().requires_grad_(), coef=x.coef[x.sequence * 4])
@@ -130,10 +144,10 @@ def test_at_equal_weights_every_objective_has_the_policy_gradient_of_the_draw():
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-def test_kl_and_entropy_are_weighted_by_mass_and_divided_by_trees(kind):
+def test_kl_and_entropy_are_weighted_by_mass_and_divided_by_trees(kind: str) -> None:
     x = inputs(coef=torch.zeros(M, dtype=torch.float64))
     loss, _ = policy_loss(x, LossOptions(kl=kind, kl_coef=0.5, entropy_coef=0.1))
-    d = x.logp.detach() - x.reference
+    d = x.logp.detach() - not_none(x.reference)
     kl = {"k1": d, "k2": d**2 / 2, "k3": torch.exp(-d) - 1 + d}[kind]
     expected = (0.5 * (x.weight * kl).sum() - 0.1 * (x.weight * x.entropy.detach()).sum()) / T
     torch.testing.assert_close(loss.detach(), expected)
@@ -143,7 +157,7 @@ def test_kl_and_entropy_are_weighted_by_mass_and_divided_by_trees(kind):
     torch.testing.assert_close(bonus, -0.1 * x.weight / T)
 
 
-def test_kl_estimators_estimate_the_divergence_and_k2_has_its_gradient():
+def test_kl_estimators_estimate_the_divergence_and_k2_has_its_gradient() -> None:
     logits, other = torch.tensor([0.5, -0.2, 1.0], dtype=torch.float64), torch.tensor([0.0, 0.4, 0.3]).double()
     logits.requires_grad_()
     p, q = logits.log_softmax(-1), other.log_softmax(-1)
@@ -160,7 +174,7 @@ def test_kl_estimators_estimate_the_divergence_and_k2_has_its_gradient():
     assert float(slopes["k1"].abs().max()) < 1e-12
 
 
-def test_the_sampler_correction_is_truncated_and_by_draw_it_is_the_product():
+def test_the_sampler_correction_is_truncated_and_by_draw_it_is_the_product() -> None:
     old, behaviour = torch.tensor([0.0, 0.5, 1.0, 0.0]), torch.tensor([0.2, 0.0, 0.0, math.nan])
     weight, _ = sampler_weight(old, behaviour, 2.0)
     torch.testing.assert_close(weight, torch.tensor([math.exp(-0.2), math.exp(0.5), 2.0, 1.0]))
@@ -168,7 +182,7 @@ def test_the_sampler_correction_is_truncated_and_by_draw_it_is_the_product():
     torch.testing.assert_close(by_draw, torch.tensor([math.exp(0.3)] * 2 + [math.e] * 2))
 
 
-def test_modes_choose_what_a_token_is_trained_with():
+def test_modes_choose_what_a_token_is_trained_with() -> None:
     mode = torch.tensor([Mode.NONE] * 3 + [Mode.SFT] * 3 + [Mode.TOP_ENTROPY] * 6)
     x = inputs(mode=mode)
     loss, _ = policy_loss(x, LossOptions(top_entropy=0.5, clip=9.0))
@@ -180,7 +194,7 @@ def test_modes_choose_what_a_token_is_trained_with():
     assert ((gradient[6:] != 0) == highest).all()
 
 
-def test_adaptive_clipping_gives_large_credit_more_room():
+def test_adaptive_clipping_gives_large_credit_more_room() -> None:
     x = inputs(coef=torch.tensor([0.01, 4.0] + [0.0] * 10, dtype=torch.float64))
     x = replace(x, logp=(x.old + math.log(1.3)).requires_grad_())
     for adaptive, held in ((0.0, [True, True]), (1.0, [True, False])):
@@ -199,12 +213,12 @@ def test_adaptive_clipping_gives_large_credit_more_room():
         ({"clip_rows": True, "loss": "gspo"}, "whole draws"),
     ],
 )
-def test_wrong_settings_are_refused_by_name(settings, message):
+def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(TreewrightError, match=message):
         Trainer(tiny_model(), TrainSettings(**settings))
 
 
-def test_gspo_needs_terms_by_draw():
+def test_gspo_needs_terms_by_draw() -> None:
     with pytest.raises(ValueError, match="terms by draw"):
         policy_loss(inputs(sequence=torch.full((M,), -1)), LossOptions(loss="gspo"))
 
@@ -212,19 +226,21 @@ def test_gspo_needs_terms_by_draw():
 # -- on packs -----------------------------------------------------------------------------------------------------
 
 
-def gradient(model):
+def gradient(model: Any) -> torch.Tensor:
     return torch.cat([p.grad.reshape(-1) for p in model.parameters()])
 
 
 @pytest.fixture
-def float64_norms(monkeypatch):
-    def forward(self, x):
+def float64_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, x: Any) -> Any:
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
     monkeypatch.setattr("transformers.models.qwen3.modeling_qwen3.Qwen3RMSNorm.forward", forward)
 
 
-def row_by_row(model, before, trees, arrays, rows, clip):
+def row_by_row(
+    model: Any, before: Any, trees: list[Any], arrays: TreeArrays, rows: LeafRows, clip: float
+) -> tuple[float, Any]:
     """Every leaf's whole trajectory as a row of its own, clipped by itself; straight from the trees."""
     twin, start, total = copy.deepcopy(model), 0, 0.0
     twin.set_attn_implementation("sdpa")
@@ -243,12 +259,12 @@ def row_by_row(model, before, trees, arrays, rows, clip):
             both.append(torch.log_softmax(logits, -1)[torch.arange(len(said)), torch.tensor(said)])
         ratio = (both[0] - both[1].detach()).exp()
         loss = -torch.minimum(ratio * coef, ratio.clamp(1 - clip, 1 + clip) * coef).sum() / len(trees)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total, gradient(twin)
 
 
-def moved(model, seed=3, scale=0.05):
+def moved(model: Any, seed: int = 3, scale: float = 0.05) -> Any:
     other = copy.deepcopy(model)
     made = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -258,7 +274,7 @@ def moved(model, seed=3, scale=0.05):
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "treepo", "treerl"])
-def test_terms_by_leaf_and_token_equal_rows_that_are_clipped_one_by_one(estimator, float64_norms):
+def test_terms_by_leaf_and_token_equal_rows_that_are_clipped_one_by_one(estimator: str, float64_norms: None) -> None:
     trees = [random_tree(s, task="t") for s in range(4)]
     arrays = tree_arrays(trees)
     rows = leaf_rows(estimator, arrays)
@@ -271,7 +287,7 @@ def test_terms_by_leaf_and_token_equal_rows_that_are_clipped_one_by_one(estimato
         before = trainer.logprobs(pack, old)[0].detach()
         pack = replace(pack, behaviour=before.numpy())
         loss, _ = trainer._surrogate(pack, before, len(trees), LossOptions(clip=0.1))(*trainer.logprobs(pack))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     assert total == pytest.approx(expected, rel=1e-9)
     assert float((gradient(trainer.model) - slope).norm() / slope.norm()) < 1e-9
@@ -283,15 +299,17 @@ def test_terms_by_leaf_and_token_equal_rows_that_are_clipped_one_by_one(estimato
 
 
 @pytest.mark.parametrize("loss", ["clipped", "dual_clip", "cispo", "gspo", "unclipped"])
-def test_an_update_with_every_loss_makes_better_than_average_actions_likelier(loss):
+def test_an_update_with_every_loss_makes_better_than_average_actions_likelier(loss: str) -> None:
     trees = [random_tree(s, task=f"t{s}") for s in range(6)]
     settings = TrainSettings(lr=3e-3, loss=loss, minibatches=2, max_tokens=100, entropy_coef=1e-3, kl_coef=1e-3)
     trainer = Trainer(tiny_model(dtype=torch.float32), settings)
     arrays = tree_arrays(trees)
     packs = pack_trees(trees, arrays, estimate("split_loo", arrays))
-    value = lambda: sum(  # noqa: E731
-        float((trainer.logprobs(p)[0].detach().double() * torch.from_numpy(p.coef)).sum()) for p in packs
-    )
+
+    def value() -> float:
+        terms = (trainer.logprobs(p)[0].detach().double() * torch.from_numpy(p.coef) for p in packs)
+        return sum(float(term.sum()) for term in terms)
+
     before = value()
     stats = trainer.update(trees)
     assert value() > before
@@ -300,7 +318,7 @@ def test_an_update_with_every_loss_makes_better_than_average_actions_likelier(lo
     assert stats["reference_kl"] >= 0 and stats["entropy"] > 0
 
 
-def test_the_reference_is_a_frozen_copy_unless_another_is_given():
+def test_the_reference_is_a_frozen_copy_unless_another_is_given() -> None:
     model = tiny_model()
     trainer = Trainer(model, TrainSettings(kl_coef=0.1))
     assert not any(p.requires_grad for p in trainer.reference.parameters())
@@ -311,7 +329,7 @@ def test_the_reference_is_a_frozen_copy_unless_another_is_given():
     assert Trainer(tiny_model(), TrainSettings(kl_coef=0.1), reference=other).reference is other
 
 
-def test_penalties_reach_draws_without_credit_by_their_mass():
+def test_penalties_reach_draws_without_credit_by_their_mass() -> None:
     trees = [random_tree(s) for s in range(3)]
     for tree in trees:
         tree._truth[:] = [0.0] * len(tree)

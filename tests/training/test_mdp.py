@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,17 @@ from treewright.training.check import mdp as world
 from treewright.training.check.mdp import GROUP, Grown, measure, small_mdp
 from treewright.training.check.mdp_growth import SCHEDULES, bias_over_noise, grow
 from treewright.training.credit import TreeArrays, estimate, published, split_loo, split_loo_reference, variants
+from treewright.training.credit.arrays import Credit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 TREES = 16_000
 UNBIASED = ["chains", "fixed_2", "late", "split_liked", "entropy", "random", "best_first", "roulette", "slots"]
 
 
-def test_the_gradient_is_that_of_the_value_by_finite_differences():
+def test_the_gradient_is_that_of_the_value_by_finite_differences() -> None:
     mdp = small_mdp()
     gradient, h = mdp.gradient(), 1e-6
     for s, a in itertools.product(range(len(mdp.to)), range(3)):
@@ -30,7 +37,7 @@ def test_the_gradient_is_that_of_the_value_by_finite_differences():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_grows_valid_trees_that_follow_the_world(schedule):
+def test_every_schedule_grows_valid_trees_that_follow_the_world(schedule: str) -> None:
     grown = grow(schedule, 64, seed=3)
     a, mdp = grown.arrays, small_mdp()
     a.validate()
@@ -40,7 +47,7 @@ def test_every_schedule_grows_valid_trees_that_follow_the_world(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_schedule_is_exact_as_declared(schedule):
+def test_a_schedule_is_exact_as_declared(schedule: str) -> None:
     declared = {"fixed_2": "fan", "late": "late_branch", "split_liked": "split", "entropy": "entropy_gated"}
     declared |= {"chains_aux": "chains", "fork": "fork_until_n"}
     if schedule != "best_first_dropped":
@@ -49,21 +56,21 @@ def test_a_schedule_is_exact_as_declared(schedule):
 
 
 @pytest.mark.parametrize("schedule", UNBIASED)
-def test_split_loo_is_unbiased_within_noise(schedule):
+def test_split_loo_is_unbiased_within_noise(schedule: str) -> None:
     assert bias_over_noise(split_loo, schedule, TREES, seed=1) < 2
 
 
 @pytest.mark.parametrize("tau", [0.0, 30.0])
-def test_shrinkage_keeps_best_first_unbiased(tau):
+def test_shrinkage_keeps_best_first_unbiased(tau: float) -> None:
     assert bias_over_noise(partial(split_loo, tau=tau), "best_first", TREES, seed=2) < 2
 
 
-def test_vine_is_unbiased_on_chains_with_auxiliary_rollouts():
+def test_vine_is_unbiased_on_chains_with_auxiliary_rollouts() -> None:
     assert bias_over_noise(published.vine, "chains_aux", TREES, seed=1) < 2
 
 
 @pytest.mark.parametrize("name", ["rloo"])
-def test_leaf_rows_are_unbiased_on_chains(name):
+def test_leaf_rows_are_unbiased_on_chains(name: str) -> None:
     assert bias_over_noise(partial(estimate, name), "chains", TREES, seed=1) < 2
 
 
@@ -83,21 +90,23 @@ def test_leaf_rows_are_unbiased_on_chains(name):
         (partial(split_loo, allow_biased=True), "pooled"),
     ],
 )
-def test_biased_variants_are_caught_by_the_same_check(estimator, schedule):
+def test_biased_variants_are_caught_by_the_same_check(
+    estimator: Callable[..., Any] | partial[Credit], schedule: str
+) -> None:
     assert bias_over_noise(estimator, schedule, TREES, seed=1) > 6
 
 
-def test_bootstrapping_the_frontier_is_caught_even_with_exact_values():
+def test_bootstrapping_the_frontier_is_caught_even_with_exact_values() -> None:
     mdp = small_mdp()
     grown = grow("best_first_dropped", TREES, seed=1, mdp=mdp)
     a, (value, _) = grown.arrays, mdp.values()
     open_ = (a.n_children == 0) & ~a.terminal
     guess = np.where(open_, a.reward + value[grown.state], 0)
-    booted = a.with_(kept=~open_, keep=np.where(open_, 0.5, 1), control=guess)
+    booted = a.with_(kept=~open_, keep_prob=np.where(open_, 0.5, 1), control=guess)
     assert measure(mdp, grown, split_loo(booted)).over_noise > 6
 
 
-def test_the_mean_over_generated_trees_counts_those_without_gradient():
+def test_the_mean_over_generated_trees_counts_those_without_gradient() -> None:
     mdp = small_mdp()
     grown = grow("chains", 64)
     credit = split_loo(grown.arrays)
@@ -106,12 +115,12 @@ def test_the_mean_over_generated_trees_counts_those_without_gradient():
 
 
 @pytest.mark.parametrize("trees", [GROUP, 2 * GROUP + 1])
-def test_numbers_of_trees_that_make_no_groups_are_refused(trees):
+def test_numbers_of_trees_that_make_no_groups_are_refused(trees: int) -> None:
     with pytest.raises(ValueError, match="multiple of"):
         grow("chains", trees)
 
 
-def test_an_unknown_schedule_is_refused_by_name():
+def test_an_unknown_schedule_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"no schedule 'chain'.*chains"):
         grow("chain", 64)
 
@@ -123,7 +132,7 @@ LAST = ((1.0, 0.0), (0.4, 0.9))
 KEEP, CONTROL = 0.4, 0.35
 
 
-def _best_first_outcomes(roulette):
+def _best_first_outcomes(roulette: bool) -> Iterator[tuple[float, list[int], list[int], dict[str, Any]]]:
     """(probability, parent, action, columns): 3 draws at the root, 2 below action 0 if drawn, 1 below action 1.
 
     With roulette the node of action 1 is kept with probability KEEP, else stands for CONTROL.
@@ -142,20 +151,29 @@ def _best_first_outcomes(roulette):
                 parent, action, mult, reward, keep, alive, control = [-1], [-1], [1], [0.0], [1.0], [True], [0.0]
                 for a, m in nodes:
                     coin = roulette and a == 1
-                    parent.append(0), action.append(a), mult.append(m), reward.append(FIRST[a])
-                    keep.append(KEEP if coin else 1), alive.append(kept or not coin)
+                    parent.append(0)
+                    action.append(a)
+                    mult.append(m)
+                    reward.append(FIRST[a])
+                    keep.append(KEEP if coin else 1)
+                    alive.append(kept or not coin)
                     control.append(CONTROL if coin else 0)
                 for i, (a, _) in enumerate(nodes):
                     b, _, k = below[i]
                     for act, m in ((0, k - b), (1, b)):
                         if m:
-                            parent.append(i + 1), action.append(act), mult.append(m), reward.append(LAST[a][act])
-                            keep.append(1), alive.append(True), control.append(0)
-                columns = dict(mult=mult, reward=reward, keep=keep, kept=alive, control=control)
+                            parent.append(i + 1)
+                            action.append(act)
+                            mult.append(m)
+                            reward.append(LAST[a][act])
+                            keep.append(1)
+                            alive.append(True)
+                            control.append(0)
+                columns = dict(mult=mult, reward=reward, keep_prob=keep, kept=alive, control=control)
                 yield p_root * p_coin * math.prod(x[1] for x in below), parent, action, columns
 
 
-def _true_gradient():
+def _true_gradient() -> NDArray[Any]:
     q = [FIRST[a] + P[0] * LAST[a][0] + P[1] * LAST[a][1] for a in (0, 1)]
     v = P[0] * q[0] + P[1] * q[1]
     top = [P[a] * (q[a] - v) for a in (0, 1)]
@@ -166,7 +184,9 @@ def _true_gradient():
 @pytest.mark.parametrize("roulette", [False, True])
 @pytest.mark.parametrize("estimator", [split_loo, split_loo_reference])
 @pytest.mark.parametrize("tau", [0.0, 3.0])
-def test_the_expected_gradient_over_all_outcomes_is_exact(estimator, roulette, tau):
+def test_the_expected_gradient_over_all_outcomes_is_exact(
+    estimator: Callable[..., Any], roulette: bool, tau: float
+) -> None:
     total, mass = np.zeros((3, 2)), 0.0
     for probability, parent, action, columns in _best_first_outcomes(roulette):
         mass += probability
@@ -181,7 +201,9 @@ def test_the_expected_gradient_over_all_outcomes_is_exact(estimator, roulette, t
 
 @pytest.mark.parametrize("estimator", [split_loo, split_loo_reference])
 @pytest.mark.parametrize(("reserve", "error"), [(True, 0.0), (False, 0.01)])
-def test_draws_added_after_looking_are_exact_only_from_a_reserve(estimator, reserve, error):
+def test_draws_added_after_looking_are_exact_only_from_a_reserve(
+    estimator: Callable[..., Any], reserve: bool, error: float
+) -> None:
     """One draw of two actions worth 1 and 0; six more where it was worth 0, else one; all outcomes enumerated."""
     worth, total = (1.0, 0.0), np.zeros(2)
     for first in (0, 1):

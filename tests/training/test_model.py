@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,21 +33,21 @@ SHAPE = dict(
 )  # fmt: skip
 
 
-def llama(**more):
+def llama(**more: Any) -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE | more))
 
 
-def qwen3(**more):
+def qwen3(**more: Any) -> Any:
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SHAPE | more))
 
 
-def sliding_qwen3():
+def sliding_qwen3() -> Any:
     types = ["full_attention", "sliding_attention", "sliding_attention"]
     return qwen3(use_sliding_window=True, sliding_window=4, layer_types=types)
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,17 +55,17 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def float64_norms(monkeypatch):
+def float64_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' RMSNorm computes in float32, which would floor float64 comparisons at 1e-7."""
 
-    def forward(self, x):
+    def forward(self: Any, x: Any) -> Any:
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
     for name in ("llama.modeling_llama.LlamaRMSNorm", "qwen3.modeling_qwen3.Qwen3RMSNorm"):
         monkeypatch.setattr(f"transformers.models.{name}.forward", forward)
 
 
-def trajectories(plan):
+def trajectories(plan: TreePlan) -> list[list[int]]:
     """Token indices of every root-to-leaf path."""
     parent = plan.parent.tolist()
     paths = []
@@ -76,7 +78,7 @@ def trajectories(plan):
     return paths
 
 
-def rows_of_tree(model, ids, plan):
+def rows_of_tree(model: Any, ids: torch.Tensor, plan: TreePlan) -> tuple[Any, ...]:
     """(hidden, logp, entropy) from one ordinary run per trajectory, put back in tree order."""
     model.set_attn_implementation("sdpa")
     hidden, logp, entropy = {}, {}, {}
@@ -93,15 +95,17 @@ def rows_of_tree(model, ids, plan):
     return tuple(in_order)
 
 
-def gradients(model, loss):
+def gradients(model: Any, loss: torch.Tensor) -> list[Any]:
     model.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return [p.grad.clone() for p in model.parameters()]
 
 
 @pytest.mark.parametrize("build", [llama, qwen3, sliding_qwen3])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_tree_gives_what_each_trajectory_gives(build, checkpointing):
+def test_log_probs_on_a_tree_equal_those_of_each_trajectory_alone(
+    build: Callable[..., Any], checkpointing: bool
+) -> None:
     torch.manual_seed(0)
     model = build().double().train()
     plan = TreePlan.from_segments(PARENT_SEGMENT, LENGTHS).pad_to(28)
@@ -126,7 +130,9 @@ def test_tree_gives_what_each_trajectory_gives(build, checkpointing):
 
 @pytest.mark.parametrize("build", [llama, qwen3, sliding_qwen3])
 @pytest.mark.parametrize("cuts", [5, 1, [0, 3, 9, 10, 23]])
-def test_chunks_give_the_gradient_of_the_whole_for_a_loss_that_ties_all_tokens(build, cuts):
+def test_chunks_give_the_gradient_of_the_whole_for_a_loss_that_ties_all_tokens(
+    build: Callable[..., Any], cuts: int | list[int]
+) -> None:
     torch.manual_seed(0)
     model = build().double().train()
     prepare(model)
@@ -135,7 +141,7 @@ def test_chunks_give_the_gradient_of_the_whole_for_a_loss_that_ties_all_tokens(b
     trained = torch.nonzero(plan.parent >= 0).flatten()
     rows, targets = plan.parent[trained].long(), ids[trained]
 
-    def loss(logp, entropy):
+    def loss(logp: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
         return (logp.sum() / 9).exp() + (logp * entropy).pow(2).mean()
 
     logp, entropy = tree_logprobs(model, ids, plan, rows, targets)
@@ -151,7 +157,7 @@ def test_chunks_give_the_gradient_of_the_whole_for_a_loss_that_ties_all_tokens(b
         assert (p.grad - b).norm() <= 1e-9 * b.norm()
 
 
-def test_chunks_without_trained_tokens_still_pass_gradients_on():
+def test_chunks_without_trained_tokens_still_pass_gradients_on() -> None:
     torch.manual_seed(0)
     model = qwen3().double()
     prepare(model)
@@ -167,13 +173,13 @@ def test_chunks_without_trained_tokens_still_pass_gradients_on():
 
 
 @pytest.mark.parametrize("build", [llama, qwen3, sliding_qwen3])
-def test_branches_decode_as_if_each_had_its_own_cache(build):
+def test_branches_decode_as_if_each_had_its_own_cache(build: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     model = build().double()
     texts = [torch.randint(0, 97, (n,)).tolist() for n in (7, 5, 2)]  # a prompt, one that continues it, another
     paths, whole, found = [], [], []
 
-    def grow(ids, path, before):
+    def grow(ids: list[Any], path: list[Any], before: list[Any]) -> list[Any]:
         cache = PromptCache(path, len(ids))
         found.append((before + ids, branch_logits(model, torch.tensor([ids]), cache)[0]))
         return [*path, cache.stretch()]
@@ -197,7 +203,7 @@ def test_branches_decode_as_if_each_had_its_own_cache(build):
 
 
 @pytest.mark.parametrize("build", [llama, qwen3])
-def test_autocast_works_forward_and_backward(build):
+def test_autocast_works_forward_and_backward(build: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     model = build()
     prepare(model)
@@ -211,7 +217,7 @@ def test_autocast_works_forward_and_backward(build):
     assert all(torch.isfinite(g).all() for g in gradients(model, logp.sum()))
 
 
-def test_float32_needs_no_patch_to_stay_close():
+def test_float32_needs_no_patch_to_stay_close() -> None:
     torch.manual_seed(0)
     model = llama()
     plan = TreePlan.from_segments(PARENT_SEGMENT, LENGTHS)
@@ -221,13 +227,13 @@ def test_float32_needs_no_patch_to_stay_close():
     assert (tree_hidden(model, ids, plan) - hidden).norm() <= 1e-5 * hidden.norm()
 
 
-def test_attention_dropout_is_refused_with_what_to_set():
+def test_attention_dropout_is_refused_with_what_to_set() -> None:
     with pytest.raises(UnsupportedModel, match=r"attention dropout 0\.1 \(set config\.attention_dropout = 0\)"):
         refuse_unsupported(llama(attention_dropout=0.1))
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_rotary_embeddings_that_change_with_length_run_up_to_where_they_change(kind):
+def test_rotary_embeddings_that_change_with_length_run_up_to_where_they_change(kind: str) -> None:
     rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 1e4}
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
@@ -239,7 +245,7 @@ def test_rotary_embeddings_that_change_with_length_run_up_to_where_they_change(k
         tree_hidden(model, torch.arange(65), beyond)
 
 
-def test_misuse_says_what_to_do_next():
+def test_misuse_says_what_to_do_next() -> None:
     model = llama()
     plan = TreePlan.from_segments([-1], [4])
     ids = torch.zeros(4, dtype=torch.long)
@@ -265,7 +271,7 @@ def test_misuse_says_what_to_do_next():
         tree_logprobs(model, ids, plan, torch.tensor([-1, 0]), torch.tensor([0, 0]))
 
 
-def test_the_decoding_example_of_the_kernels_page_runs():
+def test_the_decoding_example_of_the_kernels_page_runs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
     (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "branch_logits(" in b]
     torch.manual_seed(0)
@@ -276,7 +282,7 @@ def test_the_decoding_example_of_the_kernels_page_runs():
     assert_near(names["logits"], model(whole, use_cache=False).logits[:, -1])
 
 
-def test_a_sampler_in_half_precision_routes_some_tokens_otherwise():
+def test_a_sampler_in_half_precision_routes_some_tokens_otherwise() -> None:
     torch.manual_seed(0)
     config = transformers.GptOssConfig(**SHAPE, num_local_experts=8, num_experts_per_tok=2)
     model = transformers.GptOssForCausalLM(config).eval()

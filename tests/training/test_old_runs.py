@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from not_none import not_none
 from search_trees import tiny_model
 
 from treewright.search.store import TreeStore
@@ -22,19 +25,21 @@ MADE = json.loads((OLD / "made.json").read_text())
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Iterator[TreeStore]:
     (tmp_path / "trees.store").write_bytes(gzip.decompress((OLD / "trees.store.gz").read_bytes()))
     with TreeStore.open(tmp_path / "trees.store") as store:
         yield store
 
 
-def test_an_old_checkpoint_is_restored_and_its_next_update_is_the_one_it_had_then(store, tmp_path):
+def test_an_old_checkpoint_is_restored_and_its_next_update_is_the_one_it_had_then(
+    store: TreeStore, tmp_path: Path
+) -> None:
     shutil.copytree(OLD / "step-000001", tmp_path / "run" / "step-000001")
     found = checkpoint.latest(tmp_path / "run")
-    assert {"step": found.step, "version": found.version} == MADE["checkpoint"]
+    assert {"step": not_none(found).step, "version": not_none(found).version} == MADE["checkpoint"]
     trees = [store.load(name) for name in MADE["run"]]
     trainer = Trainer(tiny_model(9), TrainSettings(lr=1e-2, minibatches=1))
-    checkpoint.restore(trainer, found)
+    checkpoint.restore(trainer, not_none(found))
     assert trainer.consumed == {(tree.tree_id, "v1") for tree in trees[:3]}
     trainer.versions = None
     stats = trainer.update(trees)
@@ -44,7 +49,7 @@ def test_an_old_checkpoint_is_restored_and_its_next_update_is_the_one_it_had_the
     assert weights == pytest.approx(MADE["weights"], rel=1e-9)
 
 
-def test_estimators_take_the_columns_of_a_store_as_they_are(store):
+def test_estimators_take_the_columns_of_a_store_as_they_are(store: TreeStore) -> None:
     names = [*MADE["run"], *MADE["done"]]
     columns = store.arrays(names)
     trees = tree_arrays([store.load(name) for name in names])
@@ -60,18 +65,18 @@ def test_estimators_take_the_columns_of_a_store_as_they_are(store):
         assert np.any(credit.coef != 0)
 
 
-def test_the_trees_of_an_interrupted_search_are_inexact_for_estimators(store):
+def test_the_trees_of_an_interrupted_search_are_inexact_for_estimators(store: TreeStore) -> None:
     (name,) = MADE["cut"]
     assert "the tree is not finished" in arrays_of(store.arrays([name])).reasons[0]
 
 
-def test_a_pack_has_one_plan_however_often_it_is_run(store, monkeypatch):
+def test_a_pack_has_one_plan_however_often_it_is_run(store: TreeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     from treewright.kernels.tree_plan import TreePlan
 
     made = []
-    plain = TreePlan.from_parents.__func__
+    plain: Any = TreePlan.from_parents.__func__  # type: ignore[attr-defined]
 
-    def counted(cls, parent):
+    def counted(cls: Any, parent: Any) -> Any:
         made.append(len(parent))
         return plain(cls, parent)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from not_none import not_none
 from search_trees import random_tree, tiny_model
 
 from treewright.envs.errors import TreewrightError
 from treewright.training import checkpoint
 from treewright.training.credit import estimate
+from treewright.training.credit.arrays import Credit, TreeArrays
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.loss import clipped_surrogate
 from treewright.training.pack import TokenTrie, pack_trees, rows_of
@@ -20,7 +25,7 @@ from treewright.training.step import Trainer, TrainSettings
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,26 +33,26 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def float64_norms(monkeypatch):
+def float64_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' RMSNorm computes in float32, which would floor float64 comparisons at 1e-7."""
 
-    def forward(self, x):
+    def forward(self: Any, x: Any) -> Any:
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
     monkeypatch.setattr("transformers.models.qwen3.modeling_qwen3.Qwen3RMSNorm.forward", forward)
 
 
-def credited(seeds, **options):
+def credited(seeds: range | list[Any], **options: Any) -> tuple[list[Any], TreeArrays, Credit]:
     trees = [random_tree(s, **options) for s in seeds]
     arrays = tree_arrays(trees)
     return trees, arrays, estimate("split_loo", arrays)
 
 
-def gradient(model):
+def gradient(model: Any) -> torch.Tensor:
     return torch.cat([p.grad.reshape(-1) for p in model.parameters()])
 
 
-def row_gradient(model, trees, arrays, credit):
+def row_gradient(model: Any, trees: list[Any], arrays: TreeArrays, credit: Credit) -> torch.Tensor:
     """The plain way: every leaf's whole trajectory as a row of its own, straight from the trees.
 
     An edge's coefficient is split evenly over the rows that run through it.
@@ -73,7 +78,7 @@ def row_gradient(model, trees, arrays, credit):
 
 
 @pytest.mark.parametrize("window", [False, True])
-def test_gradient_of_the_packed_tree_equals_that_of_weighted_rows(window):
+def test_gradient_of_the_packed_tree_equals_that_of_weighted_rows(window: bool) -> None:
     for seed in range(3):
         trees, arrays, credit = credited(range(10 * seed, 10 * seed + 3), window=window)
         model = tiny_model(seed)
@@ -82,13 +87,13 @@ def test_gradient_of_the_packed_tree_equals_that_of_weighted_rows(window):
         for pack in pack_trees(trees, arrays, credit, max_tokens=120):
             logp, _ = trainer.logprobs(pack)
             loss, _ = clipped_surrogate(logp, logp.detach(), torch.from_numpy(pack.coef), logp.detach(), len(trees))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         packed = gradient(model)
         assert float(rows.norm()) > 1e-3
         assert float((packed - rows).norm() / rows.norm()) <= 1e-9
 
 
-def test_no_token_of_a_pack_stands_twice_on_the_same_path():
+def test_no_token_of_a_pack_stands_twice_on_the_same_path() -> None:
     trees, arrays, credit = credited(range(6), window=True)
     for pack in pack_trees(trees, arrays, credit, max_tokens=200):
         roots = pack.parent < 0
@@ -97,7 +102,7 @@ def test_no_token_of_a_pack_stands_twice_on_the_same_path():
         assert (pack.parent < np.arange(len(pack))).all()
 
 
-def test_rows_cover_every_target_once_and_spell_the_contexts():
+def test_rows_cover_every_target_once_and_spell_the_contexts() -> None:
     trees, arrays, credit = credited([4])
     (pack,) = pack_trees(trees, arrays, credit)
     seen = np.concatenate([index for _, _, index in rows_of(pack)])
@@ -106,7 +111,7 @@ def test_rows_cover_every_target_once_and_spell_the_contexts():
         assert (path[positions] == pack.target[index]).all()
 
 
-def test_packs_count_the_trees_that_carry_no_gradient():
+def test_packs_count_the_trees_that_carry_no_gradient() -> None:
     trees = [random_tree(s) for s in range(8)]
     for tree in trees[:3]:
         tree._truth[:] = [0.0] * len(tree)
@@ -117,27 +122,29 @@ def test_packs_count_the_trees_that_carry_no_gradient():
     assert len(packs) > 1
 
 
-def test_a_trie_stores_equal_continuations_once():
+def test_a_trie_stores_equal_continuations_once() -> None:
     trie = TokenTrie()
     first = trie.extend([], [1, 2, 3])
     second = trie.extend(first[:2], [3, 4])
     assert second[0] == first[2] and len(trie.ids) == 4
 
 
-def test_credit_of_other_trees_is_refused():
+def test_credit_of_other_trees_is_refused() -> None:
     trees, arrays, credit = credited([1, 2])
     with pytest.raises(TreewrightError, match="credit the same trees"):
         pack_trees(trees[:1], arrays, credit)
 
 
-def test_an_update_makes_better_than_average_actions_likelier():
+def test_an_update_makes_better_than_average_actions_likelier() -> None:
     trees = [random_tree(s, task=f"t{s}") for s in range(6)]
     trainer = Trainer(tiny_model(dtype=torch.float32), TrainSettings(lr=3e-3))
     arrays = tree_arrays(trees)
     packs = pack_trees(trees, arrays, estimate("split_loo", arrays))
-    value = lambda: sum(  # noqa: E731
-        float((trainer.logprobs(p)[0].detach().double() * torch.from_numpy(p.coef)).sum()) for p in packs
-    )
+
+    def value() -> float:
+        terms = (trainer.logprobs(p)[0].detach().double() * torch.from_numpy(p.coef) for p in packs)
+        return sum(float(term.sum()) for term in terms)
+
     before = value()
     stats = trainer.update(trees)
     assert value() > before
@@ -145,13 +152,19 @@ def test_an_update_makes_better_than_average_actions_likelier():
 
 
 @pytest.mark.parametrize("chunk", [23, 64])
-def test_packs_in_chunks_give_the_gradient_of_whole_packs(chunk, monkeypatch):
+def test_packs_in_chunks_give_the_gradient_of_whole_packs(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two minibatches, so that the ratio to the old log-probs matters and some of it is clipped."""
     trees = [random_tree(s, window=True) for s in range(4)]
     step, gradients, runs = Trainer._step, [], {}
-    monkeypatch.setattr(Trainer, "_step", lambda t: (gradients.append(gradient(t.model).clone()), step(t))[1])
+
+    def noted(t: Trainer) -> Any:
+        gradients.append(gradient(t.model).clone())
+        return step(t)
+
+    monkeypatch.setattr(Trainer, "_step", noted)
     for size in (None, chunk):
         settings = TrainSettings(lr=0.1, minibatches=2, max_tokens=130, chunk_tokens=size, clip=0.01, grad_clip=1e9)
+        sizes: list[Any]
         trainer, sizes = Trainer(tiny_model(3), settings), []
         trainer.model.model.register_forward_pre_hook(
             lambda _, args, more, n=sizes: n.append(more["input_ids"].numel()), with_kwargs=True
@@ -167,7 +180,7 @@ def test_packs_in_chunks_give_the_gradient_of_whole_packs(chunk, monkeypatch):
     assert all(abs(same[k] - v) <= 1e-9 * max(1, abs(v)) for k, v in stats.items())
 
 
-def test_old_log_probs_of_chunked_packs_are_the_same_bits_as_those_they_are_compared_with():
+def test_old_log_probs_of_chunked_packs_are_the_same_bits_as_those_they_are_compared_with() -> None:
     trees, arrays, credit = credited(range(4))
     trainer = Trainer(tiny_model(dtype=torch.float32), TrainSettings(chunk_tokens=20))
     (pack,) = pack_trees(trees, arrays, credit)
@@ -176,7 +189,7 @@ def test_old_log_probs_of_chunked_packs_are_the_same_bits_as_those_they_are_comp
     assert stats["kl"] == 0 and stats["clipped"] == 0 and not old.requires_grad
 
 
-def test_trees_are_consumed_once():
+def test_trees_are_consumed_once() -> None:
     trees = [random_tree(s) for s in range(3)]
     trainer = Trainer(tiny_model())
     trainer.update(trees)
@@ -184,8 +197,8 @@ def test_trees_are_consumed_once():
         trainer.update(trees)
 
 
-@pytest.mark.parametrize("poison", ["reward", "logprob", "weight"])
-def test_what_is_not_finite_is_refused_and_changes_no_weight(poison):
+@pytest.mark.parametrize("poison", ["reward", "logprob", "weight", "gradient"])
+def test_what_is_not_finite_is_refused_and_changes_no_weight(poison: str) -> None:
     trees = [random_tree(s) for s in range(4)]
     model = tiny_model()
     trainer = Trainer(model)
@@ -195,6 +208,8 @@ def test_what_is_not_finite_is_refused_and_changes_no_weight(poison):
         node = next(i for i in range(1, len(trees[0])) if trees[0].ids[i])
         for tree in trees:
             tree.logprobs[node] = (float("nan"),) * len(tree.ids[node])
+    elif poison == "gradient":  # with a loss that is finite
+        model.model.layers[0].mlp.up_proj.weight.register_hook(lambda grad: grad * float("inf"))
     else:
         model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     before = copy.deepcopy(model.state_dict())
@@ -205,8 +220,8 @@ def test_what_is_not_finite_is_refused_and_changes_no_weight(poison):
     assert trainer.steps == 0
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
-    def batches():
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    def batches() -> list[Any]:
         return [[random_tree(10 * b + s) for s in range(3)] for b in range(4)]
 
     straight = Trainer(tiny_model(), TrainSettings(minibatches=2, max_tokens=60))
@@ -216,25 +231,25 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
         first.update(b)
     saved = checkpoint.save(first, tmp_path, extra={"iteration": 2})
     second = Trainer(tiny_model(seed=9), TrainSettings(minibatches=2, max_tokens=60))
-    assert checkpoint.restore(second, checkpoint.latest(tmp_path)) == {"iteration": 2}
+    assert checkpoint.restore(second, not_none(checkpoint.latest(tmp_path))) == {"iteration": 2}
     assert second.consumed == first.consumed and saved.version
     assert [second.update(b)["loss"] for b in batches()[2:]] == losses[2:]
     for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_an_incomplete_checkpoint_does_not_count_and_old_ones_go(tmp_path):
+def test_an_incomplete_checkpoint_does_not_count_and_old_ones_go(tmp_path: Path) -> None:
     trainer = Trainer(tiny_model())
     for b in range(5):
         trainer.update([random_tree(10 * b)])
-        checkpoint.save(trainer, tmp_path, keep=2)
+        checkpoint.save(trainer, tmp_path, checkpoints=2)
     assert len(list(tmp_path.glob("step-*"))) == 2
     newest = checkpoint.latest(tmp_path)
-    (newest.path / "manifest.json").unlink()
-    assert checkpoint.latest(tmp_path).step == newest.step - 1
+    (not_none(newest).path / "manifest.json").unlink()
+    assert not_none(checkpoint.latest(tmp_path)).step == not_none(newest).step - 1
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     trainer = Trainer(tiny_model())
     trainer.update([random_tree(0)])
     saved = checkpoint.save(trainer, tmp_path)
@@ -244,17 +259,17 @@ def test_a_damaged_file_is_named(tmp_path):
         checkpoint.restore(trainer, saved)
 
 
-def test_bad_weights_never_push_out_good_ones(tmp_path):
+def test_bad_weights_never_push_out_good_ones(tmp_path: Path) -> None:
     trainer = Trainer(tiny_model())
     trainer.update([random_tree(0)])
-    checkpoint.save(trainer, tmp_path, keep=1)
+    checkpoint.save(trainer, tmp_path, checkpoints=1)
     trainer.model.model.norm.weight.data[0] = float("inf")
     with pytest.raises(checkpoint.CheckpointError):
-        checkpoint.save(trainer, tmp_path, keep=1)
-    assert checkpoint.latest(tmp_path).step == 1
-    assert json.loads((checkpoint.latest(tmp_path).path / "manifest.json").read_text())["step"] == 1
+        checkpoint.save(trainer, tmp_path, checkpoints=1)
+    assert not_none(checkpoint.latest(tmp_path)).step == 1
+    assert json.loads((not_none(checkpoint.latest(tmp_path)).path / "manifest.json").read_text())["step"] == 1
 
 
-def test_losses_refuse_shapes_that_do_not_match():
+def test_losses_refuse_shapes_that_do_not_match() -> None:
     with pytest.raises(ValueError, match="one shape"):
         clipped_surrogate(torch.zeros(2), torch.zeros(3), torch.zeros(2), torch.zeros(2), 1)

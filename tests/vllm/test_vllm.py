@@ -7,11 +7,17 @@ import json
 import os
 import signal
 import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from not_none import not_none
+
+from treewright.agent.runs.collect import World
+from treewright.search.tree import Tree
 
 pytest.importorskip("vllm", reason="needs vLLM; make test-vllm builds a venv with it")
 
@@ -36,14 +42,14 @@ GAP = 1e-3  # nats, float32
 BUDGET, SETTINGS = Budget(expansions=6), Settings(max_tokens=48, close=True)
 
 
-class Three(dict):
+class Three(dict[str, Any]):
     """The policies by name, and the end of the server."""
 
     stop_server: Any
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def three():
+async def three() -> AsyncIterator[Three]:
     """The seedling in vLLM in this program, behind vLLM's server, and in transformers."""
     torch.set_num_threads(1)
     engine = {"max_model_len": 2048, "enable_lora": True, "max_lora_rank": 8}
@@ -62,23 +68,23 @@ async def three():
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def worlds():
+async def worlds() -> AsyncIterator[dict[str, World]]:
     async with open_worlds(["kg"]) as opened:
         yield opened
 
 
 @pytest.fixture(autouse=True)
-def plain(three):
+def plain(three: Three) -> Iterator[None]:
     yield
     for policy in three.values():
         policy.temperature = 1.0
 
 
-def tasks(worlds, count=3):
+def tasks(worlds: dict[str, World], count: int = 3) -> list[Task]:
     return tasks_for(worlds, "train", 0, count)
 
 
-async def grow(policy, worlds, task, temperature=1.0, **more):
+async def grow(policy: Any, worlds: dict[str, World], task: Task, temperature: float = 1.0, **more: Any) -> Tree:
     policy.temperature = temperature
     settings = Settings(**{"max_tokens": 48, "close": True, **more})
     return await search(
@@ -86,13 +92,13 @@ async def grow(policy, worlds, task, temperature=1.0, **more):
     )
 
 
-def gap(a, b):
+def gap(a: Tree, b: Tree) -> float:
     assert a.ids == b.ids
     return max(abs(x - y) for i in range(1, len(a)) for x, y in zip(a.logprobs[i], b.logprobs[i], strict=True))
 
 
 @torch.no_grad()
-def scored(model, tree):
+def scored(model: Any, tree: Tree) -> float:
     """Largest difference between the tree's log-probs and those of `model` on the same tokens."""
     worst = 0.0
     for node in range(1, len(tree)):
@@ -103,13 +109,15 @@ def scored(model, tree):
     return worst
 
 
-async def test_greedy_trees_are_equal_and_log_probs_agree(three, worlds):
+async def test_greedy_trees_are_equal_and_log_probs_agree(three: Three, worlds: dict[str, World]) -> None:
     for task in tasks(worlds):
         here, server, hf = [await grow(three[name], worlds, task, 0.0) for name in ("here", "server", "hf")]
         assert gap(here, hf) < GAP and gap(server, hf) < GAP
 
 
-async def test_sampled_trees_follow_their_seeds_and_their_log_probs_are_the_model_s_own(three, worlds):
+async def test_sampled_trees_follow_their_seeds_and_their_log_probs_are_the_model_s_own(
+    three: Three, worlds: dict[str, World]
+) -> None:
     for task in tasks(worlds):
         here, server = [await grow(three[name], worlds, task) for name in ("here", "server")]
         again = await grow(three["here"], worlds, task)
@@ -119,7 +127,9 @@ async def test_sampled_trees_follow_their_seeds_and_their_log_probs_are_the_mode
         assert scored(three["hf"].model, here) < GAP
 
 
-async def test_after_a_training_step_all_three_serve_the_new_weights(three, worlds, tmp_path):
+async def test_after_a_training_step_all_three_serve_the_new_weights(
+    three: Three, worlds: dict[str, World], tmp_path: Path
+) -> None:
     config = load_config(None, [f"folder={tmp_path}", "loop.iterations=1", "loop.tasks=6", "search.expansions=2"])
     learner, task, before = Learner(make_trainer(config, SEEDLING), tmp_path / "checkpoints"), tasks(worlds)[2], {}
     for name, policy in three.items():
@@ -153,21 +163,28 @@ class Waiting(Learner):
 
     grown = threading.Event()
 
-    def learn(self, trees, extra):
+    def learn(self, trees: Sequence[Tree], extra: dict[str, Any]) -> tuple[dict[str, float], Any]:
         assert self.rounds or self.grown.wait(60), "nothing was collected while the trainer worked"
         return super().learn(trees, extra)
 
 
 @pytest.mark.parametrize("name", ["here", "server"])
-async def test_one_step_behind_the_engine_draws_while_the_trainer_works(three, worlds, tmp_path, name):
+async def test_one_step_behind_the_engine_draws_while_the_trainer_works(
+    three: Three, worlds: dict[str, World], tmp_path: Path, name: str
+) -> None:
     settings = ("loop.iterations=3", "loop.tasks=4", "search.expansions=2", "loop.behind=1", "name=b")
     config, policy = load_config(None, [f"folder={tmp_path}", *settings]), three[name]
     learner = Waiting(make_trainer(config, SEEDLING), tmp_path / "checkpoints")
     learner.grown.clear()
+
+    def grown(tree: Any) -> None:
+        if tree.header.run == "b/1":
+            learner.grown.set()
+
     try:
         kept = await run_loop(
             config, worlds, policy, learner,
-            on_tree=lambda tree: tree.header.run == "b/1" and learner.grown.set(),
+            on_tree=grown,
         )  # fmt: skip
         rounds = learner.rounds
         assert rounds[0].drawn_by == rounds[1].drawn_by != rounds[2].drawn_by == rounds[0].trained
@@ -176,7 +193,7 @@ async def test_one_step_behind_the_engine_draws_while_the_trainer_works(three, w
         assert all(
             t.exact and t.header.policy_version == r.drawn_by for r, k in zip(rounds, kept, strict=True) for t in k
         )
-        await serve_weights(three["hf"], learner.saved)
+        await serve_weights(three["hf"], not_none(learner.saved))
         after = [await grow(three[who], worlds, tasks(worlds)[2], 0.0) for who in (name, "hf")]
         assert gap(*after) < GAP  # the newest weights, and nothing cached of older ones
     finally:
@@ -184,7 +201,7 @@ async def test_one_step_behind_the_engine_draws_while_the_trainer_works(three, w
             await serve_weights(one, SEEDLING)
 
 
-async def test_a_folder_without_weights_is_refused_before_anything_changes(three, tmp_path):
+async def test_a_folder_without_weights_is_refused_before_anything_changes(three: Three, tmp_path: Path) -> None:
     for policy in three.values():
         version = policy.version
         with pytest.raises(TreewrightError, match="cannot load weights"):
@@ -192,8 +209,9 @@ async def test_a_folder_without_weights_is_refused_before_anything_changes(three
         assert policy.version == version
 
 
-def adapter(folder, model, rank=4):
+def adapter(folder: Path, model: Any, rank: int = 4) -> dict[str, Any]:
     """A random LoRA adapter in peft's layout, and the same change made to a copy of the weights."""
+    tensors: dict[str, Any]
     made, tensors, config = torch.Generator().manual_seed(5), {}, model.config
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     for layer in range(config.num_hidden_layers):
@@ -209,7 +227,7 @@ def adapter(folder, model, rank=4):
     return state
 
 
-async def test_a_lora_adapter_is_loaded_while_serving(three, worlds, tmp_path):
+async def test_a_lora_adapter_is_loaded_while_serving(three: Three, worlds: dict[str, World], tmp_path: Path) -> None:
     hf, task = three["hf"], tasks(worlds)[2]
     plain = await grow(hf, worlds, task, 0.0)
     changed = adapter(tmp_path, hf.model)
@@ -231,7 +249,7 @@ async def test_a_lora_adapter_is_loaded_while_serving(three, worlds, tmp_path):
 
 
 @torch.no_grad()
-def masked_gap(hf, grammar, prompt, done):
+def masked_gap(hf: Any, grammar: str, prompt: Any, done: Any) -> tuple[float, float]:
     """Largest difference between a draw's log-probs and the model's own under the grammar's mask."""
     from llguidance import LLMatcher
     from llguidance.hf import from_tokenizer
@@ -251,7 +269,7 @@ def masked_gap(hf, grammar, prompt, done):
 
 
 @pytest.mark.parametrize("name", ["here", "server"])
-async def test_draws_under_a_grammar_are_actions_with_the_masked_log_probs(three, name):
+async def test_draws_under_a_grammar_are_actions_with_the_masked_log_probs(three: Three, name: str) -> None:
     policy = three[name]
     tools = (ToolSpec("pick", "", {"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"]}),)
     policy.grammar = policy.masked_exact = True
@@ -265,7 +283,9 @@ async def test_draws_under_a_grammar_are_actions_with_the_masked_log_probs(three
     assert max(gap for gap, _ in gaps) < GAP and max(masked for _, masked in gaps) > 0.1
 
 
-async def test_cancelled_draws_are_freed_and_the_line_keeps_back_what_the_engine_cannot_take(three, worlds):
+async def test_cancelled_draws_are_freed_and_the_line_keeps_back_what_the_engine_cannot_take(
+    three: Three, worlds: dict[str, World]
+) -> None:
     policy = three["here"]
     task = tasks(worlds, 1)[0]
     async with worlds["kg"].pool.lease("t", (0,)) as session:
@@ -293,14 +313,14 @@ async def test_cancelled_draws_are_freed_and_the_line_keeps_back_what_the_engine
         policy.stop_ids = stops
 
 
-async def test_sleeping_frees_nothing_on_a_cpu_and_drawing_goes_on(three, worlds):
+async def test_sleeping_frees_nothing_on_a_cpu_and_drawing_goes_on(three: Three, worlds: dict[str, World]) -> None:
     for name in ("here", "server"):
         assert await three[name].sleep() is False
         await three[name].wake()
         assert len(await grow(three[name], worlds, tasks(worlds)[0])) > 1
 
 
-async def test_one_model_in_two_event_loops_is_refused_in_words(three):
+async def test_one_model_in_two_event_loops_is_refused_in_words(three: Three) -> None:
     policy = three["here"]
 
     context = Context(keep=0, delta=(5, 6), ids=(5, 6))
@@ -309,23 +329,24 @@ async def test_one_model_in_two_event_loops_is_refused_in_words(three):
         await asyncio.to_thread(lambda: asyncio.run(policy.draw(context, [1], 1)))
 
 
-def kill(policy):
+def kill(policy: Any) -> None:
     for process in policy.engine.llm.engine_core.resources.engine_manager.processes:
         os.kill(process.pid, signal.SIGKILL)
 
 
 async def test_an_engine_whose_process_is_killed_is_started_again_with_the_weights_that_it_had(
-    three, worlds, tmp_path, monkeypatch
-):
+    three: Three, worlds: dict[str, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, hf, task = three["here"], three["hf"], tasks(worlds)[2]
     with torch.no_grad():
         hf.model.model.norm.weight.mul_(1.1)
     try:
         hf.model.save_pretrained(tmp_path)
         version = await serve_weights(policy, tmp_path)
+        killed: list[Any]
         want, killed = await grow(policy, worlds, task), []
 
-        def note(tree, new):
+        def note(tree: Tree, new: Any) -> None:
             if not killed:
                 killed.append(len(tree))
                 kill(policy)
@@ -355,17 +376,17 @@ async def test_an_engine_whose_process_is_killed_is_started_again_with_the_weigh
         await serve_weights(policy, SEEDLING)
 
 
-async def test_sleep_on_a_cpu_is_refused_in_words():
+async def test_sleep_on_a_cpu_is_refused_in_words() -> None:
     with pytest.raises(TreewrightError, match="cannot give memory back"):
         await asyncio.to_thread(open_policy, "vllm:seedling", engine={"enable_sleep_mode": True})
 
 
-async def test_a_model_that_is_not_there_is_named(tmp_path):
+async def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TreewrightError, match="no model in the folder"):
         open_policy(f"vllm:{tmp_path}")
 
 
-async def test_a_server_that_dies_is_a_fault_within_the_deadline(three, worlds):
+async def test_a_server_that_dies_is_a_fault_within_the_deadline(three: Three, worlds: dict[str, World]) -> None:
     policy, task, loop = three["server"], tasks(worlds, 1)[0], asyncio.get_running_loop()
     policy.deadline = 20
     assert (await grow(policy, worlds, task)).exact

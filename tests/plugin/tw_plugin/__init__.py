@@ -1,21 +1,35 @@
 """One of each kind of part that treewright takes from others. `USED` tells which were used, and with which options."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 from treewright.agent.policies.prompts import CompactTemplate
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs.retrieval import kg
-from treewright.envs.types import Suite
+from treewright.envs.types import Observation, Suite, Task, ToolSpec
 from treewright.search.rules import Rule
-from treewright.search.types import Score
+from treewright.search.types import Candidate, Completion, Context, Exchange, Score
 
-USED = {}
+if TYPE_CHECKING:
+    from treewright.training.credit.arrays import TreeArrays
+    from treewright.training.export.view import View
+
+
+if TYPE_CHECKING:
+    from treewright.training.credit.arrays import Credit
+
+
+USED: dict[str, Any] = {}
 
 
 # -- worlds: a suite with tasks of its own, and a class whose methods become tools
 
 
-def tasks(split, count):
+def tasks(split: Any, count: int) -> list[Any]:
     return [replace(task, suite="plug_world") for task in kg.SUITE.tasks(split, count)]
 
 
@@ -26,8 +40,8 @@ class Desk:
     sandboxed = True
     effects = {"file": "reversible"}
 
-    def __init__(self):
-        self.filed = []
+    def __init__(self) -> None:
+        self.filed: list[Any] = []
 
     def file(self, letter: str) -> str:
         self.filed.append(letter)
@@ -38,11 +52,11 @@ class Desk:
 
 
 class Clerk(ScriptedPolicy):
-    def __init__(self, word="ada"):
+    def __init__(self, word: str = "ada") -> None:
         super().__init__(self.say, name="clerk", version=f"clerk-{word}")
         self.word = word
 
-    def say(self, task, turns, tools, rng):
+    def say(self, task: Task, turns: Any, tools: Any, rng: Random) -> str:
         USED["policy"] = self.word
         if tools[0].name == "file":
             return 'file {"letter": "a"}' if not turns else 'done {"answer": "done"}'
@@ -52,32 +66,36 @@ class Clerk(ScriptedPolicy):
 class Counted:
     """A proposer around the policy that counts the draws."""
 
-    def __init__(self, policy, mark="counted"):
+    def __init__(self, policy: Any, mark: str = "counted") -> None:
         self.inner, self.mark, self.name, self.stats = policy, mark, policy.name, policy.stats
 
     @property
-    def version(self):
-        return self.inner.version
+    def version(self) -> str:
+        return str(self.inner.version)
 
-    def context(self, task, tools, first, turns, base):
-        return self.inner.context(task, tools, first, turns, base)
+    def context(
+        self, task: Task, tools: Sequence[ToolSpec], first: Observation, turns: Sequence[Exchange], base: Sequence[int]
+    ) -> Context:
+        made: Context = self.inner.context(task, tools, first, turns, base)
+        return made
 
-    async def draw(self, context, seeds, max_tokens):
+    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> Sequence[Completion]:
         USED["proposer"] = self.mark
-        return await self.inner.draw(context, seeds, max_tokens)
+        drawn: Sequence[Completion] = await self.inner.draw(context, seeds, max_tokens)
+        return drawn
 
-    async def close(self):
+    async def close(self) -> None:
         await self.inner.close()
 
 
 class Renamed(CompactTemplate):
     """Shows tasks as those of another suite, such as the model was trained on."""
 
-    def __init__(self, tokenizer, window=None, suite="?"):
+    def __init__(self, tokenizer: Any, window: int | None = None, suite: str = "?") -> None:
         super().__init__(tokenizer, window)
         self.suite = suite
 
-    def opening(self, task, tools, seen, last):
+    def opening(self, task: Task, tools: Sequence[ToolSpec], seen: str, last: bool) -> tuple[int, ...]:
         USED["template"] = self.suite
         return super().opening(replace(task, suite=self.suite), tools, seen, last)
 
@@ -85,7 +103,7 @@ class Renamed(CompactTemplate):
 # -- what searches
 
 
-def deepest(draws=2, root_draws=4, tilt=1.0):
+def deepest(draws: int = 2, root_draws: int = 4, tilt: float = 1.0) -> Rule:
     USED["rule"] = tilt
     return Rule(
         name=f"deepest(tilt={tilt})",
@@ -95,10 +113,10 @@ def deepest(draws=2, root_draws=4, tilt=1.0):
 
 
 class Steady:
-    def __init__(self, worth=0.5):
+    def __init__(self, worth: float = 0.5) -> None:
         self.worth = worth
 
-    async def evaluate(self, task, candidates):
+    async def evaluate(self, task: Task, candidates: Sequence[Candidate]) -> list[Any]:
         USED["evaluator"] = self.worth
         return [Score(self.worth) for _ in candidates]
 
@@ -106,7 +124,9 @@ class Steady:
 # -- what learns
 
 
-def halved(arrays, *, omega=0.5, root_baseline=None, allow_biased=False):
+def halved(
+    arrays: TreeArrays, *, omega: float = 0.5, root_baseline: float | None = None, allow_biased: bool = False
+) -> Credit:
     from treewright.training.credit import estimate
 
     USED["estimator"] = omega
@@ -114,7 +134,9 @@ def halved(arrays, *, omega=0.5, root_baseline=None, allow_biased=False):
     return replace(credit, coef=omega * credit.coef)
 
 
-def plain_ratio(delta, logp, coef, low, high, options, scale=1.0):
+def plain_ratio(
+    delta: Any, logp: Any, coef: Any, low: Any, high: Any, options: Any, scale: float = 1.0
+) -> tuple[Any, Any]:
     USED["loss"] = scale
     return scale * delta.exp() * coef, delta != delta
 
@@ -122,7 +144,7 @@ def plain_ratio(delta, logp, coef, low, high, options, scale=1.0):
 # -- what is written
 
 
-def sizes(view, least=1):
+def sizes(view: View, least: int = 1) -> Iterator[dict[str, Any]]:
     """The size of each tree."""
     USED["exporter"] = least
     if len(view.tree) >= least:
@@ -130,13 +152,13 @@ def sizes(view, least=1):
 
 
 class TextFile:
-    def __init__(self, folder, run, file="tracked.txt"):
+    def __init__(self, folder: Any, run: Any, file: str = "tracked.txt") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = (folder / file).open("a")
         self.file.write(f"{run}\n")
 
-    def log(self, step, values):
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         self.file.write(f"{step} {values['loss']:.6f}\n")
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()

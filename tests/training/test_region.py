@@ -1,0 +1,78 @@
+"""A step that goes further than train.max_kl is shortened along its own direction."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from search_trees import random_tree, tiny_model
+
+from treewright.envs import TreewrightError
+from treewright.training.region import divergence, held_back, kept
+from treewright.training.step import Trainer, TrainSettings
+
+
+def trained(model: Any, **settings: Any) -> tuple[Trainer, dict[str, float]]:
+    trainer = Trainer(model, TrainSettings(lr=0.02, minibatches=1, **settings))
+    return trainer, trainer.update([random_tree(s) for s in range(6)])
+
+
+def flat(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def test_a_step_within_the_bound_is_the_step_without_one() -> None:
+    model = tiny_model()
+    free, _ = trained(copy.deepcopy(model))
+    bound, stats = trained(copy.deepcopy(model), max_kl=1e3)
+    assert torch.equal(flat(free.model), flat(bound.model))
+    assert stats["step_share"] == 1.0 and 0 < stats["step_kl"] < 1e3
+
+
+def test_a_longer_step_is_taken_in_part_and_in_its_own_direction() -> None:
+    model = tiny_model()
+    free, whole = trained(copy.deepcopy(model), max_kl=1e3)
+    most = whole["step_kl"] / 50
+    bound, stats = trained(copy.deepcopy(model), max_kl=most)
+    assert 0.2 * most < stats["step_kl"] <= most and 0 < stats["step_share"] < 0.5
+    start = flat(model)
+    step, part = flat(free.model) - start, flat(bound.model) - start
+    assert float((part - stats["step_share"] * step).norm() / part.norm()) < 1e-5
+
+
+def test_each_minibatch_has_a_bound_of_its_own() -> None:
+    settings = TrainSettings(lr=0.02, minibatches=2, max_tokens=60, max_kl=1e-4)
+    trainer = Trainer(tiny_model(), settings)
+    stats = trainer.update([random_tree(s) for s in range(6)])
+    assert trainer.steps == 2 and 0 < stats["step_kl"] <= 1e-4
+
+
+def test_a_step_whose_divergence_cannot_be_measured_is_not_taken() -> None:
+    model = tiny_model()
+    before = kept(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert held_back(model, before, 0.1, lambda: math.nan) == (0.0, 0.0)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert held_back(model, before, 0.1, lambda: 0.5) == (0.0, 0.0)
+
+
+def test_the_divergence_is_that_of_the_distributions() -> None:
+    """40,000 tokens drawn from a categorical distribution, against Σ p log p/q, within four standard errors."""
+    made = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(7, generator=made).log_softmax(-1) for _ in range(2))
+    tokens = torch.multinomial(p.exp(), 40_000, replacement=True, generator=made)
+    true = float((p.exp() * (p - q)).sum())
+    d = (q - p)[tokens].double()
+    error = float((d.exp() - 1 - d).std()) / math.sqrt(len(d))
+    assert abs(divergence(p[tokens], q[tokens]) - true) < 4 * error
+    assert divergence(p[:0], q[:0]) == 0.0
+
+
+def test_a_divergence_bound_of_zero_is_refused() -> None:
+    with pytest.raises(TreewrightError, match="must be above 0"):
+        TrainSettings(max_kl=0.0)

@@ -17,9 +17,10 @@ LINKS = {"](docs/": "](", "](../docs/": "](../", "](../README.md": "](index.md",
 def on_files(files: Files, config: Any) -> Files:
     for source, page in TOP.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text("utf-8")))
-    for path in sorted((ROOT / "examples").glob("*.*")):
-        if path.is_file():
-            files.append(File.generated(config, f"examples/{path.name}", content=path.read_text("utf-8")))
+    for path in sorted((ROOT / "examples").glob("**/*.*")):
+        if path.is_file() and path.suffix != ".pyc":
+            inside = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, inside, content=path.read_text("utf-8")))
     return files
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
             look()
             seen.turns += 1
 
+    gc.collect()
+    gc.freeze()  # what other tests of this process have left is not this call's to look through
     faulthandler.dump_traceback_later(STUCK, exit=True)
     dog = asyncio.create_task(watch())
     try:
@@ -53,3 +56,4 @@ async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
         look()  # what came after the last turn, or all where there was none
         dog.cancel()
         faulthandler.cancel_dump_traceback_later()
+        gc.unfreeze()

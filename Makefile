@@ -236,5 +236,4 @@ lint: setup $(VENV)/.tested
 	$(BIN)/mypy pkg/treewright tests examples
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton $(VENV)-vllm runs build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)-servers $(VENV)-verifiers $(VENV)-formats $(VENV)-harbor
-	rm -rf $(VENV) $(VENV)-triton $(VENV)-vllm runs build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)-servers $(VENV)-verifiers $(VENV)-formats $(VENV)-locked $(VENV)-supply
+	rm -rf $(VENV) $(VENV)-triton $(VENV)-vllm runs build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)-servers $(VENV)-verifiers $(VENV)-formats $(VENV)-harbor $(VENV)-locked $(VENV)-supply

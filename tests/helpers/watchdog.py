@@ -32,6 +32,8 @@ class Watched:
 
 async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
     """What the call gives, and what the watchdog saw meanwhile."""
+    gc.collect()
+    gc.freeze()  # what other tests of this process have left is not this call's to look through
     seen, last = Watched(), time.thread_time()
 
     def look() -> None:
@@ -45,8 +47,6 @@ async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
             look()
             seen.turns += 1
 
-    gc.collect()
-    gc.freeze()  # what other tests of this process have left is not this call's to look through
     faulthandler.dump_traceback_later(STUCK, exit=True)
     dog = asyncio.create_task(watch())
     try:

@@ -77,7 +77,7 @@ def test_ctrl_c_closes_saves_and_prints_the_line_that_resumes(tmp_path: Path) ->
         time.sleep(0.05)
     time.sleep(0.6)
     child.send_signal(signal.SIGINT)
-    out, _ = child.communicate(timeout=30)
+    out, _ = child.communicate(timeout=300)
     assert child.returncode == 130, out
     assert "treewright collect --name b --suites maze" in out
     call(*line, cwd=tmp_path)

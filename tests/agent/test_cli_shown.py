@@ -48,5 +48,5 @@ def test_the_words_of_a_progress_bar_are_shown_as_they_are(odd: str, capsys: pyt
 
 def test_an_error_shows_a_name_as_it_is(here: Path) -> None:
     command = [sys.executable, "-P", "-c", "from treewright.agent.cli.main import main; main()"]
-    done = subprocess.run([*command, "view", ":fire:[red]x[/]"], cwd=here, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "view", ":fire:[red]x[/]"], cwd=here, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and ":fire:[red]x[/]" in done.stderr

@@ -75,7 +75,7 @@ class Reads:
 
 async def test_notes_are_joined_section_by_section_and_empty_ones_go_no_further() -> None:
     model = Reads()
-    found = await asyncio.wait_for(digest(TEXT, "who approves?", model, at_once=2), 10)
+    found = await asyncio.wait_for(digest(TEXT, "who approves?", model, at_once=2), 120)
     assert (not_none(found.answer).text, round(not_none(found.answer).confidence, 6)) == ("Ada and Bob", 0.9)
     assert [path for path, _ in found.notes] == ["Travel › Trains", "Travel › Planes", "Travel"]
     joined = [p for p in model.prompts if p.startswith("Notes on")]

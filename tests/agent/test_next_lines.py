@@ -230,7 +230,7 @@ def test_interrupted_imitation_goes_on_with_the_epoch_it_was_in(tmp_path: Path, 
     while not list(folder.glob("step-*/manifest.json")) and time.monotonic() < end:
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    out, _ = child.communicate(timeout=60)
+    out, _ = child.communicate(timeout=300)
     assert child.returncode == 130 and "Go on with:" in out
     again = shlex.split(not_none(re.search(r"^  treewright (.*)$", out, re.MULTILINE)).group(1))
     assert again == line

@@ -129,7 +129,7 @@ def test_a_search_with_the_packaged_model_imports_no_transformers(tmp_path: Path
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert 'torch' in sys.modules and not {'transformers', 'scipy', 'pandas'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -146,7 +146,7 @@ async def test_a_hanging_server_is_left_at_the_deadline() -> None:
         began = loop.time()
         with pytest.raises(PolicyFault, match="no answer within 0"):
             await policy.draw(root(policy), [1], 9)
-        assert loop.time() - began < 2
+        assert loop.time() - began < patient(20)
         never.set()
     server = Server()
     never.clear()

@@ -60,7 +60,7 @@ def asker(**options: Any) -> Asker:
 
 async def test_a_comparison_is_answered_by_the_name_that_the_parent_reasons_out() -> None:
     ask = asker(retriever=Found(), closed=False)
-    found = await asyncio.wait_for(solve(WHO, ask), 10)
+    found = await asyncio.wait_for(solve(WHO, ask), 120)
     assert not_none(found.answer).text == "Ada", "the last child's answer is a year"
     # decomposition, two children, reasoning: all .8, so their geometric mean is .8, over .2 for the year
     assert not_none(found.answer).confidence == pytest.approx(0.8)

@@ -166,7 +166,7 @@ def test_nothing_runs_in_a_browser_and_the_style_is_applied(tmp_path: Path) -> N
     trees = [tree_of(levels=1, said=p, shown=p, goal=p) for p in PAYLOADS]
     path = write_report(tmp_path / "r.html", trees, "quiet", ([p for p in PAYLOADS], []))
     command = ["chromium-headless-shell", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{path}"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     assert "<title>quiet</title>" in dom and "owned</title>" not in dom
     assert Page(dom).tags <= TAGS | {"tbody"}
 

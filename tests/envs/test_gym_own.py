@@ -69,7 +69,7 @@ def lines(folder: Path, *arguments: str) -> tuple[int, str]:
     code = "from treewright.agent.cli.main import main; import sys; sys.exit(main())"
     found = subprocess.run(
         [sys.executable, "-P", "-c", code, *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=120,
+        cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return found.returncode, found.stdout + found.stderr
 

@@ -315,7 +315,7 @@ async def test_browser_ends_with_the_process_that_started_it() -> None:
         asyncio.run(main())
     """
     child = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+        subprocess.run, [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
     pids = [int(word) for word in child.stdout.split()]

@@ -290,7 +290,7 @@ async def test_a_hang_is_an_action_timeout_and_the_session_is_replaced(server: S
     started = time.monotonic()
     with pytest.raises(ActionTimeout, match="hang gave no answer within"):
         await env.step(Action.of("hang"), 0)
-    assert time.monotonic() - started < 0.3 + patient(2.0)
+    assert time.monotonic() - started < patient(20)
     with pytest.raises(SessionDied):
         await env.step(Action.of("get"), 0)
     await env.reset(TASK, 0)

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 USUAL = 0.06  # seconds that the work below takes on an idle core
 MOST = 20.0
+HOLDS = 30.0  # seconds for which a measurement is believed
+
+
+def slowness() -> float:
+    """How many times longer than usual this machine takes now, at least 1; measured again after a while."""
+    return _slowness(int(time.monotonic() / HOLDS))
 
 
 @functools.lru_cache(maxsize=1)
-def slowness() -> float:
-    """How many times longer than usual this machine takes now, at least 1; measured once."""
+def _slowness(_: int) -> float:
     took = []
     for _ in range(3):
         began = time.monotonic()

@@ -100,7 +100,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 def kill(child: subprocess.Popen[str]) -> str:
     """Kills a child and returns what it had still said. It must have died of it."""
     child.send_signal(signal.SIGKILL)
-    rest, _ = child.communicate(timeout=30)
+    rest, _ = child.communicate(timeout=300)
     assert child.returncode == -signal.SIGKILL
     return rest
 
@@ -140,7 +140,7 @@ def test_a_kill_after_dispatch_leaves_the_entry_pending(tmp_path: Path) -> None:
 @pytest.mark.parametrize("room", [0, 9_000, 60_000])
 def test_a_full_disk_is_an_error_for_every_waiter_and_loses_nothing(tmp_path: Path, room: int) -> None:
     path = tmp_path / "t.db"
-    out, err = start(FULL, path, room).communicate(timeout=60)
+    out, err = start(FULL, path, room).communicate(timeout=300)
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert {"error", "acknowledged", "later"} <= lines.keys(), err
     assert f"cannot write {path}" in lines["error"] and "everything acknowledged is kept" in lines["later"]

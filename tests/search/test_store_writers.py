@@ -134,7 +134,7 @@ def wait_for_lease(store: Any, seconds: float = 30.0) -> Any:
 def test_eight_processes_write_one_database_without_a_lock_error(postgres_url: str) -> None:
     children = [child(WRITE, postgres_url, i, TREES, POPS) for i in range(WRITERS)]
     for one in children:
-        _, errors = one.communicate(timeout=120)
+        _, errors = one.communicate(timeout=300)
         assert one.returncode == 0, errors
     with TreeStore.open(postgres_url, read_only=True) as store:
         rows = store.trees()
@@ -162,7 +162,7 @@ async def test_the_task_of_a_process_that_is_gone_goes_on_elsewhere_and_its_old_
         await store.append(tree_id, pop(kept), 1 + 3 * kept)
         if how == signal.SIGSTOP:
             first.send_signal(signal.SIGCONT)
-            out, err = first.communicate(timeout=60)
+            out, err = first.communicate(timeout=300)
             assert "fenced" in out and "went to another process" in out, err
         else:
             first.wait(30)

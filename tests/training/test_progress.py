@@ -136,7 +136,7 @@ def test_a_command_that_is_stopped_in_one_long_update_goes_on_with_the_same_line
     while not kept.exists() and time.monotonic() < end and child.poll() is None:
         time.sleep(0.01)
     child.send_signal(how)
-    out, _ = child.communicate(timeout=60)
+    out, _ = child.communicate(timeout=300)
     assert kept.exists(), "the update was over before it was stopped"
     if how is signal.SIGINT:
         assert child.returncode == 130 and "Go on with:" in out and "goes on from where it was last saved" in out

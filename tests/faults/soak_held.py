@@ -7,7 +7,10 @@ import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import soak
 from slopes import Sampler  # soak has put its folder on the search path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+from typing import Any
 
 from treewright.agent.judges.steps import StepJudge
 from treewright.agent.policies.uniform import uniform_calls
@@ -18,7 +19,7 @@ from treewright.benchmarks.rules import (
     Figures,
     expansions_to,
     office_memory,
-    on_office,
+    on_office_at_once,
     rate_of,
     uniform_on_office,
 )
@@ -58,19 +59,19 @@ def learned_figures(quick: bool) -> Figures:
     the same model's estimates alone. astar_joined has memory and model; astar_found_unseen is its share on kinds of
     jobs of which neither has seen one."""
     tasks, budget, flat_budget = (26, 20, 40) if quick else (104, 40, 400)
-    draws = {"draws": DRAWS, "root_draws": DRAWS}
+    draws: dict[str, Any] = {"draws": DRAWS, "root_draws": DRAWS}
     memory = office_memory()
     judge = StepJudge(step_model(memory, 30 if quick else GROWN))
     flat = uniform_on_office(tasks, flat_budget)
     solved = sum(f.expansions is not None for f in flat)
     out: Figures = {"learned_budget": (float(budget), "expansions")}
-    orders = {
-        "astar_learned": rule("astar", **draws),
-        "best_first_learned": rule("score_first", **draws),
-        "astar_joined": rule("astar", memory=memory, **draws),
+    orders: dict[str, tuple[str, dict[str, Any]]] = {
+        "astar_learned": ("astar", draws),
+        "best_first_learned": ("score_first", draws),
+        "astar_joined": ("astar", {**draws, "memory": memory}),
     }
-    for name, order in orders.items():
-        found = on_office(tasks, order, budget, judge)
+    for name, (order, options) in orders.items():
+        found = on_office_at_once(tasks, order, options, budget, judge)
         needed = expansions_to(found, solved)
         out[f"{name}_vs_uniform_expansions"] = (expansions_to(flat, solved) / needed or math.nan, "x")
         out[f"{name}_expansions"] = (needed, "expansions")

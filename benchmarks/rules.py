@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import multiprocessing
+import os
 import random
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from treewright.agent.judges.judge import Likelihood
 from treewright.agent.judges.plans import PlanLikeness, demonstrated_plans
@@ -39,6 +43,7 @@ __all__ = [
     "kept_tokens",
     "office_memory",
     "on_office",
+    "on_office_at_once",
     "rate_of",
     "search_all",
     "table_figures",
@@ -53,6 +58,8 @@ DRAWS = 48  # uniform draws at a node: about two thirds of the valid calls
 ETS = {"cost_weight": 3.0, "cover_weight": 1.0, "distance": 0.05, "temperature": 0.1, "cover": "weight"}
 """The fewest tokens at no less success than the beam's, by treewright.benchmarks.tune_ets on training tasks."""
 MEMORY = 300  # training tasks whose plans are remembered
+PROCESSES = os.cpu_count() or 1  # among which the tasks of long runs are dealt out
+LONG = 4000  # expansions from which on a run is long
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +133,42 @@ def office_memory() -> PlanMemory:
 @functools.cache
 def uniform_on_office(tasks: int, expansions: int) -> list[Found]:
     """Uniform cost on the first test tasks of the office: what A* is compared with, measured once."""
-    order = rule("uniform_cost", draws=DRAWS, root_draws=DRAWS)
-    return on_office(tasks, order, expansions, PlanLikeness(office_memory()))
+    options = {"draws": DRAWS, "root_draws": DRAWS}
+    return on_office_at_once(tasks, "uniform_cost", options, expansions, PlanLikeness(office_memory()))
 
 
-def on_office(tasks: int, order: Rule, expansions: int, judge: Evaluator | None) -> list[Found]:
-    """The first `tasks` test tasks of the office."""
+def on_office(
+    tasks: int, order: Rule, expansions: int, judge: Evaluator | None, part: slice = slice(None)
+) -> list[Found]:
+    """The first `tasks` test tasks of the office, or some of them."""
 
     async def run() -> list[Found]:
-        some = MODEL.tasks("test", tasks)
+        some = MODEL.tasks("test", tasks)[part]
         return await search_all(some, Pool(MODEL.open), uniform_calls, order, Budget(expansions=expansions), judge)
 
     return asyncio.run(run())
+
+
+def on_office_at_once(
+    tasks: int, name: str, options: Mapping[str, Any], expansions: int, judge: Evaluator | None
+) -> list[Found]:
+    """The same by a rule of that name, in some processes where it takes long. Trees do not depend on how many."""
+    count = min(PROCESSES, tasks) if tasks * expansions >= LONG else 1
+    if count == 1:
+        return on_office(tasks, rule(name, **options), expansions, judge)
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        parts = [
+            pool.submit(_part, tasks, name, dict(options), expansions, judge, slice(i, None, count))
+            for i in range(count)
+        ]
+        found = [part.result() for part in parts]
+    return [found[i % count][i // count] for i in range(tasks)]
+
+
+def _part(
+    tasks: int, name: str, options: Mapping[str, Any], expansions: int, judge: Evaluator | None, part: slice
+) -> list[Found]:
+    return on_office(tasks, rule(name, **options), expansions, judge, part)
 
 
 def rate_of(found: Sequence[Found]) -> float:

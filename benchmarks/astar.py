@@ -15,8 +15,10 @@ from treewright.agent.judges.steps import StepJudge
 from treewright.agent.policies.uniform import uniform_calls
 from treewright.benchmarks.rules import (
     DRAWS,
+    LONG,
     MEMORY,
     Figures,
+    dealt,
     expansions_to,
     office_memory,
     on_office_at_once,
@@ -30,7 +32,7 @@ from treewright.search.rules import rule
 from treewright.search.rules.plan_memory import PlanMemory
 from treewright.search.tree import Tree
 from treewright.search.types import Budget
-from treewright.training.step_model import StepModel, examples_of, fit
+from treewright.training.step_model import StepExample, StepModel, examples_of, fit
 
 __all__ = ["learned_figures", "step_model"]
 
@@ -40,18 +42,24 @@ GROWN, EXPANSIONS = 200, 25  # trees that the model of steps learns from, and th
 @functools.lru_cache(maxsize=2)
 def step_model(memory: PlanMemory, trees: int = GROWN) -> StepModel:
     """The model of steps, from training tasks after those of the memory, grown by A* with the memory."""
+    found = dealt(_steps, trees, trees * EXPANSIONS >= LONG, memory, trees)
+    return fit([example for one in found for example in one])
+
+
+def _steps(part: slice, memory: PlanMemory, trees: int) -> list[list[StepExample]]:
+    """The steps of each tree."""
     order = rule("astar", memory=memory, draws=DRAWS, root_draws=DRAWS)
 
     async def grown() -> list[Tree]:
         pool = Pool(MODEL.open)
         settings = Settings(run="steps", max_tokens=200)
-        some = MODEL.tasks("train", MEMORY + trees)[MEMORY:]
+        some = MODEL.tasks("train", MEMORY + trees)[MEMORY:][part]
         return [
             await search(task, pool, uniform_calls, rule=order, budget=Budget(expansions=EXPANSIONS), settings=settings)
             for task in some
         ]
 
-    return fit(examples_of(asyncio.run(grown())))
+    return [examples_of([tree]) for tree in asyncio.run(grown())]
 
 
 def learned_figures(quick: bool) -> Figures:

@@ -13,10 +13,10 @@ import math
 import multiprocessing
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from treewright.agent.judges.judge import Likelihood
 from treewright.agent.judges.plans import PlanLikeness, demonstrated_plans
@@ -37,6 +37,7 @@ from treewright.search.types import Budget, Evaluator, Proposer
 
 __all__ = [
     "astar_figures",
+    "dealt",
     "ets_figures",
     "expansions_to",
     "first_found",
@@ -52,6 +53,7 @@ __all__ = [
 ]
 
 Figures = dict[str, tuple[float, str]]
+Made = TypeVar("Made")
 
 SOLVED = 1.0 - 1e-6
 DRAWS = 48  # uniform draws at a node: about two thirds of the valid calls
@@ -153,22 +155,27 @@ def on_office_at_once(
     tasks: int, name: str, options: Mapping[str, Any], expansions: int, judge: Evaluator | None
 ) -> list[Found]:
     """The same by a rule of that name, in some processes where it takes long. Trees do not depend on how many."""
-    count = min(PROCESSES, tasks) if tasks * expansions >= LONG else 1
-    if count == 1:
-        return on_office(tasks, rule(name, **options), expansions, judge)
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        parts = [
-            pool.submit(_part, tasks, name, dict(options), expansions, judge, slice(i, None, count))
-            for i in range(count)
-        ]
-        found = [part.result() for part in parts]
-    return [found[i % count][i // count] for i in range(tasks)]
+    return dealt(_part, tasks, tasks * expansions >= LONG, tasks, name, dict(options), expansions, judge)
 
 
 def _part(
-    tasks: int, name: str, options: Mapping[str, Any], expansions: int, judge: Evaluator | None, part: slice
+    part: slice, tasks: int, name: str, options: Mapping[str, Any], expansions: int, judge: Evaluator | None
 ) -> list[Found]:
     return on_office(tasks, rule(name, **options), expansions, judge, part)
+
+
+def dealt(work: Callable[..., list[Made]], count: int, long: bool, *given: Any) -> list[Made]:
+    """What work(part, *given) gives for each of `count` things, in their order; in some processes where it takes long.
+
+    part  the things that one process works on; `work` is a function of a module
+    """
+    among = min(PROCESSES, count) if long else 1
+    if among == 1:
+        return work(slice(None), *given)
+    with ProcessPoolExecutor(among, multiprocessing.get_context("spawn")) as pool:
+        parts = [pool.submit(work, slice(i, None, among), *given) for i in range(among)]
+        found = [part.result() for part in parts]
+    return [found[i % among][i // among] for i in range(count)]
 
 
 def rate_of(found: Sequence[Found]) -> float:

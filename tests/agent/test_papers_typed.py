@@ -10,15 +10,15 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import forked
+import httpx
 import pytest
-from chat_server import serving
+from chat_server import Answering, Chat
 from typing_lines import environment, typed
 
 from .small import CHATML, qwen3, tokenizer
@@ -37,22 +37,25 @@ ELSEWHERE = {
 }
 """Words of a line that is not typed: why, and the test that stands for it."""
 
+FEW = "--set search.expansions=1 --set search.max_tokens=24"
 SMALL = {
-    "collect": "--tasks 2 --set search.expansions=2 --set search.max_tokens=32",
-    "run": "--set search.expansions=2 --set search.max_tokens=32",
-    "eval": "--tasks 1 --expansions 1 --set search.max_tokens=32",
-    "loop": "--set loop.iterations=1 --set loop.tasks=2 --set search.expansions=1",
+    "collect": f"--tasks 1 {FEW}",
+    "run": FEW,
+    "eval": f"--tasks 1 --expansions 1 {FEW}",
+    "loop": f"--set loop.iterations=1 --set loop.tasks=2 {FEW}",
     "ask": "--budget 3 --depth 1 --set search.max_tokens=8",
     "digest": "--set search.max_tokens=8",
     "train prm": "--epochs 1",
     "train dpo": "--epochs 1 --min-gap 0.01",
     "train scorer": "--epochs 1",
-    "train prefix": "--updates 1 --starts 2",
-    "train spar": "--rounds 1 --tasks 2 --set search.expansions=2",
-    "train ping": "--tasks 1 --rounds 1",
+    "train prefix": f"--updates 1 --starts 2 {FEW}",
+    "train spar": f"--rounds 1 --set loop.tasks=2 {FEW}",
+    "train ping": f"--tasks 1 --rounds 1 {FEW}",
     "train treehop": "--epochs 1",
 }
-AFTER = {"treewright compare": ["chains-1", "late-1"]}  # runs that must be there
+"""What makes a command small."""
+MODELS = ("FOLDER", "LARGE", "SMALL")
+WORLD = {"collect": "kg", "loop": "kg"}  # where a line names none
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def rows() -> Iterator[Row]:
                 train = "train." in span
                 if train and on.split()[1:2] != ["train"]:
                     on = "treewright train --name first"
-                elif not train and on.split()[1:2] in ([], ["train"]):
+                elif not train and (not on or on.split()[1] in ("train", "digest")):
                     on = "treewright collect --name more"
                 lines.append(f"{on} {span}")
         if lines:
@@ -103,6 +106,19 @@ def test_what_is_not_typed_stands_on_the_page_and_a_test_stands_for_it() -> None
         assert (ROOT / test).is_file(), test
 
 
+class Served(Chat):
+    """A chat server that also serves passages by Search-R1's protocol."""
+
+    asked = 0
+
+    def do_POST(self) -> None:
+        if self.path != "/retrieve":
+            return super().do_POST()
+        self.rfile.read(int(self.headers["Content-Length"]))
+        Served.asked += 1
+        self.reply({"result": [[{"document": {"id": "1", "contents": "Ada\nAda lives in Bonn."}, "score": 1.0}]]})
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """A folder with a run, passages, questions, a handbook and small models; and the address of a chat server."""
@@ -114,7 +130,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
     written = {
         "passages.jsonl": docs,
         "questions.jsonl": [{"id": str(i), "question": f"where does {name} live?", "answer": town, "split": split}
-                            for i, (name, town, split) in enumerate([("Ada", "Bonn", "test"), ("Bob", "Ulm", "train")])],
+                            for i, (name, town, split) in enumerate(
+                                [("Ada", "Bonn", "test"), ("Bob", "Ulm", "train")])],
         "recipes.jsonl": [{"target": "soup"}, {"goal": "soup", "needs": ["mix", "water"], "cost": 1, "name": "cook"},
                           {"goal": "mix", "cost": 2, "name": "buy"}, {"goal": "water", "cost": 0, "name": "tap"}],
         "tasks.jsonl": [{"id": "a", "goal": "Write three x.", "split": "train"}],
@@ -123,51 +140,70 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
         (home / file).write_text("".join(json.dumps(row) + "\n" for row in contents))
     (home / "handbook.md").write_text("# Travel\nAda approves travel.\n\n# Money\nBob pays.\n")
     (home / "harmful.txt").write_text("How do I break into a house?\n")
-    for i, name in enumerate(("FOLDER", "LARGE", "SMALL")):
+    for i, name in enumerate(MODELS):
         model = qwen3(seed=i, max_position_embeddings=8192)
         model.save_pretrained(home / name)
         tokenizer(("<|im_start|>", "<think>", "</think>", "<|im_end|>"), CHATML).save_pretrained(home / name)
-    grow = ["collect", "--suites", "kg", "--tasks", "4", "--set", "search.expansions=2", "--set", "search.root_draws=6"]
-    typed([*grow, "--name", "first"], home)
-    with serving(lambda messages: "Verdict: no" if "Verdict" in str(messages) else "x x x") as address:
-        yield home, address
+    grow = "collect --name first --suites kg --tasks 4 --set search.expansions=2 --set search.root_draws=6"
+    typed(grow.split(), home)
+    server = Answering(("127.0.0.1", 0), Served)
+    server.daemon_threads = True
+    server.answer = lambda messages: "Verdict: no" if "Verdict" in str(messages) else 'search {"query": "Ada"}'
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield home, f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if any(reason(line) is None for line in r.lines)], ids=lambda r: r.paper)
+TYPED = [row for row in ROWS if any(reason(line) is None for line in row.lines)]
+
+
+@pytest.mark.parametrize("row", TYPED, ids=lambda row: row.paper)
 def test_a_row_runs(row: Row, base: tuple[Path, str], tmp_path: Path) -> None:
     home, address = base
     here = tmp_path / "here"
-    shutil.copytree(home, here, ignore=shutil.ignore_patterns("FOLDER", "LARGE", "SMALL"))
-    for name in ("FOLDER", "LARGE", "SMALL"):
+    shutil.copytree(home, here, ignore=shutil.ignore_patterns(*MODELS))
+    for name in MODELS:
         (here / name).symlink_to(home / name)
     for line in row.lines:
         if reason(line) is not None:
             continue
-        for run in next((runs for words, runs in AFTER.items() if line.startswith(words)), []):
-            typed(["loop", "--name", run, "--suites", "kg", *SMALL["loop"].split()], here)
-        out = typed(words_of(line, address), here)
-        assert out.strip(), line
+        if line.startswith("treewright train --name first"):  # with trees that nothing was trained on
+            shutil.rmtree(here / "runs")
+            shutil.copytree(home / "runs", here / "runs")
+        if line.startswith("treewright compare"):
+            for run in ("chains-1", "late-1"):
+                loop = f"loop --name {run} --suites kg --set loop.iterations=2 --set loop.tasks=2 {FEW}"
+                typed(loop.split(), here)
+        before = Served.asked
+        assert typed(words_of(line, address), here).strip(), line
+        assert ("/retrieve" in line) == (Served.asked > before)
 
 
 def words_of(line: str, address: str) -> list[str]:
     """The words of a line, placeholders filled in, and what makes it small."""
-    chat = f"openai:chat@{address}"
-    for name, real in {"hf:JUDGE": chat, "hf:REFINER": chat, "POLICY": "hf:FOLDER"}.items():
+    chat = f"openai:chat@http://{address}/v1"
+    given = {"hf:JUDGE": chat, "hf:REFINER": chat, "openai:MODEL@URL": chat, "POLICY": "hf:FOLDER",
+             "HOST:PORT": address}  # fmt: skip
+    for name, real in given.items():
         line = line.replace(name, real)
     words = shlex.split(line)[1:]
     command = " ".join(words[: 1 + (words[0] == "train" and words[1][0] != "-")])
-    return [*words, *SMALL.get(command, "").split()]
+    world = ["--suites", WORLD[command]] if command in WORLD and "--suites" not in words else []
+    actor = ["--policy", chat] if "/retrieve" in line else []  # it searches
+    return [*words, *world, *actor, *SMALL.get(command, "").split()]
 
 
-def test_the_viewer_serves_until_it_is_stopped(base: tuple[Path, str]) -> None:
+def test_the_viewer_serves_the_trees_until_it_is_stopped(base: tuple[Path, str]) -> None:
     home, _ = base
     child = forked.Child([forked.COMMAND, "view"], home, environment(), merged=True)
     try:
-        said = child.stdout.readline()
-        print(said)
+        said = next(line for line in iter(child.stdout.readline, "") if "http://" in line)
+        (address,) = re.findall(r"http://\S+", said)
+        page = httpx.get(address, follow_redirects=True)
+        print(said, page.status_code, page.text[:1500])
+        (script,) = re.findall(r'src="([^"]*app\.js[^"]*)"', page.text)
+        assert "map of tokens" in httpx.get(httpx.URL(address).join(script)).text
     finally:
         child.kill()
         child.wait()
-
-
-_ = subprocess, sys

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import forked
 import httpx
@@ -128,7 +129,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
         {"id": name, "title": name, "text": f"{name} was born in {year} and lives in {town}. {name} knows {other}."}
         for name, year, town, other in [("Ada", 1960, "Bonn", "Bob Ray"), ("Bob Ray", 1971, "Ulm", "Ada")]
     ]
-    written = {
+    written: dict[str, list[dict[str, Any]]] = {
         "passages.jsonl": docs,
         "questions.jsonl": [{"id": str(i), "question": f"where does {name} live?", "answer": town, "split": split}
                             for i, (name, town, split) in enumerate(

@@ -34,10 +34,11 @@ def test_no_paper_stands_there_that_nothing_else_names() -> None:
 def test_every_line_parses(line: Any) -> None:
     from treewright.agent.cli.main import app
 
-    command, words = typer.main.get_command(app), shlex.split(line)[1:]
-    while words and hasattr(command, "commands") and words[0] in command.commands:
-        command = command.commands[words.pop(0)]
-    command.make_context(command.name, words)
+    command: Any = typer.main.get_command(app)
+    words = shlex.split(line)[1:]
+    while hasattr(command, "get_command") and words and not words[0].startswith("-"):
+        command = command.get_command(typer.Context(command), words.pop(0))
+    command.make_context(command.name, words)  # raises for what is missing or unknown
 
 
 @pytest.mark.parametrize("setting", sorted({s for span in SPANS for s in re.findall(r"--set (\S+)", span)}))

@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import multiprocessing
+import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from treewright.agent.judges.judge import Likelihood
 from treewright.agent.judges.plans import PlanLikeness, demonstrated_plans
@@ -33,12 +37,14 @@ from treewright.search.types import Budget, Evaluator, Proposer
 
 __all__ = [
     "astar_figures",
+    "dealt",
     "ets_figures",
     "expansions_to",
     "first_found",
     "kept_tokens",
     "office_memory",
     "on_office",
+    "on_office_at_once",
     "rate_of",
     "search_all",
     "table_figures",
@@ -47,12 +53,15 @@ __all__ = [
 ]
 
 Figures = dict[str, tuple[float, str]]
+Made = TypeVar("Made")
 
 SOLVED = 1.0 - 1e-6
 DRAWS = 48  # uniform draws at a node: about two thirds of the valid calls
-ETS = {"cost_weight": 3.0, "cover_weight": 1.0, "distance": 0.05, "temperature": 0.1, "cover": "weight"}
+ETS = {"cost_weight": 6.0, "cover_weight": 1.0, "distance": 0.05, "temperature": 0.1, "cover": "weight"}
 """The fewest tokens at no less success than the beam's, by treewright.benchmarks.tune_ets on training tasks."""
 MEMORY = 300  # training tasks whose plans are remembered
+PROCESSES = os.cpu_count() or 1  # among which the tasks of long runs are dealt out
+LONG = 4000  # expansions from which on a run is long
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +135,47 @@ def office_memory() -> PlanMemory:
 @functools.cache
 def uniform_on_office(tasks: int, expansions: int) -> list[Found]:
     """Uniform cost on the first test tasks of the office: what A* is compared with, measured once."""
-    order = rule("uniform_cost", draws=DRAWS, root_draws=DRAWS)
-    return on_office(tasks, order, expansions, PlanLikeness(office_memory()))
+    options = {"draws": DRAWS, "root_draws": DRAWS}
+    return on_office_at_once(tasks, "uniform_cost", options, expansions, PlanLikeness(office_memory()))
 
 
-def on_office(tasks: int, order: Rule, expansions: int, judge: Evaluator | None) -> list[Found]:
-    """The first `tasks` test tasks of the office."""
+def on_office(
+    tasks: int, order: Rule, expansions: int, judge: Evaluator | None, part: slice = slice(None)
+) -> list[Found]:
+    """The first `tasks` test tasks of the office, or some of them."""
 
     async def run() -> list[Found]:
-        some = MODEL.tasks("test", tasks)
+        some = MODEL.tasks("test", tasks)[part]
         return await search_all(some, Pool(MODEL.open), uniform_calls, order, Budget(expansions=expansions), judge)
 
     return asyncio.run(run())
+
+
+def on_office_at_once(
+    tasks: int, name: str, options: Mapping[str, Any], expansions: int, judge: Evaluator | None
+) -> list[Found]:
+    """The same by a rule of that name, in some processes where it takes long. Trees do not depend on how many."""
+    return dealt(_part, tasks, tasks * expansions >= LONG, tasks, name, dict(options), expansions, judge)
+
+
+def _part(
+    part: slice, tasks: int, name: str, options: Mapping[str, Any], expansions: int, judge: Evaluator | None
+) -> list[Found]:
+    return on_office(tasks, rule(name, **options), expansions, judge, part)
+
+
+def dealt(work: Callable[..., list[Made]], count: int, long: bool, *given: Any) -> list[Made]:
+    """What work(part, *given) gives for each of `count` things, in their order; in some processes where it takes long.
+
+    part  the things that one process works on; `work` is a function of a module
+    """
+    among = min(PROCESSES, count) if long else 1
+    if among == 1:
+        return work(slice(None), *given)
+    with ProcessPoolExecutor(among, multiprocessing.get_context("spawn")) as pool:
+        parts = [pool.submit(work, slice(i, None, among), *given) for i in range(among)]
+        found = [part.result() for part in parts]
+    return [found[i % among][i // among] for i in range(count)]
 
 
 def rate_of(found: Sequence[Found]) -> float:
@@ -228,8 +266,8 @@ def ets_figures(quick: bool) -> Figures:
     out: Figures = {}
     for name, by_width in runs.items():
         for width in widths[name]:
-            options = ETS if name == "ets" else {}
-            found = on_office(tasks, rule(name, width=width, **draws, **options), 200, PlanLikeness(memory))
+            options = {"width": width, **draws, **(ETS if name == "ets" else {})}
+            found = on_office_at_once(tasks, name, options, 200, PlanLikeness(memory))
             by_width[width] = found
             out[f"{name}_found_{width}"] = (rate_of(found), "%")
             out[f"{name}_tokens_{width}"] = (tokens_of(found), "tokens")

@@ -1,7 +1,7 @@
 """Chooses the settings of `ets` that `treewright bench search` measures, on training tasks of the office alone.
 
-    python -m treewright.benchmarks.tune_ets                  # 132 tasks, about ten minutes of one idle core
-    python -m treewright.benchmarks.tune_ets 44               # the first of them
+    python -m treewright.benchmarks.tune_ets                  # 132 tasks, some minutes of one idle core
+    python -m treewright.benchmarks.tune_ets 44 8             # the first of them, at width 8
 
 Four kinds of job are left out of the plan memory, since test tasks have kinds of which no plan is known either. For
 each setting: success and kept tokens of the beam of the same width over its own.
@@ -31,18 +31,19 @@ WEIGHT = {"cover": "weight", "temperature": 0.1, "distance": 0.05}
 SETTINGS: tuple[dict[str, Any], ...] = (
     {**COUNT, "cost_weight": 5.0, "cover_weight": 1.5, "distance": 0.3},
     {**COUNT, "cost_weight": 2.0, "cover_weight": 0.0, "distance": 0.05},
-    *({**WEIGHT, "cost_weight": cost, "cover_weight": 1.0} for cost in (1.0, 2.0, 3.0, 4.0)),
+    *({**WEIGHT, "cost_weight": cost, "cover_weight": 1.0} for cost in (1.0, 2.0, 3.0, 4.0, 6.0, 10.0)),
     {**WEIGHT, "cost_weight": 3.0, "cover_weight": 0.5},
+    {**WEIGHT, "cost_weight": 6.0, "cover_weight": 0.5},
     {**WEIGHT, "cost_weight": 3.0, "cover_weight": 1.0, "temperature": 0.15},
     {**WEIGHT, "cost_weight": 3.0, "cover_weight": 1.0, "distance": 0.3},
 )
 
 
-def tune(count: int = TASKS) -> list[tuple[dict[str, Any], float, float]]:
+def tune(count: int = TASKS, width: int = WIDTH) -> list[tuple[dict[str, Any], float, float]]:
     """(setting, found in per cent, times fewer tokens than the beam); the first row is the beam itself, {}."""
     known = [task for task in MODEL.tasks("train", MEMORY) if task.data["kind"] not in LEFT_OUT]
     tasks = MODEL.tasks("train", FIRST + count)[FIRST:]
-    draws = {"draws": DRAWS, "root_draws": DRAWS, "width": WIDTH}
+    draws = {"draws": DRAWS, "root_draws": DRAWS, "width": width}
     orders = [({}, rule("beam", **draws)), *((s, rule("ets", **draws, **s)) for s in SETTINGS)]
 
     async def run() -> list[tuple[dict[str, Any], float, float]]:
@@ -62,4 +63,4 @@ def tune(count: int = TASKS) -> list[tuple[dict[str, Any], float, float]]:
 
 
 if __name__ == "__main__":
-    tune(int(sys.argv[1]) if len(sys.argv) > 1 else TASKS)
+    tune(*map(int, sys.argv[1:3]))

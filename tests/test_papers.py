@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
+from typing_lines import parsed
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "papers.md").read_text()
@@ -32,12 +32,7 @@ def test_no_paper_stands_there_that_nothing_else_names() -> None:
 
 @pytest.mark.parametrize("line", [span for span in SPANS if span.startswith("treewright ")])
 def test_every_line_parses(line: Any) -> None:
-    from treewright.agent.cli.main import app
-
-    command, words = typer.main.get_command(app), shlex.split(line)[1:]
-    while words and hasattr(command, "commands") and words[0] in command.commands:
-        command = command.commands[words.pop(0)]
-    command.make_context(command.name, words)
+    parsed(shlex.split(line)[1:])
 
 
 @pytest.mark.parametrize("setting", sorted({s for span in SPANS for s in re.findall(r"--set (\S+)", span)}))

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from math import log2
 from pathlib import Path
 
@@ -61,12 +61,10 @@ class Hypergraph:
         for i, title in enumerate(self.title):
             if title:
                 self.titled[title].append(i)
-        self._lengths: dict[str, set[int]] = defaultdict(set)  # of titles in words, by their first word
-        for title in self.titled:
-            words = title.split()
-            self._lengths[words[0]].add(len(words))
+        self._begun = _beginnings(self.titled)
         self._unspaced = sorted({len(t) for t in self.titled if len(t) > 1 and UNSPACED.fullmatch(t)}, reverse=True)
-        self.names = [frozenset((*self.names_in(doc.text), title)) - {""}
+        capital = _Capital()
+        self.names = [frozenset((*self._names_in(doc.text, capital), title)) - {""}
                       for doc, title in zip(docs, self.title, strict=True)]  # fmt: skip
         self.passages: dict[str, list[int]] = defaultdict(list)
         for i, names in enumerate(self.names):
@@ -75,9 +73,12 @@ class Hypergraph:
 
     def names_in(self, text: str) -> set[str]:
         """The names in a text, as they are keyed: small letters, single blanks."""
+        return self._names_in(text, _Capital())
+
+    def _names_in(self, text: str, capital: _Capital) -> set[str]:
         words = _WORD.findall(text)
-        keys = [word.casefold() for word in words]
-        return {*self._titles_in(words, keys), *self._runs_in(words, keys)}
+        keys = list(map(str.casefold, words))
+        return {*self._titles_in(words, keys), *self._runs_in(words, keys, capital)}
 
     def named(self, name: str) -> str:
         """The key of a name that somebody wrote."""
@@ -125,14 +126,16 @@ class Hypergraph:
             yield from (Link(at, name, strength) for at in among if at != position)
 
     def _titles_in(self, words: Sequence[str], keys: Sequence[str]) -> Iterator[str]:
-        for i, first in enumerate(keys):
-            for length in sorted(self._lengths.get(first, ()), reverse=True):
+        for i in compress(range(len(keys)), map(self._begun.__contains__, keys)):
+            seconds = self._begun[keys[i]]
+            for length in seconds.get(keys[i + 1], seconds[""]) if i + 1 < len(keys) else seconds[""]:
                 title = " ".join(keys[i : i + length])
                 if title in self.titled and self._is_name(words[i : i + length]):
                     yield title
                     break
-            if self._unspaced and UNSPACED.search(first):
-                yield from self._titles_inside(first)
+        if self._unspaced:
+            for key in filter(UNSPACED.search, keys):
+                yield from self._titles_inside(key)
 
     def _titles_inside(self, run: str) -> Iterator[str]:
         """Titles in a run of a script without blanks."""
@@ -143,20 +146,39 @@ class Hypergraph:
         """True if a word begins with anything but a small letter, and it is not one common word."""
         return any(not word[0].islower() for word in words) and (len(words) > 1 or words[0] not in self._common)
 
-    def _runs_in(self, words: Sequence[str], keys: Sequence[str]) -> Iterator[str]:
-        run: list[str] = []
-        begun, end = "", 0  # its first word; the end of what surely belongs to it
-        for word, key in zip((*words, ""), (*keys, ""), strict=True):
-            if word and (word[0].isupper() or word[0].isdigit()) and not (word in self._common and not run):
-                begun = begun if run else word
-                run.append(key)
-                end = len(run)
-            elif run and word in _JOINING:
-                run.append(key)
-            elif run:
-                if end > 1 or begun not in self._first:
-                    yield " ".join(run[:end])
-                run, end = [], 0
+    def _runs_in(self, words: Sequence[str], keys: Sequence[str], capital: _Capital) -> Iterator[str]:
+        """Runs begin and end with a capitalised word; words in _JOINING may stand between."""
+        begin = end = -1  # of the run: its first word and its last
+        for i in compress(range(len(words)), map(capital.__getitem__, words)):
+            if begin >= 0 and (i == end + 1 or all(map(_JOINING.__contains__, words[end + 1 : i]))):
+                end = i
+                continue
+            if begin >= 0 and (end > begin or words[begin] not in self._first):
+                yield " ".join(keys[begin : end + 1])
+            begin = end = -1 if words[i] in self._common else i
+        if begin >= 0 and (end > begin or words[begin] not in self._first):
+            yield " ".join(keys[begin : end + 1])
+
+
+class _Capital(dict[str, bool]):
+    """Whether a word begins with a capital or a digit, looked at once for each word."""
+
+    def __missing__(self, word: str) -> bool:
+        self[word] = word[0].isupper() or word[0].isdigit()
+        return self[word]
+
+
+def _beginnings(titles: Iterable[str]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """How many words the titles have that begin with one word, and go on with a second, most first; "" is any other.
+
+    A text has many words that begin some title, and few pairs that do.
+    """
+    found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for title in titles:
+        first, *rest = title.split()
+        found[first][rest[0] if rest else ""].add(1 + len(rest))
+    return {one: {two: tuple(sorted(lengths | by[""], reverse=True)) for two, lengths in [*by.items(), ("", by[""])]}
+            for one, by in found.items()}  # fmt: skip
 
 
 class HypergraphIndex:

@@ -24,7 +24,7 @@ from treewright.agent.runs.evaluate import acting_rule
 from treewright.agent.runs.loop import rule_of
 from treewright.benchmarks import search as bench_search
 from treewright.benchmarks.engine import cost_of, speedup
-from treewright.benchmarks.rules import Found, _interval, _ratio, expansions_to, first_found, kept_tokens
+from treewright.benchmarks.rules import Found, _interval, _ratio, dealt, expansions_to, first_found, kept_tokens
 from treewright.envs import TreewrightError
 from treewright.envs.maze import SUITE
 from treewright.envs.tools.office import MODEL, UNSEEN, oracle
@@ -174,6 +174,13 @@ def test_plans_are_learned_from_a_store_and_guide_a_run(tmp_path: Path, monkeypa
     assert acted.exit_code == 0, acted.output
     wrong = line.invoke(app, ["collect", "--name", "three", *common, *options, "--set", "search.options.alfa=1"])
     assert wrong.exit_code != 0 and "did you mean 'alpha'" in str(wrong.exception)
+
+
+def test_what_is_dealt_out_among_processes_comes_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("treewright.benchmarks.rules.PROCESSES", 3)
+    things: Any = range(10, 17)  # a part of them is what one process is asked for
+    assert dealt(things.__getitem__, 7, True) == list(things)
+    assert dealt(things.__getitem__, 7, False) == things, "where it is short this process does it"
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "search.md"

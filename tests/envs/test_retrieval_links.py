@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from treewright.envs import Action, InvalidAction
 from treewright.envs.check import check_env
 from treewright.envs.retrieval.almanac import almanac
 from treewright.envs.retrieval.corpus import Corpus, Doc, Question
+from treewright.envs.retrieval.hypergraph import _JOINING as JOINING
+from treewright.envs.retrieval.hypergraph import _WORD as WORD
 from treewright.envs.retrieval.hypergraph import Hypergraph, HypergraphIndex
 from treewright.envs.retrieval.index import LexicalIndex
 from treewright.envs.retrieval.opening import open_suite
@@ -118,3 +121,40 @@ def test_equal_corpora_rank_alike_whatever_the_order_of_sets() -> None:
     one, two = HypergraphIndex(corpus.docs), HypergraphIndex(Corpus(corpus.docs).docs)
     for question in questions[:20]:
         assert one.rank(question.text, 10) == two.rank(question.text, 10)
+
+
+def slow_names(graph: Hypergraph, text: str) -> set[str]:
+    """Word by word: at each the longest title that begins there, and runs of capitalised words as they end."""
+    words = WORD.findall(text)
+    keys, found = [word.casefold() for word in words], set[str]()
+    for i in range(len(words)):
+        for end in range(len(words), i, -1):
+            written = words[i:end]
+            named = any(not word[0].islower() for word in written) and (end > i + 1 or words[i] not in graph._common)
+            if named and " ".join(keys[i:end]) in graph.titled:
+                found.add(" ".join(keys[i:end]))
+                break
+    run: list[int] = []
+    for i, word in enumerate([*words, ""]):
+        if word and (word[0].isupper() or word[0].isdigit()) and (run or word not in graph._common):
+            run.append(i)
+        elif not run or word not in JOINING:
+            if len(run) > 1 or (run and words[run[0]] not in graph._first):
+                found.add(" ".join(keys[run[0] : run[-1] + 1]))
+            run = []
+    return found
+
+
+def test_names_are_those_that_reading_word_by_word_finds() -> None:
+    rng = random.Random(3)
+    some = ["Ada", "Bay", "The", "the", "of", "and", "river", "Harrow", "x-Ray", "X-ray", "3rd", "Ünal", "bay", "von"]
+
+    def text(count: int) -> str:
+        return " ".join(rng.choice(some) + rng.choice(["", "", "", ",", "."]) for _ in range(count))
+
+    titles = ["Ada", "Ada Bay", "The Bay of Harrow", "the river", "Ünal", "Bay of the Ada von Harrow", "3rd", ""]
+    titles += ["Harrow", "Harrow Bay 3rd"]
+    graph = Hypergraph([Doc(str(i), title, text(30)) for i, title in enumerate(titles * 5)])
+    texts = [text(rng.randint(0, 25)) for _ in range(400)]
+    assert [graph.names_in(one) for one in texts] == [slow_names(graph, one) for one in texts]
+    assert len(set().union(*map(graph.names_in, texts))) > 50

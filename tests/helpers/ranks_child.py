@@ -214,7 +214,7 @@ def adapted(ranks: Any, folder: Any) -> None:
     lora = LoraSettings(rank=2)
     out: dict[str, Any] = {}
     trees = [random_tree(s) for s in range(FEW)]
-    cases = (
+    cases: tuple[tuple[str, dict[str, Any], torch.dtype | None], ...] = (
         ("clipped", {"kl_coef": 0.3, "minibatches": 2}, None),
         ("gspo", {"loss": "gspo", "chunk_tokens": 40, "minibatches": 1}, None),
         ("half", {"precision": "bfloat16", "minibatches": 1}, torch.bfloat16),
@@ -230,7 +230,7 @@ def adapted(ranks: Any, folder: Any) -> None:
                     if ".lora_" in at:
                         weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
             model = model.double() if half is None else model
-            settings = TrainSettings(lr=0.01, lora=lora, max_tokens=120, **options)  # type: ignore[arg-type]
+            settings = TrainSettings(lr=0.01, lora=lora, max_tokens=120, **options)
             many: list[Any] = []
             alone: list[Any] = []
             trainer = watched(RankedTrainer, many)(copy.deepcopy(model), settings, ranks=ranks, versions=["v1"])
@@ -254,7 +254,8 @@ def adapted(ranks: Any, folder: Any) -> None:
     model = attach(tiny_model(0, torch.float32), few, "base", 5)
     trainer = RankedTrainer(copy.deepcopy(model), settings, ranks=ranks, versions=["v1"])
     if not ranks.leads:
-        return trainer.follow()
+        trainer.follow()
+        return
     trainer.update(trees[:3])
     two = checkpoint.save(trainer, folder / "two", extra={"iteration": 1})
     one = Trainer(copy.deepcopy(model), settings, versions=["v1"])

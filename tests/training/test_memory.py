@@ -74,7 +74,8 @@ def test_logits_of_a_large_vocabulary_take_what_the_formula_says(precision: str)
     model = transformers.Qwen3ForCausalLM(config).eval()
     prepare(model)
     settings, load = TrainSettings(precision=precision), load_of(FAMILY.plan(400), 60_000)
-    for more in ({}, {"chunk_tokens": 200}):
+    ways: tuple[dict[str, Any], ...] = ({}, {"chunk_tokens": 200})
+    for more in ways:
         one = replace(settings, **more)
         peak, path = step_peak(model, load, one), int(load.plan.depth.max()) + 1
         for cost in (measured(model, settings), formula(config, settings, "cpu")):

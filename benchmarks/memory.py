@@ -105,7 +105,7 @@ def memory_rows(quick: bool) -> list[dict[str, Any]]:
             "chunks of 128": replace(plain, chunk_tokens=128),
             "checkpointed chunks": replace(plain, checkpointing=True, chunk_tokens=128),
         }
-        costs = measured(model, plain), formula(model.config, plain)
+        costs = measured(model, plain), formula(model.config, plain, "cpu")
         for tokens in (256, 512) if quick else (256, 1024, 2048):
             load = load_of(FAMILY.plan(tokens), 512)
             for way, settings in ways.items():

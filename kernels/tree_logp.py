@@ -61,7 +61,7 @@ def tree_logp_grad(
         logits = _logits(h[start:stop], weight, bias, softcap)
         log_probs = torch.log_softmax(logits, -1)
         bend = None if softcap is None else logits.div_(softcap).square_().neg_().add_(1)
-        del logits  # a chunk's numbers exist three times at most
+        del logits  # a chunk's numbers exist twice, three times with an entropy's gradient
         probs = log_probs.exp()
         factor = torch.zeros(stop - start, 1, dtype=wide, device=h.device)
         g = None if d_logp is None else d_logp[pairs].to(wide)
@@ -82,6 +82,7 @@ def tree_logp_grad(
         d_h[start:stop] = d_logits @ weight
         if d_weight is not None:
             _add_product(d_weight, d_logits.T, h[start:stop])
+        del probs, d_logits, bend  # before the next chunk's are made
     return (
         d_h,
         None if d_weight is None else d_weight.to(weight.dtype),
@@ -151,6 +152,7 @@ class _TreeLogp(torch.autograd.Function):
             log_probs = torch.log_softmax(_logits(h[start:stop], weight, bias, softcap), -1)
             logp[pairs] = log_probs[row[pairs] - start, target[pairs]]
             entropy[start:stop] = -log_probs.exp().mul_(log_probs).sum(-1)
+            del log_probs
         ctx.save_for_backward(h, weight, bias, row, target)
         ctx.chunk, ctx.softcap = chunk, softcap
         ctx.set_materialize_grads(False)

@@ -80,7 +80,7 @@ def save(trainer: Trainer, folder: Path, checkpoints: int = 3, extra: dict[str, 
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     if is_adapted(trainer.model):
-        trainer.model.save_pretrained(work, save_embedding_layers=False)
+        trainer.model.save_pretrained(work, save_embedding_layers=False, state_dict=weights)
         (work / "README.md").unlink(missing_ok=True)
     elif weights is not None:
         trainer.model.save_pretrained(work, state_dict=weights)
@@ -139,11 +139,12 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
             raise CheckpointError(f"{path} is missing or damaged; remove {checkpoint.path} to use an older one")
     sharded = _sharded(trainer)
     _same_optimizer(trainer, checkpoint.path, manifest.get("optimizer_name", "adamw"))
+    _same_base(trainer, checkpoint.path, manifest.get("base"))
     if sharded is not None:
         sharded.read(checkpoint.path, manifest)
         sharded.put_random(manifest.get("random", []))
     else:
-        _load_weights(trainer, checkpoint.path, manifest.get("base"))
+        _load_weights(trainer, checkpoint.path)
         unflatten(trainer.optimizer, _optimizer_tensors(checkpoint.path), manifest["optimizer"])
         put_random(manifest.get("random", []), 0)
     trainer.steps, trainer.baselines = manifest["step"], manifest["baselines"]
@@ -186,9 +187,9 @@ def _weights(trainer: Trainer) -> str:
     return "adapter_model.safetensors" if is_adapted(trainer.model) else "model.safetensors"
 
 
-def _load_weights(trainer: Trainer, path: Path, base: dict[str, str] | None) -> None:
-    """Puts the weights of a checkpoint into the trainer's model. Raises CheckpointError for those of another."""
-    model, own = trainer.model, getattr(trainer.model, "treewright_base", None)
+def _same_base(trainer: Trainer, path: Path, base: dict[str, str] | None) -> None:
+    """Raises CheckpointError where one of checkpoint and trainer has an adapter, or each that of another base."""
+    own = getattr(trainer.model, "treewright_base", None)
     if (base is None) != (own is None):
         holds, wants = ("all weights", "an adapter") if base is None else ("an adapter", "all weights")
         raise CheckpointError(
@@ -200,6 +201,11 @@ def _load_weights(trainer: Trainer, path: Path, base: dict[str, str] | None) -> 
             f"{path} holds an adapter for {base['model']} (version {base['version'][:8]}), but the base here is "
             f"{own['model']} (version {own['version'][:8]}); begin with --policy hf:{base['model']}"
         )
+
+
+def _load_weights(trainer: Trainer, path: Path) -> None:
+    """Puts the weights of a checkpoint into the trainer's model. Raises CheckpointError for those of another."""
+    model, own = trainer.model, getattr(trainer.model, "treewright_base", None)
     weights = load_file(path / _weights(trainer))
     if own is not None:
         weights = {name.replace(".weight", ".default.weight"): value for name, value in weights.items()}

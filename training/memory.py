@@ -27,7 +27,7 @@ from treewright.training.model import prepare, tree_hidden
 from treewright.training.precision import checkpoint_layers, compute_dtype, computing, logit_rows, rounded
 from treewright.training.settings import TrainSettings, bytes_of
 
-__all__ = ["Costs", "PeakMemory", "fitted", "formula", "measured", "said"]
+__all__ = ["Costs", "PeakMemory", "fitted", "formula", "measured", "said", "sharded"]
 
 LONG = 8
 """Chunks are chosen so that a tree of so many of them still fits."""
@@ -117,7 +117,7 @@ class Costs:
     copies     of the weights in the type that is computed in
     gradients, optimizer   of what is trained
     output     of the output layer's gradient while it is added
-    row, logits_at_once  of the logits of one token, several times over, and of how many at once
+    row, logits_at_once  of the logits of one token, two or three times over, and of how many at once
     token      what each token that goes through at once leaves for the backward pass
     checkpointed, layer   the same with gradient checkpointing, and of one layer alone
     kept       for each token of a tree that goes through in chunks: keys and values
@@ -171,22 +171,23 @@ class Costs:
         return size + tokens * self.kept + (tokens if path is None else path) * self.owed
 
 
-def _fixed(model: Any, settings: TrainSettings, reference: bool) -> dict[str, Any]:
-    """The costs that follow from the model's weights."""
+def _fixed(model: Any, settings: TrainSettings, reference: bool, device: str | None = None) -> dict[str, Any]:
+    """The costs that follow from the model's weights; `device` is the kind that it will train on, else where it is."""
     named = list(model.parameters())
     trained = [p for p in named if p.requires_grad]
     half = compute_dtype(settings.precision)
     frozen = sum(p.numel() for p in named) * (4.0 if half is None else 2.0)
     head = inner_model(model).get_output_embeddings().weight
-    rows = logit_rows(model)
+    wide, fit = max(4, head.element_size()), getattr(inner_model(model), "treewright_fit", None)
+    arrays = 2 + (settings.entropy_coef > 0) + (fit is not None and fit.softcap is not None)
     return {
         "weights": float(sum(p.numel() * p.element_size() for p in named)) + (frozen if reference else 0.0),
         "copies": float(sum(p.numel() * 2 for p in named if half is not None and p.dtype != half)),
         "gradients": float(sum(p.numel() * p.element_size() for p in trained)),
         "optimizer": _state(model, settings),
-        "output": (4.0 + (2.0 if half else head.element_size())) * head.numel() * head.requires_grad,
-        "row": 4.0 * head.shape[0] * max(4, head.element_size()),
-        "logits_at_once": rows,
+        "output": (wide + (2.0 if half else 0.0)) * head.numel() * head.requires_grad,
+        "row": float(arrays * wide * head.shape[0]),
+        "logits_at_once": logit_rows(model, device),
     }
 
 
@@ -202,10 +203,11 @@ def _state(model: Any, settings: TrainSettings) -> float:
     return 4.0 * (total - others) + 8.0 * others
 
 
-def formula(config: Any, settings: TrainSettings) -> Costs:
+def formula(config: Any, settings: TrainSettings, device: str = "cuda") -> Costs:
     """The costs of a dense decoder of the kind of Llama and Qwen3 by its transformers configuration alone.
 
     No weight is made. With `train.lora` the base is counted as it is kept then.
+    device  the kind that trains it: on a CPU fewer logits exist at once
 
     With H the width of states, I of the feed-forward part, q and kv of all queries and of all keys, and b bytes for a
     number, a token leaves in each layer: two norms with their input, norm and output each, 24 H bytes, in half
@@ -222,7 +224,7 @@ def formula(config: Any, settings: TrainSettings) -> Costs:
 
             rounded(model, compute_dtype(settings.precision))
             model = get_peft_model(model, adapter_config(settings.lora))
-    return Costs(**_fixed(model, settings, False), **_by_token(config, settings.precision))
+    return Costs(**_fixed(model, settings, False, device), **_by_token(config, settings.precision))
 
 
 def _by_token(config: Any, precision: str) -> dict[str, Any]:
@@ -243,13 +245,15 @@ def _by_token(config: Any, precision: str) -> dict[str, Any]:
     }
 
 
-def measured(model: Any, settings: TrainSettings, reference: bool = False) -> Costs:
+def measured(model: Any, settings: TrainSettings, reference: bool = False, device: str | None = None) -> Costs:
     """The costs of this very model, from passes over a few hundred random tokens. The model is left as it was.
+
+    device  the kind that it will train on, else the one where it is
 
     Raises UnsupportedModel for a model that does not run on trees.
     """
     prepare(model)
-    fixed = _fixed(model, settings, reference)
+    fixed = _fixed(model, settings, reference, device)
     dtype = compute_dtype(settings.precision)
     training = {m: m.training for m in model.modules()}
     left: list[float] = []
@@ -302,17 +306,45 @@ def _kept(model: Any, dtype: torch.dtype | None) -> tuple[float, float]:
     return sum(n * size for n, size in numbers) / len(ids), sum(4 * n for n, _ in numbers) / len(ids)
 
 
-def fitted(model: Any, settings: TrainSettings, reference: bool = False) -> tuple[TrainSettings, str]:
+def sharded(costs: Costs, model: Any, settings: TrainSettings, ranks: int) -> Costs:
+    """The costs of each of `ranks` processes over which FSDP2 shards the model.
+
+    Each holds its part of weights, gradients and optimizer. On top come, whole, in the type that is computed in and
+    with gradients in float32, the model where it is small, else what lies outside of the layers and two layers: the one
+    that runs and the one that is fetched meanwhile.
+    """
+    from treewright.training.parallel.shard import decoder_layers, gathered_bytes, small
+
+    half = compute_dtype(settings.precision)
+    layers = [list(layer.parameters()) for layer in decoder_layers(model)]
+    inside = {id(p) for layer in layers for p in layer}
+    around = gathered_bytes((p for p in model.parameters() if id(p) not in inside), half)
+    most = around + 2 * max(gathered_bytes(layer, half) for layer in layers)
+    whole = gathered_bytes(model.parameters(), half) if small(model, half) else most
+    return replace(
+        costs, weights=costs.weights / ranks, gradients=costs.gradients / ranks, optimizer=costs.optimizer / ranks,
+        copies=float(whole),
+    )  # fmt: skip
+
+
+def fitted(
+    model: Any, settings: TrainSettings, reference: bool = False, ranks: int = 1, device: str | None = None
+) -> tuple[TrainSettings, str]:
     """The settings with max_tokens, chunk_tokens and checkpointing chosen for `train.memory`, and what was chosen.
 
     They are as given, with an empty sentence, where train.memory is not set. Whole packs without gradient checkpointing
     are preferred as long as a pack of `max_tokens` fits, then checkpointing; longer trees go through in chunks.
+
+    ranks   processes that train together, with that memory each;  device  the kind that they train on
+
     Raises TreewrightError where not even a small pack fits, with what would.
     """
     if settings.memory is None:
         return settings, ""
-    costs, room = measured(model, settings, reference), float(bytes_of(settings.memory))
-    room -= costs.lasting
+    costs = measured(model, settings, reference, device)
+    if ranks > 1:
+        costs = sharded(costs, model, settings, ranks)
+    room = float(bytes_of(settings.memory)) - costs.lasting
 
     def tokens(checkpointing: bool) -> int:
         each, more = costs.left(checkpointing)
@@ -330,9 +362,10 @@ def fitted(model: Any, settings: TrainSettings, reference: bool = False) -> tupl
     chosen = replace(settings, max_tokens=size, chunk_tokens=chunk, checkpointing=checkpointing)
     longest = f"trees of up to {LONG * size} tokens in chunks of {size}" if chunk else "no chunks: this model has none"
     peak = costs.peak(LONG * size if chunk else size, chunk, checkpointing)
+    for_each = f" for each of {ranks} processes" if ranks > 1 else ""
     return chosen, (
-        f"train.memory = {settings.memory}: packs of {size} tokens {'with' if checkpointing else 'without'} gradient "
-        f"checkpointing, {longest}; expected peak {said(peak)}"
+        f"train.memory = {settings.memory}{for_each}: packs of {size} tokens {'with' if checkpointing else 'without'} "
+        f"gradient checkpointing, {longest}; expected peak {said(peak)}"
     )
 
 
@@ -340,8 +373,9 @@ def _too_little(memory: str, costs: Costs) -> str:
     least = costs.peak(PROBE[0], None, True) + PROBE[0] * LONG * (costs.kept + costs.owed)
     return (
         f"train.memory = {memory}: training this model takes at least {said(least)} ({said(costs.weights)} weights, "
-        f"{said(costs.gradients + costs.optimizer)} gradients and optimizer, {said(costs.logits)} output layer); give "
-        "more, train an adapter (train.lora.rank=16), or take train.precision=bfloat16"
+        f"{said(costs.gradients + costs.optimizer)} gradients and optimizer, "
+        f"{said(costs.output + PROBE[0] * costs.row)} output layer for {PROBE[0]} tokens); give more, train an adapter "
+        "(train.lora.rank=16), or take train.precision=bfloat16"
     )
 
 
@@ -349,6 +383,6 @@ def said(size: float) -> str:
     """Bytes as people write them."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
-            return f"{size:.3g} {unit}"
+            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
         size /= 1024
-    return f"{size:.3g} GiB"
+    return f"{size:.3g} GiB" if size < 999.5 else f"{size:.0f} GiB"

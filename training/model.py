@@ -109,7 +109,9 @@ class _Output:
     def logp(self, hidden: Tensor, row: Tensor, target: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         return tree_logp(self._scaled(hidden), self.weight, row, target, chunk, self._bias(), self.softcap)
 
-    def dot(self, hidden: Tensor, row: Tensor, target: Tensor, d_logp: Tensor, d_row: Tensor, chunk: int) -> Tensor:
+    def dot(
+        self, hidden: Tensor, row: Tensor, target: Tensor, d_logp: Tensor, d_row: Tensor | None, chunk: int
+    ) -> Tensor:
         hidden = self._scaled(hidden)
         return tree_logp_dot(hidden, self.weight, row, target, d_logp, d_row, chunk, self._bias(), self.softcap)
 
@@ -202,13 +204,16 @@ def chunked_backward(
     with torch.enable_grad():
         logp.requires_grad_(), entropy.requires_grad_()
         value = loss(logp, entropy)
-        d_logp, d_entropy = torch.autograd.grad(value, (logp, entropy), allow_unused=True, materialize_grads=True)
+        d_logp, d_entropy = torch.autograd.grad(value, (logp, entropy), allow_unused=True)
+        d_logp = torch.zeros_like(logp) if d_logp is None else d_logp
         for part, pairs in reversed(list(zip(state.chunks, parts, strict=True))):
             hidden = tree_hidden(model, ids[part.start : part.stop], part)
             output = _output_of(model)  # after the layers ran: only then are sharded weights whole
             used, row = torch.unique(rows[pairs] - part.start, return_inverse=True)
-            by_row = torch.zeros(used.shape, dtype=d_entropy.dtype, device=ids.device)
-            by_row.index_add_(0, row, d_entropy[pairs])
+            by_row = None  # a loss that has no entropy in it spares a product over all logits
+            if d_entropy is not None:
+                by_row = torch.zeros(used.shape, dtype=d_entropy.dtype, device=ids.device)
+                by_row.index_add_(0, row, d_entropy[pairs])
             surrogate = output.dot(hidden[used], row, targets[pairs], d_logp[pairs], by_row, chunk)
             # A chunk without trained tokens is still owed by later ones: backward must pass through its layers.
             torch.autograd.backward((surrogate, hidden), (torch.ones_like(surrogate), torch.zeros_like(hidden)))

@@ -97,7 +97,10 @@ def checkpoint_layers(model: nn.Module, on: bool) -> None:
             module.training = True
 
 
-def logit_rows(model: nn.Module) -> int:
-    """Rows whose logits exist at once: fewer where the vocabulary is large."""
+def logit_rows(model: nn.Module, device: str | None = None) -> int:
+    """Rows whose logits exist at once: fewer where the vocabulary is large, and on a CPU.
+
+    device  the kind that the model will be on, else the one where it is
+    """
     weight = inner_model(model).get_output_embeddings().weight
-    return max(64, min(4096, MOST_LOGITS.get(weight.device.type, 1 << 26) // int(weight.shape[0])))
+    return max(64, min(4096, MOST_LOGITS.get(device or weight.device.type, 1 << 26) // int(weight.shape[0])))

@@ -107,7 +107,8 @@ class TrainSettings:
     memory: str | None = field(
         default=None,
         metadata={
-            "doc": 'what training may take in all, e.g. "20GiB": chooses max_tokens, chunk_tokens and checkpointing'
+            "doc": 'what training may take in all, each of several processes by itself, e.g. "20GiB": chooses '
+            "max_tokens, chunk_tokens and checkpointing"
         },
     )
     lora: LoraSettings = field(default_factory=LoraSettings)

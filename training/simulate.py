@@ -326,7 +326,7 @@ def _memory(shape: Shape, gpus: int, pack: int, checkpointed: bool) -> dict[str,
         "two gathered layers": (2 * 2.0 + 4.0) * shape.layer,
         "gathered embeddings and output layer": (2.0 + 4.0) * (shape.weights - shape.layers * shape.layer),
         "activations of a pack": pack * (token + whole if checkpointed else whole * shape.layers),
-        "logits of some rows": 4.0 * 4 * 64e6,
+        "logits of some rows": 2 * 4.0 * (1 << 26),
     }
 
 

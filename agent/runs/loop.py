@@ -10,7 +10,6 @@ only, so every tree has one policy version in either mode.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +45,7 @@ from treewright.search.meter import Meter, measured, metering, work_of
 from treewright.search.tree import Tree
 from treewright.search.types import Evaluator, layers
 from treewright.training.manifest import ADAPTER
+from treewright.training.parallel.launched import launched
 
 if TYPE_CHECKING:
     from treewright.training.recipes.curriculum import Front
@@ -171,8 +171,9 @@ def make_trainer(config: Config, source: str | Path) -> Any:
     require_options(s.estimator, s.estimator_options)
     model = load_model(source)
     version = weights_version(model)
-    if torch.cuda.is_available():
-        model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    device, group = "cuda" if torch.cuda.is_available() else "cpu", launched()
+    if group is None:  # where many train, each layer goes to its devices as it is sharded
+        model = model.to(device)
     if s.lora.rank:
         model = attach(model, s.lora, source, config.seed, compute_dtype(s.precision))
     reference = None
@@ -180,7 +181,7 @@ def make_trainer(config: Config, source: str | Path) -> Any:
         if not any((s.reference / name).is_file() for name in ("config.json", ADAPTER)):
             raise TreewrightError(f"train.reference = {s.reference} holds no model; name a checkpoint's folder")
         reference = frozen(load_model(s.reference)).to(model.device)
-    s, chosen = fitted(model, s, reference is not None)
+    s, chosen = fitted(model, s, reference is not None, 1 if group is None else group[1], device)
     tokenizer = AutoTokenizer.from_pretrained(source)
     aliases = {folder_version(source): version}
     made = make(model, s, tokenizer=tokenizer, reference=reference, versions=[version], aliases=aliases)

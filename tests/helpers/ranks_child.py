@@ -16,6 +16,7 @@ import torch
 from not_none import not_none
 from search_trees import random_tree, tiny_model
 
+from treewright.envs.errors import TreewrightError
 from treewright.search.routes import encode_routes
 from treewright.search.tree import Tree
 from treewright.training import checkpoint
@@ -201,6 +202,84 @@ def resuming(ranks: Any, folder: Any) -> None:
         weights = {n: t.tolist() for n, t in checkpoint.whole_weights(trainer).items()}
         out[name] = {"extra": extra, "restored": restored, "weights": weights, "steps": trainer.steps}
     (folder / "resumed.json").write_text(json.dumps(out))
+    trainer.stop()
+
+
+def adapted(ranks: Any, folder: Any) -> None:
+    """Adapters: gradients of every model by two processes and by one, and a checkpoint from two to one and back."""
+    from treewright.training.lora import attach
+    from treewright.training.settings import LoraSettings
+
+    patch()
+    lora = LoraSettings(rank=2)
+    out: dict[str, Any] = {}
+    trees = [random_tree(s) for s in range(FEW)]
+    cases: tuple[tuple[str, dict[str, Any], torch.dtype | None], ...] = (
+        ("clipped", {"kl_coef": 0.3, "minibatches": 2}, None),
+        ("gspo", {"loss": "gspo", "chunk_tokens": 40, "minibatches": 1}, None),
+        ("half", {"precision": "bfloat16", "minibatches": 1}, torch.bfloat16),
+    )
+    for name, plain in models():
+        for case, options, half in cases:
+            if name == "gpt_oss" and half is not None:
+                continue  # half precision sends some of its tokens to other experts
+            base = copy.deepcopy(plain) if half is None else copy.deepcopy(plain).float()
+            model = attach(base, lora, name, 5, half)
+            with torch.no_grad():
+                for at, weight in model.named_parameters():
+                    if ".lora_" in at:
+                        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+            model = model.double() if half is None else model
+            settings = TrainSettings(lr=0.01, lora=lora, max_tokens=120, **options)
+            many: list[Any] = []
+            alone: list[Any] = []
+            trainer = watched(RankedTrainer, many)(copy.deepcopy(model), settings, ranks=ranks, versions=["v1"])
+            if not ranks.leads:
+                trainer.follow()
+                continue
+            one = watched(Trainer, alone)(model, settings, versions=["v1"])
+            before = trainer.version() == one.version()
+            stats, told = trainer.update(trees), one.update(trees)
+            out[f"{name} {case}"] = {
+                "gap": max(gap(a, b) for a, b in zip(many, alone, strict=True)), "steps": len(many), "same": before,
+                "loss": [stats["loss"], told["loss"]], "reference": [s.get("reference_kl") for s in (stats, told)],
+            }  # fmt: skip
+            trainer.stop()
+    try:
+        RankedTrainer(tiny_model(0), TrainSettings(max_tokens=120 - ranks.rank), ranks=ranks)
+    except TreewrightError as error:
+        unlike = str(error)
+    few = LoraSettings(rank=2, targets=("q_proj", "v_proj"))
+    settings = TrainSettings(lr=0.01, lora=few)
+    model = attach(tiny_model(0, torch.float32), few, "base", 5)
+    trainer = RankedTrainer(copy.deepcopy(model), settings, ranks=ranks, versions=["v1"])
+    if not ranks.leads:
+        trainer.follow()
+        return
+    trainer.update(trees[:3])
+    two = checkpoint.save(trainer, folder / "two", extra={"iteration": 1})
+    one = Trainer(copy.deepcopy(model), settings, versions=["v1"])
+    checkpoint.restore(one, two)
+    ends: dict[str, Any] = {"unlike": unlike}
+    ends |= {"restored": [trainer.version(), one.version()]}
+    back = checkpoint.save(one, folder / "one")
+    not_none(trainer.versions)[-1] = "v1"
+    trainer.update(trees[3:])
+    checkpoint.restore(trainer, back)
+    ends["back"] = [trainer.version(), one.version()]
+    after = []
+    for each in (one, trainer):
+        not_none(each.versions)[-1] = "v1"
+        after.append(each.update(trees[3:])["loss"])
+    found = [checkpoint.whole_weights(each) for each in (one, trainer)]
+    ends["gap"] = max(float((found[0][n] - w).abs().max()) for n, w in found[1].items())
+    stranger = Trainer(attach(tiny_model(1, torch.float32), few, "other", 5), settings)
+    foreign = checkpoint.save(stranger, folder / "foreign")
+    try:
+        checkpoint.restore(trainer, foreign)
+    except TreewrightError as error:
+        ends["said"] = str(error)
+    (folder / "out.json").write_text(json.dumps({"ways": out, "ends": ends, "after": after}))
     trainer.stop()
 
 

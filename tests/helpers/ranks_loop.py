@@ -2,7 +2,7 @@
 
 The processes are what `torchrun … -m treewright loop` and `treewright collector` run, begun from a server that has the
 heavy packages loaded, so that beginning one again costs little. `sweep` begins again what was killed.
-As a script: python ranks_loop.py KILLS [SEED], beside a throw-away PostgreSQL.
+As a script: python ranks_loop.py KILLS [JSON], beside a throw-away PostgreSQL.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -155,18 +156,47 @@ def sweep(
     }  # fmt: skip
 
 
+def many_kills(home: Path, new_url: Callable[[], str], kills: int, seed: int = 0) -> dict[str, Any]:
+    """One loop that nobody kills, and as many that are killed as it takes to kill `kills` times: figures by name.
+
+    `same` counts the killed loops whose losses, weights and successes are those of the whole one.
+    """
+    began = time.monotonic()
+    found: dict[str, dict[str, Any]] = {}
+    deaths: list[str] = []
+    while len(deaths) < kills or not found:
+        label = f"killed {len(found) - 1}" if found else "whole"
+        (home / label).mkdir()
+        left = kills - len(deaths) if found else 0
+        found[label] = sweep(home / label, new_url(), left, seed + len(found), seconds=7200, slow=0.3)
+        deaths += found[label]["deaths"]
+        shutil.rmtree(home / label, ignore_errors=True)
+        print(label, json.dumps(found[label]), flush=True)
+    whole, *killed = found.values()
+    keys = ("losses", "versions", "successes")
+    counts = {
+        "rank_kills": len(deaths),
+        "rank_kills_of_leader": deaths.count("rank 0"),
+        "rank_kills_of_follower": deaths.count("rank 1"),
+        "rank_kills_of_collectors": deaths.count("collector"),
+        "killed_loops": len(killed),
+        "killed_loops_same": sum(all(one[key] == whole[key] for key in keys) for one in killed),
+        "groups_begun": sum(one["begun"] for one in killed),
+    }
+    figures = {name: {"value": float(value), "unit": "1"} for name, value in counts.items()}
+    return {"figures": figures, "seconds": round(time.monotonic() - began, 1)}
+
+
 if __name__ == "__main__":
     from databases import cluster
 
-    many, chosen = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    with cluster() as new_url:
-        home = Path(tempfile.mkdtemp(prefix="ranks-"))
-        found = {}
-        for label, count in (("whole", 0), ("killed", many)):
-            (home / label).mkdir()
-            found[label] = sweep(home / label, new_url(), count, chosen, seconds=7200)
-            print(label, json.dumps(found[label]), flush=True)
-        shutil.rmtree(home, ignore_errors=True)
-    same = all(found["whole"][key] == found["killed"][key] for key in ("losses", "versions", "successes"))
+    from treewright.agent.runs.figures import write_result
+
+    with cluster() as fresh, tempfile.TemporaryDirectory(prefix="ranks-") as place:
+        told = many_kills(Path(place), fresh, int(sys.argv[1]))
+    print(json.dumps(told["figures"], indent=1))
+    if len(sys.argv) > 2:
+        write_result(Path(sys.argv[2]), told)
+    same = told["figures"]["killed_loops_same"] == told["figures"]["killed_loops"]
     print("the same losses, weights and successes" if same else "DIFFERENT")
     sys.exit(0 if same else 1)

@@ -202,22 +202,24 @@ def test_an_adapter_learns_what_it_learns_on_rows_and_its_base_is_the_reference(
                 weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
     model = model.double()
     more = {"lora": LoraSettings(rank=2), "kl_coef": 0.3}
-    expected, old = of_rows(model, "clipped", more)
-    for way in ("whole", "chunked", "checkpointed chunks"):
-        found, _, trainer = taken(model, "clipped", monkeypatch, old, **more, **WAYS[way])
-        assert apart(found, expected) <= 1e-9, way
-        assert (
-            len(found) == sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
-            and trainer.reference is None
-        )
+    trained = sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+    for loss, ways in (("gspo", ("whole", "accumulated")), ("clipped", ("whole", "chunked", "checkpointed chunks"))):
+        expected, old = of_rows(model, loss, more)
+        for way in ways:
+            found, _, trainer = taken(model, loss, monkeypatch, old, **more, **WAYS[way])
+            assert apart(found, expected) <= 1e-9, (loss, way)
+            assert len(found) == trained and trainer.reference is None
     (pack,) = packs_of(trainer.settings, "clipped")
     reference, own = trainer.reference_logprobs(pack), trainer.logprobs(pack)[0]
     assert apart(reference, by_rows(plain, pack)[0].detach()) <= 1e-9 and apart(own.detach(), reference) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("loss", "ways"), [("clipped", ("whole", "accumulated", "checkpointed chunks")), ("gspo", ("whole",))]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_stays_within_its_bound_and_no_further_off_than_rows(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, loss: str, ways: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the policy that drew, where all ratios are 1: elsewhere rounding decides what is clipped."""
     model = model_of(kind, torch.float32)
@@ -225,12 +227,12 @@ def test_half_precision_stays_within_its_bound_and_no_further_off_than_rows(
     for name, dtype in (("exact", None), ("half", torch.bfloat16)):
         rows = copy.deepcopy(model)
         rounded(rows, dtype)
-        trainer = Trainer(rows, TrainSettings())
-        (pack,) = packs_of(TrainSettings(max_tokens=10**6), "clipped")
+        trainer = Trainer(rows, TrainSettings(loss=loss))
+        (pack,) = packs_of(TrainSettings(max_tokens=10**6), loss)
         surrogate(trainer, pack, None, pack.trees)(*by_rows(rows, pack))[0].backward()  # type: ignore[no-untyped-call]
         found[name] = gradient(rows)
     assert apart(found["half"], found["exact"]) <= BF16
-    for way in ("whole", "accumulated", "checkpointed chunks"):
-        own, _, trainer = taken(model, "clipped", monkeypatch, None, precision="bfloat16", **WAYS[way])
+    for way in ways:
+        own, _, trainer = taken(model, loss, monkeypatch, None, precision="bfloat16", **WAYS[way])
         assert {p.grad.dtype for p in trainer.model.parameters() if p.grad is not None} == {torch.float32}
         assert 1e-4 < apart(own, found["exact"]) <= BF16, way

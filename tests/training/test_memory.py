@@ -17,8 +17,9 @@ transformers = pytest.importorskip("transformers")
 from treewright.benchmarks.memory import FAMILY, step_peak  # noqa: E402
 from treewright.benchmarks.train_ways import load_of  # noqa: E402
 from treewright.envs.errors import TreewrightError  # noqa: E402
-from treewright.training.memory import PeakMemory, fitted, formula, measured, said  # noqa: E402
+from treewright.training.memory import PeakMemory, fitted, formula, measured, said, sharded  # noqa: E402
 from treewright.training.model import prepare  # noqa: E402
+from treewright.training.parallel import shard  # noqa: E402
 from treewright.training.settings import LoraSettings, TrainSettings  # noqa: E402
 from treewright.training.step import Trainer  # noqa: E402
 
@@ -56,7 +57,7 @@ def test_formula_and_expectation_hold_for_a_tiny_model(kind: str, precision: str
     model = made(made.config_class(**SMALL)).eval()
     prepare(model)
     settings, load = TrainSettings(precision=precision), load_of(FAMILY.plan(512), 256)
-    costs = {"expected": measured(model, settings), "formula": formula(model.config, settings)}
+    costs = {"expected": measured(model, settings), "formula": formula(model.config, settings, "cpu")}
     for more in ({}, {"checkpointing": True}, {"chunk_tokens": 128}):
         one = replace(settings, **more)
         peak = step_peak(model, load, one)
@@ -64,6 +65,44 @@ def test_formula_and_expectation_hold_for_a_tiny_model(kind: str, precision: str
             path = int(load.plan.depth.max()) + 1
             share = cost.peak(512, one.chunk_tokens, one.checkpointing, path) / peak
             assert 0.85 <= share <= 1.2, (name, more, share, cost)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_logits_of_a_large_vocabulary_take_what_the_formula_says(precision: str) -> None:
+    """More rows than exist at once, so that a part of them goes after the other; nearly all of the peak is theirs."""
+    config = transformers.Qwen3Config(**{**SMALL, "vocab_size": 60_000, "hidden_size": 32, "num_hidden_layers": 1})
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    prepare(model)
+    settings, load = TrainSettings(precision=precision), load_of(FAMILY.plan(400), 60_000)
+    ways: tuple[dict[str, Any], ...] = ({}, {"chunk_tokens": 200})
+    for more in ways:
+        one = replace(settings, **more)
+        peak, path = step_peak(model, load, one), int(load.plan.depth.max()) + 1
+        for cost in (measured(model, settings), formula(config, settings, "cpu")):
+            assert 0.9 <= cost.peak(400, one.chunk_tokens, path=path) / peak <= 1.12, more
+            assert cost.logits_at_once == 279 and cost.logits > 0.6 * (cost.peak(400) - cost.lasting)
+    assert formula(config, settings).logits_at_once == 4 * 279 + 2  # a GPU has room for more
+    assert formula(config, replace(settings, entropy_coef=0.1)).row == 1.5 * formula(config, settings).row
+
+
+def test_each_of_many_processes_holds_its_part_and_what_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL)).eval()
+    settings = TrainSettings(max_tokens=512)
+    alone = measured(model, settings)
+    every = sum(p.numel() for p in model.parameters())
+    assert sharded(alone, model, settings, 4).copies == 8 * every
+    monkeypatch.setattr(shard, "SMALL", 8 * every - 1)
+    four = sharded(alone, model, settings, 4)
+    assert four.weights == alone.weights / 4 and four.gradients == alone.gradients / 4 and four.token == alone.token
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    ends = sum(p.numel() for n, p in model.named_parameters() if "layers" not in n)
+    assert four.copies == 8 * (ends + 2 * layer)
+    limit = f"{(four.lasting + 2 * alone.logits) / 2**20:.1f}MiB"
+    chosen, told = fitted(model, replace(settings, memory=limit), ranks=4)
+    assert "for each of 4 processes" in told and chosen.max_tokens >= 64
+    rounded = replace(settings, precision="bfloat16")
+    monkeypatch.setattr(shard, "SMALL", 6 * every - 1)
+    assert sharded(measured(model, rounded), model, rounded, 4).copies == (2 + 4) * (ends + 2 * layer)
 
 
 def test_a_limit_chooses_whole_packs_then_checkpointing_then_smaller_ones_and_is_kept() -> None:

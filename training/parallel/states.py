@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from treewright.training.decoders.plans import inner_model
+from treewright.training.lora import is_adapted
 from treewright.training.manifest import CheckpointError
 from treewright.training.parallel.ranks import Ranks
 from treewright.training.parallel.shard import full_weights
@@ -48,7 +49,7 @@ class Sharded:
         self.trainer = trainer
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole weights by name, on the CPU of the leader."""
+        """The whole weights by name, on the CPU of the leader; with an adapter the adapter's."""
         self.trainer.ranks_of.tell({"do": "weights"})
         return dict(full_weights(self.trainer.model, keep=True))
 
@@ -59,7 +60,10 @@ class Sharded:
         return groups_of(self.trainer.optimizer)
 
     def read(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        """Weights and optimizer of a checkpoint. Raises CheckpointError for one of another architecture."""
+        """Weights and optimizer of a checkpoint. Raises CheckpointError for one of another architecture.
+
+        Whose base it is has been compared before.
+        """
         _same_architecture(self.trainer, folder)
         order = {"folder": str(folder.resolve()), "groups": manifest["optimizer"], "step": manifest["step"]}
         self.trainer.ranks_of.tell({"do": "read", **order})
@@ -98,11 +102,11 @@ def obey(trainer: Holder, what: str, order: Mapping[str, Any]) -> None:
 
 
 def _same_architecture(trainer: Holder, folder: Path) -> None:
-    place, prefix = (folder / STATE, WEIGHT) if (folder / STATE).is_dir() else (folder, "")
-    shapes = _shapes(place)
-    mine = {prefix + n: tuple(p.shape) for n, p in trainer.model.named_parameters()}
-    tied = [[prefix + n for n, p in trainer.model.named_parameters(remove_duplicate=False) if p is one]
-            for one in trainer.model.parameters()]  # fmt: skip
+    apart = (folder / STATE).is_dir()
+    shapes, prefix = _shapes(folder / STATE if apart else folder), WEIGHT if apart else ""
+    held = _held(trainer.model)
+    mine = {_saved(n, apart): tuple(p.shape) for n, p in held}
+    tied = [[_saved(n, apart) for n, p in held if p is one] for one in {id(p): p for _, p in held}.values()]
     lost = [names[0] for names in tied if not any(n in shapes for n in names)]
     odd = [n for n, shape in mine.items() if n in shapes and shapes[n] != shape]
     if lost or odd:
@@ -119,8 +123,21 @@ def groups_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{k: v for k, v in g.items() if k != "params"} for g in optimizer.state_dict()["param_groups"]]
 
 
+def _held(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What a checkpoint holds of the model, tied weights under each of their names: with an adapter that alone."""
+    adapted = is_adapted(model)
+    named = model.named_parameters(remove_duplicate=False)
+    return [(name, p) for name, p in named if not adapted or ".lora_" in name]
+
+
+def _saved(name: str, apart: bool) -> str:
+    """What a parameter is called in the folder `state` of a checkpoint, or in the files of a whole one."""
+    return WEIGHT + name if apart else name.replace(".default.weight", ".weight")
+
+
 def _write(trainer: Holder, folder: Path) -> None:
-    named = {WEIGHT + name: p.detach() for name, p in trainer.model.named_parameters()}
+    kept = {id(p) for _, p in _held(trainer.model)}
+    named = {WEIGHT + name: p.detach() for name, p in trainer.model.named_parameters() if id(p) in kept}
     for index, slots in trainer.optimizer.state_dict()["state"].items():
         for name, value in slots.items():
             named[f"{SLOT}{index}.{name}"] = value.detach().reshape(value.shape or (1,))
@@ -160,19 +177,19 @@ def read_optimizer(folder: Path) -> dict[str, Tensor]:
 def _read(trainer: Holder, folder: Path, groups: list[dict[str, Any]]) -> None:
     """Weights and optimizer of a checkpoint, in whatever number of parts it was written."""
     apart = (folder / STATE).is_dir()
-    place, weight, slot = (folder / STATE, WEIGHT, SLOT) if apart else (folder, "", "")
+    place, slot = (folder / STATE, SLOT) if apart else (folder, "")
     shapes = _shapes(place)
     wanted: dict[str, Any] = {}
-    parameters = list(trainer.model.named_parameters())
-    for name, p in trainer.model.named_parameters(remove_duplicate=False):
-        if weight + name in shapes:
-            wanted[weight + name] = p.detach()
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    for name, p in _held(trainer.model):
+        if _saved(name, apart) in shapes:
+            wanted[_saved(name, apart)] = p.detach()
     slots: dict[int, dict[str, Any]] = {}
     for key, shape in shapes.items():
         index, _, name = key.removeprefix(slot).partition(".")
         if not key.startswith(slot) or not index.isdigit():
             continue
-        p = parameters[int(index)][1]
+        p = trained[int(index)]
         like = shape == tuple(p.shape)
         wanted[key] = torch.zeros_like(p.detach(), dtype=_wide(p)) if like else torch.zeros(shape, dtype=torch.float32)
         slots.setdefault(int(index), {})[name] = wanted[key]

@@ -19,13 +19,15 @@ from treewright.kernels import TreePlan
 from treewright.training.balance import Costs, costs_of
 from treewright.training.decoders.replay import refuse_routes, replaying
 from treewright.training.decoders.structure import text_config
+from treewright.training.lora import adapter_off, is_adapted
 from treewright.training.loss import LossOptions, LossStats
 from treewright.training.model import chunked_backward, chunked_logprobs, tree_logprobs
 from treewright.training.pack import PackedBatch
 from treewright.training.parallel.forest import Slot, compares, from_bytes, shares, to_bytes
 from treewright.training.parallel.ranks import Ranks
-from treewright.training.parallel.shard import full, full_weights, reshard, shard_model
+from treewright.training.parallel.shard import full, full_weights, keep_whole, reshard, shard_model, small
 from treewright.training.parallel.states import obey
+from treewright.training.precision import logit_rows
 from treewright.training.routing import Routing
 from treewright.training.settings import TrainSettings
 from treewright.training.step import NonFinite, Trainer
@@ -39,13 +41,6 @@ EMPTY_IDS, EMPTY_PARENT = (0, 0), (-1, 0)
 def refuse_settings(settings: TrainSettings) -> None:
     """Raises TreewrightError for what is trained in one process only."""
     alone = "leave torchrun, --processes and --gpus out"
-    if settings.lora.rank:
-        raise TreewrightError(f"train.lora.rank = {settings.lora.rank}: adapters are trained in one process; {alone}")
-    if settings.memory is not None:
-        raise TreewrightError(
-            f"train.memory = {settings.memory!r} is measured in one process; set train.max_tokens, train.chunk_tokens "
-            f"and train.checkpointing, or {alone}"
-        )
     if settings.max_kl is not None:
         raise TreewrightError(
             f"train.max_kl = {settings.max_kl} measures a step where the whole model is: leave it out, or {alone}"
@@ -62,10 +57,12 @@ class RankedTrainer(Trainer):
     """A Trainer whose weights are sharded over `ranks`.
 
     costs    by which packs are shared out; None: from the model's configuration
+    whole    weights stay gathered and gradients unsummed until the last pack of a step; None: where the model is small
     """
 
     ranks: Ranks | None = None
     costs: Costs | None = None
+    whole: bool | None = None
 
     @property
     def ranks_of(self) -> Ranks:
@@ -76,11 +73,25 @@ class RankedTrainer(Trainer):
 
     def _place(self) -> None:
         refuse_settings(self.settings)
+        self._alike("max_tokens", "chunk_tokens", "checkpointing", "minibatches")
+        if self.whole is None:
+            self.whole = small(self.model, self.dtype)
         for model in (self.model, self.reference):
             if model is not None:
                 shard_model(model, self.ranks_of, self.dtype)
+        self.logit_rows = logit_rows(self.model, self.ranks_of.device.type)
         if self.costs is None:
             self.costs = costs_of(text_config(self.model))
+
+    def _alike(self, *names: str) -> None:
+        """Raises TreewrightError where ranks have other settings than others: they would wait for each other."""
+        mine = torch.tensor([float(getattr(self.settings, name) or 0) for name in names])
+        most, least = self.ranks_of.largest(mine), -self.ranks_of.largest(-mine)
+        for name, high, low in zip(names, most.tolist(), least.tolist(), strict=True):
+            if high != low:
+                raise TreewrightError(
+                    f"train.{name} is {high:g} on one rank and {low:g} on another; start all ranks by the same line"
+                )
 
     # -- the leader ------------------------------------------------------------------------------------------------
 
@@ -171,7 +182,8 @@ class RankedTrainer(Trainer):
 
     def _version(self) -> str:
         with self.ranks_of.answering():
-            return hash_weights(full_weights(self.model, keep=True))
+            base = self.model.treewright_base["version"] if is_adapted(self.model) else ""
+            return hash_weights(full_weights(self.model, keep=True), base)
 
     def _descend(
         self,
@@ -195,7 +207,9 @@ class RankedTrainer(Trainer):
             for held, group, step, before in zip(mine, slots, steps, olds, strict=True):
                 self.optimizer.zero_grad(set_to_none=True)
                 wrong: str | None = None
-                for pack, slot, old in zip(held, group, before, strict=True):
+                for number, (pack, slot, old) in enumerate(zip(held, group, before, strict=True), 1):
+                    if self.whole:
+                        keep_whole(self.model, number < len(group))
                     seen, found = self._passes(pack, slot, old, int(step["trees"]), options)
                     wrong = wrong or found
                     for name, value in seen.items():
@@ -212,7 +226,7 @@ class RankedTrainer(Trainer):
         self, pack: PackedBatch | None, slot: Slot, old: Tensor | None, trees: int, options: LossOptions
     ) -> tuple[dict[str, float], str | None]:
         """One slot: forward and backward of this rank's pack, filled up with empty passes; what was not finite."""
-        reference = None if self.reference is None else self._forward(self.reference, pack, slot)
+        reference = self._reference(pack, slot)
         wrong: list[str] = []
         seen: dict[str, float] = {}
 
@@ -249,6 +263,19 @@ class RankedTrainer(Trainer):
             self._empty(self.model, gradient=True)
         return seen, wrong[0] if wrong else None
 
+    def _reference(self, pack: PackedBatch | None, slot: Slot) -> Tensor | None:
+        """What `_forward` gives under the reference policy; None without one."""
+        if self.reference is not None:
+            return self._forward(self.reference, pack, slot)
+        if not self._refers:
+            return None
+        with adapter_off(self.model):
+            return self._forward(self.model, pack, slot)
+
+    @property
+    def _refers(self) -> bool:
+        return self.reference is not None or bool(self.settings.kl_coef and is_adapted(self.model))
+
     @torch.no_grad()
     def _forward(self, model: Any, pack: PackedBatch | None, slot: Slot) -> Tensor | None:
         """Log-probs [M] of this rank's pack, filled up with empty passes to those of the slot."""
@@ -266,7 +293,8 @@ class RankedTrainer(Trainer):
             out = out.detach()
         for _ in range(passes):
             self._empty(model, gradient=False)
-        reshard(model)
+        if not self.whole:
+            reshard(model)
         return out
 
     def _empty(self, model: Any, gradient: bool) -> None:
@@ -293,7 +321,7 @@ class RankedTrainer(Trainer):
 
     def _together(self, sums: dict[str, float], packs: int, steps: int) -> dict[str, float]:
         """Means over all ranks' packs; the loss and the norm by optimizer step."""
-        names = ["loss", *(f.name for f in fields(LossStats) if f.name != "reference_kl" or self.reference is not None)]
+        names = ["loss", *(f.name for f in fields(LossStats) if f.name != "reference_kl" or self._refers)]
         counts = self.ranks_of.total(
             torch.tensor([float(packs), *(sums.get(n, 0.0) for n in names)], dtype=torch.float64)
         )

@@ -2,11 +2,13 @@
 
     python -P tests/faults/all.py faults [--quick] [--json docs/trust.json]
     python -P tests/faults/all.py security [--quick] [--only NAME …]
+    python -P tests/faults/all.py faults --only fuzz --size "--inputs 200000"
 
 Each harness is a program of its own, `NAME.py [--quick] --json FILE`, whose file holds {"figures": {name: {"value",
 "unit"}}}. Where one is missing, fails, or writes no figure that it owes, the table and the file say so, and the exit
 code is then 1. With --quick each runs a tenth or less; such figures go to runs/trust-quick.json unless --json says
-otherwise. What the other part has written into the file stays.
+otherwise. What the other part, or a run beside this one, has written into the file stays. --size gives a harness other
+options of its own; they stand in the file and in the table.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -66,14 +69,15 @@ PROMISED: Mapping[str, float | None] = {
 """The figures that the page of promises names first, and what each must be; None where the harness judges it."""
 
 
-def work(harness: Harness, quick: bool, root: Path = ROOT) -> dict[str, Any]:
-    """{"figures", "seconds", "trouble"} of one run; `trouble` is empty where all went well."""
+def work(harness: Harness, quick: bool, root: Path = ROOT, size: str = "") -> dict[str, Any]:
+    """{"figures", "seconds", "trouble"} of one run, and its "size" if given; `trouble` is empty where all went well."""
     if not (root / harness.path).is_file():
         return {"figures": {}, "seconds": 0.0, "trouble": f"there is no {harness.path}"}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="treewright-trust-") as folder:
         out = Path(folder) / "figures.json"
-        line = [sys.executable, "-P", harness.path, *harness.words, *(["--quick"] if quick else []), "--json", str(out)]
+        sized = [*harness.words, *(["--quick"] if quick else []), *shlex.split(size)]
+        line = [sys.executable, "-P", harness.path, *sized, "--json", str(out)]
         paths = [str(root / "tests" / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])]
         own = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         try:
@@ -85,7 +89,8 @@ def work(harness: Harness, quick: bool, root: Path = ROOT) -> dict[str, Any]:
     missing = [name for name in harness.owes if name not in figures]
     if missing:
         trouble = f"{trouble + '; ' if trouble else ''}{harness.path} gave no {', '.join(missing)}"
-    return {"figures": figures, "seconds": round(time.monotonic() - began, 1), "trouble": trouble}
+    done_as = {"figures": figures, "seconds": round(time.monotonic() - began, 1), "trouble": trouble}
+    return done_as | ({"size": size} if size else {})
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -134,6 +139,7 @@ def table(found: Mapping[str, Any]) -> str:
         figure = run.get("figures", {}).get(name)
         value = f"{figure['value']:,.4g}" if figure else "not measured"
         size = "not run" if not run else "a tenth or less" if run["quick"] else "full"
+        size = f"`{run['size']}`" if run.get("size") else size
         shown = f"`make {part} ONLY={key}`"
         rows.append(f"| `{name}` | {value} | {shown} | {size}{'; failed' if run.get('trouble') else ''} |")
     return "\n".join(rows)
@@ -154,18 +160,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth or less of each")
     parser.add_argument("--json", type=Path, help="docs/trust.json, or runs/trust-quick.json with --quick")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these harnesses alone")
+    parser.add_argument("--size", default="", metavar="WORDS", help="options for the one harness of --only")
     asked = parser.parse_args(words)
     chosen = HARNESSES[asked.part]
+    if asked.size and len(asked.only or ()) != 1:
+        parser.error("--size goes with one harness; name it by --only NAME")
     if unknown := set(asked.only or ()) - set(chosen):
         parser.error(f"no harness {', '.join(sorted(unknown))}; known: {', '.join(chosen)}")
     path = asked.json or (QUICK if asked.quick else FULL)
-    before = json.loads(path.read_text("utf-8")) if path.exists() else {}
     runs: dict[str, dict[str, Any]] = {}
     for name in asked.only or chosen:
         print(f"== {name}: {chosen[name].path}", flush=True)
-        runs[name] = work(chosen[name], asked.quick)
-        found = merged(before, asked.part, runs, asked.quick)  # written after each: a later one may take hours
+        runs[name] = work(chosen[name], asked.quick, size=asked.size)
         path.parent.mkdir(parents=True, exist_ok=True)
+        before = json.loads(path.read_text("utf-8")) if path.exists() else {}  # another run may have written
+        found = merged(before, asked.part, {name: runs[name]}, asked.quick)  # after each: a later one may take hours
         path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     page = ROOT / "docs" / "trust.md"
     if path.resolve() == FULL.resolve():

@@ -35,30 +35,48 @@ PATIENCE = {False: 6 * 3600.0, True: 900.0}
 
 @dataclass(frozen=True, slots=True)
 class Harness:
-    """A program of the repository; `owes` are the figures that it must give, `words` go before its options."""
+    """A program of the repository.
+
+    owes  figures that it must give;  words  go before its options;  of  the figure that says how much was done
+    """
 
     path: str
     owes: tuple[str, ...]
     words: tuple[str, ...] = ()
+    of: str = ""
 
 
+COMMANDS = ("collect", "train", "export", "upgrade", "commit", "explore", "serve")
 HARNESSES: Mapping[str, Mapping[str, Harness]] = {
     "faults": {
-        "ledger": Harness("tests/faults/kill_sweep.py", ("ledger_duplicates",)),
-        "commands": Harness("tests/faults/kill_commands.py", ("kills_lost",)),
-        "planted": Harness("tests/faults/planted/run.py", ("planted_bugs_caught",)),
-        "gradient": Harness("tests/faults/fault_gradient.py", ("fault_gradient_shift_over_noise",)),
-        "fuzz": Harness("tests/faults/fuzz.py", ("fuzz_tracebacks",)),
-        "soak": Harness("tests/faults/soak.py", ("soak_slopes_above_noise",)),
+        "ledger": Harness("tests/faults/kill_sweep.py", ("ledger_duplicates",), of="kills_killed"),
+        "commands": Harness("tests/faults/kill_commands.py", ("kills_lost",), ("--only", *COMMANDS), "kills"),
+        "loop": Harness("tests/faults/kill_commands.py", ("kills_lost",), ("--only", "loop"), "kills"),
+        "resume": Harness(
+            "tests/faults/kill_commands.py", ("resume_milliseconds",), ("--only", "resume"), "resume_nodes"
+        ),
+        "commits": Harness("tests/faults/commits.py", ("commits_errors", "commits_p99_ms"), of="commits"),
+        "planted": Harness("tests/faults/planted/run.py", ("planted_bugs_caught",), of="planted_bugs"),
+        "gradient": Harness(
+            "tests/faults/fault_gradient.py", ("fault_gradient_shift_over_noise",), of="fault_gradient_trees"
+        ),
+        "fuzz": Harness("tests/faults/fuzz.py", ("fuzz_tracebacks",), of="fuzz_inputs"),
+        "soak": Harness("tests/faults/soak.py", ("soak_slopes_above_noise",), of="soak_minutes"),
     },
     "security": {
-        "canaries": Harness("tests/security/canaries.py", ("canaries_found",)),
-        "hosts": Harness("tests/helpers/bypasses.py", ("web_bypasses_past_the_guard",)),
-        "attacks": Harness("tests/security/dojo.py", ("agentdojo_attack_success_guarded",)),
+        "canaries": Harness("tests/security/canaries.py", ("canaries_found",), of="canaries_sinks"),
+        "hosts": Harness(
+            "tests/helpers/bypasses.py",
+            ("web_bypasses_past_the_guard",),
+            of="web_bypasses_that_work_without_the_guard",
+        ),
+        "attacks": Harness("tests/security/dojo.py", ("agentdojo_attack_success_guarded",), of="agentdojo_cases"),
     },
 }
 PROMISED: Mapping[str, float | None] = {
     "ledger_duplicates": 0.0,
+    "kills_lost": 0.0,
+    "commits_errors": 0.0,
     "planted_bugs_caught": None,
     "fault_gradient_shift_over_noise": None,
     "fuzz_tracebacks": 0.0,
@@ -124,24 +142,26 @@ def merged(before: Mapping[str, Any], part: str, runs: Mapping[str, Mapping[str,
     figures: dict[str, Any] = {}
     for run in harnesses.values():
         for name, figure in run["figures"].items():
-            # What must be 0 and is counted by several harnesses is counted together.
-            before_it = figures.get(name, {}).get("value", 0.0) if PROMISED.get(name) == 0.0 else 0.0
-            figures[name] = {**figure, "value": figure["value"] + before_it}
+            # What several harnesses count is counted together.
+            figures[name] = {**figure, "value": figure["value"] + figures.get(name, {}).get("value", 0.0)}
     return {"figures": dict(sorted(figures.items())), "harnesses": harnesses}
 
 
 def table(found: Mapping[str, Any]) -> str:
     """The promised figures as Markdown rows, with the size of the run that gave each."""
-    owed = {name: (part, key) for part, all_ in HARNESSES.items() for key, h in all_.items() for name in h.owes}
-    rows = ["| figure | value | harness | run |", "|---|---:|---|---|"]
-    for name, (part, key) in owed.items():
+    owed = [(name, part, key) for part, all_ in HARNESSES.items() for key, h in all_.items() for name in h.owes]
+    rows = ["| figure | value | of | harness | run |", "|---|---:|---:|---|---|"]
+    for name, part, key in owed:
         run = found["harnesses"].get(key, {})
         figure = run.get("figures", {}).get(name)
         value = f"{figure['value']:,.4g}" if figure else "not measured"
         size = "not run" if not run else "a tenth or less" if run["quick"] else "full"
         size = f"`{run['size']}`" if run.get("size") else size
         shown = f"`make {part} ONLY={key}`"
-        rows.append(f"| `{name}` | {value} | {shown} | {size}{'; failed' if run.get('trouble') else ''} |")
+        much = run.get("figures", {}).get(HARNESSES[part][key].of)
+        words = HARNESSES[part][key].of.replace("_", " ")
+        of = f"{much['value']:,.0f} {much['unit'] if much['unit'] != '1' else words}" if much else ""
+        rows.append(f"| `{name}` | {value} | {of} | {shown} | {size}{'; failed' if run.get('trouble') else ''} |")
     return "\n".join(rows)
 
 

@@ -190,9 +190,9 @@ async def _body(request: Request, limit: int, empty: bool = False) -> dict[str, 
     if empty and not raw.strip():
         return {}
     try:
-        body = json_value(bytes(raw))
+        body = json_value(bytes(raw), finite=True)
     except ValueError as error:
-        raise ApiError(400, "the body is not valid JSON") from error
+        raise ApiError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
     return body

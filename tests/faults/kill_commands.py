@@ -143,10 +143,19 @@ def main(words: Sequence[str] | None = None) -> int:
     each, writes, disks, nodes = (own if one is None else one for one, own in zip(given, usual, strict=True))
     with tempfile.TemporaryDirectory(prefix="kills-") as name, ExitStack() as stack:
         sweep = Sweep(Path(name), asked.seed, lambda text: print(text, flush=True))
+
+        def keep() -> dict[str, int]:
+            """Writes the counts so far: what is stopped has them."""
+            counts = {**dict.fromkeys(ZERO, 0), **sweep.counts}
+            if asked.json is not None:
+                asked.json.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
+            return counts
+
         for line in LINES:
             if chosen(asked.only, line.name) and not (quick and line.name.startswith(LIVE) and line.name.endswith("8")):
                 with sweep.check(f"{line.name}: all of it"):
                     sweep.line(line, kills, each, disks, writes)
+                keep()
         if chosen(asked.only, "explore"):
             with sweep.check("explore: all of it"):
                 sweep.line(explore_line(stack.enter_context(site())), kills // 4 or 1, each if not quick else 0, 0, 1)
@@ -154,10 +163,8 @@ def main(words: Sequence[str] | None = None) -> int:
             sweep.serving(kills if not quick else 2)
         if chosen(asked.only, "resume"):
             sweep.big(nodes)
-        counts = {**dict.fromkeys(ZERO, 0), **sweep.counts}
+        counts = keep()
     print(json.dumps(counts), flush=True)
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
     return 1 if any(counts[name] for name in ZERO) else 0
 
 

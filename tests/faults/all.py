@@ -55,6 +55,9 @@ HARNESSES: Mapping[str, Mapping[str, Harness]] = {
         "resume": Harness(
             "tests/faults/kill_commands.py", ("resume_milliseconds",), ("--only", "resume"), "resume_nodes"
         ),
+        "grid": Harness(
+            "tests/faults/grid.py", ("grid_hangs", "grid_rewards_of_faults", "grid_wrong_trees"), of="grid_faults_met"
+        ),
         "commits": Harness("tests/faults/commits.py", ("commits_errors", "commits_p99_ms"), of="commits"),
         "planted": Harness("tests/faults/planted/run.py", ("planted_bugs_caught",), of="planted_bugs"),
         "gradient": Harness(
@@ -77,6 +80,9 @@ PROMISED: Mapping[str, float | None] = {
     "ledger_duplicates": 0.0,
     "kills_lost": 0.0,
     "commits_errors": 0.0,
+    "grid_hangs": 0.0,
+    "grid_rewards_of_faults": 0.0,
+    "grid_wrong_trees": 0.0,
     "planted_bugs_caught": None,
     "fault_gradient_shift_over_noise": None,
     "fuzz_tracebacks": 0.0,

@@ -22,7 +22,7 @@ from outside_parsers import PARSERS, Parser
 from treewright.envs.errors import TreewrightError
 
 INPUTS = 4_000
-GROUPS = 4
+GROUPS = 2
 REFUSED_AS_THEY_ARE = {"actions": 2, "openai_answers": 1}  # real inputs that are wrong, and are told so
 
 
@@ -63,7 +63,7 @@ IN_C = """
 import sys
 sys.path[:0] = [PATHS]
 import fuzz, outside_parsers
-fuzz.LEFT = 2
+fuzz.LEFT = 1
 fuzz.PARSERS = [outside_parsers.Parser("one", ["a"], lambda text, rng: text, lambda text, _: WORK)]
 fuzz.bound()
 sys.exit(fuzz.main(["--inputs", "2"]))

@@ -15,7 +15,7 @@ async def test_faults_that_pass_leave_no_trace_and_those_that_stay_are_told() ->
     counts = await grid.trials(2, ["tools"], ["half", "wrong"])
     assert counts["grid_faults_met"] == counts["grid_trials"] == 2 * 2 * len(grid.PLACES)
     assert not counts["grid_wrong_trees"] and not counts["grid_hangs"] and not counts["grid_rewards_of_faults"]
-    assert counts["grid_no_root"] == 2, "a world that never opens has no tree"
+    assert counts["grid_mended"] >= 2 * len(grid.PLACES), "those that pass, at the least"
 
 
 async def test_a_fault_that_is_taken_as_an_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ opening    the first reset;  step  a step that was never made before;  back  wha
 
 Every trial grows one tree by the engine over a proxy that breaks the answers at that place, once or from then on. One
 that passes must leave the tree of a quiet network; one that stays a tree whose lost nodes are faults without a reward,
-or none at all, which the caller is told. A call may take its deadline and two seconds more. Reading a passage changes no
-state, so that world asks the network for steps alone: points without a broken call count as trials and not as faults met.
+or none at all, which the caller is told. A call may take its deadline and two seconds more. Passages ask the network for
+steps alone: points where no call was broken count as trials, and not as faults met.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import contextlib
 import json
 import logging
 import math
-import random
 import sys
 import threading
 import time
@@ -122,8 +121,8 @@ class Server(BaseHTTPRequestHandler):
 
 def tools(port: int, deadline: float) -> Environment:
     return MCPEnvironment(
-        f"http://127.0.0.1:{port}/mcp", deadline=deadline, effects={"look": Effect.REVERSIBLE}, sandboxed=True, fresh=True,
-        probe=False, judge=lambda task, answer, folder: float(answer == "3"),
+        f"http://127.0.0.1:{port}/mcp", deadline=deadline, effects={"look": Effect.REVERSIBLE}, sandboxed=True,
+        fresh=True, probe=False, judge=lambda task, answer, folder: float(answer == "3"),
     )  # fmt: skip
 
 

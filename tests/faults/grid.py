@@ -7,8 +7,8 @@ opening    the first reset;  step  a step that was never made before;  back  wha
 
 Every trial grows one tree by the engine over a proxy that breaks the answers at that place, once or from then on. One
 that passes must leave the tree of a quiet network; one that stays a tree whose lost nodes are faults without a reward,
-or none at all, which the caller is told. A call may take its deadline and two seconds more. Passages ask the network for
-steps alone: points where no call was broken count as trials, and not as faults met.
+or none at all, which the caller is told. A call may take its deadline and two seconds more. Passages ask the network
+for steps alone: points where no call was broken count as trials, and not as faults met.
 """
 
 from __future__ import annotations

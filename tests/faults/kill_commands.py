@@ -116,8 +116,9 @@ class Sweep:
 
     def big(self, nodes: int) -> None:
         with self.check(f"collect: taken up at {nodes} nodes"), place(self.home) as folder:
-            took = taken_up(folder, nodes)
+            took, worked = taken_up(folder, nodes)
             self.counts["resume_nodes"], self.counts["resume_milliseconds"] = nodes, int(took * 1000)
+            self.counts["resume_processor_milliseconds"] = int(worked * 1000)
 
 
 def chosen(only: Sequence[str], name: str) -> bool:

@@ -28,7 +28,7 @@ from speed import patient
 
 from treewright.agent.runs.figures import write_figures
 from treewright.envs.types import Action, Observation, Task
-from treewright.search.store import Fenced, StoreError, TreeStore
+from treewright.search.store import Fenced, StoreError, StoreLost, TreeStore
 from treewright.search.tree import TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
@@ -86,8 +86,8 @@ async def hold(url: str, name: str) -> None:
         for seq in range(10**6):
             try:
                 await store.append(lease.tree_id, pop(seq), 1 + NODES * seq)
-            except Fenced:
-                print("fenced", flush=True)
+            except (Fenced, StoreLost):  # the latter where the server ended a transaction that stood still
+                print("refused", flush=True)
                 return
             print(seq, flush=True)
             await asyncio.sleep(0.02)
@@ -119,7 +119,7 @@ async def stopped_past_its_lease(url: str, name: str) -> bool:
         said = first.communicate(timeout=patient(60))[0].split()
         store.queue.done(lease)
         acknowledged = 3 + sum(word.isdigit() for word in said)
-        return said[-1:] == ["fenced"] and acknowledged <= kept and len(store.expansions(tree)) == kept + 1
+        return said[-1:] == ["refused"] and acknowledged <= kept and len(store.expansions(tree)) == kept + 1
 
 
 def measure(url: str, commits: int, writers: int, stops: int) -> dict[str, tuple[float, str]]:
@@ -154,6 +154,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} commits")
     parser.add_argument("--commits", type=int, help=f"{FULL}")
     parser.add_argument("--writers", type=int, default=WRITERS)
+    parser.add_argument("--stops", type=int, help="owners that are stopped; 10, or 1 with --quick")
     parser.add_argument("--json", type=Path)
     for name in ("--as", "--url", "--name"):  # of the processes that this one starts
         parser.add_argument(name, default="", help=argparse.SUPPRESS)
@@ -169,9 +170,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     quick = asked["quick"]
     with cluster(fsync="on") as new_url:
-        figures = measure(
-            new_url(), asked["commits"] or (QUICK if quick else FULL), asked["writers"], 1 if quick else 10
-        )
+        stops = asked["stops"] if asked["stops"] is not None else (1 if quick else 10)
+        figures = measure(new_url(), asked["commits"] or (QUICK if quick else FULL), asked["writers"], stops)
     for name, (value, unit) in figures.items():
         print(f"{name:28} {value:,.4g} {unit}")
     if asked["json"] is not None:

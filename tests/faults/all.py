@@ -53,10 +53,7 @@ HARNESSES: Mapping[str, Mapping[str, Harness]] = {
         "commands": Harness("tests/faults/kill_commands.py", ("kills_lost",), ("--only", *COMMANDS), "kills"),
         "loop": Harness("tests/faults/kill_commands.py", ("kills_lost",), ("--only", "loop"), "kills"),
         "resume": Harness(
-            "tests/faults/kill_commands.py",
-            ("resume_milliseconds", "resume_processor_milliseconds"),
-            ("--only", "resume"),
-            "resume_nodes",
+            "tests/faults/kill_commands.py", ("resume_milliseconds",), ("--only", "resume"), "resume_nodes"
         ),
         "grid": Harness(
             "tests/faults/grid.py", ("grid_hangs", "grid_rewards_of_faults", "grid_wrong_trees"), of="grid_faults_met"

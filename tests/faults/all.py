@@ -2,7 +2,7 @@
 
     python -P tests/faults/all.py faults [--quick] [--json docs/trust.json]
     python -P tests/faults/all.py security [--quick] [--only NAME …]
-    python -P tests/faults/all.py faults --only fuzz --size "--inputs 200000"
+    python -P tests/faults/all.py faults --only fuzz --size="--inputs 200000"
 
 Each harness is a program of its own, `NAME.py [--quick] --json FILE`, whose file holds {"figures": {name: {"value",
 "unit"}}}. Where one is missing, fails, or writes no figure that it owes, the table and the file say so, and the exit

@@ -141,10 +141,12 @@ planted: setup $(VENV)/.tested $(VENV)-servers/.ready
 	$(BIN)/python -P tests/faults/planted/run.py --json docs/planted.json
 
 # Everything that the page of promises states, attacked from outside (hours); QUICK=1 runs a tenth or less. Their figures
-# and docs/trust.md follow; ONLY="soak fuzz" runs some of the harnesses, whose names stand in tests/faults/all.py.
+# and docs/trust.md follow; ONLY="soak fuzz" runs some of the harnesses, whose names stand in tests/faults/all.py, and
+# SIZE="--inputs 200000" gives the one that ONLY names options of its own.
 QUICK ?=
 ONLY ?=
-TRUST = $(BIN)/python -P tests/faults/all.py $@ $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+SIZE ?=
+TRUST = $(BIN)/python -P tests/faults/all.py $@ $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(SIZE),--size="$(SIZE)")
 faults: setup $(VENV)/.tested $(VENV)-servers/.ready
 	$(TRUST)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,11 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, _value(text)
 
 
-def json_value(text: str | bytes, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def json_value(text: str | bytes, hook: Callable[[dict[str, Any]], Any] | None = None, *, finite: bool = False) -> Any:
     """What a JSON text from outside says; `hook` as json.loads has it.
 
+    finite  refuses NaN, Infinity and numbers as large as that, which Python reads and JSON does not have: for what is
+    given back as JSON
     Raises json.JSONDecodeError (a ValueError) for whatever is wrong with it: bytes that are no UTF-8, numbers of too
     many digits, and nesting beyond DEEPEST, which nobody means and whatever walks the value would break on.
     """
@@ -54,7 +57,8 @@ def json_value(text: str | bytes, hook: Callable[[dict[str, Any]], Any] | None =
     except UnicodeDecodeError as error:
         raise json.JSONDecodeError(f"it is not UTF-8 text, see byte {error.start}", "", 0) from None
     try:
-        value = json.loads(whole, object_hook=hook)
+        strict: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
+        value = json.loads(whole, object_hook=hook, **strict)
         if whole.count("{") + whole.count("[") > DEEPEST and _depth(value) > DEEPEST:
             raise RecursionError
         return value
@@ -64,6 +68,15 @@ def json_value(text: str | bytes, hook: Callable[[dict[str, Any]], Any] | None =
         raise json.JSONDecodeError(f"it is nested deeper than {DEEPEST} levels", whole, 0) from None
     except ValueError as error:  # a whole number of too many digits
         raise json.JSONDecodeError(str(error).partition(";")[0], whole, 0) from None
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text[:20])
 
 
 def _depth(value: Any) -> int:

@@ -155,11 +155,16 @@ def _ended(number: int, _frame: object) -> None:
 
 
 @contextmanager
-def resumable(kept: str) -> Iterator[None]:
-    """Ctrl-C says what is kept and the line that goes on, and ends with 130; SIGTERM too, with 143."""
+def resumable(kept: str, over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Ctrl-C says what is kept and the line that goes on, and ends with 130; SIGTERM too, with 143.
+
+    Where all is `over`, it ends as if nobody had asked: the same line would begin it anew.
+    """
     try:
         yield
     except KeyboardInterrupt:
+        if over():
+            return
         say(f"\nstopped: {kept}. Go on with:\n  treewright {shlex.join(map(without_secrets, sys.argv[1:]))}")
         raise typer.Exit(128 + _asked) from None
 
@@ -169,9 +174,11 @@ STORED = "sessions are closed and everything acknowledged is stored"
 ANEW = "nothing is kept of this before its end: the same line begins it anew"
 
 
-def go(work: Callable[[], Coroutine[Any, Any, Any]], kept: str = STORED) -> Any:
+def go(
+    work: Callable[[], Coroutine[Any, Any, Any]], kept: str = STORED, over: Callable[[], bool] = lambda: False
+) -> Any:
     """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
-    with resumable(kept):
+    with resumable(kept, over):
         return asyncio.run(work())
 
 

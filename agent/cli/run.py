@@ -29,6 +29,8 @@ from treewright.agent.cli.telling import Notes
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from treewright.agent.config import Config
     from treewright.envs.types import Suite, Task
     from treewright.search.tree import Tree
@@ -91,6 +93,8 @@ def run(
         told = settings.search.expansions if "expansions" in settings.search.model_fields_set else None
         expansions = 12 if told is None else told
 
+    over: list[str] = []
+
     async def work() -> None:
         async with open_worlds(suites, settings.worlds.sessions or None, settings.worlds.deadline) as w:
             world = next(iter(w.values()))
@@ -102,13 +106,13 @@ def run(
                 async with world.pool.lease("") as session:
                     live = not session.env.sandboxed
                 if live:
-                    await _run_live(settings, world, chosen_task, actor, expansions, approve, in_doubt)
+                    await _run_live(settings, world, chosen_task, actor, expansions, approve, in_doubt, over)
                 else:
                     await _run_searched(settings, world, chosen_task, actor, expansions)
             finally:
                 await actor.close()
 
-    go(work)
+    go(work, over=lambda: bool(over))
 
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int) -> None:
@@ -138,9 +142,18 @@ async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansio
 
 
 async def _run_live(
-    cfg: Config, world: Any, task: Any, actor: Any, expansions: int, approve: str, in_doubt: str | None
+    cfg: Config,
+    world: Any,
+    task: Any,
+    actor: Any,
+    expansions: int,
+    approve: str,
+    in_doubt: str | None,
+    over: list[str],
 ) -> None:
-    """The journal needs a store: runs/NAME/trees.sqlite, a run of its own for every episode."""
+    """The journal needs a store: runs/NAME/trees.sqlite, a run of its own for every episode; `over` gets one that
+    has ended by itself."""
+    import asyncio
     import time
 
     from treewright.agent.runs.collect import tokens_for
@@ -171,7 +184,13 @@ async def _run_live(
         causes = without_result(episode.trees[-1:])
         doubtful = bool(episode.commits) and episode.commits[-1].next is Next.SETTLE
         if not causes and not doubtful:
-            await store.end_run(run)
+            # Whoever stops the command from here on is told what was done: typed again, it would be another episode.
+            over.append(run)
+            ending = asyncio.ensure_future(_waited(store.end_run(run)))
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                await ending
     for tree in episode.trees:
         _print_tree(tree)
     Notes(episode.trees).tell()
@@ -185,6 +204,10 @@ async def _run_live(
         say("find out whether it happened, then type the same line with --in-doubt happened, or --in-doubt never")
     if causes:
         raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
+
+
+async def _waited(future: asyncio.Future[None]) -> None:
+    await future
 
 
 def _tell(trees: Sequence[Tree]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from treewright.envs.lines import json_value
 from treewright.envs.types import Action, Call, ToolSpec, digest
 from treewright.search.types import Completion
 
@@ -31,7 +32,7 @@ class Use:
     def canonical(self) -> Any:
         """What the call means, without its id and however its JSON was spaced."""
         try:
-            return [self.name, json.loads(self.arguments or "{}")]
+            return [self.name, json_value(self.arguments or "{}", finite=True)]
         except ValueError:
             return [self.name, self.arguments]
 
@@ -176,7 +177,7 @@ def to_action(answer: Answer) -> Action:
     calls = [Call(SAY, {"text": answer.text})] if answer.text or not answer.uses else []
     for use in answer.uses:
         try:
-            arguments = json.loads(use.arguments or "{}")
+            arguments = json_value(use.arguments or "{}", finite=True)
         except ValueError:
             arguments = None
         calls.append(Call(use.name, arguments if isinstance(arguments, dict) else {"": use.arguments}))

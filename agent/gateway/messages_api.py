@@ -13,6 +13,7 @@ from treewright.agent.gateway.asked import Answer, Answered, Asked, Spoken, Use
 from treewright.agent.gateway.chat_api import event, pieces
 from treewright.agent.gateway.errors import ApiError
 from treewright.agent.gateway.fields import entries, flag, number, stops, text_of, tool, whole_number, word, wrong
+from treewright.envs.lines import json_value
 
 __all__ = ["json_of", "parse", "stream_of"]
 
@@ -132,7 +133,7 @@ def _use(use: Use, given: Mapping[str, Any]) -> dict[str, Any]:
 def input_of(use: Use) -> dict[str, Any]:
     """The arguments of a call as an object; what is none stands under the empty name."""
     try:
-        given = json.loads(use.arguments or "{}")
+        given = json_value(use.arguments or "{}", finite=True)
     except ValueError:
         given = None
     return given if isinstance(given, dict) else {"": use.arguments}

@@ -20,7 +20,7 @@ from treewright.agent.gateway import chat_api, messages_api, responses_api
 from treewright.agent.gateway.asked import Answered, Asked, Spoken
 from treewright.agent.gateway.errors import ApiError, body_of
 from treewright.envs.errors import TreewrightError
-from treewright.envs.lines import json_value
+from treewright.envs.lines import json_value, whole_text
 
 if TYPE_CHECKING:
     import uvicorn
@@ -103,7 +103,9 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
         async def work(request: Request, session: str | None, label: str) -> Response:
             from starlette.responses import JSONResponse, StreamingResponse
 
-            asked = reads.parse(await _body(request, body_limit))
+            body = await _body(request, body_limit)
+            asked = reads.parse(body)
+            _whole(body)  # where a field is named that holds one, parsing has said so
             if asked.previous:
                 asked = _continued(asked, session, remembered)
             answered = await behind.answer(session, asked)
@@ -122,7 +124,9 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
     async def count(request: Request, session: str | None, label: str) -> Response:
         from starlette.responses import JSONResponse
 
-        asked = messages_api.parse(await _body(request, body_limit), counting=True)
+        body = await _body(request, body_limit)
+        asked = messages_api.parse(body, counting=True)
+        _whole(body)
         return JSONResponse({"input_tokens": await behind.count(session, asked)})
 
     async def models(request: Request, session: str | None, label: str) -> Response:
@@ -190,12 +194,18 @@ async def _body(request: Request, limit: int, empty: bool = False) -> dict[str, 
     if empty and not raw.strip():
         return {}
     try:
-        body = json_value(bytes(raw))
+        body = json_value(bytes(raw), finite=True)
     except ValueError as error:
-        raise ApiError(400, "the body is not valid JSON") from error
+        raise ApiError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
     return body
+
+
+def _whole(body: dict[str, Any]) -> None:
+    """Raises ApiError for half a surrogate pair anywhere: what is given back, a model's name or a schema, is UTF-8."""
+    if whole_text(body) != body:
+        raise ApiError(400, "the body holds half of a surrogate pair, which no text has")
 
 
 def _continued(

@@ -252,6 +252,13 @@ async def test_a_policy_that_fails_is_503_and_a_broken_body_400() -> None:
                     got = await web.post(f"{at}/v1/{path}", content=body)
                     assert got.status_code == 400, (path, body[:10])
                     assert ("type" in got.json()) == (path == "messages") and got.json()["error"]["message"]
+            tool = '{"type": "function", "name": "look", "parameters": {"maximum": 1e999}}'
+            got = await web.post(f"{at}/v1/responses", content=f'{{"model": "m", "input": "hi", "tools": [{tool}]}}')
+            assert got.status_code == 400 and "1e999 is no number in JSON" in got.json()["error"]["message"]
+            half, said = '{"model": "\\ud800", "stream": true, ', '"messages": [{"role": "user", "content": "hi"}]'
+            for path, rest in (("responses", '"input": "hi"'), ("chat/completions", said), ("messages", said)):
+                got = await web.post(f"{at}/v1/{path}", content=f'{half}"max_tokens": 9, {rest}}}')
+                assert got.status_code == 400 and "half of a surrogate pair" in got.json()["error"]["message"], path
             assert (await web.get(f"{at}/v1/nothing")).status_code == 404
 
 

@@ -39,6 +39,14 @@ def test_json_as_deep_as_people_write_it_is_read() -> None:
     assert json_value('{"b": {"a": 1}}', lambda found: found.get("a", found)) == {"b": 1}
 
 
+@pytest.mark.parametrize("text", ['{"a": NaN}', "[-Infinity]", "[0, 1e400]", '{"a": [{"b": -1e999}]}'])
+def test_what_is_given_back_as_json_holds_no_number_that_json_does_not_have(text: str) -> None:
+    json_value(text)
+    with pytest.raises(json.JSONDecodeError, match="is no number in JSON"):
+        json_value(text, finite=True)
+    assert json_value('[1e300, "NaN", 7]', finite=True) == [1e300, "NaN", 7]
+
+
 def test_lines_that_are_nested_too_deeply_are_left_out_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("[" * 3000 + '\n{"a": 1}\n')
     (_, bad), (number, good) = json_lines(tmp_path / "x.jsonl")

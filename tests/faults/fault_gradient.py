@@ -1,6 +1,6 @@
 """What faults do to the gradient of trees that the real engine grows, in a world whose gradient can be enumerated.
 
-    python -P tests/faults/fault_gradient.py [--quick] [--json FILE]
+    python -P tests/faults/fault_gradient.py [--quick] [--trees 4000] [--json FILE]
 
 `mended`    nine in ten sessions die at a random call: opening, reset, step, snapshot or restore; another one takes over
 `for_good`  nine in ten trees lose their sessions, or the policy its server, at a random moment and for good: such trees
@@ -227,9 +227,10 @@ def _changed(quiet: Found, shaken: Found) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the trees")
+    parser.add_argument("--trees", type=int, help="4,000; 400 with --quick")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    figures = measure(400 if asked.quick else 4000)
+    figures = measure(asked.trees or (400 if asked.quick else 4000))
     for name, (value, unit) in figures.items():
         print(f"{name:44} {value:.4g} {unit}")
     if asked.json:

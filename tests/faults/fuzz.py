@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import logging
 import random
@@ -36,6 +37,8 @@ from outside_calls import PartialWrite
 from outside_parsers import PARSERS, Parser
 
 HANG = 1.0  # seconds of processor time for one input
+LEFT = 30  # more such seconds, after which the system ends the process: what hangs in C hears no signal of Python
+MEMORY_LIMIT = 16 << 30
 QUICK, FULL = 8_000, 1_000_000
 SHAPED = 0.25  # of the inputs, where a parser has shapes
 
@@ -62,15 +65,33 @@ class Found:
         return self.tracebacks + self.hangs + self.partial_writes + self.wordless
 
 
+_OWN: list[bool] = []  # holds something once this process is the harness's own
+
+
+def bound() -> None:
+    """Limits memory and processor time of this process, which must be one of the harness alone.
+
+    What takes all memory fails; what hangs in C ends the process, and its stack is told.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    faulthandler.register(signal.SIGXCPU, chain=True)
+    _OWN.append(True)
+
+
 def _stop(*_: Any) -> None:
     raise Hang
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Ends what takes longer than HANG; processor time, so that a busy machine is no hang."""
+    """Ends what takes longer than HANG; processor time, so that a busy machine is no hang.
+
+    Again and again: somebody may catch the first one.
+    """
+    if _OWN:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + LEFT, resource.RLIM_INFINITY))
     before = signal.signal(signal.SIGPROF, _stop)
-    signal.setitimer(signal.ITIMER_PROF, HANG)
+    signal.setitimer(signal.ITIMER_PROF, HANG, HANG)
     try:
         yield
     finally:
@@ -178,6 +199,5 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # A parser that takes all memory fails here. Of this process alone: browsers need more room than that.
-    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+    bound()
     sys.exit(main(sys.argv[1:]))

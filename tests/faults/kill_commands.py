@@ -75,10 +75,10 @@ class Sweep:
         with self.check(f"{line.name}: {one.how} at {at}"), place(self.home) as folder:
             trial(line, base, folder, whole, one, self.counts)
 
-    def line(self, line: Line, kills: int, each: int, disks: int) -> None:
+    def line(self, line: Line, kills: int, each: int, disks: int, writes: int = 0) -> None:
         """Everything that may happen to one command.
 
-        kills  SIGKILLs;  each  of the other signals, of writes that fail and of clocks that jump;  disks  of small ones
+        kills  SIGKILLs;  each  of the other signals;  writes  that fail, 0 for every one;  disks  of small ones
         """
         base, whole = self.known(line)
         for one in fates(line, whole, self.rng, "kill", kills):
@@ -88,7 +88,7 @@ class Sweep:
                 self.fate(line, base, whole, one)
         if line.name.startswith(LIVE):
             return
-        for one in fates(line, whole, self.rng, "full", each if disks < 99 else len(whole.points)):
+        for one in fates(line, whole, self.rng, "full", writes or len(whole.points)):
             self.fate(line, base, whole, one)
         with self.check(f"{line.name}: twice at once"), place(self.home) as folder:
             two_at_once(line, base, folder, whole, self.counts)
@@ -116,8 +116,9 @@ class Sweep:
 
     def big(self, nodes: int) -> None:
         with self.check(f"collect: taken up at {nodes} nodes"), place(self.home) as folder:
-            took = taken_up(folder, nodes)
+            took, worked = taken_up(folder, nodes)
             self.counts["resume_nodes"], self.counts["resume_milliseconds"] = nodes, int(took * 1000)
+            self.counts["resume_processor_milliseconds"] = int(worked * 1000)
 
 
 def chosen(only: Sequence[str], name: str) -> bool:
@@ -128,30 +129,43 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few of each")
     parser.add_argument("--kills", type=int, help="SIGKILLs of each command; 40, or 3 with --quick")
+    parser.add_argument("--each", type=int, help="of every other signal; 6, or 1")
+    parser.add_argument("--writes", type=int, help="writes that fail; every one, or 1")
+    parser.add_argument("--disks", type=int, help="small disks; as many as it takes, or 2")
+    parser.add_argument("--nodes", type=int, help="of the tree that is taken up; 100,000, or 500")
     parser.add_argument("--json", type=Path, help="where the counts go")
     parser.add_argument("--only", nargs="*", default=(), help="what begins so: collect, train, serve, resume …")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(words)
     quick = asked.quick
     kills = asked.kills if asked.kills is not None else (3 if quick else 40)
-    each, disks, nodes = (1, 2, 500) if quick else (6, 99, 100_000)
+    usual = (1, 1, 2, 500) if quick else (6, 0, 99, 100_000)
+    given = (asked.each, asked.writes, asked.disks, asked.nodes)
+    each, writes, disks, nodes = (own if one is None else one for one, own in zip(given, usual, strict=True))
     with tempfile.TemporaryDirectory(prefix="kills-") as name, ExitStack() as stack:
         sweep = Sweep(Path(name), asked.seed, lambda text: print(text, flush=True))
+
+        def keep() -> dict[str, int]:
+            """Writes the counts so far: what is stopped has them."""
+            counts = {**dict.fromkeys(ZERO, 0), **sweep.counts}
+            if asked.json is not None:
+                asked.json.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
+            return counts
+
         for line in LINES:
             if chosen(asked.only, line.name) and not (quick and line.name.startswith(LIVE) and line.name.endswith("8")):
                 with sweep.check(f"{line.name}: all of it"):
-                    sweep.line(line, kills, each, disks)
+                    sweep.line(line, kills, each, disks, writes)
+                keep()
         if chosen(asked.only, "explore"):
             with sweep.check("explore: all of it"):
-                sweep.line(explore_line(stack.enter_context(site())), kills // 4 or 1, each if not quick else 0, 0)
+                sweep.line(explore_line(stack.enter_context(site())), kills // 4 or 1, each if not quick else 0, 0, 1)
         if chosen(asked.only, "serve"):
             sweep.serving(kills if not quick else 2)
         if chosen(asked.only, "resume"):
             sweep.big(nodes)
-        counts = {**dict.fromkeys(ZERO, 0), **sweep.counts}
+        counts = keep()
     print(json.dumps(counts), flush=True)
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
     return 1 if any(counts[name] for name in ZERO) else 0
 
 

@@ -258,7 +258,7 @@ def main() -> int:
     size = QUICK if asked.quick else whole
     size = replace(size, nodes=asked.nodes or size.nodes)
     figures: dict[str, tuple[float, str]] = {}
-    left_out = []
+    left_out, began = [], time.monotonic()
     for name in asked.only or SCENES:
         if name == "loop" and not size.loop_seconds:
             left_out.append(name)
@@ -268,6 +268,7 @@ def main() -> int:
             figures |= apart(name, replace(size, folder=Path(folder)))
     total = sum(value for key, (value, _) in figures.items() if key.endswith("_slopes_above_noise"))
     figures["soak_slopes_above_noise"] = (total, "slopes")
+    figures["soak_minutes"] = ((time.monotonic() - began) / 60, "minutes")
     print(f"{total:.0f} slopes above noise{'; left out: ' + ', '.join(left_out) if left_out else ''}")
     if asked.json:
         write_figures(asked.json, figures, quick=asked.quick, left_out=left_out)

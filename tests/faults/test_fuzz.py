@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import forked
 import pytest
 from mutations import changed_text
 from outside_calls import PartialWrite
@@ -18,12 +22,16 @@ from outside_parsers import PARSERS, Parser
 from treewright.envs.errors import TreewrightError
 
 INPUTS = 4_000
-GROUPS = 4
+GROUPS = 2
 REFUSED_AS_THEY_ARE = {"actions": 2, "openai_answers": 1}  # real inputs that are wrong, and are told so
 
 
+HERE = Path(__file__).with_name("fuzz.py")
+LIMITS = resource.getrlimit(resource.RLIMIT_AS)  # of this process, which nothing here may change
+
+
 def _loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzz_harness", Path(__file__).with_name("fuzz.py"))
+    spec = importlib.util.spec_from_file_location("fuzz_harness", HERE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -35,14 +43,48 @@ FUZZ = _loaded()
 NAMES = [parser.name for parser in PARSERS]
 
 
+def fuzzed(folder: Path, *words: str) -> tuple[int, str, dict[str, int]]:
+    """The harness in a process of its own, which it bounds: exit code, what it said, counts."""
+    out = folder / "counts.json"
+    done = forked.run([str(HERE), *words, "--json", str(out)], folder, os.environ, timeout=300)
+    return done.returncode, done.stdout + done.stderr, json.loads(out.read_text()) if out.exists() else {}
+
+
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_what_nobody_meant_is_an_error_of_ours_within_a_second_or_a_right_result(group: int) -> None:
+def test_what_nobody_meant_is_an_error_of_ours_within_a_second_or_a_right_result(group: int, tmp_path: Path) -> None:
     own = NAMES[group::GROUPS]
     inputs = round(INPUTS * sum(p.share for p in PARSERS if p.name in own) / sum(p.share for p in PARSERS))
-    found = FUZZ.run_all(inputs, seed=0, only=own)
-    failed = {name: one.shown for name, one in found.items() if one.failures}
-    assert not failed, json.dumps(failed, indent=1)
-    assert all(one.inputs >= 20 for one in found.values()) and any(one.refused for one in found.values())
+    code, said, counts = fuzzed(tmp_path, "--inputs", str(inputs), "--only", ",".join(own))
+    assert code == 0 and counts["fuzz_refused"], said
+    assert counts["fuzz_parsers"] == len(own) and counts["fuzz_inputs"] >= 20 * len(own)
+
+
+IN_C = """
+import sys
+sys.path[:0] = [PATHS]
+import fuzz, outside_parsers
+fuzz.LEFT = 1
+fuzz.PARSERS = [outside_parsers.Parser("one", ["a"], lambda text, rng: text, lambda text, _: WORK)]
+fuzz.bound()
+sys.exit(fuzz.main(["--inputs", "2"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "said"),
+    [
+        ("sum(range(10**15))", -signal.SIGXCPU, "in <lambda>"),
+        ("bytearray(1 << 40)", 1, "MemoryError"),
+    ],
+)
+def test_what_hangs_in_c_or_takes_all_memory_ends_the_harness_alone(
+    work: str, code: int, said: str, tmp_path: Path
+) -> None:
+    paths = ", ".join(map(repr, (str(HERE.parent), str(HERE.parents[1] / "helpers"))))
+    (tmp_path / "one.py").write_text(IN_C.replace("PATHS", paths).replace("WORK", work))
+    done = forked.run([str(tmp_path / "one.py")], tmp_path, os.environ)
+    assert done.returncode == code and said in done.stdout + done.stderr, done
+    assert resource.getrlimit(resource.RLIMIT_AS) == LIMITS
 
 
 def test_real_inputs_are_taken_as_they_are(tmp_path: Path) -> None:

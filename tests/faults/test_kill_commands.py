@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kill_lines import COLLECT, COMMITS, EXPORT, TRAIN, UPGRADE
+from kill_lines import COLLECT, COMMITS, EXPORT, LOOP, TRAIN, UPGRADE
 from kill_more import read_only, small_disk
 from kill_trials import Broken, Fate, Line, Whole, place, trial, undisturbed, whole_files
 
@@ -39,6 +39,7 @@ def nth(whole: Whole, name: str, which: int) -> int:
     [
         (COLLECT, "kill", "commit ", 4),
         (TRAIN, "kill", "sync runs/r/checkpoints", -1),  # the checkpoint is in its place, its metrics are not
+        (LOOP, "kill", "commit ", -1),  # in the second iteration, with the weights of the first
         (EXPORT, "kill", "rename data", 0),
         (UPGRADE, "kill", "commit ", 0),
         (UPGRADE, "term", "committed ", 0),

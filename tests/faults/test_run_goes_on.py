@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -161,6 +162,21 @@ def test_an_episode_that_ended_by_itself_is_not_gone_on_with(place: Path) -> Non
         printed, killed = typed(place, *words("a script", 1))
         assert not killed and "going on" not in printed and at_most_once(place)[0] == count * MAILS
     assert int((place / "events").read_text()) == EVENTS, "every moment is one of the kills above"
+
+
+class Stop(Kill):
+    """SIGTERM instead, which is heard while the row is on its way."""
+
+    def __call__(self) -> None:
+        if self.events == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.events += 1
+
+
+def test_a_command_that_is_stopped_while_it_writes_that_all_is_over_ends_and_says_what_was_done(place: Path) -> None:
+    printed, _ = typed(place, *words("a script", 1), kill=Stop(EVENTS - 1))
+    assert "commit: done" in printed and "Go on with" not in printed, "the same line would begin another episode"
+    assert at_most_once(place) == (MAILS, MAILS)
 
 
 def test_the_policy_alone_acts_in_a_live_world_too(place: Path) -> None:

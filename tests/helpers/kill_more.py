@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -210,9 +211,9 @@ def walks(task, turns, tools, rng):
 """
 
 
-def taken_up(folder: Path, nodes: int) -> float:
-    """Seconds from typing a line whose process was killed with so many nodes stored to the next expansion that is
-    acknowledged, the beginning of the process included."""
+def taken_up(folder: Path, nodes: int) -> tuple[float, float]:
+    """Seconds, and seconds of the processor, from typing a line whose process was killed with so many nodes stored to
+    the next expansion that is acknowledged, the beginning of the process included."""
     folder.mkdir()
     (folder / "big_walker.py").write_text(WALKER)
     draws = 16
@@ -249,11 +250,20 @@ def taken_up(folder: Path, nodes: int) -> float:
     child = forked.start([POINTS, *words], folder, environment(line, folder, None))
     while child.alive() and lines() <= before:
         time.sleep(0.01)
-    took = time.monotonic() - began
+    took, worked = time.monotonic() - began, processor_seconds(child.pid)
     child.send(signal.SIGKILL)
     said = child.wait(60)
     assert lines() > before, said.stdout + said.stderr
-    return took
+    return took, worked
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process that runs; 0 for one that is gone."""
+    try:
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except (OSError, ValueError):
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _nodes(folder: Path) -> int:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from treewright.envs.records import quick
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
 from treewright.search.asking import context_of
 from treewright.search.restore import Pool, Snapshots, Waypoint
@@ -37,6 +38,7 @@ def step_key(seed: int) -> int:
     return seed_of(seed, "step")
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Spot:
     """A place to act from: a node of the tree, or one of a rollout that is not applied yet.

@@ -29,6 +29,7 @@ from treewright.envs.errors import (
     shown_by,
 )
 from treewright.envs.naming import place_of
+from treewright.envs.records import quick
 from treewright.envs.types import (
     Action,
     BaseEnvironment,
@@ -66,6 +67,7 @@ async def refuse_repeat(env: Environment, action: Action, recorded: Effect = Eff
         )
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Waypoint:
     """One node on a path: how to get there from its parent and what must be found there.

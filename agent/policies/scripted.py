@@ -17,6 +17,7 @@ from typing import Any
 from treewright.agent.policies.policy import PolicyStats
 from treewright.envs.errors import TreewrightError
 from treewright.envs.naming import place_of
+from treewright.envs.records import quick
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.segments import Segments, ended
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
@@ -46,6 +47,7 @@ Choices = Sequence[tuple[str, float]] | Callable[..., Sequence[tuple[str, float]
 TAKES = "(task, turns, tools, rng), and may take first"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation(Context):
     """A prompt and what a script is told about its node; the token ids alone could not carry it."""

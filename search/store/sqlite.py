@@ -143,11 +143,15 @@ class SQLite:
         return _insertion(table, ignore)
 
     def insert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-        """A statement takes many rows: the driver gives other threads their turn once a statement, not once a row."""
-        values = ", ".join("?" for _ in table.columns)
-        for first in range(0, len(rows), ROWS_PER_STATEMENT):
-            some = rows[first : first + ROWS_PER_STATEMENT]
+        """A statement takes many rows: the driver gives other threads their turn once a statement, not once a row.
+
+        Numbers of rows are powers of two: each is a statement of its own, and preparing one costs as much as its rows.
+        """
+        values, first = ", ".join("?" for _ in table.columns), 0
+        while left := len(rows) - first:
+            some = rows[first : first + min(ROWS_PER_STATEMENT, 1 << (left.bit_length() - 1))]
             connection.exec_driver_sql(_statement(table, values, len(some)), tuple(chain.from_iterable(some)))
+            first += len(some)
 
     def facts(self, connection: Connection) -> Facts:
         return Facts(connection)

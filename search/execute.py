@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreU
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, ToolSpec
 from treewright.search.asking import context_of
 from treewright.search.places import Places, Spot, step_key
-from treewright.search.restore import Session, Waypoint, refuse_repeat
+from treewright.search.restore import Begun, Session, Waypoint, refuse_repeat
 from treewright.search.types import (
     Draft,
     Exchange,
@@ -70,7 +70,14 @@ class Executor(Places):
     ) -> Outcome | str:
         """What came of one attempt; what broke, with another session in the place of the broken one."""
         try:
-            return await self._step(session, spot, draft, action, remember, before)
+            replayed, tree_id = 0, self.tree.header.tree_id
+            if session.at != spot.place or session.tree != tree_id:
+                replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
+            if before is not None or not self.sandboxed:
+                waits = await self._refused(session, action, before, replayed)
+                if waits is not None:
+                    return waits
+            return await self._step(session, spot, draft, action, remember, replayed)
         except EnvFault as error:
             await self.pool.replace(session)
             return f"{type(error).__name__}: {error}"
@@ -78,13 +85,10 @@ class Executor(Places):
             session.lost()
             return _lost(NodeStatus.UNREACHABLE, f"{type(error).__name__}: {error}")
 
-    async def _step(
-        self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, before: Effect | None
-    ) -> Outcome:
-        tree_id = self.tree.tree_id
-        replayed = 0
-        if session.at != spot.place or session.tree != tree_id:
-            replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
+    async def _refused(
+        self, session: Session, action: Action, before: Effect | None, replayed: int
+    ) -> Outcome | None:
+        """An action that waits for commit. Raises RestoreUnsupported for one that must not be repeated."""
         if before is not None:
             await self.pool.timed(refuse_repeat(session.env, action, before), "effect")
         if not self.sandboxed:
@@ -97,25 +101,32 @@ class Executor(Places):
                     effect=Effect.IRREVERSIBLE,
                     steps=replayed,
                 )
+        return None
+
+    async def _step(
+        self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, replayed: int
+    ) -> Outcome:
         session.at = None
+        pool, seed = self.pool, draft.seed
         try:
-            given = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
-            result = shown_by(given, StepResult, "step")
+            given = pool.begin(session.env.step(action, step_key(seed)), "step")
+            result = shown_by(await pool.waited(given, "step") if isinstance(given, Begun) else given, StepResult, "step")
         except InvalidAction as error:
             session.at = spot.place
             if spot.place not in self.tools:
                 self.tools[spot.place] = await self.pool.tools(session)
             return self._invalid(spot, draft, str(error), replayed)
-        session.at = draft.seed
+        session.at = seed
         if session.distance:
             result = replace(result, observation=result.observation.arrived(session.distance))
             session.distance = 0.0
         status = self._status(spot, result)
         tools: tuple[ToolSpec, ...] = ()
         if status is NodeStatus.OPEN:
-            tools = self.tools[draft.seed] = await self.pool.tools(session)
+            tools = self.tools[seed] = pool.plain_tools(session) or await pool.tools(session)
             if remember and not self.ways.isdisjoint(SNAPSHOTS):
-                self.snapshots.put(draft.seed, await self.pool.timed(session.env.snapshot(), "snapshot"))
+                kept = pool.begin(session.env.snapshot(), "snapshot")
+                self.snapshots.put(seed, await pool.waited(kept, "snapshot") if isinstance(kept, Begun) else kept)
         return self._outcome(spot, draft, action, tools, result, status, 1 + replayed)
 
     def _status(self, spot: Spot, result: StepResult) -> NodeStatus:
@@ -185,22 +196,22 @@ class Executor(Places):
 
 
 def executed(draft: Draft, outcome: Outcome) -> Draft:
-    """The draft with what became of it; one that waits for commit stays unexecuted but keeps its effect."""
-    if outcome.status is NodeStatus.DRAFT:
-        return replace(draft, effect=outcome.effect)
-    return Draft(  # spelled out: `replace` takes four times as long
-        after=draft.after,
-        slot=draft.slot,
-        mult=draft.mult,
-        share=draft.share,
-        seed=draft.seed,
-        completion=draft.completion,
-        action=draft.action,
-        error=outcome.error if outcome.error is not None else draft.error,
-        effect=outcome.effect,
-        score=draft.score,
-        outcome=outcome,
-    )
+    """The draft with what became of it; one that waits for commit stays unexecuted but keeps its effect.
+
+    It is the same object: a draft that was made in this pop is nobody else's until the pop hands it over, and making
+    another one would cost as much as the step of a small world.
+    """
+    set_effect(draft, outcome.effect)
+    if outcome.status is not NodeStatus.DRAFT:
+        set_outcome(draft, outcome)
+        if outcome.error is not None:
+            set_error(draft, outcome.error)
+    return draft
+
+
+set_effect: Callable[[Draft, Effect], None] = vars(Draft)["effect"].__set__
+set_outcome: Callable[[Draft, Outcome], None] = vars(Draft)["outcome"].__set__
+set_error: Callable[[Draft, str], None] = vars(Draft)["error"].__set__
 
 
 def _lost(status: NodeStatus, why: str) -> Outcome:

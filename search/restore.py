@@ -10,10 +10,10 @@ what is irreversible or of unknown effect (`refuse_repeat`): the node is UNREACH
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from time import perf_counter
 from types import CoroutineType, TracebackType
@@ -43,11 +43,11 @@ from treewright.envs.types import (
     ToolSpec,
     is_sandboxed,
 )
-from treewright.search.meter import clocks
+from treewright.search.meter import clock, recorder
 
 T = TypeVar("T")
 
-__all__ = ["Pool", "Session", "Snapshots", "Waypoint", "refuse_repeat"]
+__all__ = ["Begun", "Pool", "Session", "Snapshots", "Waypoint", "refuse_repeat"]
 
 
 async def refuse_repeat(env: Environment, action: Action, recorded: Effect = Effect.READ) -> None:
@@ -109,7 +109,7 @@ class Snapshots:
         return seed in self._held
 
 
-class _Begun(Awaitable[T]):
+class Begun(Awaitable[T]):
     """An awaitable that ran until it first waited, for `first`; awaiting this goes on from there."""
 
     def __init__(self, running: Generator[Any, Any, T], first: Any) -> None:
@@ -196,7 +196,7 @@ class Pool:
     async def replace(self, session: Session) -> None:
         """A new environment in the place of a broken one."""
         session.lost()
-        with contextlib.suppress(Exception):  # closing what is already broken may fail in any way
+        with suppress(Exception):  # closing what is already broken may fail in any way
             await asyncio.wait_for(session.env.close(), 5.0)
         session.env = await self._opened()
 
@@ -218,26 +218,46 @@ class Pool:
     async def timed(self, call: Awaitable[T], what: str) -> T:
         """Awaits an environment call. Past the deadline it becomes an ActionTimeout, and whatever a world raises that
         is no TreewrightError an EnvFault: it is that call's alone, not the end of the run."""
-        clock, began = clocks().world, perf_counter()
+        given = self.begin(call, what)
+        return await self.waited(given, what) if isinstance(given, Begun) else given
+
+    def begin(self, call: Awaitable[T], what: str) -> T | Begun[T]:
+        """An environment call up to where it first waits, which no timer watches: a world inside this process answers
+        before, and gives its result; else `waited` goes on from there. Raises as `timed`."""
+        meter = recorder()
+        began = 0.0 if meter is None else perf_counter()
         try:
-            # A world inside this process answers before it ever waits: then no timer has to be set.
-            plain = type(call) is CoroutineType
-            running: Any = call if plain else call.__await__()
-            try:
-                first = running.send(None) if plain else next(running)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            finally:
-                clock.add(began)
-            with clock:
-                async with asyncio.timeout(self.deadline):
-                    return await _Begun(running, first)
+            if type(call) is CoroutineType:
+                return Begun(call, call.send(None))  # type: ignore[arg-type]
+            running: Any = call.__await__()
+            return Begun(running, next(running))
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        except TreewrightError:
+            raise
         except TimeoutError as error:
-            raise ActionTimeout(f"{what}: no answer within {self.deadline:g} s") from error
+            raise self._late(what) from error
+        except Exception as error:
+            raise foreign(error, what) from error
+        finally:
+            if meter is not None:
+                meter.world.add(began)
+
+    async def waited(self, begun: Begun[T], what: str) -> T:
+        """The result of a call that `begin` found waiting."""
+        try:
+            with clock("world"):
+                async with asyncio.timeout(self.deadline):
+                    return await begun
+        except TimeoutError as error:
+            raise self._late(what) from error
         except TreewrightError:
             raise
         except Exception as error:
             raise foreign(error, what) from error
+
+    def _late(self, what: str) -> ActionTimeout:
+        return ActionTimeout(f"{what}: no answer within {self.deadline:g} s")
 
     async def reach(
         self, session: Session, tree: str, task: Task, path: Sequence[Waypoint], snapshots: Snapshots
@@ -250,8 +270,17 @@ class Pool:
         here = session.at if session.tree == tree else None
         if here == path[-1].seed:
             return 0
-        ways = session.env.restore_ways
         session.at, session.distance = None, 0.0
+        last = path[-1]
+        if (held := snapshots.get(last.seed)) is not None:  # the way that is taken most
+            given = self.begin(session.env.restore(held), "restore")
+            seen = await self.waited(given, "restore") if isinstance(given, Begun) else given
+            session.tree = tree
+            if (found := shown_by(seen, Observation, "restore").fingerprint) != last.fingerprint:
+                await self._arrived(session, last, found, len(path) - 1)
+            session.at = last.seed
+            return 0
+        ways = session.env.restore_ways
         start = self._nearest(path, here, snapshots, ways)
         if start is None:
             if len(path) > 1 and Restore.REPLAY not in ways:
@@ -309,11 +338,19 @@ class Pool:
             raise Divergence(point.fingerprint, found, step)
         session.distance = max(session.distance, distance)
 
-    async def tools(self, session: Session) -> tuple[ToolSpec, ...]:
+    @staticmethod
+    def plain_tools(session: Session) -> tuple[ToolSpec, ...]:
+        """The tools of a world that has the same everywhere; () where it must be asked."""
         env = session.env
         if isinstance(env, BaseEnvironment) and getattr(env.actions, "__func__", None) is BaseEnvironment.actions:
-            with contextlib.suppress(Exception):  # all that it does; what goes wrong goes wrong again below
+            with suppress(Exception):  # what goes wrong goes wrong again where it is asked
                 return tuple(env.tools)
+        return ()
+
+    async def tools(self, session: Session) -> tuple[ToolSpec, ...]:
+        if tools := self.plain_tools(session):
+            return tools
+        env = session.env
         return tuple(await self.timed(env.actions(), "actions"))
 
 

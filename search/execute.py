@@ -49,7 +49,8 @@ class Executor(Places):
         if draft.action is None:
             return self._invalid(spot, draft, draft.error or "not an action", 0)
         fault = ""
-        if before is None and draft.completion.origin in (Origin.STORED, Origin.DEMO):
+        origin = draft.completion.origin
+        if before is None and origin is not Origin.POLICY and origin in (Origin.STORED, Origin.DEMO):
             before = Effect.READ  # a stored turn, taken again
         for _ in range(self.retries + 1):
             try:

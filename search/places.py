@@ -108,8 +108,9 @@ class Places:
 
     def _hold(self, spot: Spot) -> Spot:
         """Keeps a place; the oldest ones go where all of them together get large."""
-        if spot.seed not in self.spots:
-            self.spots[spot.seed] = spot
+        seed = spot.seed
+        if seed not in self.spots:
+            self.spots[seed] = spot
             self.held += spot.size
             while self.held > HELD_TOKENS:
                 self.held -= self.spots.popitem(last=False)[1].size

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from time import perf_counter
 from types import CoroutineType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from treewright.envs.errors import (
     ActionTimeout,
@@ -92,9 +92,10 @@ class Snapshots:
         self._bytes = 0
 
     def get(self, seed: int) -> Snapshot | None:
-        if seed in self._held:
+        found = self._held.get(seed)
+        if found is not None:
             self._held.move_to_end(seed)
-        return self._held.get(seed)
+        return found
 
     def put(self, seed: int, snapshot: Snapshot) -> None:
         if seed in self._held:
@@ -109,8 +110,11 @@ class Snapshots:
         return seed in self._held
 
 
-class Begun(Awaitable[T]):
-    """An awaitable that ran until it first waited, for `first`; awaiting this goes on from there."""
+class Begun(Generic[T]):
+    """An awaitable that ran until it first waited, for `first`; awaiting this goes on from there.
+
+    A plain class: whether a result is one is asked at every step, and abstract classes are slow to answer.
+    """
 
     def __init__(self, running: Generator[Any, Any, T], first: Any) -> None:
         self._running, self._first = running, first
@@ -343,8 +347,10 @@ class Pool:
         """The tools of a world that has the same everywhere; () where it must be asked."""
         env = session.env
         if isinstance(env, BaseEnvironment) and getattr(env.actions, "__func__", None) is BaseEnvironment.actions:
-            with suppress(Exception):  # what goes wrong goes wrong again where it is asked
+            try:
                 return tuple(env.tools)
+            except Exception:
+                return ()  # what goes wrong goes wrong again where it is asked
         return ()
 
     async def tools(self, session: Session) -> tuple[ToolSpec, ...]:

@@ -113,9 +113,9 @@ class Executor(Places):
             given = pool.begin(session.env.step(action, step_key(seed)), "step")
             result = shown_by(await pool.waited(given, "step") if isinstance(given, Begun) else given, StepResult, "step")
         except InvalidAction as error:
-            session.at = spot.place
-            if spot.place not in self.tools:
-                self.tools[spot.place] = await self.pool.tools(session)
+            place = session.at = spot.place
+            if place not in self.tools:
+                self.tools[place] = await self.pool.tools(session)
             return self._invalid(spot, draft, str(error), replayed)
         session.at = seed
         if session.distance:
@@ -133,7 +133,7 @@ class Executor(Places):
     def _status(self, spot: Spot, result: StepResult) -> NodeStatus:
         if result.terminated:
             return NodeStatus.TERMINAL
-        over = result.truncated or spot.depth + 1 >= self.task.horizon
+        over = result.truncated or len(spot.path) >= self.task.horizon
         return NodeStatus.TRUNCATED if over else NodeStatus.OPEN
 
     async def _above(self, node: int) -> Spot:
@@ -187,11 +187,13 @@ class Executor(Places):
 
     def _invalid(self, spot: Spot, draft: Draft, error: str, steps: int) -> Outcome:
         """Invalid output: nothing happened in the world, the policy is told, the turn counts."""
-        seen = Observation(text=f"error: {error}", fingerprint=spot.path[-1].fingerprint, provenance="error")
-        result = StepResult(observation=seen)
+        last = spot.path[-1]
+        result = StepResult(Observation(f"error: {error}", last.fingerprint, provenance="error"))
         status = self._status(spot, result)
-        tools = self.tools.get(spot.place, ())
-        if status is NodeStatus.OPEN and spot.place in self.tools:  # a resumed search may not know them yet
+        tools = self.tools.get(last.seed)
+        if tools is None:  # a resumed search may not know them yet
+            tools = ()
+        elif status is NodeStatus.OPEN:
             self.tools[draft.seed] = tools
         return self._outcome(spot, draft, None, tools, result, status, steps, error)
 

@@ -172,10 +172,11 @@ class Expander(Executor):
             drawn = [(i, 1, done) for i, done in enumerate(pop.completions)]
             if self.merge:
                 drawn = merge_identical(pop.completions)
+            spot, tools, drafts = pop.spot, pop.tools, pop.drafts
             for slot, mult, done in drawn:
                 share = done.share or mult / pop.draws
                 plain = done if done.share is None else replace(done, share=None)
-                pop.drafts.append(self._screen(pop.spot, pop.tools, pop.first + slot, mult, share, plain))
+                drafts.append(self._screen(spot, tools, pop.first + slot, mult, share, plain))
 
     async def explore(self, pop: Pop) -> None:
         """Executes the drafts, if the rule is eager."""

@@ -275,13 +275,19 @@ class Pool:
         if here == path[-1].seed:
             return 0
         session.at, session.distance = None, 0.0
-        last = path[-1]
-        if (held := snapshots.get(last.seed)) is not None:  # the way that is taken most
+        last, at = path[-1], len(path) - 1
+        while at and path[at].action is None and path[at].seed != here and path[at].seed not in snapshots:
+            at -= 1  # nothing was executed: the state is that of the node above
+        point = path[at]
+        if point.seed == here:
+            session.at = last.seed
+            return 0
+        if (held := snapshots.get(point.seed)) is not None:  # the way that is taken most
             given = self.begin(session.env.restore(held), "restore")
             seen = await self.waited(given, "restore") if isinstance(given, Begun) else given
             session.tree = tree
-            if (found := shown_by(seen, Observation, "restore").fingerprint) != last.fingerprint:
-                await self._arrived(session, last, found, len(path) - 1)
+            if (found := shown_by(seen, Observation, "restore").fingerprint) != point.fingerprint:
+                await self._arrived(session, point, found, at)
             session.at = last.seed
             return 0
         ways = session.env.restore_ways

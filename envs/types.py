@@ -121,7 +121,7 @@ class Action:
     @property
     def name(self) -> str:
         """The call's name; names joined by '+' for a composite action."""
-        return "+".join(call.name for call in self.calls)
+        return self.calls[0].name if len(self.calls) == 1 else "+".join(call.name for call in self.calls)
 
     @property
     def arguments(self) -> Mapping[str, Any]:

@@ -78,7 +78,30 @@ class Executor(Places):
                 waits = await self._refused(session, action, before, replayed)
                 if waits is not None:
                     return waits
-            return await self._step(session, spot, draft, action, remember, replayed)
+            session.at = None
+            pool, seed = self.pool, draft.seed
+            try:
+                given = pool.begin(session.env.step(action, step_key(seed)), "step")
+                result = shown_by(
+                    await pool.waited(given, "step") if isinstance(given, Begun) else given, StepResult, "step"
+                )
+            except InvalidAction as error:
+                place = session.at = spot.place
+                if place not in self.tools:
+                    self.tools[place] = await self.pool.tools(session)
+                return self._invalid(spot, draft, str(error), replayed)
+            session.at = seed
+            if session.distance:
+                result = replace(result, observation=result.observation.arrived(session.distance))
+                session.distance = 0.0
+            status = self._status(spot, result)
+            tools: tuple[ToolSpec, ...] = ()
+            if status is NodeStatus.OPEN:
+                tools = self.tools[seed] = pool.plain_tools(session) or await pool.tools(session)
+                if remember and not self.ways.isdisjoint(SNAPSHOTS):
+                    kept = pool.begin(session.env.snapshot(), "snapshot")
+                    self.snapshots.put(seed, await pool.waited(kept, "snapshot") if isinstance(kept, Begun) else kept)
+            return self._outcome(spot, draft, action, tools, result, status, 1 + replayed)
         except EnvFault as error:
             await self.pool.replace(session)
             return f"{type(error).__name__}: {error}"
@@ -86,9 +109,7 @@ class Executor(Places):
             session.lost()
             return _lost(NodeStatus.UNREACHABLE, f"{type(error).__name__}: {error}")
 
-    async def _refused(
-        self, session: Session, action: Action, before: Effect | None, replayed: int
-    ) -> Outcome | None:
+    async def _refused(self, session: Session, action: Action, before: Effect | None, replayed: int) -> Outcome | None:
         """An action that waits for commit. Raises RestoreUnsupported for one that must not be repeated."""
         if before is not None:
             await self.pool.timed(refuse_repeat(session.env, action, before), "effect")
@@ -103,32 +124,6 @@ class Executor(Places):
                     steps=replayed,
                 )
         return None
-
-    async def _step(
-        self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, replayed: int
-    ) -> Outcome:
-        session.at = None
-        pool, seed = self.pool, draft.seed
-        try:
-            given = pool.begin(session.env.step(action, step_key(seed)), "step")
-            result = shown_by(await pool.waited(given, "step") if isinstance(given, Begun) else given, StepResult, "step")
-        except InvalidAction as error:
-            place = session.at = spot.place
-            if place not in self.tools:
-                self.tools[place] = await self.pool.tools(session)
-            return self._invalid(spot, draft, str(error), replayed)
-        session.at = seed
-        if session.distance:
-            result = replace(result, observation=result.observation.arrived(session.distance))
-            session.distance = 0.0
-        status = self._status(spot, result)
-        tools: tuple[ToolSpec, ...] = ()
-        if status is NodeStatus.OPEN:
-            tools = self.tools[seed] = pool.plain_tools(session) or await pool.tools(session)
-            if remember and not self.ways.isdisjoint(SNAPSHOTS):
-                kept = pool.begin(session.env.snapshot(), "snapshot")
-                self.snapshots.put(seed, await pool.waited(kept, "snapshot") if isinstance(kept, Begun) else kept)
-        return self._outcome(spot, draft, action, tools, result, status, 1 + replayed)
 
     def _status(self, spot: Spot, result: StepResult) -> NodeStatus:
         if result.terminated:

@@ -205,7 +205,12 @@ def usable(done: Completion) -> Completion:
     """
     if type(done) is Completion and type(done.text) is str:  # a draw as it should be, which most are
         ids, logprobs = done.token_ids, done.logprobs
-        if type(ids) is tuple and type(logprobs) is tuple and len(ids) == len(logprobs) and math.isfinite(sum(logprobs)):
+        if (
+            type(ids) is tuple
+            and type(logprobs) is tuple
+            and len(ids) == len(logprobs)
+            and math.isfinite(sum(logprobs))
+        ):
             return done
     if not isinstance(done, Completion) or not isinstance(done.text, str):
         shown = f"a Completion of {done.text!r:.60}" if isinstance(done, Completion) else f"{done!r:.60}"

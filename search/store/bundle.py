@@ -136,9 +136,7 @@ class Bundler:
     ) -> list[Column]:
         """The fields of records as their columns hold them, a list for each."""
         columns = zip(*map(get, records), strict=True)
-        return [
-            column if write is None else write(column) for column, write in zip(columns, writers, strict=True)
-        ]
+        return [column if write is None else write(column) for column, write in zip(columns, writers, strict=True)]
 
     def _writers(self, given: Sequence[NodeField]) -> list[Callable[[Column], Column] | None]:
         """How the values of each field change on their way into a column; None where they stay as they are."""
@@ -164,4 +162,3 @@ def _reals(column: Column) -> Column:
         value if value.__class__ is float and value and value == value else None if value is None else real(value)
         for value in column
     ]
-

@@ -28,8 +28,8 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from treewright.envs.redact import Redactor
 from treewright.envs.secrecy import in_url, keep_secret
 from treewright.search.store.arrays import StoredArrays, load_arrays, load_more, load_reasons, load_scores
-from treewright.search.store.check import check
 from treewright.search.store.bundle import Bundler, Grown
+from treewright.search.store.check import check
 from treewright.search.store.codec import Encoder, decode_expansion, decode_header
 from treewright.search.store.compare import Comparison, compare
 from treewright.search.store.database import Database, database_at

@@ -244,7 +244,7 @@ class Columns:
         self.closing.extend([closing] * len(drafts))
         logprobs = [math.fsum(done.logprobs) if (done := draft.completion).logprobs else 0.0 for draft in drafts]
         above = parents[0]
-        if 0 <= above == parents[-1] == min(parents):  # draws of one node: all but the root and closing chains
+        if 0 <= above == min(parents) == max(parents):  # draws of one node: all but the root and closing chains
             depth.extend([depth[above] + 1] * len(drafts))
             weight, before = mass[above], path_logprob[above]
             mass.extend([weight * draft.share for draft in drafts])

@@ -151,7 +151,8 @@ class Maze(BaseEnvironment):
 
     async def step(self, action: Action, key: int) -> StepResult:
         self._alive()
-        await self._trouble()
+        if (kind := self.faults.next()) is not None:
+            await self._trouble(kind)
         if self.ended:
             raise InvalidAction("the episode is over; reset to begin again")
         if action.name == "move":
@@ -191,8 +192,7 @@ class Maze(BaseEnvironment):
         if self.dead:
             raise SessionDied("the maze collapsed")
 
-    async def _trouble(self) -> None:
-        kind = self.faults.next()
+    async def _trouble(self, kind: str) -> None:
         if kind == "die":
             self.dead = True
             raise SessionDied("the maze collapsed")

@@ -6,12 +6,15 @@ value handed to another part can be kept, hashed or stored without being copied 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
+from hashlib import blake2b
+from struct import Struct
 from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from treewright.envs.records import quick
 
 __all__ = [
     "Action",
@@ -37,7 +40,7 @@ __all__ = [
 
 def digest(*parts: str | bytes) -> str:
     """A 128-bit content hash as 32 hex digits; parts are length-prefixed, so ('ab','c') ≠ ('a','bc')."""
-    h = hashlib.blake2b(digest_size=16)
+    h = blake2b(digest_size=16)
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         h.update(len(raw).to_bytes(8, "little"))
@@ -47,8 +50,11 @@ def digest(*parts: str | bytes) -> str:
 
 def seed_of(*parts: str | int) -> int:
     """A 63-bit seed that depends on every part; the same on every machine and run."""
-    raw = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(raw, "little") >> 1
+    text = f"{parts[0]}\x1f{parts[1]}" if len(parts) == 2 else "\x1f".join(map(str, parts))
+    return _eight_bytes(blake2b(text.encode(), digest_size=8).digest())[0] >> 1  # type: ignore[no-any-return]
+
+
+_eight_bytes = Struct("<Q").unpack
 
 
 class Effect(StrEnum):
@@ -89,6 +95,7 @@ class Restore(StrEnum):
     NONE = "none"
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Call:
     """One tool call: a name and JSON arguments."""
@@ -100,6 +107,7 @@ class Call:
         return {"name": self.name, "arguments": dict(self.arguments)}
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Action:
     """What one policy turn does: one call, or several parallel calls as one composite action."""
@@ -113,7 +121,7 @@ class Action:
     @property
     def name(self) -> str:
         """The call's name; names joined by '+' for a composite action."""
-        return "+".join(call.name for call in self.calls)
+        return self.calls[0].name if len(self.calls) == 1 else "+".join(call.name for call in self.calls)
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -138,6 +146,7 @@ class Action:
         return hash(self.key)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the environment shows after reset or a step.
@@ -175,6 +184,7 @@ class Observation:
         return Observation(self.text, self.fingerprint, provenance=self.provenance, parts=(*self.parts, part))
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One executed action. `reward` is truth and is hidden from search; NaN means unknown."""
@@ -188,6 +198,7 @@ class StepResult:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A state to come back to. `data` is bytes for STATE and any live object for FORK.

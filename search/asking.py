@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from treewright.envs.errors import TreewrightError
 from treewright.envs.naming import own_place
 from treewright.envs.types import Observation, Task, ToolSpec
-from treewright.search.meter import clocks
+from treewright.search.meter import clock
 from treewright.search.types import Candidate, Context, Evaluator, Exchange, Proposer, Score
 
 __all__ = ["context_of", "scores_of"]
@@ -48,7 +48,7 @@ async def scores_of(evaluator: Evaluator, task: Task, candidates: Sequence[Candi
     is not one score each."""
     who = f"the evaluator {type(evaluator).__name__}"
     try:
-        with clocks().judge:
+        with clock("judge"):
             given = await evaluator.evaluate(task, candidates)
     except TreewrightError:
         raise

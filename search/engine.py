@@ -274,9 +274,13 @@ class Running:
         if not expansion.closing:
             if not is_repair(self.tree, expansion):  # which took nothing from the frontier
                 self.frontier.applied(expansion.node, new)
+            offer, open_only = self.frontier.offer, self.work.eager
+            plain = self.rule.stop is None and self.rule.keep_prob is None
             for node in new:
-                if self._spared(node):
-                    self._offer(node)
+                if (plain or self._spared(node)) and (
+                    status[node] is NodeStatus.OPEN or not (open_only or not self._unfinished(node))
+                ):
+                    offer(node)
             self.repairs.look(self.tree, expansion, new)
         if self.store is not None and expansion.seq >= len(self.recorded):
             self.unsaved.append((expansion, new.start))

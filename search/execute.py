@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from treewright.envs.errors import Divergence, EnvFault, InvalidAction, RestoreU
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, ToolSpec
 from treewright.search.asking import context_of
 from treewright.search.places import Places, Spot, step_key
-from treewright.search.restore import Session, Waypoint, refuse_repeat
+from treewright.search.restore import Begun, Session, Waypoint, refuse_repeat
 from treewright.search.types import (
     Draft,
     Exchange,
@@ -49,7 +49,8 @@ class Executor(Places):
         if draft.action is None:
             return self._invalid(spot, draft, draft.error or "not an action", 0)
         fault = ""
-        if before is None and draft.completion.origin in (Origin.STORED, Origin.DEMO):
+        origin = draft.completion.origin
+        if before is None and origin is not Origin.POLICY and origin in (Origin.STORED, Origin.DEMO):
             before = Effect.READ  # a stored turn, taken again
         for _ in range(self.retries + 1):
             try:
@@ -70,7 +71,37 @@ class Executor(Places):
     ) -> Outcome | str:
         """What came of one attempt; what broke, with another session in the place of the broken one."""
         try:
-            return await self._step(session, spot, draft, action, remember, before)
+            replayed, tree_id = 0, self.tree.header.tree_id
+            if session.at != spot.place or session.tree != tree_id:
+                replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
+            if before is not None or not self.sandboxed:
+                waits = await self._refused(session, action, before, replayed)
+                if waits is not None:
+                    return waits
+            session.at = None
+            pool, seed = self.pool, draft.seed
+            try:
+                given = pool.begin(session.env.step(action, step_key(seed)), "step")
+                result = shown_by(
+                    await pool.waited(given, "step") if isinstance(given, Begun) else given, StepResult, "step"
+                )
+            except InvalidAction as error:
+                place = session.at = spot.place
+                if place not in self.tools:
+                    self.tools[place] = await self.pool.tools(session)
+                return self._invalid(spot, draft, str(error), replayed)
+            session.at = seed
+            if session.distance:
+                result = replace(result, observation=result.observation.arrived(session.distance))
+                session.distance = 0.0
+            status = self._status(spot, result)
+            tools: tuple[ToolSpec, ...] = ()
+            if status is NodeStatus.OPEN:
+                tools = self.tools[seed] = pool.plain_tools(session) or await pool.tools(session)
+                if remember and not self.ways.isdisjoint(SNAPSHOTS):
+                    kept = pool.begin(session.env.snapshot(), "snapshot")
+                    self.snapshots.put(seed, await pool.waited(kept, "snapshot") if isinstance(kept, Begun) else kept)
+            return self._outcome(spot, draft, action, tools, result, status, 1 + replayed)
         except EnvFault as error:
             await self.pool.replace(session)
             return f"{type(error).__name__}: {error}"
@@ -78,13 +109,8 @@ class Executor(Places):
             session.lost()
             return _lost(NodeStatus.UNREACHABLE, f"{type(error).__name__}: {error}")
 
-    async def _step(
-        self, session: Session, spot: Spot, draft: Draft, action: Action, remember: bool, before: Effect | None
-    ) -> Outcome:
-        tree_id = self.tree.tree_id
-        replayed = 0
-        if session.at != spot.place or session.tree != tree_id:
-            replayed = await self.pool.reach(session, tree_id, self.task, spot.path, self.snapshots)
+    async def _refused(self, session: Session, action: Action, before: Effect | None, replayed: int) -> Outcome | None:
+        """An action that waits for commit. Raises RestoreUnsupported for one that must not be repeated."""
         if before is not None:
             await self.pool.timed(refuse_repeat(session.env, action, before), "effect")
         if not self.sandboxed:
@@ -97,31 +123,12 @@ class Executor(Places):
                     effect=Effect.IRREVERSIBLE,
                     steps=replayed,
                 )
-        session.at = None
-        try:
-            given = await self.pool.timed(session.env.step(action, step_key(draft.seed)), "step")
-            result = shown_by(given, StepResult, "step")
-        except InvalidAction as error:
-            session.at = spot.place
-            if spot.place not in self.tools:
-                self.tools[spot.place] = await self.pool.tools(session)
-            return self._invalid(spot, draft, str(error), replayed)
-        session.at = draft.seed
-        if session.distance:
-            result = replace(result, observation=result.observation.arrived(session.distance))
-            session.distance = 0.0
-        status = self._status(spot, result)
-        tools: tuple[ToolSpec, ...] = ()
-        if status is NodeStatus.OPEN:
-            tools = self.tools[draft.seed] = await self.pool.tools(session)
-            if remember and not self.ways.isdisjoint(SNAPSHOTS):
-                self.snapshots.put(draft.seed, await self.pool.timed(session.env.snapshot(), "snapshot"))
-        return self._outcome(spot, draft, action, tools, result, status, 1 + replayed)
+        return None
 
     def _status(self, spot: Spot, result: StepResult) -> NodeStatus:
         if result.terminated:
             return NodeStatus.TERMINAL
-        over = result.truncated or spot.depth + 1 >= self.task.horizon
+        over = result.truncated or len(spot.path) >= self.task.horizon
         return NodeStatus.TRUNCATED if over else NodeStatus.OPEN
 
     async def _above(self, node: int) -> Spot:
@@ -175,32 +182,34 @@ class Executor(Places):
 
     def _invalid(self, spot: Spot, draft: Draft, error: str, steps: int) -> Outcome:
         """Invalid output: nothing happened in the world, the policy is told, the turn counts."""
-        seen = Observation(text=f"error: {error}", fingerprint=spot.path[-1].fingerprint, provenance="error")
-        result = StepResult(observation=seen)
+        last = spot.path[-1]
+        result = StepResult(Observation(f"error: {error}", last.fingerprint, provenance="error"))
         status = self._status(spot, result)
-        tools = self.tools.get(spot.place, ())
-        if status is NodeStatus.OPEN and spot.place in self.tools:  # a resumed search may not know them yet
+        tools = self.tools.get(last.seed)
+        if tools is None:  # a resumed search may not know them yet
+            tools = ()
+        elif status is NodeStatus.OPEN:
             self.tools[draft.seed] = tools
         return self._outcome(spot, draft, None, tools, result, status, steps, error)
 
 
 def executed(draft: Draft, outcome: Outcome) -> Draft:
-    """The draft with what became of it; one that waits for commit stays unexecuted but keeps its effect."""
-    if outcome.status is NodeStatus.DRAFT:
-        return replace(draft, effect=outcome.effect)
-    return Draft(  # spelled out: `replace` takes four times as long
-        after=draft.after,
-        slot=draft.slot,
-        mult=draft.mult,
-        share=draft.share,
-        seed=draft.seed,
-        completion=draft.completion,
-        action=draft.action,
-        error=outcome.error if outcome.error is not None else draft.error,
-        effect=outcome.effect,
-        score=draft.score,
-        outcome=outcome,
-    )
+    """The draft with what became of it; one that waits for commit stays unexecuted but keeps its effect.
+
+    It is the same object: a draft that was made in this pop is nobody else's until the pop hands it over, and making
+    another one would cost as much as the step of a small world.
+    """
+    set_effect(draft, outcome.effect)
+    if outcome.status is not NodeStatus.DRAFT:
+        set_outcome(draft, outcome)
+        if outcome.error is not None:
+            set_error(draft, outcome.error)
+    return draft
+
+
+set_effect: Callable[[Draft, Effect], None] = vars(Draft)["effect"].__set__
+set_outcome: Callable[[Draft, Outcome], None] = vars(Draft)["outcome"].__set__
+set_error: Callable[[Draft, str], None] = vars(Draft)["error"].__set__
 
 
 def _lost(status: NodeStatus, why: str) -> Outcome:

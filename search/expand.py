@@ -22,7 +22,7 @@ from treewright.search.asking import context_of, scores_of
 from treewright.search.evidence import Evidence
 from treewright.search.execute import Executor, executed
 from treewright.search.foresee import foreseen, twin
-from treewright.search.meter import clocks
+from treewright.search.meter import clock
 from treewright.search.peers import Peers, told_context
 from treewright.search.places import Spot, draw_seed
 from treewright.search.restore import Session, Waypoint
@@ -78,8 +78,8 @@ class Pop:
 
     def expansion(self) -> Expansion:
         """The immutable result."""
-        tokens = sum(done.tokens for done in self.completions)
-        money = math.fsum(done.money for done in self.completions)
+        tokens = sum([done.tokens for done in self.completions])
+        money = math.fsum([done.money for done in self.completions])
         cost = Spent(
             expansions=1,
             policy_tokens=tokens,
@@ -147,11 +147,12 @@ class Expander(Executor):
         if self.tree.repaired and self._take_up(pop, spot):
             return
         try:
-            spot = pop.spot = await self._drawn_at(pop.node)
-            told = await self._told(pop, spot)
+            if spot.place not in self.tools:
+                spot = pop.spot = await self._drawn_at(pop.node)
+            told = await self._told(pop, spot) if self.peers is not None else None
             drawn = await self._draw(told or spot, pop.draws, pop.first)
             pop.tools = self.tools[spot.place]
-            pop.completions = tuple(drawn if told is None else (replace(done, trainable=False) for done in drawn))
+            pop.completions = tuple(drawn if told is None else [replace(done, trainable=False) for done in drawn])
         except (PolicyFault, EnvFault, Divergence, RestoreUnsupported) as error:
             pop.fault = f"{type(error).__name__}: {error}"
 
@@ -171,17 +172,18 @@ class Expander(Executor):
             drawn = [(i, 1, done) for i, done in enumerate(pop.completions)]
             if self.merge:
                 drawn = merge_identical(pop.completions)
+            spot, tools, drafts = pop.spot, pop.tools, pop.drafts
             for slot, mult, done in drawn:
                 share = done.share or mult / pop.draws
                 plain = done if done.share is None else replace(done, share=None)
-                pop.drafts.append(self._screen(pop.spot, pop.tools, pop.first + slot, mult, share, plain))
+                drafts.append(self._screen(spot, tools, pop.first + slot, mult, share, plain))
 
     async def explore(self, pop: Pop) -> None:
         """Executes the drafts, if the rule is eager."""
         if self.eager and pop.spot is not None:
             whole = [draft for draft in pop.drafts if draft.outcome is None]  # segments have no action
             results = await self._explored(pop.spot, whole) if whole else []
-            pop.steps += sum(r.steps for r in results)
+            pop.steps += sum([r.steps for r in results])
             took = iter(results)
             pop.drafts = [d if d.outcome is not None else executed(d, next(took)) for d in pop.drafts]
         elif self.foresees and not self.sandboxed and pop.spot is not None and pop.again is None:
@@ -207,20 +209,18 @@ class Expander(Executor):
         """Over the sessions that are free, each for its share of the drafts: a session that does several of one node
         has a shorter way back to it than sessions that take turns with other nodes."""
         count = max(min(self.pool.spare, len(drafts)), 1)
-
-        async def some(share: Sequence[Draft]) -> list[Outcome]:
-            try:
-                async with self.pool.lease(self.tree.tree_id, (spot.place,)) as session:
-                    return [await self._execute(spot, draft, held=session) for draft in share]
-            except (
-                EnvFault
-            ):  # no session could be had: each draft asks for one itself, and records the fault that lasts
-                return [await self._execute(spot, draft) for draft in share]
-
         if count == 1:
-            return await some(drafts)
-        shares = await asyncio.gather(*(some(drafts[i::count]) for i in range(count)))
+            return await self._share(spot, drafts)
+        shares = await asyncio.gather(*(self._share(spot, drafts[i::count]) for i in range(count)))
         return [shares[i % count][i // count] for i in range(len(drafts))]
+
+    async def _share(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:
+        """One after the other, in one session."""
+        try:
+            async with self.pool.lease(self.tree.header.tree_id, (spot.place,)) as session:
+                return [await self._execute(spot, draft, held=session) for draft in drafts]
+        except EnvFault:  # no session could be had: each draft asks for one itself, and records the fault that lasts
+            return [await self._execute(spot, draft) for draft in drafts]
 
     def _firsts(self, drafts: Sequence[Draft]) -> list[int | None]:
         """For each draft the index of the first one with the same action, None for that one itself."""
@@ -249,7 +249,7 @@ class Expander(Executor):
 
     async def judge(self, pop: Pop) -> None:
         """Scores the drafts, all siblings at once."""
-        if pop.spot is not None:
+        if pop.spot is not None and self.evaluator is not None:
             pop.drafts, tokens = await self._judge(pop.spot, pop.drafts)
             pop.judged += tokens
 
@@ -358,13 +358,18 @@ class Expander(Executor):
 
     async def _draw(self, spot: Spot, draws: int, first: int = 0, whole: bool = False) -> Sequence[Completion]:
         """The draws at a place; within a response they go on from it, and `whole` ones to its end."""
-        seeds = [draw_seed(spot.seed, first + i) for i in range(draws)]
+        seed = spot.seed
+        seeds = [draw_seed(seed, slot) for slot in range(first, first + draws)]
         cuts = None if whole else self.segments
-        deep = spot.depth + (spot.part.count if spot.part else 0)
-        context = warmed(spot.context, None if whole else self.temperatures, deep)
+        context = spot.context
+        if self.temperatures is not None and not whole:
+            context = warmed(context, self.temperatures, spot.depth + (spot.part.count if spot.part else 0))
         try:
-            with clocks().policy:
-                drawn = await drawn_on(self.policy, context, seeds, self.max_tokens, spot.part, cuts)
+            with clock("policy"):
+                if cuts is None and spot.part is None:
+                    drawn = list(await self.policy.draw(context, seeds, self.max_tokens))
+                else:
+                    drawn = await drawn_on(self.policy, context, seeds, self.max_tokens, spot.part, cuts)
         except TreewrightError:
             raise
         except Exception as error:
@@ -374,7 +379,8 @@ class Expander(Executor):
             raise PolicyFault(f"the policy raised {type(error).__name__}: {error}{place}") from error
         if len(drawn) != draws:
             raise PolicyFault(f"the policy returned {len(drawn)} completions for {draws} seeds")
-        require_warm(drawn, context.temperature)
+        if context.temperature is not None:
+            require_warm(drawn, context.temperature)
         return [usable(done) for done in drawn]
 
     def _screen(

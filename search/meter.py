@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 from treewright.search.tree import Tree
 from treewright.search.types import NodeKind, Origin, layers
 
-__all__ = ["AXES", "Meter", "Reckoned", "Recorder", "Work", "clocks", "measured", "metering", "recorder", "work_of"]
+__all__ = ["AXES", "Meter", "Reckoned", "Recorder", "Work", "clock", "measured", "metering", "recorder", "work_of"]
 
 
 class Work(Protocol):
@@ -161,19 +161,19 @@ class Recorder:
         )
 
 
-_NOBODY = Recorder()  # takes the time where nobody asks for it, so that the hot loop does not branch
-_CURRENT: ContextVar[Recorder] = ContextVar("treewright_meter", default=_NOBODY)
+_CURRENT: ContextVar[Recorder | None] = ContextVar("treewright_meter", default=None)
+
+recorder: Callable[[], Recorder | None] = _CURRENT.get
+"""The one that `metering` began around here; None outside, where no clock is looked at."""
 
 
-def recorder() -> Recorder | None:
-    """The one that `metering` began around here; None outside."""
-    found = _CURRENT.get()
-    return None if found is _NOBODY else found
+def clock(kind: str) -> AbstractContextManager[object]:
+    """The clock `policy`, `world` or `judge` of the current recorder, or what takes no time."""
+    found = recorder()
+    return UNTIMED if found is None else getattr(found, kind)  # type: ignore[no-any-return]
 
 
-def clocks() -> Recorder:
-    """The current recorder, for its clocks."""
-    return _CURRENT.get()
+UNTIMED = nullcontext()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from treewright.envs.records import quick
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
 from treewright.search.asking import context_of
 from treewright.search.restore import Pool, Snapshots, Waypoint
@@ -37,6 +38,7 @@ def step_key(seed: int) -> int:
     return seed_of(seed, "step")
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Spot:
     """A place to act from: a node of the tree, or one of a rollout that is not applied yet.
@@ -106,8 +108,9 @@ class Places:
 
     def _hold(self, spot: Spot) -> Spot:
         """Keeps a place; the oldest ones go where all of them together get large."""
-        if spot.seed not in self.spots:
-            self.spots[spot.seed] = spot
+        seed = spot.seed
+        if seed not in self.spots:
+            self.spots[seed] = spot
             self.held += spot.size
             while self.held > HELD_TOKENS:
                 self.held -= self.spots.popitem(last=False)[1].size

@@ -10,14 +10,14 @@ what is irreversible or of unknown effect (`refuse_repeat`): the node is UNREACH
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from time import perf_counter
 from types import CoroutineType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from treewright.envs.errors import (
     ActionTimeout,
@@ -29,6 +29,7 @@ from treewright.envs.errors import (
     shown_by,
 )
 from treewright.envs.naming import place_of
+from treewright.envs.records import quick
 from treewright.envs.types import (
     Action,
     BaseEnvironment,
@@ -42,11 +43,11 @@ from treewright.envs.types import (
     ToolSpec,
     is_sandboxed,
 )
-from treewright.search.meter import clocks
+from treewright.search.meter import clock, recorder
 
 T = TypeVar("T")
 
-__all__ = ["Pool", "Session", "Snapshots", "Waypoint", "refuse_repeat"]
+__all__ = ["Begun", "Pool", "Session", "Snapshots", "Waypoint", "refuse_repeat"]
 
 
 async def refuse_repeat(env: Environment, action: Action, recorded: Effect = Effect.READ) -> None:
@@ -66,6 +67,7 @@ async def refuse_repeat(env: Environment, action: Action, recorded: Effect = Eff
         )
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Waypoint:
     """One node on a path: how to get there from its parent and what must be found there.
@@ -90,9 +92,10 @@ class Snapshots:
         self._bytes = 0
 
     def get(self, seed: int) -> Snapshot | None:
-        if seed in self._held:
+        found = self._held.get(seed)
+        if found is not None:
             self._held.move_to_end(seed)
-        return self._held.get(seed)
+        return found
 
     def put(self, seed: int, snapshot: Snapshot) -> None:
         if seed in self._held:
@@ -107,8 +110,11 @@ class Snapshots:
         return seed in self._held
 
 
-class _Begun(Awaitable[T]):
-    """An awaitable that ran until it first waited, for `first`; awaiting this goes on from there."""
+class Begun(Generic[T]):
+    """An awaitable that ran until it first waited, for `first`; awaiting this goes on from there.
+
+    A plain class: whether a result is one is asked at every step, and abstract classes are slow to answer.
+    """
 
     def __init__(self, running: Generator[Any, Any, T], first: Any) -> None:
         self._running, self._first = running, first
@@ -194,7 +200,7 @@ class Pool:
     async def replace(self, session: Session) -> None:
         """A new environment in the place of a broken one."""
         session.lost()
-        with contextlib.suppress(Exception):  # closing what is already broken may fail in any way
+        with suppress(Exception):  # closing what is already broken may fail in any way
             await asyncio.wait_for(session.env.close(), 5.0)
         session.env = await self._opened()
 
@@ -216,26 +222,46 @@ class Pool:
     async def timed(self, call: Awaitable[T], what: str) -> T:
         """Awaits an environment call. Past the deadline it becomes an ActionTimeout, and whatever a world raises that
         is no TreewrightError an EnvFault: it is that call's alone, not the end of the run."""
-        clock, began = clocks().world, perf_counter()
+        given = self.begin(call, what)
+        return await self.waited(given, what) if isinstance(given, Begun) else given
+
+    def begin(self, call: Awaitable[T], what: str) -> T | Begun[T]:
+        """An environment call up to where it first waits, which no timer watches: a world inside this process answers
+        before, and gives its result; else `waited` goes on from there. Raises as `timed`."""
+        meter = recorder()
+        began = 0.0 if meter is None else perf_counter()
         try:
-            # A world inside this process answers before it ever waits: then no timer has to be set.
-            plain = type(call) is CoroutineType
-            running: Any = call if plain else call.__await__()
-            try:
-                first = running.send(None) if plain else next(running)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            finally:
-                clock.add(began)
-            with clock:
-                async with asyncio.timeout(self.deadline):
-                    return await _Begun(running, first)
+            if type(call) is CoroutineType:
+                return Begun(call, call.send(None))  # type: ignore[arg-type]
+            running: Any = call.__await__()
+            return Begun(running, next(running))
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        except TreewrightError:
+            raise
         except TimeoutError as error:
-            raise ActionTimeout(f"{what}: no answer within {self.deadline:g} s") from error
+            raise self._late(what) from error
+        except Exception as error:
+            raise foreign(error, what) from error
+        finally:
+            if meter is not None:
+                meter.world.add(began)
+
+    async def waited(self, begun: Begun[T], what: str) -> T:
+        """The result of a call that `begin` found waiting."""
+        try:
+            with clock("world"):
+                async with asyncio.timeout(self.deadline):
+                    return await begun
+        except TimeoutError as error:
+            raise self._late(what) from error
         except TreewrightError:
             raise
         except Exception as error:
             raise foreign(error, what) from error
+
+    def _late(self, what: str) -> ActionTimeout:
+        return ActionTimeout(f"{what}: no answer within {self.deadline:g} s")
 
     async def reach(
         self, session: Session, tree: str, task: Task, path: Sequence[Waypoint], snapshots: Snapshots
@@ -248,8 +274,23 @@ class Pool:
         here = session.at if session.tree == tree else None
         if here == path[-1].seed:
             return 0
-        ways = session.env.restore_ways
         session.at, session.distance = None, 0.0
+        last, at = path[-1], len(path) - 1
+        while at and path[at].action is None and path[at].seed != here and path[at].seed not in snapshots:
+            at -= 1  # nothing was executed: the state is that of the node above
+        point = path[at]
+        if point.seed == here:
+            session.at = last.seed
+            return 0
+        if (held := snapshots.get(point.seed)) is not None:  # the way that is taken most
+            given = self.begin(session.env.restore(held), "restore")
+            seen = await self.waited(given, "restore") if isinstance(given, Begun) else given
+            session.tree = tree
+            if (found := shown_by(seen, Observation, "restore").fingerprint) != point.fingerprint:
+                await self._arrived(session, point, found, at)
+            session.at = last.seed
+            return 0
+        ways = session.env.restore_ways
         start = self._nearest(path, here, snapshots, ways)
         if start is None:
             if len(path) > 1 and Restore.REPLAY not in ways:
@@ -307,11 +348,21 @@ class Pool:
             raise Divergence(point.fingerprint, found, step)
         session.distance = max(session.distance, distance)
 
-    async def tools(self, session: Session) -> tuple[ToolSpec, ...]:
+    @staticmethod
+    def plain_tools(session: Session) -> tuple[ToolSpec, ...]:
+        """The tools of a world that has the same everywhere; () where it must be asked."""
         env = session.env
         if isinstance(env, BaseEnvironment) and getattr(env.actions, "__func__", None) is BaseEnvironment.actions:
-            with contextlib.suppress(Exception):  # all that it does; what goes wrong goes wrong again below
+            try:
                 return tuple(env.tools)
+            except Exception:
+                return ()  # what goes wrong goes wrong again where it is asked
+        return ()
+
+    async def tools(self, session: Session) -> tuple[ToolSpec, ...]:
+        if tools := self.plain_tools(session):
+            return tools
+        env = session.env
         return tuple(await self.timed(env.actions(), "actions"))
 
 

@@ -46,8 +46,11 @@ class Repairs:
 
     def look(self, tree: Tree, expansion: Expansion, new: range) -> None:
         """Notes what one applied pop has shown to be broken, and what the world says has changed."""
+        fault = tree.fault
         for node in (expansion.node, *new):
-            depth = diverged_at(tree.fault[node]) if tree.fault[node] is not None else None
+            if fault[node] is None:
+                continue
+            depth = diverged_at(fault[node])
             path = [i for i in tree.path(expansion.node) if not tree.in_turn(i)] if depth else []
             if depth is not None and 0 < depth < len(path):
                 self.add(tree, path[depth])

@@ -242,22 +242,27 @@ class Columns:
         self.parent.extend(parents)
         self.born.extend([born] * len(drafts))
         self.closing.extend([closing] * len(drafts))
-        for parent, draft in zip(parents, drafts, strict=True):
-            done = draft.completion
-            if done.finish_reason == SEGMENT:
-                self.kind[node] = NodeKind.SEGMENT
-            logprob = math.fsum(done.logprobs) if done.logprobs else 0.0
-            if node:
-                depth.append(depth[parent] + 1)
-                mass.append(mass[parent] * draft.share)
-                path_logprob.append(path_logprob[parent] + logprob)
-                self.children[parent].append(node)
-            else:
-                depth.append(0)
-                mass.append(1.0)
-                path_logprob.append(logprob)
-            self.children.append([])
-            node += 1
+        logprobs = [math.fsum(done.logprobs) if (done := draft.completion).logprobs else 0.0 for draft in drafts]
+        above = parents[0]
+        if 0 <= above == min(parents) == max(parents):  # draws of one node: all but the root and closing chains
+            depth.extend([depth[above] + 1] * len(drafts))
+            weight, before = mass[above], path_logprob[above]
+            mass.extend([weight * draft.share for draft in drafts])
+            path_logprob.extend([before + logprob for logprob in logprobs])
+            self.children[above].extend(range(node, node + len(drafts)))
+            self.children.extend([[] for _ in drafts])
+        else:
+            for new, (parent, draft, logprob) in enumerate(zip(parents, drafts, logprobs, strict=True), node):
+                depth.append(depth[parent] + 1 if new else 0)
+                mass.append(mass[parent] * draft.share if new else 1.0)
+                path_logprob.append(path_logprob[parent] + logprob if new else logprob)
+                if new:
+                    self.children[parent].append(new)
+                self.children.append([])
+        if SEGMENT in self.finish[node:]:
+            for new in range(node, len(self.parent)):
+                if self.finish[new] == SEGMENT:
+                    self.kind[new] = NodeKind.SEGMENT
 
     def draft(self, node: int) -> Draft:
         """The draft of a node as it was before it was executed."""

@@ -173,12 +173,10 @@ async def drawn_on(
     part: Part | None,
     segments: Segments | None,
 ) -> list[Completion]:
-    """Whole draws, first segments, or draws on from `part` of a response; what ends a turn has the text of all of it.
+    """First segments, or draws on from `part` of a response; what ends a turn has the text of all of it.
 
     max_tokens  of the whole response;  segments  None: to its end
     """
-    if part is None and segments is None:
-        return list(await policy.draw(context, seeds, max_tokens))
     able, head, count = segmenting(policy), part.ids if part else (), part.count if part else 0
     cuts = segments if segments is None or count < segments.most else None
     out = []
@@ -205,6 +203,15 @@ def usable(done: Completion) -> Completion:
     Raises PolicyFault for what is no draw, and for a draw to train on that says it has log-probs and has not: a token
     that was drawn has a finite one. Found only in training, one such node would cost the whole batch.
     """
+    if type(done) is Completion and type(done.text) is str:  # a draw as it should be, which most are
+        ids, logprobs = done.token_ids, done.logprobs
+        if (
+            type(ids) is tuple
+            and type(logprobs) is tuple
+            and len(ids) == len(logprobs)
+            and math.isfinite(sum(logprobs))
+        ):
+            return done
     if not isinstance(done, Completion) or not isinstance(done.text, str):
         shown = f"a Completion of {done.text!r:.60}" if isinstance(done, Completion) else f"{done!r:.60}"
         raise PolicyFault(f"the policy gave {shown}, not a treewright.search.Completion with its text")

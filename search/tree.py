@@ -24,6 +24,7 @@ __all__ = ["Node", "Tree", "TreeHeader"]
 
 DISTANT = "arrivals were accepted at a distance"
 """Siblings of such a tree may have started from states that differed, which one of them may have caused."""
+OPEN, TERMINAL = NodeStatus.OPEN, NodeStatus.TERMINAL
 FINISHED = frozenset({NodeStatus.TERMINAL, NodeStatus.TRUNCATED, NodeStatus.COMMITTED})
 
 
@@ -43,6 +44,7 @@ class Tree(Columns, Growing):
         self.stopped_by: str | None = None
         self.reasons: list[str] = []
         self.repaired = False
+        self._untrainable = False  # some draw is, and the reasons say so
         self._revealed = False
 
     @classmethod
@@ -139,11 +141,17 @@ class Tree(Columns, Growing):
         return range(first, len(self))
 
     def _added(self, node: int, draft: Draft) -> None:
-        if draft.outcome is not None:
-            self._execute(node, draft.outcome)
-        elif draft.effect.needs_commit and draft.effect is not Effect.UNKNOWN:
-            self._wait(node, draft.effect)
-        if not draft.completion.trainable:
+        outcome = draft.outcome
+        if outcome is None:
+            if draft.effect is Effect.IRREVERSIBLE:
+                self._wait(node, draft.effect)
+        elif (outcome.status is OPEN or outcome.status is TERMINAL) and not outcome.observation.parts:  # most are
+            self._record(node, outcome)
+            self.status[node] = outcome.status
+        else:
+            self._execute(node, outcome)
+        if not (draft.completion.trainable or self._untrainable):
+            self._untrainable = True
             self.inexact("draws not made at temperature 1 without truncation or grammar, or without log-probs")
 
     def _slots(self) -> list[int]:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.records import quick
 from treewright.envs.types import Action, Effect, Observation, Task, ToolSpec
 from treewright.search.fields import stored
 
@@ -99,6 +100,7 @@ class Message:
     images: tuple[bytes, ...] = ()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One turn as the policy sees it: what it said and what the world answered."""
@@ -108,6 +110,7 @@ class Exchange:
     observation: Observation
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """Exactly what the policy receives at a node, as token ids and, for servers that take text, as messages.
@@ -125,6 +128,7 @@ class Context:
     temperature: float | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One draw of the policy.
@@ -173,6 +177,7 @@ class Score:
     tokens: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What executing an action (or resetting, for the root) gave.
@@ -197,6 +202,7 @@ class Outcome:
     steps: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """A node to be: one draw (with its multiplicity), parsed, perhaps executed.
@@ -223,6 +229,7 @@ class Draft:
     outcome: Outcome | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
     """What was used. `env_steps` counts replays too; `closing_*` is the separate allowance of closing rollouts."""
@@ -288,6 +295,7 @@ class Budget:
 CEILINGS = tuple(f.name for f in fields(Budget))
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
     """The immutable result of one pop: what the store keeps and what a resumed search reads back.

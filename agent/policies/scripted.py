@@ -9,6 +9,7 @@ import inspect
 import math
 import random
 import sys
+from _random import Random as _Random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,6 +18,7 @@ from typing import Any
 from treewright.agent.policies.policy import PolicyStats
 from treewright.envs.errors import TreewrightError
 from treewright.envs.naming import place_of
+from treewright.envs.records import quick
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.segments import Segments, ended
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
@@ -24,7 +26,8 @@ from treewright.search.types import Completion, Context, Exchange, PolicyFault
 __all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_choice"]
 
 END, ACT = 256, 257
-REMEMBERED = 4096  # texts that were said: scripts say few of them, again and again
+REMEMBERED = 4096  # texts that were said or shown: scripts see and say few of them, again and again
+SHORT = 1024  # characters of a text that is worth it
 
 Turns = Sequence[Exchange]
 Ids = tuple[int, ...]
@@ -43,9 +46,13 @@ first  what reset showed, an Observation; given to a function that has a paramet
 Choices = Sequence[tuple[str, float]] | Callable[..., Sequence[tuple[str, float]]]
 """A table of texts with probabilities, or a function (task, turns, tools) -> table; it may take `first` too."""
 
+set_seed = _Random.seed
+"""What `Random.seed` does with a whole number, without asking first whether it is one."""
+
 TAKES = "(task, turns, tools, rng), and may take first"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation(Context):
     """A prompt and what a script is told about its node; the token ids alone could not carry it."""
@@ -101,6 +108,7 @@ class ScriptedPolicy:
         self._version = version
         self._takes_first = takes_first(script, 4, name)
         self._said: dict[tuple[str, int], Completion] = {}
+        self._shown: dict[str, Ids] = {}
         self._rngs: list[random.Random] = []
 
     @property
@@ -116,7 +124,13 @@ class ScriptedPolicy:
         shown = turns[-1].observation.text if turns else first.text
         if not base:
             shown = f"{task.suite}/{task.id} {task.goal}\n{shown}"
-        delta = (*shown.encode("utf-8", "replace"), ACT)
+        delta = self._shown.get(shown)
+        if delta is None:
+            delta = (*shown.encode("utf-8", "replace"), ACT)
+            if len(self._shown) >= REMEMBERED:
+                self._shown.clear()
+            if len(shown) <= SHORT:
+                self._shown[shown] = delta
         return Situation(
             keep=len(base),
             delta=delta,
@@ -134,12 +148,13 @@ class ScriptedPolicy:
         done = [self._complete(context, seed, max_tokens) for seed in seeds]
         self.stats.requests += 1
         self.stats.draws += len(done)
-        self.stats.sampled_tokens += sum(len(c.token_ids) for c in done)
+        self.stats.sampled_tokens += sum([len(c.token_ids) for c in done])
         return done
 
     def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
         rng = self._rngs.pop() if self._rngs else random.Random(0)
-        rng.seed(seed)
+        set_seed(rng, seed)
+        rng.gauss_next = None
         text = self._asked(self.script, known, rng)
         if sys.getrefcount(rng) == 2:  # the script kept nothing of it: its 2.5 KB of state serve the next draw
             self._rngs.append(rng)
@@ -214,14 +229,16 @@ class ScriptedPolicy:
 
     def _asked(self, function: Callable[..., Any], known: Situation, *more: Any) -> Any:
         """What the function says here. Raises PolicyFault with the place where it fails."""
-        named = {"first": known.first} if self._takes_first else {}
         try:
-            return function(known.task, known.turns, known.tools, *more, **named)
+            if self._takes_first:
+                return function(known.task, known.turns, known.tools, *more, first=known.first)
+            return function(known.task, known.turns, known.tools, *more)
         except Exception as error:
             raise PolicyFault(f"{self.name} raised {type(error).__name__}: {error}{place_of(error)}") from error
 
     async def close(self) -> None:
         self._said.clear()
+        self._shown.clear()
 
 
 class _ChoicePolicy(ScriptedPolicy):

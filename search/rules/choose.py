@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 from treewright.envs.types import Effect
 from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus
 
-__all__ = ["choose_by_mass", "choose_by_score", "content_key", "ends"]
+__all__ = ["choose_by_mass", "choose_by_score", "content_keys", "ends"]
 
 
 def _fold(value: object) -> object:
@@ -23,14 +24,26 @@ def _fold(value: object) -> object:
     return value
 
 
-def content_key(tree: Tree, node: int) -> str:
-    """What a leaf amounts to: its last action up to case and spaces, and, where the path changed the world, the state
-    it left behind. Leaves with equal keys give the same answer and pool their weight."""
-    action = tree.action[node]
-    said = json.dumps([_fold(c.to_json()) for c in action.calls]) if action else tree.text[node]
-    changed = any(tree.effect[i] is not Effect.READ and tree.error[i] is None for i in tree.path(node)[1:-1])
-    seen = tree.observation[node] or tree.observation[tree.parent[node]]
-    return f"{said}\n{seen.fingerprint if changed and seen else ''}"
+def content_keys(tree: Tree, nodes: Sequence[int]) -> list[str]:
+    """What each of these leaves amounts to: its last action up to case and spaces, and, where the path changed the
+    world, the state it left behind. Leaves with equal keys give the same answer and pool their weight."""
+    said: dict[int, str] = {}  # by identity of the action, which the tree keeps alive
+    changed = [False]
+    for node in range(1, max(nodes, default=0)):  # a parent comes before its children
+        mine = tree.effect[node] is not Effect.READ and tree.error[node] is None
+        changed.append(mine or changed[tree.parent[node]])
+    keys = []
+    for node in nodes:
+        action, above = tree.action[node], tree.parent[node]
+        if action is None:
+            text = tree.text[node]
+        elif (known := said.get(id(action))) is not None:
+            text = known
+        else:
+            text = said[id(action)] = json.dumps([_fold(call.to_json()) for call in action.calls])
+        seen = (tree.observation[node] or tree.observation[above]) if changed[above] else None
+        keys.append(f"{text}\n{seen.fingerprint if seen else ''}")
+    return keys
 
 
 def ends(tree: Tree) -> list[int]:
@@ -58,7 +71,7 @@ def choose_by_mass(tree: Tree) -> int | None:
     if not found:
         return None
     pooled: dict[str, float] = defaultdict(float)
-    keys = {i: content_key(tree, i) for i in found}
+    keys = dict(zip(found, content_keys(tree, found), strict=True))
     for i in found:
         pooled[keys[i]] += tree.mass[i] * _score(tree, i)
     return max(found, key=lambda i: (pooled[keys[i]], _score(tree, i), -i))

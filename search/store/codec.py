@@ -269,25 +269,6 @@ class Encoder:
             self._drawn[id(done)] = known
         return known[1]
 
-    def expansion(self, expansion: Expansion, first: int, version: str) -> tuple[Row, list[Row]]:
-        """The row of an expansion, its checksum at the end, and the rows of its drafts."""
-        below = [
-            self.node(first + i, expansion.node if d.after == 0 else first + d.after - 1, expansion.seq, d, version)
-            for i, d in enumerate(expansion.drafts)
-        ]
-        values = [*self.spent(expansion.spent), *self.outcome(expansion.outcome)]
-        row = (
-            expansion.seq,
-            expansion.node,
-            expansion.closing,
-            expansion.drawn,
-            first,
-            len(below),
-            self.maybe(expansion.fault),
-            *pop_order(values),
-        )
-        return (*row, sum_of(row, below)), below
-
     def header(self, header: TreeHeader, created: float) -> tuple[Row, Row]:
         """The row of a tree up to its checksum, and the row of its root."""
         task, root = header.task, self.root(header)

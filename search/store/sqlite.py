@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from treewright.search.store.errors import StoreError, newer, older
@@ -32,6 +32,7 @@ from treewright.search.store.values import Part, Row
 __all__ = ["SQLite"]
 
 BUSY_SECONDS = 10.0
+ROWS_PER_INSERT = 16  # while trees grow, where a statement is prepared for few rows
 ROWS_PER_STATEMENT = 64  # times 34 columns is far below the 32,766 parameters that SQLite allows
 STATEMENTS = 4 * ROWS_PER_STATEMENT  # that stay prepared: one for each table and number of rows
 SYNC_SECONDS = 0.05
@@ -143,11 +144,19 @@ class SQLite:
         return _insertion(table, ignore)
 
     def insert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-        """A statement takes many rows: the driver gives other threads their turn once a statement, not once a row."""
-        values = ", ".join("?" for _ in table.columns)
-        for first in range(0, len(rows), ROWS_PER_STATEMENT):
-            some = rows[first : first + ROWS_PER_STATEMENT]
-            connection.exec_driver_sql(_statement(table, values, len(some)), tuple(chain.from_iterable(some)))
+        """A statement takes many rows: the driver gives other threads their turn once a statement, not once a row.
+
+        Numbers of rows are powers of two: each is a statement of its own, and preparing one costs as much as its rows.
+        """
+        values, first, cursor = ", ".join("?" for _ in table.columns), 0, connection.connection.cursor()
+        while left := len(rows) - first:
+            count = min(ROWS_PER_INSERT, 1 << (left.bit_length() - 1))
+            statement = _statement(table, values, count)
+            try:
+                cursor.execute(statement, tuple(chain.from_iterable(rows[first : first + count])))
+            except sqlite3.Error as error:
+                raise DBAPIError.instance(statement, None, error, sqlite3.Error) from error
+            first += count
 
     def facts(self, connection: Connection) -> Facts:
         return Facts(connection)

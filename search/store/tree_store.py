@@ -28,6 +28,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from treewright.envs.redact import Redactor
 from treewright.envs.secrecy import in_url, keep_secret
 from treewright.search.store.arrays import StoredArrays, load_arrays, load_more, load_reasons, load_scores
+from treewright.search.store.bundle import Bundler, Grown
 from treewright.search.store.check import check
 from treewright.search.store.codec import Encoder, decode_expansion, decode_header
 from treewright.search.store.compare import Comparison, compare
@@ -88,6 +89,7 @@ class TreeStore:
         self._database = database
         self._redact = redact
         self._encoder = Encoder(redact)  # of expansions, in the writer's thread
+        self._bundler = Bundler(self._encoder)
         self._writer: Writer | None = None
         self._cursors: dict[str, _Cursor] = {}
         self._tokens: dict[str, int] = {}
@@ -232,17 +234,20 @@ class TreeStore:
                     f"tree {tree_id}: expansion {expansion.seq} with first node {first_id} was given where expansion "
                     f"{cursor.next_seq} with first node {cursor.next_id} comes next"
                 )
-            row, below = self._encoder.expansion(expansion, first_id, cursor.version)
-            batch.blobs.update(self._encoder.take())
-            batch.add(expansions, [(cursor.key, *row)])
-            sizes = (len(d.completion.token_ids) for d in expansion.drafts)
-            batch.add(nodes, [(cursor.key, *r, size) for r, size in zip(below, sizes, strict=True)])
+            batch.later(self._grow, Grown(cursor.key, cursor.version, expansion, first_id))
             cursor.next_seq += 1
-            cursor.next_id += len(below)
+            cursor.next_id += len(expansion.drafts)
 
         return self._pen().submit(work)
 
     append_nowait = append  # for engines that go on at once and flush later
+
+    def _grow(self, batch: Batch, grown: Sequence[Grown]) -> None:
+        """Writes what a transaction has gathered, in one go."""
+        rows = self._bundler.rows(grown)
+        batch.blobs.update(self._encoder.take())
+        batch.add(expansions, rows.expansions)
+        batch.add(nodes, rows.nodes)
 
     def finish(self, tree: Tree) -> asyncio.Future[None]:
         """Ends a tree: unseals it, keeps its choice, reasons and everything that was set after growing."""

@@ -62,6 +62,7 @@ class Batch:
         self._known = known
         self._rows: dict[Table, list[Row]] = {}
         self._once: set[Hashable] = set()
+        self._later: dict[Callable[[Batch, list[Any]], None], list[Any]] = {}
         self.blobs: dict[str, bytes] = {}
 
     @property
@@ -80,11 +81,18 @@ class Batch:
         """Gathers rows that have every column of the table, in its order."""
         self._rows.setdefault(table, []).extend(rows)
 
+    def later(self, write: Callable[[Batch, list[Any]], None], what: Any) -> None:
+        """Gathers what `write` turns into rows all at once: before the next statement, at the latest at the end."""
+        self._later.setdefault(write, []).append(what)
+
     def fact(self, table: Table, rows: Iterable[Row]) -> None:
         """Inserts rows that other writers may have inserted already."""
         self._facts.add(table, rows)
 
     def flush(self) -> None:
+        later, self._later = self._later, {}
+        for write, gathered in later.items():
+            write(self, gathered)
         fresh = [
             (name, *compress(data))
             for name, data in self.blobs.items()

@@ -91,8 +91,8 @@ test-formats:
 # The gateway by the OpenAI Agents SDK, and smolagents' agent searched, both as their packages are (about two minutes).
 test-clients:
 	$(PYTHON) -m venv $(VENV)-clients
-	$(VENV)-clients/bin/python -m pip install --quiet -c constraints.txt openai-agents==0.24.0 smolagents==1.26.0 pytest pytest-asyncio
-	$(VENV)-clients/bin/python -m pip install --quiet -c constraints.txt -e '.[serve]'
+	$(VENV)-clients/bin/python -m pip install --quiet openai-agents==0.24.0 smolagents==1.26.0 openai==3.57.0 pytest pytest-asyncio
+	$(VENV)-clients/bin/python -m pip install --quiet -e '.[serve]'
 	PYTHONPATH=tests/helpers $(VENV)-clients/bin/python -P -m pytest tests/agent/test_gateway_agents_sdk.py tests/benchmarks/test_bench_gateway.py
 
 # Task folders read by Harbor's own package, which needs Python 3.12.

@@ -83,7 +83,7 @@ test-formats:
 	$(PYTHON) -m venv $(VENV)-formats
 	$(VENV)-formats/bin/python -m pip install --quiet torch==2.13.0
 	$(VENV)-formats/bin/python -m pip install --quiet verifiers==0.4.0 atif==1.8.0 inspect_ai==0.3.285 pytest pytest-asyncio
-	$(VENV)-formats/bin/python -m pip install --quiet -e '.[train,serve]'
+	$(VENV)-formats/bin/python -m pip install --quiet -e '.[train,serve,data]'
 	PYTHONPATH=tests/helpers $(VENV)-formats/bin/python -P -m pytest tests/training/test_export_peers.py tests/training/test_export_inspect.py
 	if $(PYTHON312) -c '' 2> /dev/null; then $(MAKE) test-harbor; \
 	  else echo "NOT run: tests/envs/test_harbor_peer.py, since harbor needs Python 3.12; set PYTHON312="; fi

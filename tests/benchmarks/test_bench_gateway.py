@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from treewright.benchmarks.gateway import _overhead
-from treewright.benchmarks.gateway_agents import Judge, searched
+from treewright.benchmarks.gateway_agents import AGENTS, Judge, searched
 from treewright.benchmarks.gateway_kills import kills
 from treewright.envs.types import Action, Observation, Task
 from treewright.search.types import Candidate, Completion, Exchange, NodeStatus
@@ -54,3 +55,17 @@ def test_the_judge_reads_the_transcript_and_never_the_facts() -> None:
     before, after = scores((), look, wrong, early, right), scores((seen,), look, wrong, early, right)
     assert before[0] > before[1] > before[2] == before[3] == 0.0
     assert after[3] == 1.0 and after[2] == 0.0 and after[1] == after[0] < 1.0
+
+
+def test_the_figures_of_the_page_are_those_of_its_file() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page, held = (docs / "gateway.md").read_text(), json.loads((docs / "gateway.json").read_text())
+    for name in AGENTS:
+        row = held["agents"][name]
+        cells = f"{100 * row['single_run_rate']:.0f} % | {row['solved']} | {row['independent']} | {row['gain']:.2f}"
+        steps = f"{row['steps_with_replays']:,} | {row['independent_steps']:,}"
+        assert row["tasks"] == 60 and f"| {name}.py | {cells} | {steps} |" in page
+    figures = {name: one["value"] for name, one in held["figures"].items()}
+    assert figures["agent_search_gain_min"] == min(held["agents"][name]["gain"] for name in AGENTS)
+    assert figures["gateway_lost_calls"] == figures["gateway_orphans"] == 0
+    assert f"{figures['gateway_kills']:,.0f} were killed" in page

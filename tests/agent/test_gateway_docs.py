@@ -67,8 +67,9 @@ def test_an_agent_is_collected_trained_on_and_exported_by_the_lines_of_the_page(
             typed(line)
     with TreeStore.open(folder / "runs" / "agents" / "trees.sqlite", read_only=True) as store:
         trees = [store.load(row.tree_id) for row in store.trees()]
-    assert len(trees) == 2 and all(tree.exact for tree in trees)
-    assert any(tree.leaves() for tree in trees)
+    assert len(trees) == 4 and all(tree.exact for tree in trees)
+    assert any(tree.outcome_of(leaf) == 1.0 for tree in trees for leaf in tree.leaves())
+    assert list((folder / "runs" / "agents" / "checkpoints").glob("step-*"))  # there was something to learn from
     rows = [json.loads(line) for line in (folder / "data/agents/raw/train.jsonl").read_text().splitlines()]
     assert {row["tree_id"] for row in rows} == {tree.tree_id for tree in trees}
 
@@ -83,7 +84,7 @@ def test_other_agents_are_collected_trained_on_and_exported_by_the_lines_of_the_
             typed(line)
     with TreeStore.open(folder / "runs" / name / "trees.sqlite", read_only=True) as store:
         (tree,) = [store.load(row.tree_id) for row in store.trees()]
-    links = {request_of(seen)["link"] for seen in tree.observation if seen is not None and request_of(seen)}
+    links = {not_none(request_of(seen))["link"] for seen in tree.observation if request_of(seen) is not None}
     assert tree.exact and tree.leaves() and links >= {"spawns", "continues"}
     (row,) = [json.loads(line) for line in (folder / f"data/{name}/raw/train.jsonl").read_text().splitlines()]
     assert row["tree_id"] == tree.tree_id

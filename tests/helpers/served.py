@@ -54,5 +54,6 @@ async def served(
         if sent is not None and raw:
             sent.append({"path": scope["path"].partition("/v1/")[2], "body": json.loads(raw)})
 
-    async with running(app if sent is None else tapped) as at:
+    seen: Any = app if sent is None else tapped
+    async with running(seen) as at:
         yield at

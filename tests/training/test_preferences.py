@@ -26,18 +26,18 @@ FIND = {
         "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
     },
 }  # fmt: skip
-ASKED = [
+ASKED: list[dict[str, Any]] = [
     {"role": "system", "content": "Help."},
     {"role": "user", "content": "tea?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "call_1", "content": "hot"},
 ]
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "input": {"messages": [{"role": "user", "content": "How cold is it?"}], "tools": [], "parallel_tool_calls": True},
     "preferred_output": [{"role": "assistant", "content": "Five below."}],
     "non_preferred_output": [{"role": "assistant", "content": "Cold."}],
 }
-LONG = {
+LONG: dict[str, Any] = {
     "input": {"messages": ASKED, "tools": [FIND], "parallel_tool_calls": True},
     "preferred_output": [{"role": "assistant", "content": "It is hot."}],
     "non_preferred_output": [{"role": "assistant", "content": "", "tool_calls": [{**CALL, "id": "call_2"}]}],

@@ -10,8 +10,8 @@ export TOKENIZERS_PARALLELISM := false
 # Commands that tests start load what was compiled before.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-triton test-ray test-real lint clean \
-	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-ranks planted bypass-sweep soak-web firstweek docs \
+.PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-clients test-triton test-ray test-real lint clean \
+	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks planted bypass-sweep soak-web firstweek docs \
 	faults security locked supply-check licences sbom audit pair
 setup: $(STAMP)
 
@@ -91,10 +91,18 @@ test-formats:
 	$(PYTHON) -m venv $(VENV)-formats
 	$(VENV)-formats/bin/python -m pip install --quiet torch==2.13.0
 	$(VENV)-formats/bin/python -m pip install --quiet verifiers==0.4.0 atif==1.8.0 inspect_ai==0.3.285 pytest pytest-asyncio
-	$(VENV)-formats/bin/python -m pip install --quiet -e '.[train,serve]'
+	$(VENV)-formats/bin/python -m pip install --quiet -e '.[train,serve,data]'
 	PYTHONPATH=tests/helpers $(VENV)-formats/bin/python -P -m pytest tests/training/test_export_peers.py tests/training/test_export_inspect.py
-	if command -v $(PYTHON312) > /dev/null; then $(MAKE) test-harbor; \
+	if $(PYTHON312) -c '' 2> /dev/null; then $(MAKE) test-harbor; \
 	  else echo "NOT run: tests/envs/test_harbor_peer.py, since harbor needs Python 3.12; set PYTHON312="; fi
+
+# The gateway by the OpenAI Agents SDK, and smolagents' agent searched, both as their packages are (some minutes).
+test-clients: setup $(VENV)/.tested
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet openai-agents==0.24.0 smolagents==1.26.0 openai==3.57.0 pytest pytest-asyncio
+	$(VENV)-clients/bin/python -m pip install --quiet -e '.[serve]'
+	PYTHONPATH=tests/helpers $(VENV)-clients/bin/python -P -m pytest tests/agent/test_gateway_agents_sdk.py tests/benchmarks/test_bench_gateway.py
+	TREEWRIGHT_CLIENTS=$(abspath $(VENV)-clients/bin/python) $(BIN)/python -m pytest tests/agent/test_gateway_docs.py -k smol
 
 # Task folders read by Harbor's own package, which needs Python 3.12.
 PYTHON312 ?= python3.12
@@ -135,6 +143,11 @@ pair: setup
 KILLS ?= 10000
 kill-sweep: setup $(VENV)/.tested
 	$(BIN)/python -P tests/faults/kill_sweep.py $(KILLS) --json docs/kills.json
+
+# 1,000 kills of processes that record agents: calls lost, processes left (half an hour); the tests make three.
+GATEWAY_KILLS ?= 1000
+kill-gateway: setup $(VENV)/.tested
+	$(BIN)/python -P -m treewright.benchmarks.gateway_kills $(GATEWAY_KILLS) docs/gateway.json
 
 # Bugs planted one at a time, each of which the tests must notice (about ten minutes); CI plants two.
 planted: setup $(VENV)/.tested $(VENV)-servers/.ready
@@ -246,4 +259,4 @@ lint: setup $(VENV)/.tested
 	$(BIN)/mypy pkg/treewright tests examples
 
 clean:
-	rm -rf $(VENV) $(VENV)-triton $(VENV)-vllm runs build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)-servers $(VENV)-verifiers $(VENV)-formats $(VENV)-harbor $(VENV)-locked $(VENV)-supply
+	rm -rf $(VENV) $(VENV)-* runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import secrets
@@ -12,16 +13,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from treewright.agent.gateway.draws import Draws
 from treewright.agent.gateway.process import begin
 from treewright.agent.gateway.server import make_app, running
 from treewright.agent.policies.scripted import ScriptedPolicy
+from treewright.agent.runs.figures import write_result
 from treewright.envs.types import Task, ToolSpec
 from treewright.search.store import TreeStore
 from treewright.search.types import Exchange
 
-__all__ = ["kills"]
+__all__ = ["held_in", "kills"]
 
 KEY = "tw-kill-key-0123456789"
 AGENT = """
@@ -39,6 +42,7 @@ while True:
     said += [message, {"role": "user", "content": "on"}]
 """
 MARK = "TREEWRIGHT_KILL_MARK"
+EARLY = 0.1  # share of kills at any time after the start; the others come once a call was acknowledged
 PATIENCE = 10.0  # seconds in which everything of a killed process must be gone
 
 
@@ -60,7 +64,7 @@ async def _record(folder: Path, mark: str) -> None:
 def kills(count: int, seed: int = 0) -> dict[str, tuple[float, str]]:
     """`count` processes, each killed after a random time: calls lost, processes left, calls that were acknowledged."""
     rng = random.Random(seed)
-    lost = orphans = acknowledged = 0
+    lost = orphans = acknowledged = done = 0
     for _ in range(count):
         with tempfile.TemporaryDirectory() as name:
             folder, mark = Path(name), secrets.token_hex(8)
@@ -71,13 +75,18 @@ def kills(count: int, seed: int = 0) -> dict[str, tuple[float, str]]:
                 finally:
                     os._exit(1)
             log = folder / "acknowledged"
+            if early := rng.random() < EARLY:  # while server, store and agent are still being started
+                time.sleep(rng.uniform(0.0, 0.5))
             until = time.monotonic() + PATIENCE
-            while not log.exists() and time.monotonic() < until:
+            while not early and not log.exists() and time.monotonic() < until:
                 time.sleep(0.01)
-            time.sleep(rng.expovariate(1 / 0.05))
+            time.sleep(0.0 if early else rng.expovariate(1 / 0.05))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             orphans += _left(mark)
+            done += 1
+            if done % 100 == 0:
+                print(f"{done} kills: {lost} calls lost, {orphans} processes left", flush=True)
             told = log.read_text().split("\n")[:-1] if log.exists() else []
             acknowledged += len(told)
             if told:
@@ -90,6 +99,19 @@ def kills(count: int, seed: int = 0) -> dict[str, tuple[float, str]]:
         "gateway_kills": (float(count), "processes"),
         "gateway_kills_acknowledged": (float(acknowledged), "calls"),
     }
+
+
+def held_in(
+    path: Path, figures: dict[str, tuple[float, str]], agents: dict[str, Any] | None = None, **more: Any
+) -> None:
+    """Puts figures, and what agents were searched, beside those that the file holds."""
+    held = json.loads(path.read_text()) if path.exists() else {}
+    rows = {**held.get("agents", {}), **(agents or {})}
+    shown = {**held.get("figures", {}), **{name: {"value": v, "unit": u} for name, (v, u) in figures.items()}}
+    if any(":" not in name for name in rows):
+        gain = min(row["gain"] for name, row in rows.items() if ":" not in name)
+        shown["agent_search_gain_min"] = {"value": gain, "unit": "times"}
+    write_result(path, {**held, "figures": shown, "agents": rows, **more})
 
 
 def _left(mark: str) -> int:
@@ -116,3 +138,7 @@ def _marked(mark: str) -> list[int]:
 
 def _state(path: Path) -> bytes:
     return (path / "stat").read_bytes().rpartition(b")")[2].split()[0]
+
+
+if __name__ == "__main__":
+    held_in(Path(sys.argv[2]), kills(int(sys.argv[1])))

@@ -268,9 +268,9 @@ class Running:
             self.work.peers.note(self.tree, expansion, new)
         status = self.tree.status
         fresh = status[new.start :]
-        ends = fresh.count(NodeStatus.TERMINAL)
-        self.finished += ends + fresh.count(NodeStatus.TRUNCATED)
-        self.ended += ends + (status[expansion.node] is NodeStatus.TERMINAL)
+        here = (*fresh, status[expansion.node])  # a lazy rule's draft ends at its own pop
+        self.ended += here.count(NodeStatus.TERMINAL)
+        self.finished += here.count(NodeStatus.TERMINAL) + here.count(NodeStatus.TRUNCATED)
         if not expansion.closing:
             if not is_repair(self.tree, expansion):  # which took nothing from the frontier
                 self.frontier.applied(expansion.node, new)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,43 +12,15 @@ import anthropic
 import openai
 import pytest
 from not_none import not_none
+from served import FIND, KEY, helper, served
 
-from treewright.agent.gateway.draws import Draws
-from treewright.agent.gateway.server import make_app, running
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.scripted import ScriptedPolicy, scripted_choice
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.store import TreeStore
 from treewright.search.types import Completion, Context, Exchange, Message
 
-KEY = "tw-test-key-0123456789"
-FIND: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "find", "description": "Finds a word.",
-        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
-    },
-}  # fmt: skip
 FIND_ANTHROPIC = {"name": "find", "description": "Finds a word.", "input_schema": FIND["function"]["parameters"]}
-
-
-def helper(task: Task, turns: Any, tools: Any, rng: Random) -> str:
-    """Calls find for what is asked, then answers with what was found."""
-    if "twice" in task.goal and not turns:
-        call = '<tool_call>{{"name": "find", "arguments": {{"word": "{}"}}}}</tool_call>'
-        return "Two.\n" + call.format("tea") + "\n" + call.format("milk")
-    if tools and not turns:
-        return 'find {"word": "tea"}'
-    if turns:
-        return f"It is {turns[-1].observation.text}."
-    return f"You said: {task.goal}"
-
-
-@contextlib.asynccontextmanager
-async def served(policy: ScriptedPolicy | Mute, store: TreeStore | None = None, **options: Any) -> AsyncIterator[str]:
-    behind = Draws(policy, store=store, **options)
-    async with running(make_app(behind, KEY, body_limit=100_000)) as at:
-        yield at
 
 
 def clients(at: str, session: str = "") -> tuple[Any, Any]:
@@ -289,17 +260,3 @@ async def test_a_policy_without_token_ids_is_said_to_be_unfit_for_training_in_he
         (row,) = store.trees()
         tree = store.load(row.tree_id)
         assert not tree.exact and any("log-probs" in reason for reason in tree.reasons) and not tree.trainable[1]
-
-
-async def test_langchain_gets_answers_and_nothing_of_them_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    from langchain_core.messages import HumanMessage
-    from langchain_openai import ChatOpenAI
-    from pydantic import SecretStr
-
-    async with served(ScriptedPolicy(helper)) as at:
-        model = ChatOpenAI(model="m", base_url=f"{at}/v1", api_key=SecretStr(KEY), max_retries=0)
-        message = await model.ainvoke([HumanMessage("my secret")])
-        assert message.content == "You said: my secret" and not_none(message.usage_metadata)["output_tokens"] == 20
-        called = await model.bind_tools([FIND]).ainvoke([HumanMessage("my secret")])
-        assert called.tool_calls[0]["args"] == {"word": "tea"}
-        assert "secret" not in caplog.text and KEY not in caplog.text

@@ -19,6 +19,7 @@ from not_none import not_none
 from typer.testing import CliRunner
 
 from treewright.agent.cli.main import app
+from treewright.agent.gateway.record import request_of
 from treewright.search.store import TreeStore
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +33,16 @@ def block(mark: str) -> list[Any]:
     return [shlex.split(line) for line in found.strip().splitlines()]
 
 
+CLIENTS = os.environ.get("TREEWRIGHT_CLIENTS", "")  # an interpreter that has smolagents and openai
+
+
 def words_of(line: Any) -> list[Any]:
     start = {"treewright": TREEWRIGHT, "python": [sys.executable, "-P"]}[line[0]]
-    return [*start, *(word.replace("agent:python ", f"agent:{sys.executable} ") for word in line[1:])]
+    at = {"agent:python ": f"agent:{sys.executable} ", "agent:smol/bin/python ": f"agent:{CLIENTS} "}
+    words = line[1:]
+    for short, whole in at.items():
+        words = [word.replace(short, whole) for word in words]
+    return [*start, *words]
 
 
 @pytest.fixture
@@ -59,10 +67,27 @@ def test_an_agent_is_collected_trained_on_and_exported_by_the_lines_of_the_page(
             typed(line)
     with TreeStore.open(folder / "runs" / "agents" / "trees.sqlite", read_only=True) as store:
         trees = [store.load(row.tree_id) for row in store.trees()]
-    assert len(trees) == 2 and all(tree.exact for tree in trees)
-    assert any(tree.leaves() for tree in trees)
+    assert len(trees) == 4 and all(tree.exact for tree in trees)
+    assert any(tree.outcome_of(leaf) == 1.0 for tree in trees for leaf in tree.leaves())
+    assert list((folder / "runs" / "agents" / "checkpoints").glob("step-*"))  # there was something to learn from
     rows = [json.loads(line) for line in (folder / "data/agents/raw/train.jsonl").read_text().splitlines()]
     assert {row["tree_id"] for row in rows} == {tree.tree_id for tree in trees}
+
+
+@pytest.mark.parametrize("name", ["graph", "smol"])
+def test_other_agents_are_collected_trained_on_and_exported_by_the_lines_of_the_page(folder: Path, name: str) -> None:
+    if name == "smol" and not CLIENTS:
+        pytest.skip("with make test-clients")
+    lines = block("graph" if name == "graph" else "smolagents")
+    with contextlib.chdir(folder):
+        for line in (block("run")[0], *(line for line in lines if line[0] == "treewright")):
+            typed(line)
+    with TreeStore.open(folder / "runs" / name / "trees.sqlite", read_only=True) as store:
+        (tree,) = [store.load(row.tree_id) for row in store.trees()]
+    links = {not_none(request_of(seen))["link"] for seen in tree.observation if request_of(seen) is not None}
+    assert tree.exact and tree.leaves() and links >= {"spawns", "continues"}
+    (row,) = [json.loads(line) for line in (folder / f"data/{name}/raw/train.jsonl").read_text().splitlines()]
+    assert row["tree_id"] == tree.tree_id
 
 
 def test_the_server_of_the_page_answers_with_its_key_alone_and_ends_at_a_signal(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from not_none import not_none
 from speed import patient
-from walker import Likelihood, Walker
+from walker import MOVES, Likelihood, Walker
 
 from treewright.agent.policies.scripted import ScriptedPolicy, scripted_choice
 from treewright.envs import EnvFault, Restore, TreewrightError
@@ -157,6 +157,15 @@ async def test_lazy_rules_execute_only_what_they_pop() -> None:
     assert NodeStatus.DRAFT in set(tree.status)
     executed = sum(s is not NodeStatus.DRAFT for s in tree.status) - 1
     assert executed <= tree.spent.expansions
+
+
+async def test_a_search_ends_with_its_first_answers_whether_they_ended_as_drawn_or_at_their_own_pop() -> None:
+    for eager in (True, False):
+        settings, likely = Settings(answers=1), Walker([("stop {}", 0.4), *((move, 0.15) for move in MOVES)])
+        tree = await grow(policy=likely, rule=best_first(eager=eager), settings=settings, budget=Budget(expansions=30))
+        assert tree.stopped_by == "answers"
+        if not eager:
+            assert len(tree.leaves()) == 1
 
 
 async def test_truth_does_not_change_the_choice() -> None:

@@ -18,6 +18,7 @@ from treewright.search.tree import Tree
 from treewright.search.types import Origin
 from treewright.training.export.foreign import conversations_in, read_documents
 from treewright.training.export.messages import conversation_tree, parse_conversation
+from treewright.training.export.preferences import is_preference, preference_of
 from treewright.training.export.raw import Grown, decode_tree
 from treewright.training.export.tables import read_rows
 
@@ -59,7 +60,7 @@ async def import_trees(
     path    a .jsonl or .parquet file, a .json document, a .eval log of Inspect, or a folder: its raw/ tables, or else
             all tables in it, or else all documents in it and below
     kind    raw | messages | auto: a row with `messages` is a conversation, and so are ATIF documents, verifiers' traces
-            and logs of Inspect (see `foreign`)
+            and logs of Inspect (see `foreign`); OpenAI's preference rows are conversations with two ends
     run, suite, origin   for conversations only: run (the file's name if None), suite where a line has none, and
                          demo or stored
     strict  the first row that cannot be taken ends the import; what came before is in the store
@@ -121,7 +122,8 @@ def _placed(
         for number, whole in _rows(file, leave):
             for part, row in _parts(whole, kind):
                 place = f"{file}, {'line' if file.suffix in TABLES else 'document'} {number}{part}"
-                talks = kind == "messages" or (kind == "auto" and isinstance(row, Mapping) and "messages" in row)
+                known = isinstance(row, Mapping) and ("messages" in row or is_preference(row))
+                talks = kind == "messages" or (kind == "auto" and known)
                 try:
                     if isinstance(row, TreewrightError):
                         raise row
@@ -193,12 +195,13 @@ def _object(row: Any) -> Mapping[str, Any]:
 
 
 def _talk(row: Any, run: str, suite: str, name: str, origin: Origin, attempts: Counter[tuple[str, str]]) -> Grown:
-    talk = parse_conversation(row)
+    talk, worse = preference_of(row) if is_preference(row) else (parse_conversation(row), None)
     task = (talk.suite or suite, str(name if talk.id is None else talk.id))
     attempts[task] += 1
     return conversation_tree(
-        talk, run=run, suite=task[0], task_id=task[1], attempt=attempts[task] - 1, origin=origin, version="imported"
-    )
+        talk, run=run, suite=task[0], task_id=task[1], attempt=attempts[task] - 1, origin=origin, version="imported",
+        worse=worse,
+    )  # fmt: skip
 
 
 async def _add(store: TreeStore, grown: Grown) -> bool:

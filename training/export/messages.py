@@ -17,6 +17,7 @@ import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -167,11 +168,13 @@ def parse_conversation(row: Any) -> Conversation:
 
 
 def conversation_tree(
-    talk: Conversation, *, run: str, suite: str, task_id: str, attempt: int, origin: Origin, version: str
-) -> Grown:
+    talk: Conversation, *, run: str, suite: str, task_id: str, attempt: int, origin: Origin, version: str,
+    worse: Conversation | None = None,
+) -> Grown:  # fmt: skip
     """The chain of a conversation, revealed and inexact.
 
     suite, task_id, version   what the tree gets where the conversation does not say
+    worse    the same conversation with another last message, which becomes a second child of the last turn
     """
     start = next(i for i, m in enumerate(talk.messages) if m.role == "assistant")
     opening = talk.messages[:start]
@@ -202,29 +205,36 @@ def conversation_tree(
         settings={"imported": "messages"},
         root=root,
     )
-    return _chain(Tree.start(header), talk, talk.messages[start:], origin)
+    return _chain(Tree.start(header), talk, talk.messages[start:], origin, worse)
 
 
-def _chain(tree: Tree, talk: Conversation, messages: Sequence[_Message], origin: Origin) -> Grown:
+def _chain(
+    tree: Tree, talk: Conversation, messages: Sequence[_Message], origin: Origin, worse: Conversation | None
+) -> Grown:
     turns: list[tuple[_Message, list[_Message]]] = []
     for message in messages:
         if message.role == "assistant":
             turns.append((message, []))
         else:
             turns[-1][1].append(message)
-    grown, schemas = [], _schemas(talk)
+    grown, schemas, drafts = list[Expansion](), _schemas(talk), list[Draft]()
     for i, (said, answers) in enumerate(turns):
         last = i == len(turns) - 1
         status = NodeStatus.OPEN if not last else NodeStatus.TRUNCATED if talk.truncated else NodeStatus.TERMINAL
         text, action = _spoken(said, schemas)
         outcome = _outcome(answers, status, _reward(talk) if last else 0.0)
-        draft = _draft(tree, i, text, action, outcome, origin)
+        drafts = [_draft(tree, i, text, action, outcome, origin)]
+        if last and worse is not None:
+            text, action = _spoken(worse.messages[-1], schemas)
+            other = _draft(tree, i, text, action, _outcome((), status, _reward(worse)), origin)
+            drafts = [replace(drafts[0], share=0.5), replace(other, slot=1, share=0.5)]
         expansion = Expansion(
-            seq=i, node=len(tree) - 1, closing=False, drawn=1, outcome=None, drafts=(draft,), spent=Spent(expansions=1)
-        )
+            seq=i, node=len(tree) - 1, closing=False, drawn=len(drafts), outcome=None, drafts=tuple(drafts),
+            spent=Spent(expansions=1),
+        )  # fmt: skip
         tree.apply(expansion)
         grown.append(expansion)
-    tree.chosen, tree.stopped_by = len(tree) - 1, "imported"
+    tree.chosen, tree.stopped_by = len(tree) - len(drafts), "imported"
     tree.inexact(INEXACT)
     tree.reveal()
     return Grown(tree, tuple(grown))

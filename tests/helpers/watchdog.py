@@ -45,8 +45,7 @@ async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
             look()
             seen.turns += 1
 
-    gc.collect()
-    gc.freeze()  # what other tests of this process have left is not this call's to look through
+    gc.disable()  # what other tests of this process have left is not this call's to look through
     faulthandler.dump_traceback_later(STUCK, exit=True)
     dog = asyncio.create_task(watch())
     try:
@@ -56,4 +55,4 @@ async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
         look()  # what came after the last turn, or all where there was none
         dog.cancel()
         faulthandler.cancel_dump_traceback_later()
-        gc.unfreeze()
+        gc.enable()

@@ -18,6 +18,10 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported: several threads in each of several processes mostly wait for one another, and wait by
+# spinning. On a busy machine an update took ten times the processor time of one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 COSTS = Path(__file__).parent / "costs.json"
 MEASURED = os.environ.get("TREEWRIGHT_COSTS", "")  # where to write what was measured
 

@@ -48,11 +48,11 @@ $(VENV)/.tested: $(STAMP)
 	bash scripts/postgres.sh
 	touch $(VENV)/.tested
 
-# The numeric tests on one thread, and with the plainest kernels that torch has: other roundings than `make test` sees.
+# The numeric tests on two threads, and with the plainest kernels that torch has: other roundings than `make test` sees.
 # Left out of the second: torch's attention in bfloat16, which refuses these kernels on some processors (pack_vnni2).
 NUMERIC := tests/kernels tests/training/test_model.py tests/training/test_pack_and_step.py tests/agent/test_policies_hf.py
 test-numeric: setup $(VENV)/.tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NUMERIC)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(NUMERIC)
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(NUMERIC) -k "not (half_precision_routes or dtype3-sdpa)"
 
 # What a newcomer does in the first week, as the documents say it, each job in an empty folder (some minutes).

@@ -1,12 +1,14 @@
 """Which files of tests come first: those that take longest, so that no process is left with one of them at the end.
 
 `tests/costs.json` has about how many seconds each file takes; `make test-costs` measures them on an idle machine. They
-say nothing but an order: a file that is not named there comes after the others.
+say nothing but an order: a file that is not named there comes after the others. Garbage is looked for as seldom as in
+the command line.
 """
 
 from __future__ import annotations
 
 import collections
+import gc
 import json
 import os
 import time
@@ -16,6 +18,10 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported: several threads in each of several processes mostly wait for one another, and wait by
+# spinning. On a busy machine an update took ten times the processor time of one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 COSTS = Path(__file__).parent / "costs.json"
 MEASURED = os.environ.get("TREEWRIGHT_COSTS", "")  # where to write what was measured
 
@@ -23,6 +29,11 @@ MEASURED = os.environ.get("TREEWRIGHT_COSTS", "")  # where to write what was mea
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     known = json.loads(COSTS.read_text())
     items.sort(key=lambda item: -known.get(_file(item), 0))  # stable: within a file all stays as it is
+
+
+def pytest_collection_finish() -> None:
+    """What the collection has imported stays: no collection of garbage looks through it again."""
+    gc.freeze()
 
 
 def _file(item: pytest.Item) -> str:
@@ -58,5 +69,6 @@ class Clock:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.set_threshold(20_000, 20, 20)  # as the command line sets it
     if MEASURED:
         config.pluginmanager.register(Clock(config))

@@ -140,14 +140,14 @@ def toy(line: str) -> list[str]:
     """The words of a line, with what makes it small."""
     words = shlex.split(line, comments=True)[1:]
     small = {
-        "collect": ["--set", "search.expansions=2", "--tasks", "2"],
-        "run": ["--set", "search.expansions=2"],
+        "collect": ["--set", "search.expansions=2", "--set", "search.max_tokens=48", "--tasks", "2"],
+        "run": ["--set", "search.expansions=2", "--set", "search.max_tokens=48"],
     }
     if words[0] == "collect" and "--tasks" in words:
         words[words.index("--tasks") + 1] = "2"
     more = small.get(words[0], [])
     if "--tasks" in words and "--tasks" in more:
-        more = more[:2]
+        more = more[:-2]
     return [*words, *more]
 
 

@@ -22,7 +22,7 @@ __all__ = ["check_action", "check_schema"]
 def check_schema(spec: ToolSpec) -> None:
     """Raises TreewrightError naming the tool and the place where its argument schema is not a valid JSON schema."""
     try:
-        Draft202012Validator.check_schema(dict(spec.parameters))
+        _checked(json.dumps(spec.parameters, sort_keys=True))
     except SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "top level"
         raise TreewrightError(f"tool {spec.name!r} has a broken argument schema at {where}: {error.message}") from error
@@ -62,6 +62,12 @@ def _check_arguments(call: Call, schema: Mapping[str, Any]) -> None:
     if error is not None:
         where = ".".join(map(str, error.absolute_path))
         raise InvalidAction(f"{call.name}{' ' + where if where else ''}: {error.message}")
+
+
+@lru_cache(maxsize=1024)
+def _checked(schema: str) -> None:
+    """Once for the same schema, which every session of a world brings again: the check takes long."""
+    Draft202012Validator.check_schema(json.loads(schema))
 
 
 @lru_cache(maxsize=1024)

@@ -12,6 +12,7 @@ from treewright.envs.check import check_env
 from treewright.envs.registry import BUILT_IN
 from treewright.envs.types import Suite
 
+PLAYED = {"market": 5}  # the task that the kit plays, where another one than the first does more: it buys
 SIZES = {"code": (30, 14)}  # suites with fewer than 200 tasks a split
 
 
@@ -29,7 +30,8 @@ def opened(name: str) -> Suite:
 async def test_the_conformance_kit_passes(name: Any) -> None:
     found = opened(name)
     try:
-        tasks = found.tasks("train", 1) or found.tasks("test", 1)
+        at = PLAYED.get(name, 0)
+        tasks = (found.tasks("train", at + 1) or found.tasks("test", at + 1))[at:]
         report = await check_env(patiently(found.open), tasks, oracle=found.oracle)
     finally:
         if found.close is not None:

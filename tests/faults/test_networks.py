@@ -141,13 +141,16 @@ async def test_what_stays_is_a_fault_at_the_deadline_and_never_an_answer(kind: s
 
         async def ends(name: str) -> None:
             async with FaultProxy(port, always=faults[name]) as own:
-                policy = policy_at(own.port, kind, deadline=patient(1.0))
-                began = time.monotonic()
-                with pytest.raises(PolicyFault, match=r"last: |the server was silent"):
-                    await ASKED[kind](policy)
-                assert time.monotonic() - began < patient(60), name
+                for longer in (1, 5, 25):  # where the machine was so busy that nothing was sent by then
+                    policy = policy_at(own.port, kind, deadline=patient(0.4 * longer))
+                    began = time.monotonic()
+                    with pytest.raises(PolicyFault, match=r"last: |the server was silent"):
+                        await ASKED[kind](policy)
+                    assert time.monotonic() - began < patient(60), name  # and not the hour
+                    await policy.close()
+                    if own.seen:
+                        break
                 assert own.seen if name != "429 for an hour" else len(own.seen) <= 2, name
-                await policy.close()
 
         await asyncio.gather(*map(ends, faults))
 
@@ -214,11 +217,11 @@ async def test_a_certificate_that_nobody_vouches_for_is_no_matter_of_trying_agai
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with model() as port, FaultProxy(port, tls=self_signed(tmp_path)) as proxy:
-        policy = OpenAIPolicy("m", f"https://localhost:{proxy.port}/v1", together=False, deadline=patient(20))
+        policy = OpenAIPolicy("m", f"https://localhost:{proxy.port}/v1", together=False, deadline=patient(120))
         began = time.monotonic()
         with pytest.raises(PolicyFault, match=r"certificate is not trusted .*export SSL_CERT_FILE=CA.pem"):
             await drawn(policy)
-        assert time.monotonic() - began < patient(19) and not proxy.seen and not policy.stats.retries
+        assert time.monotonic() - began < patient(60) and not proxy.seen and not policy.stats.retries
         await policy.close()
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.pem"))
         trusting = OpenAIPolicy("m", f"https://localhost:{proxy.port}/v1", together=False, deadline=patient(20))
@@ -352,8 +355,8 @@ async def test_an_answer_that_is_not_the_servers_is_a_fault_and_no_observation(
         async with FaultProxy(tools) as proxy:
             began, slow = time.monotonic(), name in ("silent", "drip")
             with pytest.raises(ActionTimeout if slow else SessionDied):
-                await looked(proxy.port, [NO_ANSWER[name]], 0.7 if slow else patient(20), proxy)
-            assert time.monotonic() - began < patient(60), name
+                await looked(proxy.port, [NO_ANSWER[name]], 0.7 if slow else patient(120), proxy)
+            assert time.monotonic() - began < patient(60), name  # long before the deadline
 
     with caplog.at_level(logging.CRITICAL):
         await asyncio.gather(*map(ends, NO_ANSWER))

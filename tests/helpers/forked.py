@@ -1,5 +1,5 @@
 """Python programs in processes of their own that begin in a tenth of a second: forked from one that has imported what
-takes seconds to import, and nothing else.
+takes time to import: other packages, and of this one what most commands need.
 
 What a program finds is what an interpreter would give it: working directory, environment, arguments, search path,
 standard files, exit code. What an import costs or brings in is measured elsewhere, by interpreters that are started:
@@ -8,6 +8,7 @@ standard files, exit code. What an import costs or brings in is measured elsewhe
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -25,6 +26,12 @@ from typing import IO, Any, Self
 HEAVY = (
     "torch", "sqlalchemy.dialects.sqlite", "numpy", "scipy.optimize", "pydantic",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.qwen3.modeling_qwen3", "jsonschema", "rich.progress", "typer",
+)  # fmt: skip
+# Of the package what most commands import; nothing of `agent.cli`: its console looks at the environment.
+OURS = (
+    "agent.runs.collect", "agent.runs.evaluate", "agent.runs.recipes", "agent.policies.hf", "agent.view.report",
+    "envs.maze", "envs.retrieval.kg", "search.store.upkeep", "training.checkpoint", "training.step",
 )  # fmt: skip
 COMMAND = str(Path(sys.executable).parent / "treewright")
 _server: list[tuple[subprocess.Popen[bytes], int]] = []  # and the end of the pipe that it lives by
@@ -221,6 +228,9 @@ def main() -> None:
             importlib.import_module(heavy)
         except ImportError:
             continue  # an extra that is not installed: whoever needs it will say so
+    for module in OURS:
+        importlib.import_module(f"treewright.{module}")
+    gc.freeze()  # what is here already is not visited, and so not copied, by a program's collections
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     watched: list[Any] = [listener, lifeline]
     while lifeline not in select.select(watched, [], [])[0]:

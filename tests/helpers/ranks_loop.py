@@ -25,6 +25,9 @@ SETTINGS = ("loop.iterations=3", "loop.tasks=4", "loop.collectors=0", "loop.leas
             "train.minibatches=1", "train.lr=0.0003", 'policy.options={"batch_requests": false}')  # fmt: skip
 
 
+PATIENCE = 3.0  # seconds that a rank has to end by itself once the other has; one that waits to meet it waits minutes
+
+
 def context() -> ForkServerContext:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(
@@ -87,11 +90,13 @@ class Group:
         self.ranks: list[Any] = []
         self.collectors: list[Any] = [None, None]
         self.begun = 0
+        self.alone: float | None = None  # since when one rank has died and the other has not ended
 
     def mend(self) -> bool:
         """Begins again what has ended; True once the loop is through."""
         if self.ranks and self.ranks[0].exitcode == 0:
             return True
+        self._end_of_the_other()
         if not self.ranks or not any(r.is_alive() for r in self.ranks):
             self.begun += 1
             meeting = str(Path(self.folder) / f"meeting{self.begun}")
@@ -108,6 +113,18 @@ class Group:
                 )
                 self.collectors[i].start()
         return False
+
+    def _end_of_the_other(self) -> None:
+        """As torchrun and `loop --processes` do: a group that has lost a rank ends as a whole."""
+        living = [one for one in self.ranks if one.is_alive()]
+        if not living or not any(one.exitcode for one in self.ranks):
+            self.alone = None
+        elif self.alone is None:
+            self.alone = time.monotonic()
+        elif time.monotonic() - self.alone > PATIENCE:
+            for one in living:
+                one.kill()
+                one.join()
 
     def end(self) -> None:
         for one in (*self.ranks, *self.collectors):

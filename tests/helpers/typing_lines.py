@@ -19,7 +19,6 @@ from treewright.agent.cli.main import app
 from treewright.envs.errors import TreewrightError
 
 HELPERS = str(Path(__file__).parent)
-TREEWRIGHT = [sys.executable, "-P", "-m", "treewright"]
 
 
 def environment() -> dict[str, Any]:

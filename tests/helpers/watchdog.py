@@ -32,8 +32,6 @@ class Watched:
 
 async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
     """What the call gives, and what the watchdog saw meanwhile."""
-    gc.collect()
-    gc.freeze()  # what other tests of this process have left is not this call's to look through
     seen, last = Watched(), time.thread_time()
 
     def look() -> None:
@@ -47,6 +45,7 @@ async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
             look()
             seen.turns += 1
 
+    gc.disable()  # what other tests of this process have left is not this call's to look through
     faulthandler.dump_traceback_later(STUCK, exit=True)
     dog = asyncio.create_task(watch())
     try:
@@ -56,4 +55,4 @@ async def watched(call: Coroutine[Any, Any, T]) -> tuple[T, Watched]:
         look()  # what came after the last turn, or all where there was none
         dog.cancel()
         faulthandler.cancel_dump_traceback_later()
-        gc.unfreeze()
+        gc.enable()

@@ -6,6 +6,7 @@ so that the true gradient can be enumerated. The search is guided by scores that
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,20 @@ if TYPE_CHECKING:
     from treewright.training.credit.arrays import TreeArrays
 
 
+# A sixth of a standard deviation is seen with so many; the checks below show that mistakes are larger.
+TREES = int(os.environ.get("TREEWRIGHT_UNBIASED_TREES", "600"))
+
+
 @pytest.mark.parametrize("make", [random_on_policy, best_first])
 async def test_search_trees_give_the_true_gradient_within_noise(make: Callable[..., Any]) -> None:
-    found = await gradients(make(draws=2, root_draws=3), 1200)
+    found = await gradients(make(draws=2, root_draws=3), TREES)
     assert z_scores(found).max() < 4.0
     cosine = found.mean(0) @ true_gradient() / np.linalg.norm(found.mean(0)) / np.linalg.norm(true_gradient())
     assert cosine > 0.97
 
 
 async def test_the_same_check_catches_a_frontier_that_was_dropped() -> None:
-    found = await gradients(best_first(draws=2, root_draws=3), 1200, close=False)
+    found = await gradients(best_first(draws=2, root_draws=3), TREES // 2, close=False)
     assert z_scores(found).max() > 6.0
 
 
@@ -55,7 +60,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 async def test_exact_schedules_give_the_true_gradient_within_noise(name: str) -> None:
-    found = await gradients(rule(name, **SCHEDULES[name]), 500, expansions=6)
+    found = await gradients(rule(name, **SCHEDULES[name]), TREES // 2, expansions=6)
     assert z_scores(found).max() < 4.0
     cosine = found.mean(0) @ true_gradient() / np.linalg.norm(found.mean(0)) / np.linalg.norm(true_gradient())
     assert cosine > 0.9

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
 from speed import patient
-from typing_lines import TREEWRIGHT, environment, next_line, typed
+from typing_lines import environment, next_line, typed
 
 from treewright.agent.config import load_config
 from treewright.agent.policies.policy import SEEDLING
@@ -129,9 +129,7 @@ def test_a_command_that_is_stopped_in_one_long_update_goes_on_with_the_same_line
         shutil.copytree(grown, tmp_path / name / "runs")
     line = ["train", *words, "--name", "first", *SMALL]
     typed(line, tmp_path / "whole")
-    child = subprocess.Popen(
-        [*TREEWRIGHT, *line], cwd=tmp_path / "stopped", env=environment(), stdout=subprocess.PIPE, text=True
-    )
+    child = forked.Child([forked.COMMAND, *line], tmp_path / "stopped", environment())
     kept, end = tmp_path / "stopped/runs/first/checkpoints" / FILE, time.monotonic() + patient(120)
     while not kept.exists() and time.monotonic() < end and child.poll() is None:
         time.sleep(0.01)

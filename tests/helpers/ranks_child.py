@@ -104,7 +104,10 @@ def gradients(ranks: Any, folder: Any) -> None:
         for case, options in CASES.items():
             many: list[Any]
             settings, many = TrainSettings(lr=0.01, **options), []
-            trainer = watched(RankedTrainer, many)(copy.deepcopy(model), settings, ranks=ranks, versions=["v1"])
+            whole = None if case == "clipped" or name == "llama" else False  # as a large model is trained
+            trainer = watched(RankedTrainer, many)(
+                copy.deepcopy(model), settings, ranks=ranks, versions=["v1"], whole=whole
+            )
             if not ranks.leads:
                 trainer.follow()
                 continue

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import soak
+import soak  # type: ignore[import-not-found]
 from slopes import Sampler  # soak has put its folder on the search path
 
 from treewright.envs import suite

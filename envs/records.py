@@ -28,7 +28,7 @@ def quick(record: type[T]) -> type[T]:
         "_class": object.__setattr__, "_record": record, "_bare": _bare(record), "_plain": plain,
     }  # fmt: skip
     takes, sets, passed = list[str](), list[str](), list[str]()
-    for f in sorted(given, key=lambda f: f.kw_only):
+    for f in sorted(given, key=lambda f: f.kw_only is True):
         if f.kw_only and "*" not in takes:
             takes.append("*")
         names[f"_{f.name}"] = f.default if f.default_factory is MISSING else f.default_factory

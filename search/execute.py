@@ -82,9 +82,9 @@ class Executor(Places):
             pool, seed = self.pool, draft.seed
             try:
                 given = pool.begin(session.env.step(action, step_key(seed)), "step")
-                result = shown_by(
-                    await pool.waited(given, "step") if isinstance(given, Begun) else given, StepResult, "step"
-                )
+                if isinstance(given, Begun):
+                    given = await pool.waited(given, "step")
+                result = shown_by(given, StepResult, "step")
             except InvalidAction as error:
                 place = session.at = spot.place
                 if place not in self.tools:

@@ -90,15 +90,9 @@ class Pop:
         )
         drawn = self.draws if self.completions else self.reused
         return Expansion(
-            seq=self.seq,
-            node=self.node,
-            closing=False,
-            drawn=drawn,
-            outcome=self.outcome,
-            drafts=tuple(self.drafts),
-            spent=cost,
-            fault=self.fault,
-        )
+            seq=self.seq, node=self.node, closing=False, drawn=drawn, outcome=self.outcome, drafts=tuple(self.drafts),
+            spent=cost, fault=self.fault,
+        )  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)

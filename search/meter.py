@@ -170,7 +170,7 @@ recorder: Callable[[], Recorder | None] = _CURRENT.get
 def clock(kind: str) -> AbstractContextManager[object]:
     """The clock `policy`, `world` or `judge` of the current recorder, or what takes no time."""
     found = recorder()
-    return UNTIMED if found is None else getattr(found, kind)  # type: ignore[no-any-return]
+    return UNTIMED if found is None else getattr(found, kind)
 
 
 UNTIMED = nullcontext()

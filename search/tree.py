@@ -53,16 +53,9 @@ class Tree(Columns, Growing):
         tree = cls(header)
         said = Completion("", finish_reason="", policy_version=header.policy_version)
         root = Draft(
-            after=0,
-            slot=0,
-            mult=1,
-            share=1.0,
-            seed=seed_of(header.seed, "root"),
-            completion=said,
-            action=None,
-            error=None,
-            effect=Effect.READ,
-        )
+            after=0, slot=0, mult=1, share=1.0, seed=seed_of(header.seed, "root"), completion=said, action=None,
+            error=None, effect=Effect.READ,
+        )  # fmt: skip
         tree._push((-1,), -1, (root,), False)
         tree._execute(0, header.root)
         return tree

@@ -154,7 +154,7 @@ class ScriptedPolicy:
     def _complete(self, known: Situation, seed: int, max_tokens: int) -> Completion:
         rng = self._rngs.pop() if self._rngs else random.Random(0)
         set_seed(rng, seed)
-        rng.gauss_next = None
+        rng.gauss_next = None  # type: ignore[attr-defined]
         text = self._asked(self.script, known, rng)
         if sys.getrefcount(rng) == 2:  # the script kept nothing of it: its 2.5 KB of state serve the next draw
             self._rngs.append(rng)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import openai
 import pytest
 from not_none import not_none
@@ -92,11 +93,11 @@ def test_other_agents_are_collected_trained_on_and_exported_by_the_lines_of_the_
 
 def test_the_server_of_the_page_answers_with_its_key_alone_and_ends_at_a_signal(folder: Path) -> None:
     (line,) = block("served")
-    words = [*words_of(line), "--port", "0"]
+    words = [forked.COMMAND, *words_of(line)[4:], "--port", "0"]
     environment = {**os.environ, "TREEWRIGHT_KEY": "tw-key-of-this-test-0123"}
-    with subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with forked.Child(words, folder, environment) as process:
         try:
-            url = not_none(process.stdout).readline().strip().partition("=")[2]
+            url = process.stdout.readline().strip().partition("=")[2]
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", url)
             base = url.removesuffix("/v1")
             client = openai.OpenAI(base_url=f"{base}/s/one/v1", api_key="tw-key-of-this-test-0123", max_retries=0)
@@ -110,7 +111,7 @@ def test_the_server_of_the_page_answers_with_its_key_alone_and_ends_at_a_signal(
                 openai.OpenAI(base_url=url, api_key="x", max_retries=0).models.list()
         finally:
             process.send_signal(signal.SIGTERM)
-            rest = not_none(process.stdout).read()
+            rest = process.stdout.read()
             code = process.wait(20)
     assert "tw-key" not in rest and "ada" not in rest and code in (0, 130)
     with TreeStore.open(folder / "served.sqlite", read_only=True) as store:

@@ -149,9 +149,30 @@ def end_as_asked() -> None:
 def _ended(number: int, _frame: object) -> None:
     global _asked
     _asked = signal.Signals(number)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a shell
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.raise_signal(signal.SIGINT)
+    elif _running and not _running[-1].cancelling():  # begun in the background of a shell: asyncio hears no SIGINT
+        _running[-1].get_loop().call_soon_threadsafe(_running[-1].cancel)
+    else:
         raise KeyboardInterrupt
-    signal.raise_signal(signal.SIGINT)
+
+
+_running: list[asyncio.Task[Any]] = []  # what `go` runs
+
+
+async def _cancelled_by_hand(work: Coroutine[Any, Any, Any]) -> Any:
+    """The work; where `_ended` cancels it, it ends as asyncio ends what Ctrl-C cancels."""
+    task = asyncio.current_task()
+    assert task is not None
+    _running.append(task)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or not task.cancelling():
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        _running.remove(task)
 
 
 @contextmanager
@@ -179,7 +200,7 @@ def go(
 ) -> Any:
     """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
     with resumable(kept, over):
-        return asyncio.run(work())
+        return asyncio.run(_cancelled_by_hand(work()))
 
 
 @contextmanager

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from commit_parts import Kill
 from ledger_worlds import lines
 from live_desk import ACTS, MAILS
 
 from treewright.agent.cli.main import main
+from treewright.agent.cli.options import resumable
 from treewright.agent.policies import langgraph, scripted  # noqa: F401 - loaded once, not in every child
 from treewright.agent.runs import collect, episode, loop, newest  # noqa: F401
 from treewright.agent.view import report  # noqa: F401
@@ -36,7 +38,7 @@ LINE = [
 POLICIES = {"a script": "scripted:live_desk_acts:walker", "a LangGraph agent": "langgraph:live_desk_acts:agent"}
 
 
-def typed(folder: Path, *words: str, kill: Kill = Kill()) -> tuple[Any, bool]:
+def typed(folder: Path, *words: str, kill: Kill = Kill(), code: int = 0) -> tuple[Any, bool]:
     """The command line in a process of its own, which `kill` may end at any row of its store; (printed, was killed)."""
     child = os.fork()
     if child == 0:
@@ -61,7 +63,7 @@ def typed(folder: Path, *words: str, kill: Kill = Kill()) -> tuple[Any, bool]:
             os._exit(status)
     status = os.waitpid(child, 0)[1]
     printed = (folder / "out").read_text()
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, printed
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == code, printed
     assert "Traceback" not in printed
     return printed, os.WIFSIGNALED(status)
 
@@ -177,6 +179,40 @@ def test_a_command_that_is_stopped_while_it_writes_that_all_is_over_ends_and_say
     printed, _ = typed(place, *words("a script", 1), kill=Stop(EVENTS - 1))
     assert "commit: done" in printed and "Go on with" not in printed, "the same line would begin another episode"
     assert at_most_once(place) == (MAILS, MAILS)
+
+
+class Behind(Stop):
+    """The same of a command that a shell's script began in the background, where it hears no Ctrl-C."""
+
+    def __call__(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        super().__call__()
+
+
+def test_a_command_in_the_background_that_is_stopped_there_names_the_line_which_sends_nothing_again(
+    place: Path,
+) -> None:
+    given = words("a script", 1)
+    printed, _ = typed(place, *given, kill=Behind(EVENTS - 1), code=143)
+    assert "Go on with" in printed, "that the episode is over was not written yet"
+    printed, _ = typed(place, *given)
+    assert "commit: done" in printed or "going on after" in printed
+    assert at_most_once(place) == (MAILS, MAILS)
+
+
+def test_who_stops_what_is_over_is_told_so_unless_all_was_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(over: str | None) -> tuple[int, str]:
+        try:
+            with resumable("all", lambda: over):
+                raise KeyboardInterrupt
+        except typer.Exit as end:
+            return end.exit_code, capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    assert stopped("") == (0, "")
+    assert stopped("it has ended") == (130, "\nit has ended\n")
+    code, told = stopped(None)
+    assert code == 130 and "Go on with" in told
 
 
 def test_the_policy_alone_acts_in_a_live_world_too(place: Path) -> None:

@@ -86,7 +86,7 @@ test-trackers: setup
 	$(VENV)-trackers/bin/python -m pip install --quiet wandb==0.31.0
 	PYTHONPATH=tests/helpers $(VENV)-trackers/bin/python -P -m pytest tests/agent/test_track.py -k wandb
 
-# Trees grown by the engine against the gradient that is known, with twice as many as `make test` (about two minutes).
+# Trees grown by the engine against the gradient that is known, with twice as many as `make test` (under a minute).
 UNBIASED_TREES ?= 1200
 unbiased: setup $(VENV)/.tested
 	TREEWRIGHT_UNBIASED_TREES=$(UNBIASED_TREES) $(BIN)/python -m pytest tests/training/test_engine_is_unbiased.py

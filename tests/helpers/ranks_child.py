@@ -117,7 +117,7 @@ def gradients(ranks: Any, folder: Any) -> None:
                 trainer.follow()
                 continue
             held: list[bool] = []
-            stats = trainer.update(trees, lambda done, of, t=trainer, held=held: held.append(gathered(t.model)))  # type: ignore[misc]
+            stats = trainer.update(trees, lambda done, of, t=trainer, held=held: held.append(gathered(t.model)))
             at_rest = not gathered(trainer.model) and not gathered(trainer.reference)
             trainer.stop()
             alone: list[Any] = []

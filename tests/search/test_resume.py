@@ -147,7 +147,7 @@ async def test_a_tree_that_the_clock_stopped_still_says_so_when_its_closing_is_g
             raise Stop
 
     with TreeStore.open(tmp_path / "t.sqlite") as store:
-        hurried = {"budget": Budget(seconds=0.2), "settings": Settings(close=True, max_tokens=64)}
+        hurried: dict[str, Any] = {"budget": Budget(seconds=0.2), "settings": Settings(close=True, max_tokens=64)}
         with pytest.raises(Stop):
             await search(TASK, SUITE, Slow(), rule=best_first(), store=store, on_expansion=stop, **hurried)
         tree = await search(TASK, SUITE, Walker(), rule=best_first(), store=store, **hurried)

@@ -96,13 +96,12 @@ test-formats:
 	if $(PYTHON312) -c '' 2> /dev/null; then $(MAKE) test-harbor; \
 	  else echo "NOT run: tests/envs/test_harbor_peer.py, since harbor needs Python 3.12; set PYTHON312="; fi
 
-# The gateway by the OpenAI Agents SDK, and smolagents' agent searched, both as their packages are (some minutes).
-test-clients: setup $(VENV)/.tested
+# The gateway by the OpenAI Agents SDK, and smolagents' agent searched, with all that their packages need (some minutes).
+test-clients:
 	$(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install --quiet openai-agents==0.24.0 smolagents==1.26.0 openai==3.57.0 pytest pytest-asyncio
 	$(VENV)-clients/bin/python -m pip install --quiet -e '.[serve]'
 	PYTHONPATH=tests/helpers $(VENV)-clients/bin/python -P -m pytest tests/agent/test_gateway_agents_sdk.py tests/benchmarks/test_bench_gateway.py
-	TREEWRIGHT_CLIENTS=$(abspath $(VENV)-clients/bin/python) $(BIN)/python -m pytest tests/agent/test_gateway_docs.py -k smol
 
 # Task folders read by Harbor's own package, which needs Python 3.12.
 PYTHON312 ?= python3.12

@@ -113,8 +113,8 @@ def check(packages: Iterable[metadata.Distribution]) -> list[str]:
 
 
 def licence(found: metadata.Distribution) -> str:
-    """What a package says its licence is: the expression, else classifiers, else the first line of the field, else of the
-    licence itself, which it brings."""
+    """What a package says its licence is: the expression, else classifiers, else the first line of the field, else the
+    title of the licence that it brings."""
     told = found.metadata
     if expression := told.get("License-Expression"):
         return str(expression)

@@ -115,7 +115,7 @@ def test_what_another_policy_drew_is_imitated_in_ones_own_tokens(tmp_path: Path)
     tree, rows = rows_of(tmp_path, tok)
     nodes, last = tree.path(tree.leaves()[0])[1:], rows[-1]
     for node, row in zip(nodes, rows, strict=True):
-        tree.ids[node] = row.response
+        tree.ids[node] = tuple(row.response)
     assert spoken_by(tok)(tree)
     for node in nodes:  # as a script writes
         tree.ids[node] = (*tree.text[node].encode(), 256)

@@ -60,6 +60,8 @@ def test_what_was_put_into_the_file_by_hand_says_so_in_both() -> None:
     odd = {name for name, run in held.items() if "from" not in run
            and (run["seconds"] is None or len(run["commit"].rstrip("+")) != 12 or run["trouble"])}  # fmt: skip
     assert odd <= {name for name, run in held.items() if run.get("by_hand")}
+    met = held["grid"]["figures"]["grid_faults_met"]["value"]
+    assert f"{met:,.0f} trials in which a call was broken" in TEXT.replace(f"{met:.0f}", f"{met:,.0f}")
     for name, run in held.items():
         assert not run.get("by_hand") or f"`{name}` by hand" in TEXT, name
 

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import sys
 import tempfile
 import time
@@ -25,11 +26,13 @@ from typing import Any
 __all__ = ["WORK"]
 
 Done = tuple[float, str]
+POSTGRES = "TREEWRIGHT_BENCH_POSTGRES"
 MOVES = [*(f'move {{"to": "{way}"}}' for way in ("north", "east", "south", "west")), "stop {}"]
 WAYS = [(f'move {{"to": "{way}"}}', 0.25) for way in ("north", "east", "south", "west")]
 PER_POP, SIDE, TRIES = 2.9, 8, 3  # nodes of a pop of four draws, cells of a side, repetitions of which the least counts
 TOKENS, WIDTH = 200, 4  # of a node of a store: token ids, children
-DRAWS, PROMPT, WHOLE = 8, 1_000, 32  # draws of a prompt, its tokens, and a draw's from which the model has its full size
+DRAWS, PROMPT = 8, 1_000  # draws of a prompt, its tokens
+WHOLE = 32  # tokens of a draw from which the model has its full size
 
 
 def part(name: str, *modules: str) -> Any:
@@ -159,6 +162,30 @@ def sqlite(size: int) -> Done:
             return took / rows * 1e6, store.load(store.trees()[0].tree_id).digest()
 
 
+def postgres(size: int) -> Done:
+    """The same into PostgreSQL, into a database of its own on the server that TREEWRIGHT_BENCH_POSTGRES names."""
+    from sqlalchemy import create_engine, make_url, text
+
+    server, name = make_url(os.environ[POSTGRES]), f"treewright_pair_{os.getpid()}"
+    load_trees = part("load_trees", "treewright.search.store.bulk")
+    store_of = part("TreeStore", "treewright.search.store")
+    engine_ = create_engine(server.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    nodes = min(size, 10_000)
+    some = [_columns(seed, nodes) for seed in range(4)]
+    given = [(_header(i), some[i % len(some)]) for i in range(max(size // 10_000, 1))]
+    with engine_.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        try:
+            url = server.set(database=name).render_as_string(hide_password=False)
+            began = time.perf_counter()
+            rows = load_trees(url, given)
+            took = time.perf_counter() - began
+            with store_of.open(url, read_only=True) as store:
+                return took / rows * 1e6, store.load(store.trees()[0].tree_id).digest()
+        finally:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
 def arrays(size: int) -> Done:
     """Seconds of processor time to read the arrays of a store."""
     with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +260,7 @@ def hf(size: int, known: bool = False) -> Done:
     async def timed() -> tuple[float, Any]:
         costs = []
         await policy.draw(prompt_of(0, length), seeds, 4)
-        for number in range(1, TRIES + 1):
+        for number in range(1, TRIES):
             asked = prompt_of(number, length)
             if known:
                 await policy.draw(asked, seeds[:1], 1)
@@ -267,6 +294,7 @@ WORK: dict[str, Callable[[int], Done]] = {
     "growing": lambda size: engine(size, growing=True),
     "langgraph": langgraph,
     "sqlite": sqlite,
+    "postgres": postgres,
     "arrays": arrays,
     "viewer": viewer,
     "hf": hf,

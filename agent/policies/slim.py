@@ -20,8 +20,8 @@ __all__ = ["SlimRunner", "is_slim"]
 
 SLIM_TYPES = ("llama", "qwen2", "qwen3")
 PACKS = 300_000
-"""Numbers of a weight from which packing it pays; below, the call costs what it saves. Measured with 8 rows on one core:
-a product with a packed weight of 576 · 576 takes .70 of the plain one, of 576 · 3072 .46."""
+"""Numbers of a weight from which packing it pays; below, the call costs what it saves. Measured with 8 rows on one
+core: a product with a packed weight of 576 · 576 takes .70 of the plain one, of 576 · 3072 .46."""
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 

@@ -31,11 +31,11 @@ def quick(record: type[T]) -> type[T]:
     for f in sorted(given, key=lambda f: f.kw_only is True):
         if f.kw_only and "*" not in takes:
             takes.append("*")
-        names[f"_{f.name}"] = f.default if f.default_factory is MISSING else f.default_factory
+        names[f"_of_{f.name}"] = f.default if f.default_factory is MISSING else f.default_factory
         bare = f.default is MISSING and f.default_factory is MISSING
         made = f.default_factory is not MISSING
-        takes.append(f.name if bare else f"{f.name}={'_record' if made else f'_{f.name}'}")
-        value = f"_{f.name}() if {f.name} is _record else {f.name}" if made else f.name
+        takes.append(f.name if bare else f"{f.name}={'_record' if made else f'_of_{f.name}'}")
+        value = f"_of_{f.name}() if {f.name} is _record else {f.name}" if made else f.name
         sets.append(f" self.{f.name} = {value}")
         passed.append(f"{f.name}={value}")
     body = "\n".join([
@@ -49,6 +49,7 @@ def quick(record: type[T]) -> type[T]:
     init = made_here["__init__"]
     init.__qualname__, init.__module__ = f"{record.__qualname__}.__init__", record.__module__
     init.__annotations__ = plain.__annotations__
+    init.__wrapped__ = plain  # signatures and type hints are read there: here the names of its module are not known
     record.__init__ = init  # type: ignore[method-assign]
     return record
 

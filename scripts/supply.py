@@ -113,7 +113,8 @@ def check(packages: Iterable[metadata.Distribution]) -> list[str]:
 
 
 def licence(found: metadata.Distribution) -> str:
-    """What a package says its licence is: the expression, else classifiers, else the first line of the field."""
+    """What a package says its licence is: the expression, else classifiers, else the first line of the field, else the
+    title of the licence that it brings."""
     told = found.metadata
     if expression := told.get("License-Expression"):
         return str(expression)
@@ -121,7 +122,18 @@ def licence(found: metadata.Distribution) -> str:
     if classes := [c for c in classes if c != "OSI Approved"]:
         return "; ".join(classes)
     field = next((line.strip() for line in str(told.get("License") or "").splitlines() if line.strip()), "")
-    return field[:60] or "not told"
+    return field[:60] or brought(found) or "not told"
+
+
+def brought(found: metadata.Distribution) -> str:
+    """The title and the version that stand in front of a package's licence file."""
+    for name in found.metadata.get_all("License-File") or ():
+        text = found.read_text(f"licenses/{name}") or found.read_text(name) or ""
+        titles = [line.strip() for line in text.splitlines() if re.search("licen[cs]e", line, re.I)][:1]
+        if titles:
+            version = re.search(r"\bversion (\d[\d.]*)", text[:400], re.I)
+            return f"{titles[0][:60]}{f' {version[1]}' if version else ''}"
+    return ""
 
 
 def licences() -> str:

@@ -274,12 +274,11 @@ class Running:
         if not expansion.closing:
             if not is_repair(self.tree, expansion):  # which took nothing from the frontier
                 self.frontier.applied(expansion.node, new)
-            offer, open_only = self.frontier.offer, self.work.eager
+            offer, lazy = self.frontier.offer, not self.work.eager
             plain = self.rule.stop is None and self.rule.keep_prob is None
             for node in new:
-                if (plain or self._spared(node)) and (
-                    status[node] is NodeStatus.OPEN or not (open_only or not self._unfinished(node))
-                ):
+                open_still = status[node] is NodeStatus.OPEN or (lazy and self._unfinished(node))
+                if open_still and (plain or self._spared(node)):
                     offer(node)
             self.repairs.look(self.tree, expansion, new)
         if self.store is not None and expansion.seq >= len(self.recorded):
@@ -327,15 +326,15 @@ class Running:
             self.frontier.offer(node)
 
     def _next(self) -> tuple[int, Spent] | None:
-        if self._stored_growth_ended():
-            return None
-        if self.settings.answers is not None and self.finished >= self.settings.answers:
+        stored = self.recorded[self.popped] if self.popped < len(self.recorded) else None
+        closing = stored is not None and stored.closing  # the search before this one had stopped here: so do we
+        most = self.settings.answers if stored is None or closing else None  # older versions counted fewer answers
+        if most is not None and self.finished >= most:
             self.tree.stopped_by = "answers"
             return None
         if self._enough():
             self.tree.stopped_by = self.settings.stop
             return None
-        stored = self.recorded[self.popped] if self.popped < len(self.recorded) else None
         broken = self.repairs.next(self.tree, self.popped, stored)
         node = self._best() if broken is None else self.tree.parent[broken]
         if node is None:
@@ -344,7 +343,9 @@ class Running:
             self._reserve(node) if broken is None else Spent(expansions=1, policy_tokens=0, judge_tokens=0, env_steps=1)
         )
         self.tree.stopped_by = self._over(reserve)
-        if self.tree.stopped_by is not None:
+        if closing and self.tree.stopped_by is None and self.budget.seconds is not None:
+            self.tree.stopped_by = "seconds"  # of the search that stopped; pops from the store take none
+        if closing or self.tree.stopped_by is not None:
             return None
         return (self.frontier.take() if broken is None else node), reserve
 
@@ -369,10 +370,6 @@ class Running:
 
     def _next_open(self) -> tuple[int, Spent] | None:
         return (self.open_nodes.popleft(), NOTHING) if self.open_nodes else None
-
-    def _stored_growth_ended(self) -> bool:
-        """The interrupted search had gone on to close nodes (it may have stopped by the clock): so do we."""
-        return self.popped < len(self.recorded) and self.recorded[self.popped].closing
 
     def _over(self, reserve: Spent) -> str | None:
         """The ceiling that one more pop could pass. Stored pops were made within the time they had."""

@@ -68,7 +68,7 @@ class Stepper:
             return None
         search, seq = self._search, len(self._search.tree.pops)
         again = search.repairs.of_pop.pop(seq, None)
-        return Pop(seq, node, search.rule.draws(search.tree[node]), again, first=search.tree.drawn[node])
+        return Pop(seq, node, search._draws(node), again, first=search.tree.drawn[node])
 
     def _pick(self) -> int | None:
         self._search.popped = len(self._search.tree.pops)

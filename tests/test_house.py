@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -172,3 +173,15 @@ def test_nothing_installed_is_named_like_a_floor_on_the_path() -> None:
         if floor == "kernels" and importlib.util.find_spec("kernels") is not None:
             pytest.skip("a package called kernels is installed here")
         assert importlib.util.find_spec(floor) is None, f"{floor} can be imported bare: the repository is on sys.path"
+
+
+def test_every_target_of_make_is_declared_and_runs_whatever_files_there_are() -> None:
+    made = (ROOT / "Makefile").read_text()
+    declared = set(re.findall(r"[\w-]+", re.findall(r"^\.PHONY:((?:.*\\\n)*.*)", made, re.M)[0]))
+    targets = {name for names in re.findall(r"^(\w[\w -]*):(?!=)", made, re.M) for name in names.split()}
+    assert len(targets) > 30 and targets == declared
+
+
+def test_no_row_of_the_architecture_stands_there_twice() -> None:
+    rooms = re.findall(r"^\| (`[\w/]+/`.*?) \|", (ROOT / "ARCHITECTURE.md").read_text(), re.M)
+    assert len(rooms) > 10 and len(rooms) == len(set(rooms))

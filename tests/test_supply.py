@@ -54,4 +54,9 @@ def test_a_changed_file_and_another_version_are_told(tmp_path: Path, monkeypatch
     found = metadata.PathDistribution(there)
     assert supply.check([found]) == ["one is 1, the lock has 2", "one: one.py: changed", "one: gone.py: missing"]
     assert supply.licence(found) == "Some licence"
+    (there / "METADATA").write_text("Name: one\nVersion: 1\nLicense-File: LICENCE\n")
+    assert supply.licence(found) == "not told"
+    (there / "licenses").mkdir()
+    (there / "licenses" / "LICENCE").write_text("\n   Some License\n   Version 2.0, January\n")
+    assert supply.licence(metadata.PathDistribution(there)) == "Some License 2.0"
     assert supply.check([]) == ["none of the locked packages is installed here: make test installs them"]

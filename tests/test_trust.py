@@ -41,6 +41,29 @@ def test_counts_of_the_sweeps_are_those_of_their_files() -> None:
     assert soak["processes_left"] == 0
 
 
+def test_kills_of_ranks_are_told_as_their_file_has_them() -> None:
+    held = json.loads((ROOT / "docs" / "kill-ranks.json").read_text())["figures"]
+    found = {name: int(one["value"]) for name, one in held.items()}
+    of_ranks, of_collectors = (
+        found["rank_kills_of_leader"] + found["rank_kills_of_follower"], found["rank_kills_of_collectors"]
+    )  # fmt: skip
+    assert of_ranks + of_collectors == found["rank_kills"] and found["killed_loops_same"] == found["killed_loops"] == 1
+    assert f"{found['rank_kills']} kills, {of_ranks} of ranks and {of_collectors} of collectors" in TEXT
+    cluster = " ".join((ROOT / "docs" / "cluster.md").read_text().split())
+    assert f"{of_ranks} kills of ranks and {of_collectors} of collectors" in cluster
+    assert f"{found['groups_begun']} groups of ranks were begun" in cluster
+
+
+def test_what_was_put_into_the_file_by_hand_says_so_in_both() -> None:
+    """A harness that ran through `all.py` has seconds and a commit of twelve digits; the page names the others."""
+    held = json.loads((ROOT / "docs" / "trust.json").read_text())["harnesses"]
+    odd = {name for name, run in held.items() if "from" not in run
+           and (run["seconds"] is None or len(run["commit"].rstrip("+")) != 12 or run["trouble"])}  # fmt: skip
+    assert odd <= {name for name, run in held.items() if run.get("by_hand")}
+    for name, run in held.items():
+        assert not run.get("by_hand") or f"`{name}` by hand" in TEXT, name
+
+
 def test_the_table_of_lost_trees_is_that_of_its_file() -> None:
     figures = {k: v["value"] for k, v in json.loads((ROOT / "docs" / "faults.json").read_text())["figures"].items()}
     for share in (0, 2, 10, 30):

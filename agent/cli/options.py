@@ -149,22 +149,48 @@ def end_as_asked() -> None:
 def _ended(number: int, _frame: object) -> None:
     global _asked
     _asked = signal.Signals(number)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a shell
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.raise_signal(signal.SIGINT)
+    elif _running and not _running[-1].cancelling():  # begun in the background of a shell: asyncio hears no SIGINT
+        _running[-1].get_loop().call_soon_threadsafe(_running[-1].cancel)
+    else:
         raise KeyboardInterrupt
-    signal.raise_signal(signal.SIGINT)
+
+
+_running: list[asyncio.Task[Any]] = []  # what `go` runs
+
+
+async def _cancelled_by_hand(work: Coroutine[Any, Any, Any]) -> Any:
+    """The work; where `_ended` cancels it, it ends as asyncio ends what Ctrl-C cancels."""
+    task = asyncio.current_task()
+    assert task is not None
+    _running.append(task)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN or not task.cancelling():
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        _running.remove(task)
 
 
 @contextmanager
-def resumable(kept: str, over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def resumable(kept: str, over: Callable[[], str | None] = lambda: None) -> Iterator[None]:
     """Ctrl-C says what is kept and the line that goes on, and ends with 130; SIGTERM too, with 143.
 
-    Where all is `over`, it ends as if nobody had asked: the same line would begin it anew.
+    over  None while there is something to go on with. Else the same line would begin all anew, and this is said
+          instead; where it is "", all was said, and the command ends as if nobody had asked
     """
     try:
         yield
     except KeyboardInterrupt:
-        if over():
+        rest = over()
+        if rest == "":
             return
+        if rest is not None:
+            say(f"\n{rest}")
+            raise typer.Exit(128 + _asked) from None
         say(f"\nstopped: {kept}. Go on with:\n  treewright {shlex.join(map(without_secrets, sys.argv[1:]))}")
         raise typer.Exit(128 + _asked) from None
 
@@ -175,11 +201,11 @@ ANEW = "nothing is kept of this before its end: the same line begins it anew"
 
 
 def go(
-    work: Callable[[], Coroutine[Any, Any, Any]], kept: str = STORED, over: Callable[[], bool] = lambda: False
+    work: Callable[[], Coroutine[Any, Any, Any]], kept: str = STORED, over: Callable[[], str | None] = lambda: None
 ) -> Any:
     """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
     with resumable(kept, over):
-        return asyncio.run(work())
+        return asyncio.run(_cancelled_by_hand(work()))
 
 
 @contextmanager

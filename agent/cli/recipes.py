@@ -24,6 +24,7 @@ from treewright.agent.cli.options import (
     say,
 )
 from treewright.agent.cli.training import Run, growing, open_run, show_stats
+from treewright.agent.cli.usable import in_own_tokens
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["RECIPES"]
@@ -77,7 +78,7 @@ def sft(
         )
         return
     from treewright.agent.policies.headed import head_ids
-    from treewright.agent.runs.recipes import encoder_of
+    from treewright.agent.runs.recipes import encoder_of, spoken_by
     from treewright.training.recipes.imitate import sft as imitate
 
     with open_run(name, config, set_, None, policy) as run:
@@ -93,7 +94,8 @@ def sft(
             say(f"{done} of {epochs} epochs were made before")
         stats = imitate(
             run.trainer, trees, paths=paths, min_outcome=min_outcome, head=tokens, epochs=epochs,
-            encode=encoder_of(run.trainer.tokenizer, run.config.policy.options), done=done,
+            encode=encoder_of(run.trainer.tokenizer, run.config.policy.options),
+            spoken=spoken_by(run.trainer.tokenizer), done=done,
             on_epoch=lambda n: run.learner.save({**known, "epochs_done": n}),
         )  # fmt: skip
         if requests is not None:
@@ -131,7 +133,7 @@ def dpo(
     if pairs not in ("extremes", "all"):
         raise TreewrightError(f"--pairs {pairs!r}; known: extremes, all")
     with open_run(name, config, set_, None, policy) as run:
-        trees = run.trees(suite, split)
+        trees = in_own_tokens(run, run.trees(suite, split))
         require_exact(trees, run.config.train.allow_biased, "dpo")
         run.plan(f"dpo {beta} {epochs}")
         stats = prefer(run.trainer, branch_pairs(trees, min_gap, pairs), beta=beta, epochs=epochs)

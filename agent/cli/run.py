@@ -112,7 +112,7 @@ def run(
             finally:
                 await actor.close()
 
-    go(work, over=lambda: bool(over))
+    go(work, over=lambda: over[-1] if over else None)
 
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int) -> None:
@@ -151,8 +151,10 @@ async def _run_live(
     in_doubt: str | None,
     over: list[str],
 ) -> None:
-    """The journal needs a store: runs/NAME/trees.sqlite, a run of its own for every episode; `over` gets one that
-    has ended by itself."""
+    """The journal needs a store: runs/NAME/trees.sqlite, a run of its own for every episode.
+
+    over  gets what is to be said of an episode that has ended by itself, and "" once all was said
+    """
     import asyncio
     import time
 
@@ -185,8 +187,10 @@ async def _run_live(
         doubtful = bool(episode.commits) and episode.commits[-1].next is Next.SETTLE
         if not causes and not doubtful:
             # Whoever stops the command from here on is told what was done: typed again, it would be another episode.
-            over.append(run)
-            ending = asyncio.ensure_future(_waited(store.end_run(run)))
+            written = store.end_run(run)  # by the store's own thread, which closing the store waits for
+            look = f"treewright view {shlex.quote(cfg.store_at)}"
+            over.append(f"the episode has ended, and what was done is stored; to look at it: {look}")
+            ending = asyncio.ensure_future(_waited(written))
             try:
                 await asyncio.shield(ending)
             except asyncio.CancelledError:
@@ -202,6 +206,8 @@ async def _run_live(
         for entry in episode.commits[-1].in_doubt:
             console.print(f"  in doubt: {entry.action_key}", markup=False, highlight=False)
         say("find out whether it happened, then type the same line with --in-doubt happened, or --in-doubt never")
+    if over:
+        over.append("")
     if causes:
         raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 

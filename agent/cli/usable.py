@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from treewright.agent.cli.options import TASKS, again
+from treewright.agent.cli.options import TASKS, again, say
+from treewright.envs.errors import TreewrightError
 from treewright.search.types import Origin
 
 if TYPE_CHECKING:
     from treewright.agent.cli.training import Run
     from treewright.search.tree import Tree
 
-__all__ = ["advice", "nothing_learnt", "sort_trees"]
+__all__ = ["advice", "in_own_tokens", "nothing_learnt", "sort_trees"]
 
 NO_TOKENS = "without the policy's tokens and log-probs"
 OTHER, INEXACT, USED = "drawn by other weights", "inexact", "trained on before"
@@ -47,6 +48,21 @@ def _why_not(run: Run, tree: Tree) -> str | None:
 def has_tokens(tree: Tree) -> bool:
     """Some draw of the policy has token ids and log-probs: without them there is nothing to push."""
     return any(tree.ids[i] and tree.logprobs[i] and tree.origin[i] is Origin.POLICY for i in range(1, len(tree)))
+
+
+def in_own_tokens(run: Run, trees: Sequence[Tree]) -> list[Tree]:
+    """The trees whose draws are in the tokens of the model that is trained; says how many others are left out.
+
+    Raises TreewrightError where none is left.
+    """
+    from treewright.agent.runs.recipes import spoken_by
+
+    own = list(filter(spoken_by(run.trainer.tokenizer), trees))
+    if others := len(trees) - len(own):
+        say(f"{others} of {len(trees)} trees are in the tokens of another policy and left out")
+    if not own:
+        raise TreewrightError(f"no tree to learn from; good paths can be imitated: {again(run.config, 'train sft')}")
+    return own
 
 
 def advice(run: Run, left_out: Counter[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,6 +81,7 @@ def number(body: Mapping[str, Any], name: str, least: float, most: float) -> flo
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong(name, f"a number from {least:g} to {most:g}", value)
+    value = min(max(value, -sys.float_info.max), sys.float_info.max)  # a whole number may be larger than any float
     if not least <= value <= most:
         raise ApiError(400, f"{name} must be a number from {least:g} to {most:g}, not {value:g}", name)
     return float(value)

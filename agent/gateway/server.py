@@ -12,6 +12,7 @@ import hmac
 import logging
 import secrets
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -142,7 +143,8 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
             raise ApiError(404, "name the session: POST /s/NAME/end")
         body = await _body(request, body_limit, empty=True)
         reward = body.get("reward")
-        if reward is not None and (isinstance(reward, bool) or not isinstance(reward, int | float)):
+        known = isinstance(reward, int | float) and not isinstance(reward, bool)
+        if reward is not None and not (known and abs(reward) <= sys.float_info.max):
             raise ApiError(400, "reward must be a number", "reward")
         return JSONResponse({"tree": await behind.end(session, None if reward is None else float(reward))})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from treewright.agent.config import Config
@@ -18,7 +19,7 @@ from treewright.search.engine import Keeper
 from treewright.search.tree import Tree
 from treewright.search.types import Exchange
 
-__all__ = ["encoder_of", "grow_from", "listed_tools", "prefix_rounds", "spar_rounds"]
+__all__ = ["encoder_of", "grow_from", "listed_tools", "prefix_rounds", "spar_rounds", "spoken_by"]
 
 SOLVED = 1.0 - 1e-6
 OnRound = Callable[[int, Mapping[str, float], Sequence[Tree]], None]
@@ -27,7 +28,8 @@ OnRound = Callable[[int, Mapping[str, float], Sequence[Tree]], None]
 def encoder_of(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Callable[[Tree, int], list[Any]]:
     """How imitation reads paths without token ids: prompts and responses as a policy with this tokenizer has them.
 
-    Prompts show the tools that a conversation lists, and actions are written in the form that they ask for.
+    Prompts show the tools that a conversation lists, and actions are written in the form that they ask for. Those of an
+    agent's trees are the agent's requests, as the policy behind it would read them.
 
     options  of the policy (`policy.options`), for its template, window and template_options
     """
@@ -41,8 +43,9 @@ def encoder_of(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Call
     def encode(tree: Tree, leaf: int) -> list[Any]:
         rows, turns, base = [], list[Exchange](), tuple[int, ...]()
         first, tools = tree.observation[0] or Observation(""), listed_tools(tree)
+        reader: Any = _of_agent(template) if any(part.get("type") == "request" for part in first.parts) else template
         for node in tree.path(leaf)[1:]:
-            prompt = template.context(tree.task, tools, first, turns, base).ids
+            prompt = reader.context(tree.task, tools, first, turns, base).ids
             text = template.says(tree.text[node], tree.action[node])
             said = template.response(text)
             if tree.error[node] is None:
@@ -52,6 +55,42 @@ def encoder_of(tokenizer: Any, options: Mapping[str, Any] | None = None) -> Call
         return rows
 
     return encode
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A policy as far as its prompts go."""
+
+    template: Any
+    name: str = "reader"
+    stats: None = None
+
+    def context(self, *told: Any) -> Any:
+        return self.template.context(*told)
+
+
+def _of_agent(template: Any) -> Any:
+    from treewright.agent.gateway.around import AgentPolicy
+
+    reader: Any = _Reader(template)
+    return AgentPolicy(reader)
+
+
+def spoken_by(tokenizer: Any) -> Callable[[Tree], bool]:
+    """Whether the token ids of a tree's draws spell their texts under this tokenizer: else another one made them, as
+    those of scripts are bytes."""
+    from treewright.agent.policies.encoder import Encoder
+
+    encoder, size = Encoder(tokenizer), len(tokenizer)
+
+    def spells(ids: Sequence[int], text: str) -> bool:
+        return max(ids) < size and text.strip() in encoder.text(ids)
+
+    def spoken(tree: Tree) -> bool:
+        said = [(tree.ids[i], tree.text[i]) for i in range(1, len(tree)) if tree.ids[i] and tree.text[i].strip()]
+        return not said or any(spells(ids, text) for ids, text in said)
+
+    return spoken
 
 
 def listed_tools(tree: Tree) -> list[ToolSpec]:

@@ -22,7 +22,12 @@ __all__ = ["check_action", "check_schema"]
 def check_schema(spec: ToolSpec) -> None:
     """Raises TreewrightError naming the tool and the place where its argument schema is not a valid JSON schema."""
     try:
-        _checked(json.dumps(spec.parameters, sort_keys=True))
+        try:
+            written = json.dumps(spec.parameters, sort_keys=True)
+        except (TypeError, ValueError, RecursionError):  # a mapping of another kind, a default that is no JSON
+            Draft202012Validator.check_schema(dict(spec.parameters))
+        else:
+            _checked(written)
     except SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "top level"
         raise TreewrightError(f"tool {spec.name!r} has a broken argument schema at {where}: {error.message}") from error

@@ -1,6 +1,7 @@
 """Writes questions for the agents beside this file, as tasks that `treewright --tasks-file` reads.
 
     python kg_tasks.py tasks.jsonl 60        # a file and how many
+    python kg_tasks.py short.jsonl 60 2      # with two look-ups each
 
 A task's data holds all facts of its world, its truth the answer; the questions are those of the suite `kg`.
 """
@@ -13,11 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import treewright
-from treewright.envs.retrieval.kg import ENTITIES, RELATIONS, fact
+from treewright.envs.retrieval.kg import ENTITIES, RELATIONS, fact, make_suite
 
 
-def rows(count: int) -> Iterator[dict[str, Any]]:
-    suite = treewright.suite("kg")
+def rows(count: int, hops: int | None) -> Iterator[dict[str, Any]]:
+    suite = treewright.suite("kg") if hops is None else make_suite(hops=(hops, hops))
     for split in ("train", "test"):
         for task in suite.tasks(split, count):
             facts = {f"{e} {r}": fact(task.seed, e, r) for e in ENTITIES for r in RELATIONS}
@@ -28,10 +29,10 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def main(path: str, count: str) -> None:
+def main(path: str, count: str, hops: str = "") -> None:
     with open(path, "w") as file:
-        for row in rows(int(count)):
+        for row in rows(int(count), int(hops) if hops else None):
             file.write(json.dumps(row) + "\n")
 
 
-main(*sys.argv[1:3])
+main(*sys.argv[1:4])

@@ -62,6 +62,8 @@ class Bundler:
 
     def rows(self, given: Sequence[Grown]) -> Rows:
         """The rows of expansions, in order. Raises what a value raises that no column can hold."""
+        if self.encoder.outdated():
+            self._seen.clear()
         drafts, places = list[Draft](), list[tuple[int, int, int, int, str]]()
         for key, version, expansion, first in given:
             node, born = expansion.node, expansion.seq

@@ -141,6 +141,7 @@ class Encoder:
         self._shown: dict[str, tuple[str, bytes]] = {}
         self._acted: dict[int, tuple[Action, str]] = {}  # by identity, which the entry keeps alive
         self._drawn: dict[int, tuple[Completion, list[Any]]] = {}  # by identity, too
+        self._needles = redact.needles
         self._own, self._saying = self._writing(OWN), self._writing(DRAWN[SAID_PART])
         self._given, self._paid = self._writing(GIVEN), self._writing(PAID)
 
@@ -148,6 +149,16 @@ class Encoder:
         """The blobs since the last call."""
         blobs, self.blobs = self.blobs, {}
         return blobs
+
+    def outdated(self) -> bool:
+        """True once after more secrets were learned: what it remembered was written without them, and is gone."""
+        needles = self.redact.needles
+        if needles is self._needles:
+            return False
+        self._needles = needles
+        for remembered in (self._said, self._shown, self._acted, self._drawn):
+            remembered.clear()
+        return True
 
     def text(self, value: str) -> str:
         known = self._said.get(value)

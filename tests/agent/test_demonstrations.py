@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from treewright.agent.policies.prompts import system_text
-from treewright.agent.runs.recipes import encoder_of, listed_tools
+from treewright.agent.runs.recipes import encoder_of, listed_tools, spoken_by
 from treewright.envs.types import Action
 from treewright.search.screen import parse_action
 from treewright.search.tree import Tree
@@ -108,3 +108,19 @@ def test_the_compact_form_and_its_window_are_those_of_the_policy(tmp_path: Path)
     assert text(tok, second.context) == (
         '<|task|>imported Find cats.<|obs|><|act|>search {"q": "cats"}<|end|><|obs|>three cats<|act|>'
     )
+
+
+def test_what_another_policy_drew_is_imitated_in_ones_own_tokens(tmp_path: Path) -> None:
+    tok = compact()
+    tree, rows = rows_of(tmp_path, tok)
+    nodes, last = tree.path(tree.leaves()[0])[1:], rows[-1]
+    for node, row in zip(nodes, rows, strict=True):
+        tree.ids[node] = row.response
+    assert spoken_by(tok)(tree)
+    for node in nodes:  # as a script writes
+        tree.ids[node] = (*tree.text[node].encode(), 256)
+    assert not spoken_by(tok)(tree)
+    ((*_, again),) = path_rows([tree], encode=encoder_of(tok), spoken=spoken_by(tok))
+    assert (again.context, again.response) == (last.context, last.response)
+    tree.ids[nodes[0]] = (len(tok),)  # no token at all
+    assert not spoken_by(tok)(tree)

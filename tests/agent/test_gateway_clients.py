@@ -230,6 +230,15 @@ async def test_a_policy_that_fails_is_503_and_a_broken_body_400() -> None:
             for path, rest in (("responses", '"input": "hi"'), ("chat/completions", said), ("messages", said)):
                 got = await web.post(f"{at}/v1/{path}", content=f'{half}"max_tokens": 9, {rest}}}')
                 assert got.status_code == 400 and "half of a surrogate pair" in got.json()["error"]["message"], path
+            large = "1" + "0" * 400  # a number of JSON, and no float
+            short = f'"max_tokens": 9, {said}'
+            for path, rest in (("responses", '"input": "hi"'), ("chat/completions", short), ("messages", short)):
+                for sign in ("", "-"):
+                    asked = f'{{"model": "m", {rest}, "temperature": {sign}{large}}}'
+                    got = await web.post(f"{at}/v1/{path}", content=asked)
+                    assert got.status_code == 400 and "must be a number from 0" in got.json()["error"]["message"], path
+            got = await web.post(f"{at}/s/one/end", content=f'{{"reward": {large}}}')
+            assert got.status_code == 400 and got.json()["error"]["message"] == "reward must be a number"
             assert (await web.get(f"{at}/v1/nothing")).status_code == 404
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -17,11 +18,16 @@ import forked
 import openai
 import pytest
 from not_none import not_none
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from treewright.agent.cli.main import app
 from treewright.agent.gateway.record import request_of
+from treewright.agent.policies.policy import SEEDLING
+from treewright.agent.runs.recipes import encoder_of, spoken_by
 from treewright.search.store import TreeStore
+from treewright.search.tree import Tree
+from treewright.training.recipes.imitate import path_rows
 
 ROOT = Path(__file__).parents[2]
 TREEWRIGHT = [sys.executable, "-P", "-m", "treewright"]
@@ -34,16 +40,9 @@ def block(mark: str) -> list[Any]:
     return [shlex.split(line) for line in found.strip().splitlines()]
 
 
-CLIENTS = os.environ.get("TREEWRIGHT_CLIENTS", "")  # an interpreter that has smolagents and openai
-
-
 def words_of(line: Any) -> list[Any]:
     start = {"treewright": TREEWRIGHT, "python": [sys.executable, "-P"]}[line[0]]
-    at = {"agent:python ": f"agent:{sys.executable} ", "agent:smol/bin/python ": f"agent:{CLIENTS} "}
-    words = line[1:]
-    for short, whole in at.items():
-        words = [word.replace(short, whole) for word in words]
-    return [*start, *words]
+    return [*start, *(word.replace("agent:python ", f"agent:{sys.executable} ") for word in line[1:])]
 
 
 @pytest.fixture
@@ -75,20 +74,40 @@ def test_an_agent_is_collected_trained_on_and_exported_by_the_lines_of_the_page(
     assert {row["tree_id"] for row in rows} == {tree.tree_id for tree in trees}
 
 
-@pytest.mark.parametrize("name", ["graph", "smol"])
-def test_other_agents_are_collected_trained_on_and_exported_by_the_lines_of_the_page(folder: Path, name: str) -> None:
-    if name == "smol" and not CLIENTS:
-        pytest.skip("with make test-clients")
-    lines = block("graph" if name == "graph" else "smolagents")
+def links_of(tree: Tree) -> set[str]:
+    return {not_none(request_of(seen))["link"] for seen in tree.observation if request_of(seen) is not None}
+
+
+def test_a_graph_is_collected_trained_on_and_exported_by_the_lines_of_the_page(folder: Path) -> None:
     with contextlib.chdir(folder):
-        for line in (block("run")[0], *(line for line in lines if line[0] == "treewright")):
+        for line in (block("run")[0], *block("graph")):
             typed(line)
-    with TreeStore.open(folder / "runs" / name / "trees.sqlite", read_only=True) as store:
+    with TreeStore.open(folder / "runs" / "graph" / "trees.sqlite", read_only=True) as store:
         (tree,) = [store.load(row.tree_id) for row in store.trees()]
-    links = {not_none(request_of(seen))["link"] for seen in tree.observation if request_of(seen) is not None}
-    assert tree.exact and tree.leaves() and links >= {"spawns", "continues"}
-    (row,) = [json.loads(line) for line in (folder / f"data/{name}/raw/train.jsonl").read_text().splitlines()]
+    assert tree.exact and tree.leaves() and links_of(tree) >= {"spawns", "continues"}
+    (row,) = [json.loads(line) for line in (folder / "data/graph/raw/train.jsonl").read_text().splitlines()]
     assert row["tree_id"] == tree.tree_id
+
+
+def test_the_packaged_model_learns_a_public_agent_by_the_lines_of_the_page(folder: Path) -> None:
+    with contextlib.chdir(folder):
+        for line in block("smolagents"):
+            typed(line)
+    with TreeStore.open(folder / "runs" / "smol" / "trees.sqlite", read_only=True) as store:
+        taught, own = [store.load(row.tree_id) for row in store.trees()]
+    assert [taught.outcome_of(leaf) for leaf in taught.leaves()] == [1.0]
+    assert taught.exact and own.exact and links_of(taught) >= {"spawns", "rewrites"}
+    tokenizer = AutoTokenizer.from_pretrained(SEEDLING)
+    ((first, *_),) = path_rows([taught], encode=encoder_of(tokenizer), spoken=spoken_by(tokenizer))
+    prompt = tokenizer.decode(first.context).replace(taught.task.goal, own.task.goal)
+    assert prompt == tokenizer.decode(own.context_ids(0))  # imitated as it is asked
+    assert tokenizer.decode(first.response).removesuffix("<|end|>") == taught.text[1]
+    updates = [json.loads(line) for line in (folder / "runs/smol/metrics.jsonl").read_text().splitlines()]
+    assert updates[0]["recipe"] == "sft" and updates[0]["paths"] == 1
+    assert 0 < updates[0]["loss"] < updates[0]["first_loss"] < math.inf
+    assert (folder / "runs/smol/checkpoints/step-000002").is_dir()
+    rows = [json.loads(line) for line in (folder / "data/smol/raw/train.jsonl").read_text().splitlines()]
+    assert {row["tree_id"] for row in rows} == {taught.tree_id, own.tree_id}
 
 
 def test_the_server_of_the_page_answers_with_its_key_alone_and_ends_at_a_signal(folder: Path) -> None:

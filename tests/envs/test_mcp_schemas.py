@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from mcp.client.stdio import StdioServerParameters
 from raw_server import RAW
 from speed import patient
 
-from treewright.envs import Action, Effect, InvalidAction, Task
+from treewright.envs import Action, Effect, InvalidAction, Task, ToolSpec, TreewrightError
 from treewright.envs.tools.mcp import MCPEnvironment
 from treewright.envs.tools.mend import mend_schema
+from treewright.envs.tools.schema import check_schema
 from treewright.search.screen import validate_action
 
 SERVER = (
@@ -198,3 +200,11 @@ def test_whatever_is_sent_becomes_a_valid_schema_or_none() -> None:
     for _ in range(3000):
         deep = of(q=deep)
     assert mend_schema(deep)[1] == ("it is nested too deeply to be read here",)
+
+
+def test_a_schema_that_is_no_json_is_checked_as_it_is() -> None:
+    """Schemas of Python's own tools: read-only mappings, defaults that are objects."""
+    check_schema(ToolSpec("t", parameters=MappingProxyType({"type": "object"})))
+    check_schema(ToolSpec("t", parameters={"properties": {"x": {"default": Path("here")}}}))
+    with pytest.raises(TreewrightError, match="'t' has a broken argument schema at type"):
+        check_schema(ToolSpec("t", parameters=MappingProxyType({"type": "thing"})))

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import copy
+import inspect
 import pickle
+import typing
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, replace
 
 import pytest
 
 from treewright.envs.records import quick
+from treewright.envs.types import Call
 from treewright.search.types import Completion, Context, Draft, Outcome
 
 
@@ -21,6 +26,16 @@ class Point:
 
 class Named(Point):
     pass
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Awkward:
+    """Fields named as parts of its own making are."""
+
+    record: int = 1
+    bare: list[int] = field(default_factory=list)
+    plain: int = 3
 
 
 @quick
@@ -64,3 +79,15 @@ def test_the_records_of_a_search_cannot_be_changed() -> None:
         with pytest.raises(FrozenInstanceError):
             setattr(record, name, 1)
     assert hash(Completion("a")) == hash(Completion("a")) and Draft.__slots__ and Outcome.__slots__
+
+
+def test_a_record_says_what_it_takes_as_its_dataclass_does() -> None:
+    signature = inspect.signature(Call, eval_str=True)
+    assert signature.parameters["arguments"].annotation == Mapping[str, typing.Any]
+    assert "<factory>" in str(signature) and typing.get_type_hints(Call.__init__)["name"] is str
+
+
+def test_names_of_fields_do_not_get_in_the_way_of_making_them() -> None:
+    made = Awkward(plain=9)
+    assert (made.record, made.bare, made.plain) == (1, [], 9) and made == Awkward(1, [], 9)
+    assert type(made) is Awkward and copy.copy(made) == copy.deepcopy(made) == made

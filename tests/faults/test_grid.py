@@ -31,3 +31,21 @@ async def test_a_fault_that_is_taken_as_an_answer_is_noticed(monkeypatch: pytest
     monkeypatch.setattr(grid, "Behind", Believing)
     counts: Any = await grid.trials(2, ["passages"], ["reset"])
     assert counts["grid_wrong_trees"]
+
+
+async def test_a_call_that_hangs_because_one_before_it_was_broken_is_no_busy_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grid, "TRIES", 2)
+
+    class Stuck(grid.Behind):
+        """What comes after a broken step takes as long as it may; nobody waits for it here."""
+
+        async def step(self, action: types.Action, key: int) -> types.StepResult:
+            self.struck.slow += self.struck.calls > 0
+            return await super().step(action, key)
+
+    monkeypatch.setattr(grid, "Behind", Stuck)
+    monkeypatch.setattr(grid, "PLACES", ("step",))
+    counts: Any = await grid.trials(1, ["passages"], ["reset"])
+    assert counts["grid_hangs"] == 1 and not counts["grid_left_out"]

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from commit_parts import Kill
 from ledger_worlds import lines
 from live_desk import ACTS, MAILS
 
 from treewright.agent.cli.main import main
+from treewright.agent.cli.options import resumable
 from treewright.agent.policies import langgraph, scripted  # noqa: F401 - loaded once, not in every child
 from treewright.agent.runs import collect, episode, loop, newest  # noqa: F401
 from treewright.agent.view import report  # noqa: F401
@@ -36,12 +38,16 @@ LINE = [
 POLICIES = {"a script": "scripted:live_desk_acts:walker", "a LangGraph agent": "langgraph:live_desk_acts:agent"}
 
 
-def typed(folder: Path, *words: str, kill: Kill = Kill()) -> tuple[Any, bool]:
-    """The command line in a process of its own, which `kill` may end at any row of its store; (printed, was killed)."""
+def typed(folder: Path, *words: str, kill: Kill = Kill(), background: bool = False) -> tuple[Any, bool]:
+    """The command line in a process of its own, which `kill` may end at any row of its store; (printed, was killed).
+
+    background  as a shell begins it behind an `&`: Ctrl-C is not for it
+    """
     child = os.fork()
     if child == 0:
         status: Any = 1
         try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
             os.chdir(folder)
             sys.path.insert(0, str(folder))
             out = os.open("out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -173,10 +179,28 @@ class Stop(Kill):
         self.events += 1
 
 
-def test_a_command_that_is_stopped_while_it_writes_that_all_is_over_ends_and_says_what_was_done(place: Path) -> None:
-    printed, _ = typed(place, *words("a script", 1), kill=Stop(EVENTS - 1))
+@pytest.mark.parametrize("background", [False, True])
+def test_a_command_that_is_stopped_while_it_writes_that_all_is_over_ends_and_says_what_was_done(
+    place: Path, background: bool
+) -> None:
+    printed, _ = typed(place, *words("a script", 1), kill=Stop(EVENTS - 1), background=background)
     assert "commit: done" in printed and "Go on with" not in printed, "the same line would begin another episode"
     assert at_most_once(place) == (MAILS, MAILS)
+
+
+def test_who_stops_what_is_over_is_told_so_unless_all_was_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(over: str | None) -> tuple[int, str]:
+        try:
+            with resumable("all", lambda: over):
+                raise KeyboardInterrupt
+        except typer.Exit as end:
+            return end.exit_code, capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    assert stopped("") == (0, "")
+    assert stopped("it has ended") == (130, "\nit has ended\n")
+    code, told = stopped(None)
+    assert code == 130 and "Go on with" in told
 
 
 def test_the_policy_alone_acts_in_a_live_world_too(place: Path) -> None:

@@ -87,6 +87,11 @@ def watched(kind: type[RankedTrainer] | type[Trainer], seen: list[Any]) -> Any:
     return Watching
 
 
+def gathered(model: Any) -> bool:
+    """A layer holds all of its weights, and not its part of them alone."""
+    return model is not None and any(not hasattr(p, "full_tensor") for p in model.parameters())
+
+
 def gap(found: Any, wanted: Any) -> float:
     scale = max(float(g.abs().max()) for g in wanted.values())
     return max(float((found[n] - g).abs().max()) for n, g in wanted.items()) / scale
@@ -111,7 +116,9 @@ def gradients(ranks: Any, folder: Any) -> None:
             if not ranks.leads:
                 trainer.follow()
                 continue
-            stats = trainer.update(trees)
+            held: list[bool] = []
+            stats = trainer.update(trees, lambda done, of, t=trainer, held=held: held.append(gathered(t.model)))
+            at_rest = not gathered(trainer.model) and not gathered(trainer.reference)
             trainer.stop()
             alone: list[Any] = []
             one = watched(Trainer, alone)(model if case == "chunked" else copy.deepcopy(model), settings)
@@ -122,6 +129,7 @@ def gradients(ranks: Any, folder: Any) -> None:
                 "loss": [stats["loss"], plain["loss"]], "norm": [stats["grad_norm"], plain["grad_norm"]],
                 "routing": [[one.get(n) for n in ("routes_replayed", "routing_flips")] for one in (stats, plain)],
                 "version": [trainer.versions[-1], one.version()],
+                "freed": [len(held) - sum(held), len(held)], "whole": whole is None, "at rest": at_rest,
             }  # fmt: skip
     if ranks.leads:
         (folder / "out.json").write_text(json.dumps(out))
@@ -156,7 +164,7 @@ def poisoned(ranks: Any, folder: Any) -> None:
             return RankedTrainer._clipped_norm(self)
 
     trainer = Poisoned(model, settings, ranks=ranks, versions=["v1"])
-    told = {}
+    told: dict[str, Any] = {}
     for rank, what in ((0, "loss"), (1, "loss"), (1, "gradient"), (-1, "")):
         bad.update(rank=rank, what=what)
         if ranks.leads:
@@ -171,8 +179,14 @@ def poisoned(ranks: Any, folder: Any) -> None:
             trainer.stop()
         else:
             trainer.follow()
-    if ranks.leads:
-        (folder / "out.json").write_text(json.dumps(told))
+    fresh = RankedTrainer(tiny_model(0), settings, ranks=ranks, versions=["v1"])
+    if not ranks.leads:
+        fresh.follow()
+        return
+    fresh.update([random_tree(s) for s in range(FEW)])
+    told["fresh"] = {"same": fresh.version() == trainer.versions[-1]}  # type: ignore[index]
+    fresh.stop()
+    (folder / "out.json").write_text(json.dumps(told))
 
 
 def saving(ranks: Any, folder: Any) -> None:

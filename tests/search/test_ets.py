@@ -14,8 +14,10 @@ from walker import Walker
 from treewright.envs.maze import SUITE
 from treewright.envs.types import Task
 from treewright.search.engine import Settings, search
+from treewright.search.restore import Pool
 from treewright.search.rules import rule
 from treewright.search.rules.ets import choose_leaves, clusters, ngram_vectors, shared_draws
+from treewright.search.stepper import Stepper
 from treewright.search.types import Budget, Candidate, Score
 
 
@@ -120,3 +122,22 @@ async def test_a_tree_draws_what_its_layers_share_out(width: int) -> None:
         assert [tree.drawn[i] for i in layer] == shared_draws([tree.score[i] for i in layer], 16, 0.1)
     plain = rule("ets", width=4, draws=4, rebase=False)
     assert "rebase=False" in plain.name
+
+
+async def test_a_search_that_is_driven_from_outside_shares_out_the_same_draws() -> None:
+    """LangGraph drives it so."""
+    order = rule("ets", width=4, draws=4, root_draws=12, cost_weight=0.0, cover_weight=0.0, temperature=0.1)
+    task, budget = SUITE.tasks("train", 1)[0], Budget(expansions=9)
+    whole = await search(task, SUITE, Walker(), rule=order, evaluator=ByPlace(), budget=budget)
+    pool = Pool(SUITE.open)
+    stepper = Stepper(task, pool, Walker(), rule=order, evaluator=ByPlace(), budget=budget, settings=Settings())
+    await stepper.start()
+    while (pop := stepper.pop()) is not None:
+        await stepper.work.propose(pop)
+        stepper.work.screen(pop)
+        await stepper.work.explore(pop)
+        await stepper.work.judge(pop)
+        stepper.apply(pop)
+    stepped = await stepper.finish()
+    await pool.close()
+    assert stepped.digest() == whole.digest() and len(set(stepped.drawn)) > 3

@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 from speed import patient
-from walker import Likelihood, Walker
+from walker import MOVES, Likelihood, Walker
 
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.envs import TreewrightError
 from treewright.envs.maze import SUITE
 from treewright.envs.types import Task
-from treewright.search.engine import Settings, search
+from treewright.search.engine import Running, Settings, search
 from treewright.search.rules import best_first, breadth_first
 from treewright.search.rules.base import Rule
 from treewright.search.store import TreeStore
 from treewright.search.tree import Tree
-from treewright.search.types import Budget, Completion, Context
+from treewright.search.types import Budget, Completion, Context, Expansion, NodeStatus
 
 CHILD = str(Path(__file__).parent / "collect_child.py")
 HELPERS = str(Path(__file__).parents[1] / "helpers")
@@ -101,6 +101,12 @@ class Stop(Exception):
     pass
 
 
+class Slow(Walker):
+    async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> Sequence[Completion]:
+        await asyncio.sleep(0.03)
+        return await super().draw(context, seeds, max_tokens)
+
+
 async def interrupted(path: Path, after: int) -> None:
     """Grows until `after` expansions were applied, then fails as if the process went down."""
 
@@ -130,8 +136,53 @@ async def test_a_resumed_search_recomputes_nothing_that_was_stored(tmp_path: Pat
             settings=Settings(close=True, in_flight=2), store=store,
         )  # fmt: skip
     assert tree.digest() == plain.digest()
+    assert tree.stopped_by == plain.stopped_by == "expansions"  # where closing had begun, too
     assert tree.spent.policy_tokens == plain.spent.policy_tokens
     assert rest.asked < whole.asked
+
+
+async def test_a_tree_that_the_clock_stopped_still_says_so_when_its_closing_is_gone_on_with(tmp_path: Path) -> None:
+    def stop(tree: Tree, new: Any) -> None:
+        if tree.closing[-1]:
+            raise Stop
+
+    with TreeStore.open(tmp_path / "t.sqlite") as store:
+        hurried: dict[str, Any] = {"budget": Budget(seconds=0.2), "settings": Settings(close=True, max_tokens=64)}
+        with pytest.raises(Stop):
+            await search(TASK, SUITE, Slow(), rule=best_first(), store=store, on_expansion=stop, **hurried)
+        tree = await search(TASK, SUITE, Walker(), rule=best_first(), store=store, **hurried)
+    assert tree.stopped_by == "seconds" and tree.closing[-1]
+
+
+async def test_a_tree_of_a_version_that_saw_answers_later_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of a lazy rule ends at its own pop, where it was not counted."""
+    applied = Running._apply
+
+    def later(running: Running, expansion: Expansion) -> None:
+        applied(running, expansion)
+        running.finished -= running.tree.status[expansion.node] in (NodeStatus.TERMINAL, NodeStatus.TRUNCATED)
+
+    likely = [("stop {}", 0.4), *((move, 0.15) for move in MOVES)]
+
+    async def grown(store: TreeStore, after: int | None) -> Tree:
+        def count(tree: Tree, new: Any) -> None:
+            if len(tree.pops) == after:
+                raise Stop
+
+        return await search(
+            TASK, SUITE, Walker(likely), rule=best_first(eager=False), budget=Budget(expansions=12), store=store,
+            settings=Settings(answers=1, close=True), on_expansion=count,
+        )  # fmt: skip
+
+    with TreeStore.open(tmp_path / "t.sqlite") as store:
+        monkeypatch.setattr(Running, "_apply", later)
+        with pytest.raises(Stop):
+            await grown(store, 6)
+        monkeypatch.undo()
+        tree = await grown(store, None)
+    assert tree.stopped_by == "answers" and len(tree.pops) > 6 and not any(tree.closing[: tree.born.index(5)])
 
 
 async def test_a_finished_tree_is_not_grown_again(tmp_path: Path) -> None:

@@ -48,11 +48,15 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
         assert one["norm"][0] == pytest.approx(one["norm"][1], rel=1e-9), name
         many, alone = one["routing"]
         assert many == pytest.approx(alone, rel=1e-9) if name.startswith("gpt") else many == alone == [None, None], name
+        freed, packs = one["freed"]
+        assert packs > one["steps"][0] and freed == (one["steps"][0] if one["whole"] else packs), name
+        assert one["at rest"], f"{name}: neither the model nor its reference stays gathered after an update"
 
 
 def test_what_is_not_finite_on_one_rank_changes_no_weight_on_any(tmp_path: Path) -> None:
     together("poisoned", tmp_path)
     found = told(tmp_path)
+    assert found.pop("fresh")["same"], "the good update is that of a trainer which refused nothing"
     for name, one in found.items():
         if name.startswith("-1"):
             assert one["said"] == "trained" and not one["same"] and one["steps"] == 2

@@ -197,6 +197,8 @@ class RankedTrainer(Trainer):
         total = sum(map(len, slots))
         olds: list[list[Tensor | None]] = [[None] * len(group) for group in slots]
         with self.ranks_of.answering():
+            if self.whole:
+                keep_whole(self.model, True)
             if len(steps) > 1:
                 olds = [
                     [self._forward(self.model, p, s) for p, s in zip(held, group, strict=True)]
@@ -293,7 +295,7 @@ class RankedTrainer(Trainer):
             out = out.detach()
         for _ in range(passes):
             self._empty(model, gradient=False)
-        if not self.whole:
+        if not self.whole or model is not self.model:  # a reference has no last pack, at which it would be freed
             reshard(model)
         return out
 

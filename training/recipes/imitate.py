@@ -30,20 +30,22 @@ def path_rows(
     min_outcome: float = SOLVED,
     head: Sequence[int] = (),
     encode: Encode | None = None,
+    spoken: Callable[[Tree], bool] = lambda tree: True,
 ) -> list[list[TokenRow]]:
     """The steps of the trees' good paths, one list for each tree that has any; see `export.sft_rows`.
 
     head    tokens put in front of every response, read but never trained on: a searched safety prefix (PING)
     encode  (tree, leaf) → the steps of a path without token ids, such as an imported conversation; None skips those
+    spoken  whether a tree's token ids are those of the tokenizer that is trained; the paths of other trees are encoded
     """
     out = []
     for tree in trees:
-        view, rows = View(tree, style="tokens"), list[TokenRow]()
-        for row in sft_rows(view, paths, min_outcome):
+        view, rows, own = View(tree, style="tokens"), list[TokenRow](), any(tree.ids) and spoken(tree)
+        for row in sft_rows(view, paths, min_outcome) if own else ():
             cut = len(row["completion_mask"]) - sum(row["completion_mask"])
             ids = tuple(row["input_ids"])
             rows.append(TokenRow(context=ids[:cut], response=ids[cut:]))
-        if not rows and encode is not None and not any(tree.ids):
+        if not own and encode is not None:
             rows = [row for leaf in view.best(paths, min_outcome) for row in encode(tree, leaf)]
         if rows:
             out.append([replace(r, context=(*r.context, *head), mode=Mode.SFT) for r in rows])
@@ -58,6 +60,7 @@ def sft(
     min_outcome: float = SOLVED,
     head: Sequence[int] = (),
     encode: Encode | None = None,
+    spoken: Callable[[Tree], bool] = lambda tree: True,
     epochs: int = 1,
     done: int = 0,
     on_epoch: Callable[[int], None] | None = None,
@@ -69,7 +72,7 @@ def sft(
     Takes trees of any weights, inexact ones too: a path that succeeded is worth imitating however it was found.
     Raises TreewrightError when no path reaches `min_outcome`, or none has token ids.
     """
-    found = path_rows(trees, paths, min_outcome, head, encode)
+    found = path_rows(trees, paths, min_outcome, head, encode, spoken)
     tokens = sum(len(row.response) for rows in found for row in rows)
     if not tokens:
         raise TreewrightError(

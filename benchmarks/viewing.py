@@ -23,7 +23,7 @@ from treewright.search.store.bulk import Columns, load_trees
 from treewright.search.tree import TreeHeader
 from treewright.search.types import NodeStatus, Outcome
 
-__all__ = ["Figures", "frames_of", "listing", "opening", "shown_after", "stored"]
+__all__ = ["Figures", "frames_of", "listed", "listing", "opening", "shown_after", "stored"]
 
 Figures = dict[str, tuple[float, str]]
 WIDTH, TRIES = 4, 5  # children of a node; openings of a tree, and calls of a list, of which the median counts
@@ -91,37 +91,42 @@ def stored(path: str, trees: int, nodes: int, tokens: int = 1) -> int:
 
 
 def listing(trees: int, nodes: int) -> Figures:
+    """`listed` of a new store of so many trees with so many nodes each."""
+    with tempfile.TemporaryDirectory(prefix="treewright-bench-") as folder:
+        path = str(Path(folder) / "trees.db")
+        rows = stored(path, trees, nodes)
+        return {"list_nodes": (float(rows), "nodes"), **listed(path)}
+
+
+def listed(path: str) -> Figures:
     """Seconds of wall clock until the viewer's server answers api/list: a new server's first answer, then the median of
     a few, of the list sorted by nodes, of a page amid the list, and of what it can be narrowed by."""
     from starlette.testclient import TestClient
 
     from treewright.agent.view import make_app
 
-    with tempfile.TemporaryDirectory(prefix="treewright-bench-") as folder:
-        path = str(Path(folder) / "trees.db")
-        rows = stored(path, trees, nodes)
-        with TreeStore.open(path, read_only=True) as store:
-            client = TestClient(make_app(store, "bench"), base_url="http://127.0.0.1:8000")
+    with TreeStore.open(path, read_only=True) as store:
+        trees = len(store.trees())
+        client = TestClient(make_app(store, "bench"), base_url="http://127.0.0.1:8000")
 
-            def answered(query: str) -> float:
-                began = time.perf_counter()
-                answer = client.get(f"/bench/api/{query}")
-                took = time.perf_counter() - began
-                answer.raise_for_status()
-                if (total := answer.json().get("total", trees)) != trees:
-                    raise TreewrightError(f"the list has {total} trees, {trees} were written")
-                return took
+        def answered(query: str) -> float:
+            began = time.perf_counter()
+            answer = client.get(f"/bench/api/{query}")
+            took = time.perf_counter() - began
+            answer.raise_for_status()
+            if (total := answer.json().get("total", trees)) != trees:
+                raise TreewrightError(f"the list has {total} trees, the store {trees}")
+            return took
 
-            first = answered("list?limit=100")
-            asked = {
-                "list_s": "list?limit=100",
-                "list_sorted_s": "list?limit=100&sort=-nodes",
-                "list_deep_s": f"list?limit=100&offset={trees // 2}",
-                "facets_s": "facets",
-            }
-            took = {name: statistics.median(answered(query) for _ in range(TRIES)) for name, query in asked.items()}
+        first = answered("list?limit=100")
+        asked = {
+            "list_s": "list?limit=100",
+            "list_sorted_s": "list?limit=100&sort=-nodes",
+            "list_deep_s": f"list?limit=100&offset={trees // 2}",
+            "facets_s": "facets",
+        }
+        took = {name: statistics.median(answered(query) for _ in range(TRIES)) for name, query in asked.items()}
     return {
-        "list_nodes": (float(rows), "nodes"),
         "list_trees": (float(trees), "trees"),
         "list_first_s": (first, "s"),
         **{name: (value, "s") for name, value in took.items()},

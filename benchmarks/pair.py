@@ -23,7 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from treewright.agent.runs.figures import hardware, versions, write_result
+from treewright.agent.runs.figures import commit, hardware, versions, write_result
+from treewright.benchmarks.pair_work import POSTGRES
+from treewright.benchmarks.unpaired import UNPAIRED, Unpaired
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["BEFORE", "WORKLOADS", "Workload", "check", "checkout", "keep", "main", "ratio_of", "slower"]
@@ -42,6 +44,7 @@ class Workload:
     work   in `pair_work`, at `size`, or `small` in a quick run
     unit   of the costs;  whole: the processor time of the whole process is the cost, as the system counts it
     rounds  turns of each build
+    heavy  left out of a quick run that does not name it
     says   what is measured, for the page
     """
 
@@ -53,6 +56,7 @@ class Workload:
     says: str
     whole: bool = False
     rounds: int = 5
+    heavy: bool = False
 
 
 WORKLOADS: Final = (
@@ -74,8 +78,28 @@ WORKLOADS: Final = (
     Workload(
         "sqlite", "sqlite", 200_000, 2_000, "µs/row", "SQLite, bulk load, 200 tokens a node, wall clock", rounds=3
     ),
+    Workload(
+        "postgres",
+        "postgres",
+        100_000,
+        2_000,
+        "µs/row",
+        "PostgreSQL, bulk load, 200 tokens each, wall clock",
+        rounds=3,
+    ),
     Workload("arrays", "arrays", 200_000, 2_000, "s", "`store.arrays` of 200,000 nodes", rounds=3),
     Workload("viewer", "viewer", 100_000, 2_000, "s", "the viewer's server on a tree of 100,000 nodes", rounds=3),
+    Workload(
+        "hf",
+        "hf",
+        64,
+        4,
+        "µs/token",
+        "`hf:`, 8 draws of 64 tokens over a new prompt of 1,000, wall clock",
+        rounds=3,
+        heavy=True,
+    ),
+    Workload("hf_known", "hf_known", 64, 4, "µs/token", "the same, the prompt known", rounds=3, heavy=True),
 )
 
 
@@ -88,11 +112,12 @@ def main(
     only: Sequence[str] | None = None,
     rounds: int | None = None,
 ) -> dict[str, Any]:
-    """{"figures": {NAME_vs_before: ratio}, "pairs": {NAME: costs, ratio, interval}, "old", "new", "quick"}.
+    """{"figures": {NAME_vs_before: ratio}, "pairs": {NAME: costs, ratio, interval}, "old", "new", "unpaired", "quick"}.
 
     between  OLD and NEW, folders or commits; the commit before 0.2.0 and this checkout where they are not given
     only     workloads by a part of their names; a result at `json_path` keeps those that are not measured now, and
-             the pairs of a quick run, which CI is compared with, stand there as "small"
+             the pairs of a quick run, which CI is compared with, stand there as "small". What is measured without a
+             build before (`unpaired`) is left out of a quick run that does not name it, and not kept of any
     Raises TreewrightError where the builds disagree, where one fails, and for names that are not there.
     """
     console = Console(emoji=False)
@@ -104,24 +129,45 @@ def main(
         console.print("bench pair draws no plot; --plot is ignored")
     if quick:
         console.print("quick run: small sizes; its ratios are not the published ones")
-    chosen = [w for w in WORKLOADS if not only or any(part in w.name for part in only)]
-    if not chosen:
+    chosen = [w for w in WORKLOADS if (any(part in w.name for part in only) if only else not (quick and w.heavy))]
+    alone = [u for u in UNPAIRED if (any(part in u.name for part in only) if only else not quick)]
+    if not chosen and not alone:
         raise TreewrightError(f"no workload is called {(only or [''])[0]!r}; there are "
-                              f"{', '.join(w.name for w in WORKLOADS)}")  # fmt: skip
+                              f"{', '.join(w.name for w in (*WORKLOADS, *UNPAIRED))}")  # fmt: skip
+    if POSTGRES not in os.environ and any(w.work == "postgres" for w in chosen):
+        console.print(f"postgres is left out: name a server in {POSTGRES}")
+        chosen = [w for w in chosen if w.work != "postgres"]
     old, new = (*between, *(BEFORE, str(ROOT))[len(between) :])
     pairs: dict[str, dict[str, Any]] = {}
     figures: dict[str, dict[str, Any]] = {}
+    others = _alone(alone, quick, None if json_path is None or quick else Path(json_path), console)
+    if not chosen:
+        return {"quick": quick, "pairs": {}, "unpaired": others, "figures": {}}
     with checkout(old) as first, checkout(new) as second:
         builds = {"old": _named(first, old), "new": _named(second, new)}
         for workload in chosen:
-            found = pairs[workload.name] = _paired(workload, (first, second), quick, rounds)
+            found = _paired(workload, (first, second), quick, rounds)
+            found = pairs[workload.name] = {**found, "new": builds["new"]}
             figures[f"{workload.name}_vs_before"] = {"value": found["ratio"], "unit": "x"}
             console.print(_row(workload.name, found), markup=False, highlight=False)
             if json_path is not None:  # at once: what was measured is there whatever comes next
                 part = {**builds, "pairs": pairs}
                 keep(Path(json_path), {"small": part} if quick else {**part, "figures": figures})
     console.print(_table({**builds, "pairs": pairs}))
-    return {**builds, "quick": quick, "pairs": pairs, "figures": figures}
+    return {**builds, "quick": quick, "pairs": pairs, "unpaired": others, "figures": figures}
+
+
+def _alone(chosen: Sequence[Unpaired], quick: bool, path: Path | None, console: Console) -> dict[str, dict[str, Any]]:
+    """{NAME: says, goal, commit, figures} of what has no build before, put into the result at `path` at once."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in chosen:
+        figures = {name: {"value": value, "unit": unit} for name, (value, unit) in part.measure(quick).items()}
+        found[part.name] = {"says": part.says, "goal": part.goal, "commit": commit(), "figures": figures}
+        for name, one in figures.items():
+            console.print(f"{part.name}/{name}: {one['value']:.4g} {one['unit']}", markup=False, highlight=False)
+        if path is not None:
+            keep(path, {"unpaired": found})
+    return found
 
 
 def keep(path: Path, part: Mapping[str, Any]) -> None:
@@ -137,8 +183,8 @@ def keep(path: Path, part: Mapping[str, Any]) -> None:
     if "pairs" in part and before.get("old", part["old"]) == part["old"]:
         part = {**part, "pairs": {**before.get("pairs", {}), **part["pairs"]}}
     given = {"axes": {}, "figures": {}} | before
-    for name in ("axes", "figures"):
-        part = {**part, name: {**given[name], **part.get(name, {})}}
+    for name in ("axes", "figures", "unpaired"):
+        part = {**part, name: {**given.get(name, {}), **part.get(name, {})}}
     result = {**before, **part, "hardware": hardware(), "versions": versions()}
     result.pop("commit", None)  # which is given anew
     write_result(path, {**result, "quick": "pairs" not in result})

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import sys
 import tempfile
 import time
@@ -25,10 +26,13 @@ from typing import Any
 __all__ = ["WORK"]
 
 Done = tuple[float, str]
+POSTGRES = "TREEWRIGHT_BENCH_POSTGRES"
 MOVES = [*(f'move {{"to": "{way}"}}' for way in ("north", "east", "south", "west")), "stop {}"]
 WAYS = [(f'move {{"to": "{way}"}}', 0.25) for way in ("north", "east", "south", "west")]
 PER_POP, SIDE, TRIES = 2.9, 8, 3  # nodes of a pop of four draws, cells of a side, repetitions of which the least counts
 TOKENS, WIDTH = 200, 4  # of a node of a store: token ids, children
+DRAWS, PROMPT = 8, 1_000  # draws of a prompt, its tokens
+WHOLE = 32  # tokens of a draw from which the model has its full size
 
 
 def part(name: str, *modules: str) -> Any:
@@ -158,6 +162,30 @@ def sqlite(size: int) -> Done:
             return took / rows * 1e6, store.load(store.trees()[0].tree_id).digest()
 
 
+def postgres(size: int) -> Done:
+    """The same into PostgreSQL, into a database of its own on the server that TREEWRIGHT_BENCH_POSTGRES names."""
+    from sqlalchemy import create_engine, make_url, text
+
+    server, name = make_url(os.environ[POSTGRES]), f"treewright_pair_{os.getpid()}"
+    load_trees = part("load_trees", "treewright.search.store.bulk")
+    store_of = part("TreeStore", "treewright.search.store")
+    engine_ = create_engine(server.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    nodes = min(size, 10_000)
+    some = [_columns(seed, nodes) for seed in range(4)]
+    given = [(_header(i), some[i % len(some)]) for i in range(max(size // 10_000, 1))]
+    with engine_.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        try:
+            url = server.set(database=name).render_as_string(hide_password=False)
+            began = time.perf_counter()
+            rows = load_trees(url, given)
+            took = time.perf_counter() - began
+            with store_of.open(url, read_only=True) as store:
+                return took / rows * 1e6, store.load(store.trees()[0].tree_id).digest()
+        finally:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
 def arrays(size: int) -> Done:
     """Seconds of processor time to read the arrays of a store."""
     with tempfile.TemporaryDirectory() as folder:
@@ -194,6 +222,60 @@ def viewer(size: int) -> Done:
     return took, hashlib.sha256(held.encode()).hexdigest()
 
 
+def hf_policy(layers: int, longest: int) -> Any:
+    """A policy that draws from a random model of SmolLM2-135M's shape in float32, or of fewer layers."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=longest, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(shape).float().eval()
+    seedling = part("SEEDLING", "treewright.agent.policies.policy", "treewright.agent.policy")
+    policy_of = part("HFPolicy", "treewright.agent.policies.hf", "treewright.agent.clients.hf")
+    policy = policy_of(model, AutoTokenizer.from_pretrained(str(seedling)), name="bench", version="v0")
+    policy.stop_ids = []  # every draw is as long as it may be
+    return policy
+
+
+def prompt_of(number: int, length: int) -> Any:
+    """A prompt of random tokens; any two differ from the first one on."""
+    context = part("Context", "treewright.search.types")
+    rng = Random(number)
+    ids = (1000 + number, *(rng.randrange(2000, 49_000) for _ in range(length - 1)))
+    return context(keep=0, delta=(), ids=ids)
+
+
+def hf(size: int, known: bool = False) -> Done:
+    """µs of wall clock per sampled token, eight draws of `size` tokens; `known`: the prompt was drawn from before.
+
+    What must agree is what is likeliest: random numbers that fall within the rounding of an edge may differ.
+    """
+    full = size >= WHOLE
+    policy = hf_policy(30 if full else 2, 2048)
+    length, seeds = PROMPT if full else 40, list(range(DRAWS))
+
+    async def timed() -> tuple[float, Any]:
+        costs = []
+        await policy.draw(prompt_of(0, length), seeds, 4)
+        for number in range(1, TRIES):
+            asked = prompt_of(number, length)
+            if known:
+                await policy.draw(asked, seeds[:1], 1)
+            began = time.perf_counter()
+            done = await policy.draw(asked, seeds, size)
+            costs.append((time.perf_counter() - began) / sum(len(one.token_ids) for one in done))
+        policy.temperature = 0.0
+        likeliest = await policy.draw(prompt_of(0, length), [0], 8)
+        await policy.close()
+        return min(costs), [one.token_ids for one in likeliest]
+
+    cost, likeliest = asyncio.run(timed())
+    return cost * 1e6, hashlib.sha256(repr(likeliest).encode()).hexdigest()
+
+
 def command(*words: str) -> Done:
     """A command line in this process, whose whole cost the parent measures; both must end well and say something."""
     main = part("main", "treewright.agent.cli.main", "treewright.agent.cli")
@@ -212,8 +294,11 @@ WORK: dict[str, Callable[[int], Done]] = {
     "growing": lambda size: engine(size, growing=True),
     "langgraph": langgraph,
     "sqlite": sqlite,
+    "postgres": postgres,
     "arrays": arrays,
     "viewer": viewer,
+    "hf": hf,
+    "hf_known": lambda size: hf(size, known=True),
     "run": lambda _: command("run", "kg/3"),
     "help": lambda _: command("--help"),
     "config": lambda _: command("config"),

@@ -1,6 +1,7 @@
 """The page docs/performance.md and the check of CI, from one committed result of `bench pair` and `bench scale`.
 
-python -m treewright.benchmarks.performance docs/performance.json docs/performance.md      writes the page
+python -m treewright.benchmarks.performance docs/performance.json docs/performance.md      writes the page, and the
+                                                                      named figures into the JSON
 python -m treewright.benchmarks.performance docs/performance.json                          checks, see `pair.check`
 """
 
@@ -10,18 +11,98 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from treewright.benchmarks.pair import check
 from treewright.benchmarks.scale import table
 from treewright.benchmarks.search import MARKS
 from treewright.envs.errors import TreewrightError
+from treewright.envs.whole import write_whole
 
-__all__ = ["markdown", "run"]
+__all__ = ["NAMED", "markdown", "named", "run"]
+
+DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
+NAMED: Final[Mapping[str, tuple[str, ...] | str]] = {
+    "engine_vs_before": ("pairs", "engine"),
+    "engine_exponent": ("axes", "engine"),
+    "sessions_8_vs_1_tools": ("unpaired", "tools_sessions", "8_vs_1_5ms"),
+    "postgres_vs_before": ("pairs", "postgres"),
+    "sqlite_vs_before": ("pairs", "sqlite"),
+    "run_start_vs_before": ("pairs", "run_start"),
+    "hf_vs_before": ("pairs", "hf"),
+    "hf_known_vs_before": ("pairs", "hf_known"),
+    "hf_vs_generate": ("unpaired", "generate", "vs_peer"),
+    "hf_known_vs_generate": ("unpaired", "generate", "known_vs_peer"),
+    "viewer_open_s": ("unpaired", "viewing", "open_s"),
+    "viewer_fps": ("unpaired", "viewing", "fps"),
+    "list_s": ("unpaired", "listing", "list_s"),
+    "langgraph_vs_before": ("pairs", "langgraph"),
+    "loop_135m_peak_gb": ("real.json", "loop_peak_gb"),
+    "tests_vs_before": "`make test` depends on the network and on what else the machine does; so it takes no turns",
+}
+"""Where each named figure comes from: a part of the result, a figure of another page's JSON, or why there is none."""
+OTHERWISE: Final = {
+    "loop_135m_peak_gb": "`make bench-real` was not run whole; [real models](real-models.md) says what was seen once",
+    "postgres_vs_before": "needs a server, in TREEWRIGHT_BENCH_POSTGRES; [the store](store.md) has rows a second",
+}
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """What the page shows of a result: the pairs, of a quick run where there is no other, and the exponents."""
+def named(result: Mapping[str, Any], folder: Path = DOCS) -> dict[str, dict[str, Any]]:
+    """{NAME: {"value", "unit", "from"}} of what was measured, {NAME: {"why"}} of what was not.
+
+    folder  where the JSON of other pages lies
+    """
+    return {name: _found(name, place, result, folder) for name, place in NAMED.items()}
+
+
+def _found(name: str, place: tuple[str, ...] | str, result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    if isinstance(place, str):
+        return {"why": place}
+    kind, part, *rest = place
+    if kind.endswith(".json"):
+        given = json.loads((folder / kind).read_text())["figures"].get(part)
+        if given is not None:
+            return {"value": given["value"], "unit": given["unit"], "from": f"{kind}, {part}"}
+    elif (given := result.get(kind, {}).get(part)) is not None:
+        if kind == "pairs":
+            return {"value": given["ratio"], "unit": "of before", "from": part}
+        if kind == "axes":
+            return {"value": given["exponent"], "unit": "", "from": part}
+        if (one := given["figures"].get(rest[0])) is not None:
+            return {"value": one["value"], "unit": one["unit"], "from": f"{part}, {rest[0]}"}
+    return {"why": OTHERWISE.get(name, "no full run")}
+
+
+def _unpaired(result: Mapping[str, Any]) -> list[str]:
+    """What has no build before: figures against a peer or a goal."""
+    parts = result.get("unpaired", {})
+    if not parts:
+        return []
+    lines = ["", "| without a build before | figure | measured | unit | goal | commit |", "|---|---|---:|---|---|---|"]
+    for name, part in parts.items():
+        for i, (figure, one) in enumerate(part["figures"].items()):
+            says, goal, commit = (f"{part['says']} (`{name}`)", part["goal"], part["commit"]) if not i else ("", "", "")
+            lines.append(f"| {says} | `{figure}` | {one['value']:.4g} | {one['unit']} | {goal} | {commit} |")
+    return lines
+
+
+def _names(result: Mapping[str, Any], folder: Path) -> list[str]:
+    lines = ["", "| named figure | value | unit | from |", "|---|---:|---|---|"]
+    for name, one in named(result, folder).items():
+        if "why" in one:
+            lines.append(f"| `{name}` | not measured | | {one['why']} |")
+        else:
+            lines.append(f"| `{name}` | {one['value']:.3g} | {one['unit']} | {one['from']} |")
+    return lines
+
+
+def markdown(result: Mapping[str, Any], folder: Path = DOCS) -> str:
+    """What the page shows of a result: the pairs, of a quick run where there is no other, the exponents, what has no
+    build before, and the named figures.
+
+    folder  where the JSON of other pages lies
+    """
+    full = result
     machine = result["hardware"]
     small = "pairs" not in result
     if small:
@@ -34,12 +115,19 @@ def markdown(result: Mapping[str, Any]) -> str:
         "|---|---:|---:|---|---:|---:|---:|",
     ]
     lines += [
-        f"| {pair['says']}{_here(pair) if small else ''} (`{name}`) | {pair['before']:.4g} "
+        f"| {pair['says']}{_here(pair) if small else ''} (`{name}`{_of(pair, result['new'])}) | {pair['before']:.4g} "
         f"| {pair['after']:.4g} | {pair['unit']} | {pair['ratio']:.3f} "
         f"| {pair['low']:.3f} – {pair['high']:.3f} | {pair['rounds']} |"
         for name, pair in result["pairs"].items()
     ]
-    return "\n".join([*lines, "", table(result["axes"])] if result["axes"] else lines)
+    if result["axes"]:
+        lines += ["", table(result["axes"])]
+    return "\n".join([*lines, *_unpaired(full), *_names(full, folder)])
+
+
+def _of(pair: Mapping[str, Any], new: str) -> str:
+    """The commit of a pair that is of another one than the rest."""
+    return "" if pair.get("new", new) == new else f", commit {pair['new']}"
 
 
 def _here(pair: Mapping[str, Any]) -> str:
@@ -55,9 +143,12 @@ def run(words: Sequence[str]) -> None:
         except TreewrightError as error:
             raise SystemExit(f"error: {error}") from None
     page = Path(words[1])
+    result = json.loads(made.read_text())
+    result["named"] = named(result, DOCS)
+    write_whole(made, json.dumps(result, indent=1) + "\n")
     before, _, rest = page.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    page.write_text(f"{before}{MARKS[0]}\n{markdown(json.loads(made.read_text()))}\n{MARKS[1]}{after}")
+    page.write_text(f"{before}{MARKS[0]}\n{markdown(result)}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from treewright.kernels.decode import BranchCache, Path, Stretch, path_length
 __all__ = ["SlimRunner", "is_slim"]
 
 SLIM_TYPES = ("llama", "qwen2", "qwen3")
-PACKS = 1 << 20
-"""Numbers of a weight from which packing it pays; below, the call costs what it saves."""
+PACKS = 300_000
+"""Numbers of a weight from which packing it pays; below, the call costs what it saves. Measured with 8 rows on one
+core: a product with a packed weight of 576 · 576 takes .70 of the plain one, of 576 · 3072 .46."""
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -139,6 +140,13 @@ def _times(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
 
+def _added(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y [B, out] plus x [B, in] times a weight of `_packed`, plus bias [out]."""
+    if weight.is_mkldnn:
+        return _times(x, weight, bias).add_(y)
+    return torch.addmm(y if bias is None else y + bias, x, weight)
+
+
 class _Layer:
     """The fused weights of one decoder layer, each [in, out]."""
 
@@ -146,9 +154,9 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.heads, self.kv_heads, self.dim = heads, kv_heads, dim
         order = torch.arange(dim).view(2, dim // 2).t().reshape(-1)  # pairs (i, i + dim/2) side by side
-        self.qkv = torch.cat([
+        self.qkv = _packed(torch.cat([
             _paired(attention.q_proj.weight, order), _paired(attention.k_proj.weight, order), attention.v_proj.weight,
-        ]).t().contiguous()  # fmt: skip
+        ]).t().contiguous())  # fmt: skip
         self.qkv_bias: Tensor | None = None
         if attention.q_proj.bias is not None:
             q, k = (_paired(p.bias[:, None], order)[:, 0] for p in (attention.q_proj, attention.k_proj))
@@ -157,19 +165,19 @@ class _Layer:
         if hasattr(attention, "q_norm"):
             q, k = attention.q_norm.weight[order], attention.k_norm.weight[order]
             self.qk_norm = torch.cat([q.expand(heads, dim), k.expand(kv_heads, dim)])
-        self.out, self.out_bias = attention.o_proj.weight.t().contiguous(), attention.o_proj.bias
+        self.out, self.out_bias = _packed(attention.o_proj.weight.t().contiguous()), attention.o_proj.bias
         self.gate_up = _packed(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).t().contiguous())
         self.gate_up_bias: Tensor | None = None
         if mlp.gate_proj.bias is not None:
             self.gate_up_bias = torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias])
-        self.down, self.down_bias = mlp.down_proj.weight.t().contiguous(), mlp.down_proj.bias
+        self.down, self.down_bias = _packed(mlp.down_proj.weight.t().contiguous()), mlp.down_proj.bias
         self.norm_in = layer.input_layernorm.weight.detach()
         self.norm_mid = layer.post_attention_layernorm.weight.detach()
 
     def project(self, x: Tensor, rotation: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, heads, dim], k and v [B, kv heads, dim] of x [B, hidden], rotated."""
         x = F.rms_norm(x, x.shape[-1:], self.norm_in, eps)
-        mixed = x @ self.qkv if self.qkv_bias is None else torch.addmm(self.qkv_bias, x, self.qkv)
+        mixed = _times(x, self.qkv, self.qkv_bias)
         mixed = mixed.view(len(x), -1, self.dim)
         turned = self.heads + self.kv_heads
         qk = mixed[:, :turned]
@@ -181,11 +189,11 @@ class _Layer:
 
     def mix(self, x: Tensor, seen: Tensor, eps: float) -> Tensor:
         """Adds what attention saw [B, heads · dim], then the feed-forward block."""
-        x = torch.addmm(x if self.out_bias is None else x + self.out_bias, seen, self.out)
+        x = _added(x, seen, self.out, self.out_bias)
         y = F.rms_norm(x, x.shape[-1:], self.norm_mid, eps)
         both = _times(y, self.gate_up, self.gate_up_bias)
         gate, up = both.chunk(2, -1)
-        return torch.addmm(x if self.down_bias is None else x + self.down_bias, F.silu(gate) * up, self.down)
+        return _added(x, F.silu(gate) * up, self.down, self.down_bias)
 
 
 def _paired(weight: Tensor, order: Tensor) -> Tensor:

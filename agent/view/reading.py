@@ -26,6 +26,7 @@ from treewright.search.store.codec import decode_expansion, decode_header, sum_o
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, expansions, nodes, trees
 from treewright.search.store.reading import Blobs, TreeRow, header_rows, key_of, list_trees
+from treewright.search.store.scanning import scan
 from treewright.search.store.tree_store import TreeStore
 from treewright.search.store.values import unescape
 from treewright.search.tree import TreeHeader
@@ -38,6 +39,13 @@ KINDS = tuple(NodeKind)
 LABELLED = 50_000  # nodes of a tree up to which every node gets its label at once
 WORDS = 100  # characters of a label
 DRAFT = NodeStatus.DRAFT.value
+MARKS = (
+    "CASE WHEN error IS NOT NULL OR outcome_error <> '' THEN 1 ELSE 0 END",
+    "CASE CASE WHEN coalesce(status, '') = '' THEN effect ELSE outcome_effect END "
+    + " ".join(f"WHEN '{effect.value}' THEN {code}" for code, effect in enumerate(EFFECTS))
+    + " END",
+)
+POPS = ("node", "coalesce(spent_policy_tokens + spent_closing_tokens, 0)")
 FRESH = 5.0  # seconds for which names of weights are kept
 RUNS = 1000  # runs whose checkpoints are looked for
 
@@ -159,17 +167,15 @@ class Reader:
             words = _marks(connection, key, arrays, labels)
             if row.status != "done":
                 arrays["reward"] = np.full_like(arrays["reward"], np.nan)
-            c = expansions.c
-            spent = select(c.node, c.spent_policy_tokens + c.spent_closing_tokens)
-            pops = connection.execute(spent.where(c.tree == key).order_by(c.seq)).all()
+            (_, popped, spent), _ = scan(connection, expansions, key, "seq", POPS, ("closing",))
             goal = goal_of(Blobs(connection)(task))
         return Columns(
             row,
             goal,
             arrays,
             words,
-            np.array([node for node, _ in pops], np.int32),
-            np.cumsum([tokens or 0 for _, tokens in pops], dtype=np.float64),
+            popped.astype(np.int32),
+            np.cumsum(spent, dtype=np.float64),
         )
 
     def path(self, tree_id: str, node: int) -> list[Turn]:
@@ -191,16 +197,11 @@ class Reader:
 def _marks(connection: Connection, key: int, arrays: dict[str, NDArray[Any]], labels: bool) -> Sequence[str] | None:
     """Adds score, effect and flags to the columns; gives the labels, or None where there would be too many."""
     n, c = len(arrays["node"]), nodes.c
-    said = (c.action, func.substr(c.text, 1, 2 * WORDS)) if labels and n <= LABELLED else ()
-    query = select(
-        c.score, c.effect, c.status, c.outcome_effect, or_(c.error.is_not(None), c.outcome_error != ""), *said
-    )
-    rows = connection.execute(query.where(c.tree == key).order_by(c.id)).all()[:n]
     code = {effect.value: i for i, effect in enumerate(EFFECTS)}
-    arrays["score"] = np.array([row[0] for row in rows], np.float32)
-    arrays["effect"] = np.array([code[seen if status else drawn] for _, drawn, status, seen, *_ in rows], np.int8)
-    arrays["flags"] = np.array([bool(row[4]) for row in rows], np.int8)
-    arrays["flags"][arrays["kind"][: len(rows)] == KINDS.index(NodeKind.ALL)] |= 4
+    (_, wrong, effects), ((places, scores),) = scan(connection, nodes, key, "id", MARKS, ("score",))
+    arrays["score"] = np.array(scores, np.float32)[places][:n]
+    arrays["effect"], arrays["flags"] = effects[:n].astype(np.int8), wrong[:n].astype(np.int8)
+    arrays["flags"][arrays["kind"][: len(wrong)] == KINDS.index(NodeKind.ALL)] |= 4
     x = expansions.c
     later = select(x.node, x.closing, x.first, x.drafts, x.status, x.outcome_effect, x.outcome_error)
     for node, closing, first, drafts, status, effect, error in connection.execute(
@@ -212,7 +213,10 @@ def _marks(connection: Connection, key: int, arrays: dict[str, NDArray[Any]], la
             arrays["effect"][node] = code[effect]
             if status != DRAFT and error is not None:
                 arrays["flags"][node] |= 1
-    return [label(row[5], row[6]) for row in rows] if said else None
+    if not labels or n > LABELLED:
+        return None
+    said = select(c.action, func.substr(c.text, 1, 2 * WORDS)).where(c.tree == key).order_by(c.id)
+    return [label(action, text) for action, text in connection.execute(said).all()[:n]]
 
 
 def label(action: str | None, text: str) -> str:

@@ -122,7 +122,7 @@ def test_the_slim_forward_equals_the_models_own(
     assert isinstance(runner_for(model), SlimRunner)
     slim, own = SlimRunner(model), ModelRunner(model)
     packed = packs == 1 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    assert slim.head is not None and slim.head.is_mkldnn == packed
+    assert slim.head is not None and slim.head.is_mkldnn == slim.layers[0].down.is_mkldnn == packed
     runners: tuple[Any, ...] = (slim, own)
     prompts, steps = [prompt(i, n) for i, n in enumerate((5, 23, 90))], torch.arange(30).view(5, 6) + 7
     with torch.inference_mode():

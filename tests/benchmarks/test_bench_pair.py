@@ -13,9 +13,11 @@ import pytest
 from treewright.benchmarks import pair
 from treewright.benchmarks.pair import WORKLOADS, check, checkout, keep, ratio_of, slower
 from treewright.benchmarks.pair_work import WORK
-from treewright.benchmarks.performance import markdown
+from treewright.benchmarks.performance import markdown, named
 from treewright.benchmarks.performance import run as performance_page
 from treewright.benchmarks.scale import exponent
+from treewright.benchmarks.unpaired import Unpaired, against_transformers
+from treewright.benchmarks.viewing import BEGUN, DONE, SHOWN, frames_of, listing, shown_after
 from treewright.envs.errors import TreewrightError
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +106,64 @@ def test_the_page_shows_what_is_committed(tmp_path: Path) -> None:
     result = json.loads(made.read_text())
     assert markdown(result) in page.read_text()
     assert set(result["small"]["pairs"]) >= set(pair.CHECKED)
-    copy = shutil.copy(page, tmp_path / "page.md")
-    performance_page([str(made), str(copy)])
-    assert Path(copy).read_text() == page.read_text()
+    assert result["named"] == named(result), "write them: python -P -m treewright.benchmarks.performance JSON PAGE"
+    told, copy = shutil.copy(made, tmp_path / "made.json"), shutil.copy(page, tmp_path / "page.md")
+    performance_page([str(told), str(copy)])
+    assert Path(copy).read_text() == page.read_text() and Path(told).read_text() == made.read_text()
+
+
+def test_named_figures_say_where_they_are_from_or_why_there_are_none(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text(json.dumps({"figures": {"loop_peak_gb": {"value": 3.5, "unit": "GB"}}}))
+    pairs = {"engine": paired(0.6), "langgraph": paired(0.5)}
+    alone = {"viewing": {"figures": {"open_s": {"value": 0.9, "unit": "s"}, "link_fps": {"value": 60, "unit": "f"}}}}
+    found = named({"pairs": pairs, "unpaired": alone, "axes": {"engine": {"exponent": 1.01}}}, tmp_path)
+    assert found["engine_vs_before"] == {"value": 0.6, "unit": "of before", "from": "engine"}
+    assert found["engine_exponent"]["value"] == 1.01 and found["viewer_open_s"]["value"] == 0.9
+    assert found["loop_135m_peak_gb"] == {"value": 3.5, "unit": "GB", "from": "real.json, loop_peak_gb"}
+    assert "server" in found["postgres_vs_before"]["why"] and found["sqlite_vs_before"] == {"why": "no full run"}
+    asked = "engine_vs_before engine_exponent sessions_8_vs_1_tools postgres_vs_before sqlite_vs_before"
+    assert set(f"{asked} run_start_vs_before loop_135m_peak_gb tests_vs_before langgraph_vs_before".split()) <= set(
+        found
+    )
+
+
+def test_what_has_no_build_before_is_kept_beside_the_pairs_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "performance.json"
+    keep(made, {"old": "x", "new": "y", "pairs": {"a": paired(1.0)}})
+    part = Unpaired("viewing", "a tree in Chromium", "≤ 1 s", lambda small: {"open_s": (0.25, "s")})
+    monkeypatch.setattr(pair, "UNPAIRED", (part,))
+    pair.main(False, str(made), only=["viewing"])
+    result = json.loads(made.read_text())
+    assert set(result["pairs"]) == {"a"} and result["unpaired"]["viewing"]["figures"]["open_s"]["value"] == 0.25
+    result["pairs"] = {"a": {**paired(1.0), "says": "a", "before": 1, "after": 1, "unit": "s", "high": 1, "rounds": 1}}
+    assert "| a tree in Chromium (`viewing`) | `open_s` | 0.25 | s | ≤ 1 s |" in markdown(result)
+    before = made.read_text()
+    pair.main(True, str(made), only=["viewing"])
+    assert made.read_text() == before, "a quick run is not kept"
+
+
+def test_the_policy_agrees_with_generate_before_it_is_timed_against_it() -> None:
+    found = against_transformers(3, layers=1, length=12, turns=1)
+    assert all(value > 0 for value, _ in found.values()) and "vs_peer" in found
+    assert pair._turn(next(w for w in WORKLOADS if w.name == "hf"), ROOT, 2)[0] > 0
+
+
+def test_frames_and_opening_are_read_from_chromiums_trace() -> None:
+    def event(name: str, ms: float, **args: Any) -> dict[str, Any]:
+        return {"name": name, "ts": 1000 * ms, "args": args}
+
+    blank, ours = ({"documentLoaderURL": url} for url in ("", "http://127.0.0.1:1/x/"))
+    drawn = [event("DrawFrame", ms) for ms in (90, 130, 180, 210, 260, 900)]
+    marks = [event(SHOWN, 120), event(BEGUN, 150), event(DONE, 300)]
+    events = [event("navigationStart", 5, data=ours), event("navigationStart", 40, data=blank), *drawn, *marks]
+    assert shown_after(events) == pytest.approx(0.125)
+    assert frames_of(events) == pytest.approx([0.03, 0.05])
+    with pytest.raises(TreewrightError, match="no mark 'tree shown'"):
+        shown_after(drawn)
+
+
+def test_a_list_of_many_trees_is_answered_whole() -> None:
+    found = listing(7, 9)
+    assert found["list_nodes"][0] == 63 and found["list_trees"][0] == 7 and found["list_s"][0] > 0

@@ -57,6 +57,7 @@ class Size:
 
     seconds: float
     loop_seconds: float
+    warm: float = 120.0  # seconds of rounds before the first sample: until then SQLite fills its cache of pages
     tasks: int = 200
     contexts: int = 32
     nodes: int = 1_000_000
@@ -64,16 +65,31 @@ class Size:
     folder: Path = field(default_factory=Path)
 
 
-QUICK = Size(seconds=5.0, loop_seconds=0.0, tasks=20, contexts=2, nodes=30_000, patience=20.0)
+QUICK = Size(seconds=5.0, loop_seconds=0.0, warm=0.0, tasks=20, contexts=2, nodes=30_000, patience=20.0)
 
 
-async def rounds(work: Callable[[int], Awaitable[Any]], seconds: float, sampler: Sampler, least: int = LEAST) -> int:
-    """Does rounds of work for so long, and at least `least` of them; a sample after each, with its latency."""
+async def rounds(
+    work: Callable[[int], Awaitable[Any]], seconds: float, sampler: Sampler, least: int = LEAST, warm: float = 0.0
+) -> int:
+    """Does rounds of work for so long, and at least `least` of them; a sample after each, with its latency.
+
+    warm  seconds of rounds before, without samples
+    """
+    first = await _warmed(work, warm)
     began, count = time.monotonic(), 0
     while count < least or time.monotonic() - began < seconds:
         at = time.perf_counter()
-        await work(count)
+        await work(first + count)
         sampler(time.perf_counter() - at)
+        count += 1
+    return count
+
+
+async def _warmed(work: Callable[[int], Awaitable[Any]], seconds: float) -> int:
+    """The number of rounds done."""
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < seconds:
+        await work(count)
         count += 1
     return count
 
@@ -107,7 +123,9 @@ def mazes(size: Size, sampler: Sampler) -> int:
     found = suite("maze")
     tasks = many(found, size.tasks)
     with TreeStore.open(size.folder / "mazes.sqlite") as store:
-        return asyncio.run(rounds(lambda i: grow(found, tasks, size.tasks, f"r{i}", store), size.seconds, sampler))
+        return asyncio.run(
+            rounds(lambda i: grow(found, tasks, size.tasks, f"r{i}", store), size.seconds, sampler, warm=size.warm)
+        )
 
 
 def browsers(size: Size, sampler: Sampler) -> int:
@@ -152,7 +170,7 @@ def store(size: Size, sampler: Sampler) -> int:
                 await grow(found, tasks, 20, f"r{i}", held)
                 await held.flush()
 
-            count = asyncio.run(rounds(work, size.seconds, sampler))
+            count = asyncio.run(rounds(work, size.seconds, sampler, warm=size.warm))
     finally:
         over.set()
         for thread in asking:

@@ -42,6 +42,8 @@ NAMED: Final[Mapping[str, tuple[str, ...] | str]] = {
 }
 """Where each named figure comes from: a part of the result, a figure of another page's JSON, or why there is none."""
 OTHERWISE: Final = {
+    "hf_vs_before": "no run on a machine quiet enough; see where sampling spends its time",
+    "hf_known_vs_before": "no run on a machine quiet enough; see where sampling spends its time",
     "loop_135m_peak_gb": "`make bench-real` was not run whole; [real models](real-models.md) says what was seen once",
     "postgres_vs_before": "needs a server, in TREEWRIGHT_BENCH_POSTGRES; [the store](store.md) has rows a second",
 }

@@ -176,21 +176,17 @@ async def _cancelled_by_hand(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 @contextmanager
-def resumable(kept: str, over: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+def resumable(kept: str, over: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Ctrl-C says what is kept and the line that goes on, and ends with 130; SIGTERM too, with 143.
 
-    over  None while there is something to go on with. Else the same line would begin all anew, and this is said
-          instead; where it is "", all was said, and the command ends as if nobody had asked
+    over  True once all is done and told: the command then ends as if nobody had asked, for the same line would begin
+          all anew
     """
     try:
         yield
     except KeyboardInterrupt:
-        rest = over()
-        if rest == "":
+        if over():
             return
-        if rest is not None:
-            say(f"\n{rest}")
-            raise typer.Exit(128 + _asked) from None
         say(f"\nstopped: {kept}. Go on with:\n  treewright {shlex.join(map(without_secrets, sys.argv[1:]))}")
         raise typer.Exit(128 + _asked) from None
 
@@ -201,7 +197,7 @@ ANEW = "nothing is kept of this before its end: the same line begins it anew"
 
 
 def go(
-    work: Callable[[], Coroutine[Any, Any, Any]], kept: str = STORED, over: Callable[[], str | None] = lambda: None
+    work: Callable[[], Coroutine[Any, Any, Any]], kept: str = STORED, over: Callable[[], bool] = lambda: False
 ) -> Any:
     """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
     with resumable(kept, over):

@@ -29,8 +29,6 @@ from treewright.agent.cli.telling import Notes
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
-    import asyncio
-
     from treewright.agent.config import Config
     from treewright.envs.types import Suite, Task
     from treewright.search.tree import Tree
@@ -112,7 +110,7 @@ def run(
             finally:
                 await actor.close()
 
-    go(work, over=lambda: over[-1] if over else None)
+    go(work, over=lambda: bool(over))
 
 
 async def _run_searched(cfg: Config, world: Any, task: Any, actor: Any, expansions: int) -> None:
@@ -153,16 +151,14 @@ async def _run_live(
 ) -> None:
     """The journal needs a store: runs/NAME/trees.sqlite, a run of its own for every episode.
 
-    over  gets what is to be said of an episode that has ended by itself, and "" once all was said
+    over  gets the run of an episode that has ended by itself, once all was told
     """
-    import asyncio
     import time
 
     from treewright.agent.runs.collect import tokens_for
     from treewright.agent.runs.episode import committed_calls, run_episode, settle, unfinished
     from treewright.agent.runs.evaluate import without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
-    from treewright.search.commit import Next
     from treewright.search.rules import chains
     from treewright.search.store import TreeStore
 
@@ -184,17 +180,22 @@ async def _run_live(
             settings=replace(settings, close=True, peers=0) if alone else settings,
         )  # fmt: skip
         causes = without_result(episode.trees[-1:])
-        doubtful = bool(episode.commits) and episode.commits[-1].next is Next.SETTLE
+        doubtful = _print_episode(episode)
         if not causes and not doubtful:
-            # Whoever stops the command from here on is told what was done: typed again, it would be another episode.
-            written = store.end_run(run)  # by the store's own thread, which closing the store waits for
-            look = f"treewright view {shlex.quote(cfg.store_at)}"
-            over.append(f"the episode has ended, and what was done is stored; to look at it: {look}")
-            ending = asyncio.ensure_future(_waited(written))
-            try:
-                await asyncio.shield(ending)
-            except asyncio.CancelledError:
-                await ending
+            # First told, then ended: typed again after a kill in between, the line says once more what was done. The
+            # other way round it would begin another episode. It is written by the store's own thread, which closing
+            # the store waits for, and whoever stops the command from here on has been told all.
+            console.file.flush()
+            over.append(run)
+            await store.end_run(run)
+    if causes:
+        raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
+
+
+def _print_episode(episode: Any) -> bool:
+    """The trees of a live episode and what was committed. True if a call is in doubt, with the words that settle it."""
+    from treewright.search.commit import Next
+
     for tree in episode.trees:
         _print_tree(tree)
     Notes(episode.trees).tell()
@@ -202,18 +203,12 @@ async def _run_live(
         console.print(f"commit: {done.next.value}: {done.reason}", markup=False, highlight=False)
         for key in done.approved:
             console.print(f"  approved: {key}", markup=False, highlight=False)
-    if doubtful:
-        for entry in episode.commits[-1].in_doubt:
-            console.print(f"  in doubt: {entry.action_key}", markup=False, highlight=False)
-        say("find out whether it happened, then type the same line with --in-doubt happened, or --in-doubt never")
-    if over:
-        over.append("")
-    if causes:
-        raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
-
-
-async def _waited(future: asyncio.Future[None]) -> None:
-    await future
+    if not episode.commits or episode.commits[-1].next is not Next.SETTLE:
+        return False
+    for entry in episode.commits[-1].in_doubt:
+        console.print(f"  in doubt: {entry.action_key}", markup=False, highlight=False)
+    say("find out whether it happened, then type the same line with --in-doubt happened, or --in-doubt never")
+    return True
 
 
 def _tell(trees: Sequence[Tree]) -> None:

@@ -188,19 +188,26 @@ def test_a_command_that_is_stopped_while_it_writes_that_all_is_over_ends_and_say
     assert at_most_once(place) == (MAILS, MAILS)
 
 
-def test_who_stops_what_is_over_is_told_so_unless_all_was_said(capsys: pytest.CaptureFixture[str]) -> None:
-    def stopped(over: str | None) -> tuple[int, str]:
-        try:
-            with resumable("all", lambda: over):
-                raise KeyboardInterrupt
-        except typer.Exit as end:
-            return end.exit_code, capsys.readouterr().out
-        return 0, capsys.readouterr().out
+def test_who_stops_what_is_over_is_told_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
+    with resumable("all", lambda: True):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == ""
+    with pytest.raises(typer.Exit) as ended, resumable("all", lambda: False):
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 130 and "Go on with" in capsys.readouterr().out
 
-    assert stopped("") == (0, "")
-    assert stopped("it has ended") == (130, "\nit has ended\n")
-    code, told = stopped(None)
-    assert code == 130 and "Go on with" in told
+
+@pytest.mark.parametrize("sessions", [1, 8])
+def test_what_was_done_is_told_before_the_episode_ends_and_again_after_a_kill_in_between(
+    place: Path, sessions: int
+) -> None:
+    """Ended before it was told, the same line would begin another episode and send more."""
+    given = words("a script", sessions)
+    printed, killed = typed(place, *given, kill=Kill(EVENTS - 1))
+    assert killed and "commit: done" in printed
+    printed, killed = typed(place, *given)
+    assert not killed and "commit: done" in printed and f"going on after {MAILS} committed call(s)" in printed
+    assert at_most_once(place) == (MAILS, MAILS)
 
 
 def test_the_policy_alone_acts_in_a_live_world_too(place: Path) -> None:

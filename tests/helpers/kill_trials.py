@@ -180,8 +180,10 @@ def place(home: Path) -> Iterator[Path]:
 def _met(code: int, said: str, fate: Fate, counts: Counts, where: Any) -> None:
     """The process ended as its fate wants it, or was through before."""
     if fate.how == "kill":
-        assert code in ((-signal.SIGKILL,) if fate.at is not None else (-signal.SIGKILL, 0, 2)), where
+        # How many transactions there are hangs on how fast rows come: the last points are not met every time.
+        assert code in ((-signal.SIGKILL, 0) if fate.at is not None else (-signal.SIGKILL, 0, 2)), where
         counts["kills"] += code == -signal.SIGKILL
+        counts["kills_too_late"] += code == 0 and fate.at is not None
     elif fate.how in ("int", "term"):
         if code == -signal.SIGTERM and fate.after is not None and not said:
             counts["kills_too_late"] += 1  # it had not begun

@@ -72,6 +72,10 @@ class PrefixCache:
             self.size -= node.nbytes
 
     def clear(self) -> None:
+        """Holds nothing any more; it is free at once, though nodes name each other."""
+        for node in self._nodes:
+            node.parent = None
+            node.children.clear()
         self._nodes.clear()
         self._children.clear()
         self.size = 0

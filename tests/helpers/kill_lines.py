@@ -175,8 +175,8 @@ def settled(line: Line, folder: Path) -> str:
             asks = "commit: settle" in said and "--in-doubt happened, or --in-doubt never" in said
             must(asks, "doubts_unsaid", said)
             must(lines(folder / "ledger") == before, "sent_in_doubt", said)
-            asked = lines(folder / "approved")[-1]
-            told = ("--in-doubt", "happened" if asked in before else "never")
+            sent = doubt == "send" and lines(folder / "approved")[-1] in before  # else a note, which leaves no trace
+            told = ("--in-doubt", "happened" if sent else "never")
         said = typed(line, folder, *told)
         at_most_once(folder)
         if "commit: done" in said:
@@ -184,13 +184,14 @@ def settled(line: Line, folder: Path) -> str:
     raise AssertionError(f"the episode does not end: {said[-2000:]}")
 
 
-def pending(store: Path) -> bool:
-    """A call was sent and its answer never written down."""
+def pending(store: Path) -> str:
+    """The name of a call that was sent and whose answer was never written down, "" if there is none."""
     if not store.exists():
-        return False
+        return ""
     with TreeStore.open(store, read_only=True) as opened:
         sent = (JournalState.DISPATCHED, JournalState.IN_DOUBT)
-        return any(entry.state in sent for entry in opened.journal.pending())
+        keys = [json.loads(entry.action_key) for entry in opened.journal.pending() if entry.state in sent]
+    return str(keys[-1][0]["name"]) if keys else ""
 
 
 def mails(folder: Path) -> int:

@@ -8,8 +8,10 @@ import gzip
 import hashlib
 import json
 import shutil
+import sqlite3
 import sys
 import tempfile
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -186,12 +188,20 @@ def settled(line: Line, folder: Path) -> str:
 
 def pending(store: Path) -> str:
     """The name of a call that was sent and whose answer was never written down, "" if there is none."""
-    if not store.exists():
+    if not begun(store):
         return ""
     with TreeStore.open(store, read_only=True) as opened:
         sent = (JournalState.DISPATCHED, JournalState.IN_DOUBT)
         keys = [json.loads(entry.action_key) for entry in opened.journal.pending() if entry.state in sent]
     return str(keys[-1][0]["name"]) if keys else ""
+
+
+def begun(store: Path) -> bool:
+    """False for a store whose first transaction was not committed: there is a file of SQLite with nothing in it."""
+    if not store.exists():
+        return False
+    with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as opened:
+        return bool(opened.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
 
 def mails(folder: Path) -> int:

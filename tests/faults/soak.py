@@ -240,9 +240,10 @@ def loop(size: Size, sampler: Sampler) -> int:
             raise RuntimeError(f"the loop ended by itself: {process.stderr.read().decode()[-800:]}")
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # heard in the background of a shell, too
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=120)
+        process.kill()
     rows = [json.loads(row) for row in metrics.read_text().splitlines()]
     sampler.values["latency_s"] = [float(row["seconds"]) for row in rows]
     return len(rows)

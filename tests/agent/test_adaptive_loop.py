@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from not_none import not_none
 from typer.testing import CliRunner
 
@@ -18,14 +16,6 @@ from treewright.training.track import read_metrics
 
 LINE = ("--suites", "kg", "--set", "loop.tasks=4", "--set", "search.rule=adaptive", "--set",
         'search.options={"by": "noise", "cost": "flops"}', "--set", "search.expansions=8")  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_chances_are_learned_logged_and_the_same_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
-import torch
 from closeness import assert_near
 from not_none import not_none
 
@@ -28,14 +27,6 @@ from treewright.training import checkpoint
 from treewright.training.versions import StaleTrees
 
 SETTINGS = ("name=t", "loop.behind=1", "loop.iterations=3", "loop.tasks=4", "search.expansions=2")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def configured(folder: Path, *more: str) -> Config:

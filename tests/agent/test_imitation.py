@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,6 @@ from treewright.training.recipes.imitate import learn_rows, rate_at
 from treewright.training.step import Trainer, TrainSettings
 
 from .small import chatml, qwen3
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 async def kg_episodes(count: int) -> list[Episode]:

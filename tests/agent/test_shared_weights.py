@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,6 @@ from treewright.agent.runs.shared import shared_model
 from treewright.search.types import Context
 from treewright.training.step import Trainer
 from treewright.training.versions import weights_version
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(folder: Path, **settings: Any) -> Config:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from treewright.agent.cli.main import app
@@ -21,14 +20,6 @@ from treewright.agent.runs.ping import Measured, is_refusal, read_lines, refusal
 from treewright.envs import TreewrightError
 from treewright.search.store import TreeStore
 from treewright.search.types import Context
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def call(folder: Path, *args: str, ok: bool = True) -> Result:

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
 from treewright.agent.cli.bench import HOMES
 from treewright.benchmarks.real import SECTIONS, valid_figures
 from treewright.benchmarks.real_exact import RATES, exact_figures
 from treewright.benchmarks.search import section
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_section_is_there() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,6 @@ from treewright.search.store import TreeStore
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.pack import pack_trees
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_moments_are_those_over_pairs_of_different_trees_in_every_resample() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from treewright.agent.runs.setup import rule_of
 from treewright.benchmarks import learning2
@@ -18,14 +16,6 @@ from treewright.training.credit import ESTIMATORS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "learning2.md").read_text()
 TINY = replace(learning2.QUICK, tokens=40, tasks=1, held_out=2, source=1, search=2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("arm", ARMS)

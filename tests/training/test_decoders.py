@@ -58,14 +58,6 @@ FAMILIES: Any = RECURRENT | ATTENTION | WHOLE
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def all_float64() -> Iterator[None]:
     """Models compute parts in float32, which would blur the comparison."""
     before = torch.get_default_dtype()

@@ -49,14 +49,6 @@ BF16 = 0.05
 """Largest relative difference of a bfloat16 gradient from that of rows in float32; rows in bfloat16 stay within it."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Models compute parts in float32, which would blur the comparison."""

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,6 @@ def qwen3(**more: Any) -> Any:
 def sliding_qwen3() -> Any:
     types = ["full_attention", "sliding_attention", "sliding_attention"]
     return qwen3(use_sliding_window=True, sliding_window=4, layer_types=types)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ from treewright.training.credit.trees import tree_arrays
 from treewright.training.loss import clipped_surrogate
 from treewright.training.pack import TokenTrie, pack_trees, rows_of
 from treewright.training.step import Trainer, TrainSettings
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from treewright.training.manifest import complete
 from treewright.training.parallel.launched import launched
 from treewright.training.settings import TrainSettings
 from treewright.training.step import Trainer
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def told(folder: Path, name: str = "out.json") -> Any:

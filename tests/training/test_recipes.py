@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,6 @@ from treewright.training.recipes.prefer import Pair, branch_pairs, dpo, spar_pai
 from treewright.training.recipes.prm import Prm, Step, steps_of, train_prm
 from treewright.training.step import Trainer, TrainSettings, frozen
 from treewright.training.versions import StaleTrees, age_of, weights_version
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(folder: Any, **settings: Any) -> Config:

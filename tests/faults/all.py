@@ -91,6 +91,8 @@ PROMISED: Mapping[str, float | None] = {
     "soak_slopes_above_noise": 0.0,
 }
 """The figures that the page of promises names first, and what each must be; None where the harness judges it."""
+MAY_FALL_SHORT = frozenset({"soak_slopes_above_noise"})
+"""What a busy machine can move: such a figure may be published short of its promise, if the page says so by its name."""
 
 
 def work(harness: Harness, quick: bool, root: Path = ROOT, size: str = "") -> dict[str, Any]:
@@ -137,6 +139,13 @@ def wrong(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def unsaid(page: str, figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Promises not kept that the page does not name under `NOT_KEPT`, or that no page may excuse."""
+    said = page.partition(NOT_KEPT)[2].partition("\n## ")[0]
+    short = [(line.partition(" = ")[0], line) for line in wrong(figures)]
+    return [line for name, line in short if name not in MAY_FALL_SHORT or f"`{name}`" not in said]
+
+
 def merged(before: Mapping[str, Any], part: str, runs: Mapping[str, Mapping[str, Any]], quick: bool) -> dict[str, Any]:
     """The file with this part's runs put in the place of those that ran; others stay."""
     from treewright.agent.runs.figures import commit, hardware, versions
@@ -161,6 +170,8 @@ def table(found: Mapping[str, Any]) -> str:
         run = found["harnesses"].get(key, {})
         figure = run.get("figures", {}).get(name)
         value = f"{figure['value']:,.4g}" if figure else "not measured"
+        must = PROMISED.get(name)
+        value += f" (promised {must:g})" if figure and must is not None and figure["value"] != must else ""
         size = "not run" if not run else "a tenth or less" if run["quick"] else "full"
         size = f"`{run['size']}`" if run.get("size") else size
         shown = f"`make {part} ONLY={key}`"
@@ -171,6 +182,7 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
+NOT_KEPT = "\n## Not kept\n"
 BEGIN, END = "<!-- figures of trust.json -->", "<!-- end of figures -->"
 
 

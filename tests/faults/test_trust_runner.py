@@ -79,4 +79,20 @@ def test_the_page_shows_the_figures_of_the_file() -> None:
     path = ROOT / "docs" / "trust.json"
     found = json.loads(path.read_text())
     assert runner.rewritten(page, found) == page, "the page is made from the file by make faults or make security"
-    assert runner.wrong(found["figures"]) == []
+    assert runner.unsaid(page, found["figures"]) == [], "a promise not kept stands on the page, under Not kept"
+
+
+def test_a_promise_not_kept_must_be_said_and_some_cannot_be_excused() -> None:
+    def figures(**values: float) -> dict[str, dict[str, float | str]]:
+        return {name: {"value": value, "unit": "1"} for name, value in values.items()}
+
+    said = "# Page\n\n## Not kept\n\n`soak_slopes_above_noise` and `ledger_duplicates`.\n\n## More\n\n`kills_lost`\n"
+    assert runner.unsaid(said, figures(soak_slopes_above_noise=2.0, ledger_duplicates=0.0)) == []
+    elsewhere = said.replace("Not kept", "Kept")
+    assert runner.unsaid(elsewhere, figures(soak_slopes_above_noise=2.0)) == [
+        "soak_slopes_above_noise = 2, promised 0"
+    ]
+    assert runner.unsaid(said, figures(ledger_duplicates=1.0, kills_lost=1.0)) == [
+        "ledger_duplicates = 1, promised 0",
+        "kills_lost = 1, promised 0",
+    ]

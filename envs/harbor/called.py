@@ -85,21 +85,23 @@ async def call(
     until: re.Pattern[bytes] | None = None,
     boxed: str | None = None,
     environment: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
 ) -> Called:
     """Runs a command until it ends, `until` is found in the last 200 bytes of its output, or the deadline passes.
 
     deadline  seconds;  limit  bytes of output kept at either end
     boxed     run it in namespaces of its own (boxed.py), with the machine's network ('host') or none ('none')
-    environment  variables added to ours
+    environment  variables added to ours;  stdin  what the command reads
     Whatever it started is killed when this returns, where it is boxed; else its process group. A boxed command has a
     TMPDIR of its own, and of our variables only what an engine reads. Raises EnvFault where it cannot be started.
     """
     if boxed is None:
-        return await _call(words, deadline, limit, until, None, {**os.environ, **(environment or {})})
+        return await _call(words, deadline, limit, until, None, {**os.environ, **(environment or {})}, stdin)
     place = await asyncio.to_thread(tempfile.mkdtemp, prefix="treewright-box-", dir=ROOM)
     try:
         known = {key: value for key, value in os.environ.items() if KEPT.fullmatch(key)}
-        return await _call(words, deadline, limit, until, boxed, {**known, **(environment or {}), "TMPDIR": place})
+        known |= {**(environment or {}), "TMPDIR": place}
+        return await _call(words, deadline, limit, until, boxed, known, stdin)
     finally:
         await asyncio.to_thread(shutil.rmtree, place, True)
 
@@ -111,6 +113,7 @@ async def _call(
     until: re.Pattern[bytes] | None,
     boxed: str | None,
     environment: Mapping[str, str],
+    stdin: bytes,
 ) -> Called:
     reading, writing = os.pipe() if boxed is not None else (-1, -1)
     inherited = () if boxed is None else (reading,)
@@ -118,9 +121,14 @@ async def _call(
         words = [sys.executable, "-I", "-S", str(BOXED), str(reading), boxed, *words]
     try:
         process = await asyncio.create_subprocess_exec(
-            *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            start_new_session=True, pass_fds=inherited, env=dict(environment),
-        )  # fmt: skip
+            *words,
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=inherited,
+            env=dict(environment),
+        )
     except OSError as error:
         if boxed is not None:
             os.close(writing)
@@ -129,6 +137,9 @@ async def _call(
         if boxed is not None:
             os.close(reading)
     assert process.stdout is not None and process.stderr is not None
+    if process.stdin is not None:
+        process.stdin.write(stdin)  # what nobody reads any more is dropped without a word
+        process.stdin.close()
     out, err, late = Bounded(limit), Bounded(ERRORS), False
     listening = asyncio.create_task(_read(process.stderr, err, None))
     ended = False

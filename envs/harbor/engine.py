@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import stat
@@ -33,8 +34,12 @@ __all__ = ["ENGINES", "Buildah", "Daemon", "Engine", "Where", "choose_engine", "
 OPERATION = 120.0  # seconds for anything of the engine itself but building and pulling
 INSTALL = "install docker or podman, or, as root on Linux, buildah (apt-get install buildah)"
 LABEL = "treewright.harbor"
-# buildah 1.28 ends with its command and now and then loses the last that it printed; so the command ends a bit later.
-LINGER = '"$@"; code=$?; sleep 0.1 >/dev/null 2>&1; exit $code'
+# buildah 1.28 takes the values of variables from its arguments alone, which `ps` shows: they come by stdin instead. It
+# ends with its command and now and then loses the last that it printed: so the command ends a bit later.
+ENTER = (
+    'set_by=; while IFS= read -r line; do set_by="$set_by$line\n"; done; eval "$set_by"; unset set_by line;'
+    ' "$@" </dev/null; code=$?; sleep 0.1 >/dev/null 2>&1; exit $code'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,10 +278,14 @@ class Buildah(_Line):
         line = [*self.line, "run", "--isolation=chroot", "--cap-drop", "CAP_SYS_CHROOT"]
         line += [] if where.user is None else ["--user", str(where.user)]
         line += [] if where.folder is None else ["--workingdir", where.folder]
-        line += [word for key, value in where.env.items() for word in ("--env", f"{key}={value}")]
+        if odd := [key for key in where.env if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII)]:
+            raise TreewrightError(
+                f"{odd[0]!r} is no name that a shell takes for a variable; use ?engine=docker or podman"
+            )
+        exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in where.env.items())
         return await call(
-            [*line, container, "--", "sh", "-c", LINGER, "sh", *words], deadline=deadline, limit=limit, until=until,
-            boxed="host" if where.network else "none",
+            [*line, container, "--", "sh", "-c", ENTER, "sh", *words], deadline=deadline, limit=limit, until=until,
+            boxed="host" if where.network else "none", stdin=exports.encode(),
         )  # fmt: skip
 
     async def copy(self, folder: Path, container: str, target: str) -> None:

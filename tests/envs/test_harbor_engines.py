@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,8 +18,11 @@ from speed import patient
 
 from treewright.agent.policies.scripted import scripted_choice
 from treewright.envs import Action, suite
+from treewright.envs.errors import TreewrightError
 from treewright.envs.harbor import check_tasks
 from treewright.envs.harbor.called import BOXED
+from treewright.envs.harbor.engine import Where, choose_engine
+from treewright.envs.harbor.task import read_task
 from treewright.envs.types import Suite, Task
 from treewright.search import Budget, NodeStatus, Pool, Settings, best_first, search
 
@@ -153,3 +157,32 @@ def _lines() -> list[bytes]:
             except OSError:
                 continue
     return out
+
+
+def process_list() -> set[bytes]:
+    found = set[bytes]()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_bytes())
+    return found
+
+
+async def test_values_of_variables_reach_a_command_and_stay_out_of_process_lists(tmp_path: Path) -> None:
+    write_task(tmp_path / "sum", **SUM)
+    engine, task = choose_engine("buildah"), read_task(tmp_path / "sum")
+    container = await engine.start(await engine.image(task), task)
+    value = 'it\'s a "key" $HOME\n`id` \\n end'
+    where = Where(env={"TOLD": value, "EMPTY": ""})
+    try:
+        asked = ["sh", "-c", 'printf "%s|%s|%s" "$TOLD" "${EMPTY-unset}" "$(cat | wc -c)"; sleep 1']
+        running = asyncio.create_task(engine.execute(container, asked, where, patient(30), 1 << 16, None))
+        lines = set[bytes]()
+        while not running.done():
+            lines |= await asyncio.to_thread(process_list)
+            await asyncio.sleep(0.05)
+        assert any(b"wc -c" in line for line in lines) and not any(b"`id`" in line for line in lines)
+        assert (await running).out.text() == f"{value}||0", "and nothing of them is left on stdin"
+        with pytest.raises(TreewrightError, match=r"'a\.b' is no name that a shell takes"):
+            await engine.execute(container, ["true"], Where(env={"a.b": "1"}), patient(30), 1, None)
+    finally:
+        await engine.remove(container)

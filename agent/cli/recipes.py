@@ -161,7 +161,7 @@ def prm(
     from treewright.training.recipes.prm import Prm, train_prm
 
     with open_run(name, config, set_, None, policy) as run:
-        trees = run.trees(suite, split)
+        trees = in_own_tokens(run, run.trees(suite, split))
         if run.config.train.lora.rank:
             raise TreewrightError("a reward model is trained whole: set train.lora.rank=0, and --name another run")
         model = Prm(run.trainer.model, run.trainer.tokenizer)

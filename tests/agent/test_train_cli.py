@@ -80,6 +80,24 @@ def test_a_prm_from_the_command_line_guides_the_next_collection(run: Path, tmp_p
         assert store.load(store.trees()[-1].tree_id).spent.judge_tokens > 0
 
 
+SCRIPT = """
+from treewright.agent.policies.scripted import ScriptedPolicy
+policy = ScriptedPolicy(lambda task, turns, tools, rng: 'answer {"text": "%d"}' % rng.randint(1, 9), name="guesses")
+"""
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "prm"])
+def test_trees_in_the_tokens_of_another_policy_are_told_and_left_out(
+    recipe: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(run, tmp_path)
+    (tmp_path / "guessing.py").write_text(SCRIPT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    call(folder, "collect", "--tasks", "2", "--batch", "40", "--suites", "kg", "--policy", "guessing:policy")
+    out = call(folder, "train", recipe, "--epochs", "1").output
+    assert "2 of 14 trees are in the tokens of another policy and left out" in " ".join(out.split())
+
+
 def test_collect_takes_growth_schedules_with_their_options(tmp_path: Path) -> None:
     for name, options in (("late_branch", "search.options.steps=3"), ("entropy_gated", "search.evaluator=entropy")):
         call(

@@ -7,6 +7,7 @@ tasks, stored, credited, trained on → after: the same held-out tasks again.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ async def run_demo(config: Config, plan: DemoPlan = PLAN, console: Console | Non
     try:
         async with open_worlds(names, config.worlds.sessions or None, config.worlds.deadline) as worlds:
             before, _ = await measure(console, "before", worlds, policy, plan, f"{config.name} before")
-            kept = await _learn(console, config, worlds, policy, learner, store)
+            last = await _learn(console, config, worlds, policy, learner, store)
             after, searched = await measure(console, "after", worlds, policy, plan, f"{config.name} after")
     finally:
         store.close()
@@ -160,7 +161,7 @@ async def run_demo(config: Config, plan: DemoPlan = PLAN, console: Console | Non
         for r in learner.rounds
     ]
     write_figures(config.home / "figures.json", figures, seedling=frozen, rounds=rounds)
-    shown = [t for group in (kept[-1], searched) for t in _samples(group)]
+    shown = [t for group in (last, searched) for t in _samples(group)]
     write_report(
         config.home / "report.html", shown, "treewright demo", _plain(table), advantages=_advantages(shown),
         decode=policy.tokenizer.decode,  # type: ignore[attr-defined]
@@ -171,7 +172,9 @@ async def run_demo(config: Config, plan: DemoPlan = PLAN, console: Console | Non
 
 async def _learn(
     console: Console, config: Config, worlds: dict[str, World], policy: Any, learner: Learner, store: Any
-) -> list[list[Tree]]:
+) -> list[Tree]:
+    """The trees of the last round."""
+    newest: deque[list[Tree]] = deque(maxlen=1)
     each = sum(config.loop.suite_tasks.get(name, config.loop.tasks) for name in worlds)
     with progress_bar(console, "explore, credit, train", each * config.loop.iterations) as advance:
 
@@ -184,7 +187,8 @@ async def _learn(
             advance()
 
         with open_metrics(config.home, config.name) as metrics:
-            return await run_loop(config, worlds, policy, learner, store, on_tree=grown, on_round=note)
+            await run_loop(config, worlds, policy, learner, store, on_tree=grown, on_round=note, on_trees=newest.append)
+    return newest[-1] if newest else []
 
 
 def _advantages(trees: Sequence[Tree]) -> dict[str, list[float]]:

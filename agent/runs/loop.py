@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,6 +75,7 @@ class Learner:
     """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them.
 
     base   the policy that the run was begun with, as --policy names it; kept with every checkpoint
+    rounds  the last thousand
     saved  the folder of the trainer's present weights, once there is one
     ahead  of a loop that goes on one step behind: how the round that it stopped in was begun
     serving  the folder whose weights the policy was given when the loop was resumed
@@ -85,7 +86,7 @@ class Learner:
     folder: Path
     checkpoints: int = 3
     base: str | None = None
-    rounds: list[Round] = field(default_factory=list)
+    rounds: deque[Round] = field(default_factory=lambda: deque(maxlen=1000))
     iteration: int = 0
     saved: Path | None = None
     ahead: Ahead | None = None
@@ -273,8 +274,7 @@ class _Grown:
 async def resume_loop(config: Config, learner: Learner, policy: Any) -> int:
     """The run's newest checkpoint in trainer and policy, and the iteration to go on with: `first` of `run_loop`.
 
-    0 for a new run.
-    A round that was being collected one step behind goes on with the weights that it was begun with.
+    0 for a new run. A round that was being collected one step behind goes on with the weights that it was begun with.
     """
     from treewright.training import checkpoint
 
@@ -300,9 +300,11 @@ async def run_loop(
     on_tree: Callable[[Tree | Failure], None] | None = None,
     on_round: Callable[[Round], None] | None = None,
     crew: Grower | None = None,
-) -> list[list[Tree]]:
-    """Iterations `first` … of collect → train → serve; returns the trees of each. `crew` grows them, if there is one.
+    on_trees: Callable[[list[Tree]], None] | None = None,
+) -> None:
+    """Iterations `first` … of collect → train → serve. `crew` grows the trees, if there is one.
 
+    on_tree, on_trees, on_round  hear of each tree, of an iteration's trees, of what was measured; the loop keeps none
     Inexact trees (a fault persisted, say) are left out of training unless train.allow_biased is set, and counted.
     A loop that is stopped goes on from its last checkpoint: pass what `resume_loop` gives as `first`.
     """
@@ -353,7 +355,7 @@ async def run_loop(
         cost = measured([*trees, *begun], work_of(policy)) + busy  # those that were in the store already count too
         return _Grown(trees, drawn_by, time.monotonic() - began, cost, begun, chosen, rates)
 
-    kept: list[list[Tree]] = []
+    recent: deque[list[Tree]] = deque(maxlen=config.loop.prm_every if judge is not None else 0)
     ahead: _Grown | None = None
     for index in range(first, last + 1):
         began, rates = time.monotonic(), adapted.rates(trainer.baselines)
@@ -390,13 +392,13 @@ async def run_loop(
         seconds = time.monotonic() - began
         done = Round(index, batch.drawn_by, policy.version, success, stats, seconds, cost + Meter.trained(stats))
         learner.rounds.append(done)
-        kept.append(every)
+        recent.append(every)
         if judge is not None and (index + 1) % config.loop.prm_every == 0:
-            recent = [t for trees in kept[-config.loop.prm_every :] for t in trees]
-            stats |= await asyncio.to_thread(refresh, judge, config, trainer, recent)
+            stats |= await asyncio.to_thread(refresh, judge, config, trainer, [t for trees in recent for t in trees])
         if on_round is not None:
             on_round(done)
-    return kept
+        if on_trees is not None:
+            on_trees(every)
 
 
 def _whole_path(folder: str | Path) -> str:

@@ -46,11 +46,12 @@ async def looped(
     """The loop as the command runs it: learner, rounds, and the trees of each round."""
     learner = learner or learner_of(config)
     policy = policy or open_policy("seedling", batch_requests=False)
+    kept: list[list[Tree]] = []
     try:
         first = await resume_loop(config, learner, policy)
         with TreeStore.open(config.store_at) as store:
             async with open_worlds(["kg"]) as worlds:
-                kept = await run_loop(config, worlds, policy, learner, store, first, on_tree)
+                await run_loop(config, worlds, policy, learner, store, first, on_tree, on_trees=kept.append)
     finally:
         await policy.close()
     return learner, kept

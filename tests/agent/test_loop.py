@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,27 @@ async def looped(config: Config, first: int = 0) -> tuple[Learner, list[Round]]:
             await run_loop(config, worlds, policy, learner, store, first, on_round=lambda r: versions.append(r))
     await policy.close()
     return learner, versions
+
+
+async def test_a_loop_forgets_the_trees_of_iterations_before(tmp_path: Path) -> None:
+    alive: list[weakref.ref[Tree]] = []
+
+    def counted(_: Round) -> None:
+        gc.collect()
+        held.append(sum(one() is not None for one in alive))
+
+    held = list[int]()
+    config = small_config(tmp_path, **{"loop.iterations": 4, "loop.tasks": 2})
+    learner = Learner(make_trainer(config, SEEDLING), config.home / "checkpoints")
+    policy = open_policy("seedling")
+    with TreeStore.open(config.store_at) as store:
+        async with open_worlds(["kg"]) as worlds:
+            await run_loop(
+                config, worlds, policy, learner, store,
+                on_tree=lambda tree: alive.append(weakref.ref(tree)), on_round=counted,
+            )  # fmt: skip
+    await policy.close()
+    assert len(alive) == 8 and max(held) <= 4, f"{held} trees were held after each iteration"
 
 
 async def test_the_loop_trains_serves_new_weights_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

@@ -35,9 +35,10 @@ async def looped(
     policy: Any = open_policy("seedling", **({} if model is None else {"model": model}))
     assert (policy.model is learner.trainer.model) == shared
     rounds: list[Any] = []
+    trees: list[list[Any]] = []
     watch.append(policy)
     async with open_worlds(["kg"]) as worlds:
-        trees = await run_loop(cfg, worlds, policy, learner, on_round=rounds.append)
+        await run_loop(cfg, worlds, policy, learner, on_round=rounds.append, on_trees=trees.append)
     await policy.close()
     assert policy.version == weights_version(learner.trainer.model)
     return [[(t.text, t.logprobs) for t in batch] for batch in trees], [r.trained for r in rounds]

@@ -92,7 +92,7 @@ PROMISED: Mapping[str, float | None] = {
 }
 """The figures that the page of promises names first, and what each must be; None where the harness judges it."""
 MAY_FALL_SHORT = frozenset({"soak_slopes_above_noise"})
-"""What a busy machine can move: such a figure may be published short of its promise, if the page says so by its name."""
+"""What a busy machine can move: such a figure may be published short of its promise if the page says so by name."""
 
 
 def work(harness: Harness, quick: bool, root: Path = ROOT, size: str = "") -> dict[str, Any]:

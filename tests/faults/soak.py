@@ -225,8 +225,8 @@ def export(path: Path, folder: Path, over: threading.Event, done: list[int]) -> 
 
 def loop(size: Size, sampler: Sampler) -> int:
     """The command itself, from outside: a sample every second; its latencies are the seconds of its updates."""
-    line = ["loop", "--name", "soak", "--suites", "maze", "--policy", "seedling", "--set", "loop.iterations=100000",
-            "--set", "loop.tasks=8", "--set", "search.expansions=3", "--set", "search.max_tokens=24"]  # fmt: skip
+    line = ["loop", "--name", "soak", "--suites", "kg", "--policy", "seedling", "--set", "loop.iterations=100000",
+            "--set", "loop.tasks=6", "--set", "search.expansions=4"]  # fmt: skip
     process = subprocess.Popen([*COMMAND, *line], cwd=size.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     sampler.pid = process.pid
     metrics = size.folder / "runs" / "soak" / "metrics.jsonl"
@@ -245,6 +245,8 @@ def loop(size: Size, sampler: Sampler) -> int:
             process.wait(timeout=120)
         process.kill()
     rows = [json.loads(row) for row in metrics.read_text().splitlines()]
+    if sum(row["trained_tokens"] > 0 for row in rows) < len(rows) / 2:
+        raise RuntimeError("fewer than half of the updates had anything to learn from: that is no load")
     sampler.values["latency_s"] = [float(row["seconds"]) for row in rows]
     return len(rows)
 

@@ -89,9 +89,7 @@ def test_a_promise_not_kept_must_be_said_and_some_cannot_be_excused() -> None:
     said = "# Page\n\n## Not kept\n\n`soak_slopes_above_noise` and `ledger_duplicates`.\n\n## More\n\n`kills_lost`\n"
     assert runner.unsaid(said, figures(soak_slopes_above_noise=2.0, ledger_duplicates=0.0)) == []
     elsewhere = said.replace("Not kept", "Kept")
-    assert runner.unsaid(elsewhere, figures(soak_slopes_above_noise=2.0)) == [
-        "soak_slopes_above_noise = 2, promised 0"
-    ]
+    assert runner.unsaid(elsewhere, figures(soak_slopes_above_noise=2.0)) == ["soak_slopes_above_noise = 2, promised 0"]
     assert runner.unsaid(said, figures(ledger_duplicates=1.0, kills_lost=1.0)) == [
         "ledger_duplicates = 1, promised 0",
         "kills_lost = 1, promised 0",

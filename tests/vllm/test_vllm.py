@@ -182,10 +182,8 @@ async def test_one_step_behind_the_engine_draws_while_the_trainer_works(
             learner.grown.set()
 
     try:
-        kept = await run_loop(
-            config, worlds, policy, learner,
-            on_tree=grown,
-        )  # fmt: skip
+        kept: list[list[Any]] = []
+        await run_loop(config, worlds, policy, learner, on_tree=grown, on_trees=kept.append)
         rounds = learner.rounds
         assert rounds[0].drawn_by == rounds[1].drawn_by != rounds[2].drawn_by == rounds[0].trained
         assert [r.stats["oldest"] for r in rounds] == [0, 1, 1]

@@ -25,6 +25,7 @@ from treewright.agent.policies.weights import folder_version
 from treewright.agent.runs.collect import Failure, World, collect
 from treewright.agent.runs.evaluate import without_result
 from treewright.agent.runs.guiding import guided, refresh
+from treewright.agent.runs.heap import give_back
 from treewright.agent.runs.ranks import trainer_kind
 from treewright.agent.runs.rounds import Ahead, Grower, Round, RoundOrder
 from treewright.agent.runs.setup import (
@@ -74,12 +75,10 @@ __all__ = [
 class Learner:
     """A trainer and the folder its checkpoints go to; `iteration` of the loop is kept with them.
 
-    base   the policy that the run was begun with, as --policy names it; kept with every checkpoint
-    rounds  the last thousand
+    base   the policy that the run was begun with, as --policy names it;  rounds  the last thousand
     saved  the folder of the trainer's present weights, once there is one
     ahead  of a loop that goes on one step behind: how the round that it stopped in was begun
-    serving  the folder whose weights the policy was given when the loop was resumed
-    adapted  what the loop had learned of starts and schedules
+    serving  the folder of the policy's weights when the loop was resumed;  adapted  what starts and schedules learned
     """
 
     trainer: Any
@@ -103,6 +102,7 @@ class Learner:
         self.trainer.optimizer.zero_grad(set_to_none=True)  # gradients are as large as the weights, and done with
         saved = checkpoint.save(self.trainer, self.folder, self.checkpoints, {**self._begun(), **extra, "stats": stats})
         self.knows(saved.path)
+        give_back()
         return stats, saved
 
     def save(self, extra: dict[str, Any]) -> Any:

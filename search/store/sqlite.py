@@ -354,6 +354,8 @@ def _verify(engine: Engine, path: Path) -> int:
     try:
         with engine.connect() as connection:
             kind, version = _number(connection, "application_id"), _number(connection, "user_version")
+            if kind == 0 and _number(connection, "schema_version") == 0:
+                raise StoreError(f"{path} is empty: what began it ended before its first tree; type that line again")
             if kind != APPLICATION_ID:
                 raise StoreError(f"{path} is not a store of trees (application id {kind}); name another file")
             if version > SCHEMA_VERSION:

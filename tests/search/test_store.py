@@ -219,6 +219,12 @@ def test_files_that_are_no_store_or_are_too_new_are_refused(tmp_path: Path) -> N
         TreeStore.open(tmp_path / "other.db")
     with pytest.raises(StoreError, match="there is no store"):
         TreeStore.open(tmp_path / "none.db", read_only=True)
+    begun = sqlite3.connect(tmp_path / "begun.db")  # what a process leaves that is killed before its first transaction
+    begun.execute("PRAGMA journal_mode=WAL")
+    begun.close()
+    with pytest.raises(StoreError, match="is empty: what began it ended before its first tree; type that line again"):
+        TreeStore.open(tmp_path / "begun.db", read_only=True)
+    TreeStore.open(tmp_path / "begun.db").close()
     with pytest.raises(StoreError, match="kept in SQLite"):
         TreeStore.open("mysql://user:pw@host/db")
     TreeStore.open(tmp_path / "new.db").close()

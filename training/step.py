@@ -37,6 +37,7 @@ from treewright.training.versions import age_of, require_fresh, weights_version
 __all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
 
 
+REMEMBERED, FORGETS = 1000, 50  # weights whose consumed trees are known, which bounds max_staleness; and how often
 PackLoss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
 
 
@@ -78,6 +79,8 @@ class Trainer:
                 "train.clip_rows = true clips (leaf, token) terms; it goes with neither a loss of whole draws nor "
                 "max_staleness"
             )
+        if s.max_staleness >= REMEMBERED:
+            raise TreewrightError(f"train.max_staleness = {s.max_staleness}: it must be below {REMEMBERED}")
         if s.clip_rows and s.unit != "turn":
             raise TreewrightError("train.clip_rows = true clips rows of turns; it does not go with train.unit")
         self.lr = s.rate_for(sum(p.numel() for p in self.model.parameters() if p.requires_grad))
@@ -157,6 +160,7 @@ class Trainer:
         stats = routing | self.descend_surrogate(packs, s.loss_settings(stale), on_pack) if packs else {}
         stats |= self._moves() | self.routing.told()
         self.consumed |= {(t.tree_id, t.header.policy_version) for t in trees}
+        self._forget()
         used = credit.coef != 0
         seen = credit_stats(arrays, credit)
         return stats | {
@@ -170,6 +174,12 @@ class Trainer:
             "trained_tokens": float(sum(len(p.target) for p in packs)),
             **spent_on(self.model, packs, s.minibatches, bool(s.kl_coef)),
         }
+
+    def _forget(self) -> None:
+        """Of consumed trees, those that no update takes any more, their weights being too old: checkpoints hold all."""
+        if self.versions is not None and len(self.versions) > REMEMBERED and len(self.versions) % FORGETS == 0:
+            known = set(self.versions[-REMEMBERED:])
+            self.consumed = {(tree, by) for tree, by in self.consumed if self.aliases.get(by, by) in known}
 
     def _routing(self, pack: PackedBatch) -> dict[str, float]:
         """How many of a pack's tokens half precision would send to other experts; {} for a model without experts."""

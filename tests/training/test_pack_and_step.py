@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from not_none import not_none
 from search_trees import random_tree, tiny_model
 
 from treewright.envs.errors import TreewrightError
-from treewright.training import checkpoint
+from treewright.training import checkpoint, step
 from treewright.training.credit import estimate
 from treewright.training.credit.arrays import Credit, TreeArrays
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.loss import clipped_surrogate
 from treewright.training.pack import TokenTrie, pack_trees, rows_of
 from treewright.training.step import Trainer, TrainSettings
+from treewright.training.versions import StaleTrees, weights_version
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +188,28 @@ def test_trees_are_consumed_once() -> None:
     trainer.update(trees)
     with pytest.raises(TreewrightError, match="trained on before"):
         trainer.update(trees)
+
+
+def test_consumed_trees_of_weights_that_no_update_takes_are_forgotten_and_stay_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step, "REMEMBERED", 3)
+    monkeypatch.setattr(step, "FORGETS", 1)
+    model = tiny_model()
+    trainer = Trainer(model, TrainSettings(max_staleness=2), versions=[weights_version(model)])
+    batches = []
+    for number in range(6):
+        tree = random_tree(number)
+        tree.header = replace(tree.header, policy_version=trainer.version())
+        trainer.update([tree])
+        batches.append(tree)
+    assert {name for name, _ in trainer.consumed} == {tree.tree_id for tree in batches[-2:]}
+    with pytest.raises(StaleTrees, match="more than 2 updates ago"):
+        trainer.update(batches[:1])
+    with pytest.raises(TreewrightError, match="trained on before"):
+        trainer.update(batches[-1:])
+    with pytest.raises(TreewrightError, match=r"max_staleness = 3: it must be below 3"):
+        Trainer(model, TrainSettings(max_staleness=3))
 
 
 @pytest.mark.parametrize("poison", ["reward", "logprob", "weight", "gradient"])

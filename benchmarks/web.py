@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from rich.table import Table
 from treewright.agent.policies.scripted import ScriptedPolicy
 from treewright.agent.runs.figures import commit, hardware, versions, write_result
 from treewright.benchmarks.engine import click, speedup
+from treewright.benchmarks.peer_playwright_mcp import mcp_steps
 from treewright.benchmarks.web_before import demo_gain, paired_costs
 from treewright.benchmarks.web_pages import COUNT
 from treewright.benchmarks.web_same import against_apted, arrivals, timed_distances
@@ -36,7 +38,7 @@ from treewright.search.restore import Pool
 
 __all__ = ["PARTS", "PEER_VARIABLE", "main"]
 
-PEER_VARIABLE = "TREEWRIGHT_PEER_PYTHON"
+PEER_VARIABLE, MCP_VARIABLE = "TREEWRIGHT_PEER_PYTHON", "TREEWRIGHT_PEER_MCP"
 Figures = dict[str, dict[str, Any]]
 
 
@@ -52,7 +54,8 @@ def main(
     quick        a sample of pages and tasks, within a minute or two
     only         parts with one of these in their names; their figures are put beside those that the JSON holds
     peer_python  an interpreter that has browsergym-core and browsergym-miniwob; None: $TREEWRIGHT_PEER_PYTHON, and
-                 without that BrowserGym is not measured. $TREEWRIGHT_PEER_MCP is the folder where npm put @playwright/mcp
+                 without that BrowserGym is not measured
+    $TREEWRIGHT_PEER_MCP is the folder where npm put @playwright/mcp; without it that is not measured
     """
     console, peer = Console(emoji=False), peer_python or os.environ.get(PEER_VARIABLE)
     chosen = [name for name in PARTS if not only or any(part in name for part in only)]
@@ -235,7 +238,9 @@ async def _same_page(console: Console, figures: Figures, more: dict[str, Any], p
 async def _exploration(console: Console, figures: Figures, steps: int) -> None:
     """The bazaar without tasks, beside a random walk of as many steps."""
     from treewright.agent.runs.explore import explore, wander
+    from treewright.envs.web.bazaar import SITE
     from treewright.envs.web.bazaar import SUITE as BAZAAR
+    from treewright.envs.web.bazaar_site import bazaar_routes
 
     pool = Pool(BAZAAR.open, 2)
     try:
@@ -244,13 +249,18 @@ async def _exploration(console: Console, figures: Figures, steps: int) -> None:
         walked = await wander(task, pool, steps)
     finally:
         await pool.close()
+    pages = [route for route in bazaar_routes(SITE) if "GET" in (route.methods or ())]
+    paths = [urlsplit(address).path for address in seen.addresses]
+    kinds = {route.path for route in pages for path in paths if route.path_regex.match(path)}
+    _put(figures, "explore_kinds_share", len(kinds) / len(pages), "share of page kinds")
     _put(figures, "explore_states", len(seen.states), "states")
     _put(figures, "explore_replay_share", len(seen.verified) / len(seen.states), "share of states")
     _put(figures, "explore_states_vs_random", len(seen.states) / walked, "1")
     _put(figures, "explore_tasks", len(seen.tasks), "tasks")
     console.print(
         f"exploring the bazaar for {steps} steps: {len(seen.states)} states ({walked} by a random walk), "
-        f"{len(seen.verified)} reached again by replay, {len(seen.tasks)} tasks"
+        f"{len(kinds)} of {len(pages)} kinds of pages, {len(seen.verified)} states reached again by replay, "
+        f"{len(seen.tasks)} tasks"
     )
 
 
@@ -308,7 +318,16 @@ async def _speed(console: Console, figures: Figures, pages: tuple[str, ...], sec
             _put(figures, f"vs_browsergym_steps{suffix}", rate / theirs, "1")
             shown = "BrowserGym" if name == "default" else "BrowserGym, its wait of 0.5 s left out"
             table.add_row(shown, f"{theirs:.2f}", f"{found['resets'] / found['reset_s']:.2f}", f"{found['steps']:.0f}")
+    if folder := os.environ.get(MCP_VARIABLE):
+        for suffix, found in (await mcp_steps(Path(folder), pages, seconds)).items():
+            theirs = found["steps"] / found["step_s"]
+            _put(figures, f"playwright_mcp_steps_per_s{suffix}", theirs, "1/s")
+            _put(figures, f"vs_playwright_mcp_steps{suffix}", rate / theirs, "1")
+            shown = f"Playwright MCP{', its wait of 0.5 s left out' if suffix else ''}"
+            table.add_row(shown, f"{theirs:.2f}", f"{found['resets'] / found['reset_s']:.2f}", f"{found['steps']:.0f}")
     console.print(table)
+    if not folder:
+        console.print(f"Playwright MCP was not measured: set {MCP_VARIABLE} (make bench-web does)")
     if peer is None:
         console.print(f"BrowserGym was not measured: give --peer-python PATH or set {PEER_VARIABLE}")
 

@@ -35,6 +35,7 @@ _FIELDS = frozenset({"textbox", "searchbox"})
 _OPTIONS = 3  # of one list that are tried
 _WORDS = ("a", "red", "1")  # what is written into fields
 MOST = 24  # drafts of a page
+_TELLING = 2  # texts that the last step brought, which a task asks for
 SHOWN = frozenset({NodeStatus.OPEN, NodeStatus.EXPANDED, NodeStatus.TRUNCATED})
 
 
@@ -222,10 +223,15 @@ class Explored:
     tasks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def addresses(self) -> set[str]:
+        """Where the states are, without the site's own address."""
+        seen = (self.tree.observation[node] for node in self.states)
+        return {head[2] for one in seen if one is not None and (head := _HEAD.match(one.text))}
+
+    @property
     def kinds(self) -> set[str]:
         """Kinds of pages, by their addresses."""
-        seen = (self.tree.observation[node] for node in self.states)
-        return {_kind(one.text) for one in seen if one is not None}
+        return {SiteMemory.kind(f"http://site{address}") for address in self.addresses}
 
 
 async def explore(
@@ -299,7 +305,7 @@ async def wander(task: Task, pool: Pool, steps: int, seed: int = 0, length: int 
 
 
 def _task(tree: Tree, node: int) -> dict[str, Any] | None:
-    """A task whose outcome can be checked: the address, and words that the last step brought; None without either."""
+    """A task whose outcome can be checked: the address, and texts that the last step brought; None without either."""
     path = tree.path(node)
     seen, before = tree.observation[node], tree.observation[path[-2]]
     if seen is None or before is None or (head := _HEAD.match(seen.text)) is None:
@@ -307,7 +313,7 @@ def _task(tree: Tree, node: int) -> dict[str, Any] | None:
     there = set(before.text.splitlines())
     new = [line for line in seen.text.splitlines()[1:] if line not in there and line.startswith(("heading ", "text "))]
     new.sort(key=lambda line: (not line.startswith("heading "), -min(len(line), 80)))
-    words = json.loads(new[0].partition(" ")[2]) if new else ""
+    words = [json.loads(line.partition(" ")[2]) for line in new[:_TELLING]]
     old = _HEAD.match(before.text)
     if not words and (old is None or old[2] == head[2]):
         return None

@@ -115,6 +115,8 @@ class Judge:
             raise TreewrightError(f"{self.python} cannot be run: {error.strerror}; {_install(self.python)}") from error
         try:
             self._answer(None)
+        except EnvFault:
+            raise
         except TreewrightError as error:
             self._stop()
             missing = "No module named 'webarena_verified'" in str(error)
@@ -206,7 +208,7 @@ class VerifiedEnvironment(CheckpointEnvironment):
 
 
 def verified_suite(spec: str) -> Suite:
-    """The suite of a TOML file; warns of tasks on sites that it does not name. Raises TreewrightError for what is wrong."""
+    """The suite of a TOML file; warns of tasks on sites it does not name. Raises TreewrightError, with the field."""
     file = _read(Path(spec.strip()))
     judge = Judge(file.python or Path(sys.executable), _config(file))
     name = f"webarena-verified:{spec}"

@@ -18,6 +18,27 @@ from pathlib import Path
 from typing import Any
 
 
+class _Own:
+    """The package's reader and evaluators on a file of other tasks: its own front door takes exactly 812."""
+
+    def __init__(self, config: Any, ids: list[int]) -> None:
+        subset = import_module("webarena_verified.types.data").TaskSubset
+        reader = import_module("webarena_verified.api.internal.data_reader").WebArenaVerifiedDataReader
+        evaluator = import_module("webarena_verified.api.internal.evaluator").WebArenaVerifiedEvaluator
+        self._reader = reader(config, subset=subset(task_ids=ids, checksum=subset.compute_checksum(ids)))
+        self.evaluate_task = evaluator(config=config, reader=self._reader).evaluate_task
+
+    def get_tasks(self) -> list[Any]:
+        return list(self._reader.tasks)
+
+
+def _opened(given: dict[str, Any]) -> Any:
+    config = import_module("webarena_verified.types.config").WebArenaVerifiedConfig(**given)
+    if "test_data_file" in given:
+        return _Own(config, [row["task_id"] for row in json.loads(Path(given["test_data_file"]).read_text())])
+    return import_module("webarena_verified.api").WebArenaVerified(config=config)
+
+
 def _given(text: str) -> Any:
     """The response as the package reads it: JSON, perhaps in a block of code."""
     block = re.search(r"```(?:json)?\s*\n?(.*?)\n?```", text, re.DOTALL)
@@ -50,7 +71,7 @@ def _judged(benchmark: Any, form: Any, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _tasks(benchmark: Any, subset: str) -> dict[str, Any]:
     found = benchmark.get_tasks()
-    if subset:
+    if subset:  # of the package's own tasks
         folder = Path(import_module("webarena_verified").__file__ or "").parent / "assets" / "dataset" / "subsets"
         path = folder / f"webarena-verified-{subset}.json"
         if not path.is_file():
@@ -75,10 +96,8 @@ def main() -> None:
     lines, out = sys.stdin, os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # the package logs to where answers are read
     try:
-        api = import_module("webarena_verified.api")
-        config = import_module("webarena_verified.types.config").WebArenaVerifiedConfig
         form = import_module("webarena_verified.types.agent_response").FinalAgentResponse
-        benchmark = api.WebArenaVerified(config=config(**json.loads(sys.argv[1])))
+        benchmark = _opened(json.loads(sys.argv[1]))
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)
         return

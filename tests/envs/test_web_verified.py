@@ -15,6 +15,7 @@ import pytest_asyncio
 
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
+from speed import slowness
 from verified_tasks import TASKS
 
 from treewright.envs import Action, TreewrightError
@@ -112,6 +113,7 @@ async def play(env: VerifiedEnvironment, number: int, steps: list[tuple[str, str
 async def opened(made: Suite) -> tuple[VerifiedEnvironment, Any]:
     env: Environment = await made.open()
     assert isinstance(env, VerifiedEnvironment)
+    env.patience *= slowness()
     return env, made.tasks("test", 9)
 
 

@@ -36,6 +36,8 @@ def turn(build: Path, work: str, size: int) -> dict[str, Any]:
         last = "\n".join(done.stderr.strip().splitlines()[-4:]) or "no message"
         raise TreewrightError(f"{work} failed in {build}:\n{last}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if not found["build"].startswith(f"{build}/"):
+        raise TreewrightError(f"{work} ran in {found['build']} instead of {build}: is there a pkg/treewright in it?")
     return found
 
 

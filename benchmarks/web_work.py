@@ -3,7 +3,7 @@
     PYTHONPATH=BUILD/pkg python web_work.py miniwob|market SIZE
 
 Prints one line of JSON: `cost` (seconds of wall clock for a step of MiniWoB's pages, seconds of processor for a step
-of `market`, the browser's included), `steps`, and a digest of what was found.
+of `market`, the browser's included), `steps`, a digest of what was found, and where the build is.
 """
 
 from __future__ import annotations
@@ -98,5 +98,8 @@ def _digest(told: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    from treewright.envs import types
+
     name, size = sys.argv[1], int(sys.argv[2])
-    print(json.dumps(asyncio.run({"miniwob": miniwob, "market": market}[name](size))))
+    found = asyncio.run({"miniwob": miniwob, "market": market}[name](size))
+    print(json.dumps({**found, "build": types.__file__}))

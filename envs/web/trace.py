@@ -17,7 +17,7 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
-__all__ = ["LIMIT", "Exchange", "Sink", "Tee", "Trace"]
+__all__ = ["LIMIT", "Requested", "Sink", "Tee", "Trace"]
 
 LIMIT = 1 << 20  # bytes of a body that are kept
 _SECRET = frozenset({"cookie", "authorization", "proxy-authorization"})
@@ -45,7 +45,7 @@ class Tee:
         await self._sink.drain()
 
 
-class Exchange:
+class Requested:
     """One request and what came back of its answer so far."""
 
     def __init__(self, method: str, url: str, headers: bytes) -> None:
@@ -82,10 +82,10 @@ class Trace:
 
     def __init__(self) -> None:
         self._before: list[dict[str, Any]] = []
-        self._new: list[Exchange] = []
+        self._new: list[Requested] = []
 
-    def begin(self, method: str, url: str, headers: bytes) -> Exchange:
-        self._new.append(Exchange(method, url, headers))
+    def begin(self, method: str, url: str, headers: bytes) -> Requested:
+        self._new.append(Requested(method, url, headers))
         return self._new[-1]
 
     @property

@@ -74,6 +74,7 @@ class VerifiedFile(BaseModel):
     subset   a subset that the package names, such as 'hard'
     python   an interpreter that has webarena-verified; this one where none is named
     hosts    may be reached besides the sites
+    sandboxed  the sites are there to be changed: nothing waits for an approval
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,6 +84,7 @@ class VerifiedFile(BaseModel):
     subset: str = ""
     python: Path | None = None
     hosts: tuple[str, ...] = ()
+    sandboxed: bool = False
 
 
 class Judge:
@@ -155,14 +157,14 @@ class Judge:
 
 
 class VerifiedEnvironment(CheckpointEnvironment):
-    """A session on the benchmark's sites; live, since such sites are shared."""
+    """A session on the benchmark's sites; live unless the file says otherwise, since such sites are shared."""
 
     name = "webarena-verified"
 
     def __init__(self, file: VerifiedFile, judge: Judge) -> None:
         hosts = [*(host_of(site.url) for site in file.sites.values()), *file.hosts]
         super().__init__(next(iter(file.sites.values())).url, hosts=hosts)
-        self.file, self.judge, self.trace = file, judge, Trace()
+        self.file, self.judge, self.trace, self.sandboxed = file, judge, Trace(), file.sandboxed
 
     async def begin(self, task: Task, key: int) -> None:
         sites = [self.file.sites[name] for name in task.data["sites"]]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,17 +20,24 @@ pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'tr
 from speed import slowness
 from verified_tasks import TASKS
 
+from treewright.agent.policies.scripted import ScriptedPolicy
+from treewright.agent.runs.episode import run_episode
 from treewright.envs import Action, TreewrightError
 from treewright.envs.errors import EnvFault
 from treewright.envs.registry import suite
-from treewright.envs.types import Environment, Suite
+from treewright.envs.types import Environment, Observation, Suite, Task, ToolSpec
 from treewright.envs.web.bazaar import SITE, close_bazaar
 from treewright.envs.web.bazaar_world import World
 from treewright.envs.web.browser import find_chromium
 from treewright.envs.web.market_site import TOKEN_HEADER
-from treewright.envs.web.trace import Exchange
+from treewright.envs.web.trace import Requested
 from treewright.envs.web.verified import Judge, VerifiedEnvironment
 from treewright.envs.web.webarena import SEED
+from treewright.search.engine import Settings
+from treewright.search.restore import Pool
+from treewright.search.rules import best_first
+from treewright.search.store import TreeStore
+from treewright.search.types import Budget, Exchange
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 needs_browser = pytest.mark.skipif(
@@ -36,7 +45,7 @@ needs_browser = pytest.mark.skipif(
 )
 REAL = os.environ.get("TREEWRIGHT_WEBARENA_VERIFIED", "")
 needs_package = pytest.mark.skipif(not REAL, reason="the package has versions of its own: make test-webarena-verified")
-TOKEN = "verified"
+TOKEN = "b6f1c0ffee"
 STEPS: dict[int, list[tuple[str, str]]] = {
     0: [],
     1: [("click", "orders")],
@@ -155,7 +164,7 @@ async def test_the_gate_writes_what_was_asked_posted_and_answered_and_a_node_kee
 
 
 async def test_an_answer_is_read_as_it_was_sent_packed_in_pieces_or_not_at_all() -> None:
-    asked = Exchange(
+    asked = Requested(
         "GET", "http://h/a?b=1&b=2&c=", b"Referer: http://h/\r\nCookie: sid=secret\r\nAuthorization: x\r\n\r\n"
     )
     assert asked.entry()["response"]["status"] == 0
@@ -173,7 +182,7 @@ async def test_an_answer_is_read_as_it_was_sent_packed_in_pieces_or_not_at_all()
     import gzip
 
     packed = gzip.compress(b'{"a": 2}')
-    again = Exchange("GET", "http://h/", b"")
+    again = Requested("GET", "http://h/", b"")
     again.answer += head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
     assert json.loads(again.entry()["response"]["content"]["text"]) == {"a": 2}
 
@@ -258,3 +267,32 @@ async def test_a_package_that_does_not_answer_is_a_fault_and_is_started_anew(tmp
     judge.patience = 60.0
     assert len((await asyncio.to_thread(judge.ask, op="tasks", subset=""))["tasks"]) == len(TASKS)
     judge.close()
+
+
+def approving(task: Task, turns: Sequence[Exchange], tools: Sequence[ToolSpec], rng: Random, first: Observation) -> str:
+    seen = turns[-1].observation.text if turns else first.text
+    button = re.search(r'button "approve" (e\d+)', seen)
+    return f'click {{"ref": "{button[1]}"}}' if button else f"answer {json.dumps({'text': said('mutate')})}"
+
+
+@needs_browser
+async def test_what_was_committed_is_in_the_trace_of_the_session_that_goes_on(bazaar: None, tmp_path: Path) -> None:
+    made = suite(f"webarena-verified:{sites(tmp_path, stand_in(tmp_path))}")
+    SITE.enter(TOKEN, World.build(SEED, "test"))
+    pool, asked = Pool(made.open), list[str]()
+    try:
+        with TreeStore.open(tmp_path / "live.sqlite") as store:
+            episode = await run_episode(
+                made.tasks("test", 9)[3], pool, ScriptedPolicy(approving, trainable=False), store=store,
+                journal=store.journal, approve=lambda task, action: asked.append(action.key) is None,
+                rule=best_first(1, 1), budget=Budget(expansions=4), settings=Settings(max_tokens=300, answers=1),
+                commits=3,
+            )  # fmt: skip
+    finally:
+        await pool.close()
+        if made.close is not None:
+            await made.close()
+    assert episode.reward == 1.0 and len(asked) == 1
+    trace = json.loads((tmp_path / "asked.json").read_text())["trace"]
+    posts = [e["request"]["url"].removeprefix(SITE.url) for e in trace if e["request"]["method"] == "POST"]
+    assert posts == ["r/14/approve"]

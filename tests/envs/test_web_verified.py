@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tomllib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from random import Random
@@ -31,7 +32,7 @@ from treewright.envs.web.bazaar_world import World
 from treewright.envs.web.browser import find_chromium
 from treewright.envs.web.market_site import TOKEN_HEADER
 from treewright.envs.web.trace import Requested
-from treewright.envs.web.verified import Judge, VerifiedEnvironment
+from treewright.envs.web.verified import Judge, SiteAt, VerifiedEnvironment, VerifiedFile
 from treewright.envs.web.webarena import SEED
 from treewright.search.engine import Settings
 from treewright.search.restore import Pool
@@ -211,6 +212,15 @@ async def test_what_is_wrong_with_the_file_is_named_with_what_to_write(text: str
         suite(f"webarena-verified:{tmp_path / 'sites.toml'}")
 
 
+async def test_the_docs_name_every_field_and_their_file_is_right() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "web.md").read_text()
+    block = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[1]
+    found = VerifiedFile.model_validate(tomllib.loads(block))
+    assert found.sandboxed and found.sites["SHOPPING"].storage == Path("shopping.json")
+    named = [*VerifiedFile.model_fields, *SiteAt.model_fields]
+    assert [name for name in named if not re.search(rf"^\W*{name}\b", block, re.M)] == ["hosts"] and "`hosts`" in text
+
+
 async def test_the_bare_name_says_that_a_file_belongs_behind_it() -> None:
     with pytest.raises(TreewrightError, match="behind a colon: webarena-verified:…"):
         suite("webarena-verified")
@@ -280,11 +290,16 @@ async def test_what_was_committed_is_in_the_trace_of_the_session_that_goes_on(ba
     made = suite(f"webarena-verified:{sites(tmp_path, stand_in(tmp_path))}")
     SITE.enter(TOKEN, World.build(SEED, "test"))
     pool, asked = Pool(made.open), list[str]()
+
+    def approve(task: Task, action: Action) -> bool:
+        asked.append(action.key)
+        return True
+
     try:
         with TreeStore.open(tmp_path / "live.sqlite") as store:
             episode = await run_episode(
                 made.tasks("test", 9)[3], pool, ScriptedPolicy(approving, trainable=False), store=store,
-                journal=store.journal, approve=lambda task, action: asked.append(action.key) is None,
+                journal=store.journal, approve=approve,
                 rule=best_first(1, 1), budget=Budget(expansions=4), settings=Settings(max_tokens=300, answers=1),
                 commits=3,
             )  # fmt: skip

@@ -23,6 +23,7 @@ from treewright.benchmarks.peer_playwright_mcp import mcp_steps
 from treewright.benchmarks.web_before import demo_gain, paired_costs
 from treewright.benchmarks.web_pages import COUNT
 from treewright.benchmarks.web_same import against_apted, arrivals, timed_distances
+from treewright.benchmarks.web_taught import taught
 from treewright.benchmarks.web_trials import (
     Live,
     MiniWob,
@@ -222,12 +223,25 @@ async def _demo(asked: Asked) -> None:
     )
 
 
+async def _taught(asked: Asked) -> None:
+    """The packaged model on `market` before and after it imitates the expert."""
+    for name, (value, unit) in (await taught(8, 1, 4) if asked.quick else await taught(300, 6, 100)).items():
+        asked.put(name, value, unit)
+    shown = {name: one["value"] for name, one in asked.figures.items() if name.startswith("market_taught")}
+    asked.console.print(
+        f"market, {shown['market_taught_demos']:.0f} episodes of the expert imitated: "
+        f"{shown['market_taught_before']:.0f} % → {shown['market_taught_after']:.0f} % of "
+        f"{shown['market_taught_tasks']:.0f} held-out tasks, {shown['market_taught_gain_points']:+.0f} points, "
+        f"at least {shown['market_taught_gain_low']:+.0f}"
+    )
+
+
 PARTS: Final[Mapping[str, Callable[[Asked], Awaitable[None]]]] = {
     "miniwob": _miniwob, "steps": _steps, "back": _back, "live": _live, "fingerprints": _fingerprints,
     "arrivals": _arrivals, "distance": _distance, "explored": _explored, "before": _before, "cpu": _cpu,
-    "sessions": _sessions, "demo": _demo,
+    "sessions": _sessions, "demo": _demo, "taught": _taught,
 }  # fmt: skip
-HEAVY = ("before", "cpu", "sessions", "explored")  # left out of a quick run that does not name them
+HEAVY = ("before", "cpu", "sessions", "explored", "taught")  # left out of a quick run that does not name them
 
 
 async def _same_page(console: Console, figures: Figures, more: dict[str, Any], pages: int) -> None:

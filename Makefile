@@ -259,6 +259,7 @@ $(PEERS)/.ready:
 bench-web: setup $(VENV)/.tested $(PEERS)/.ready
 	TREEWRIGHT_PEER_MCP=$(abspath $(PEERS)) $(BIN)/treewright bench web --peer-python $(PEERS)/bin/python \
 	  --json docs/web.json $(foreach part,$(ONLY),--only $(part))
+	$(BIN)/python -P -m treewright.benchmarks.web_page docs/web.json docs/web.md
 
 # 10,000 steps in a browser that is killed now and then: no orphan process, every node found again.
 soak-web: setup $(VENV)/.tested

@@ -66,9 +66,10 @@ def main(
         chosen = [name for name in chosen if name not in HEAVY]
     asked = Asked(console, quick, Path(peer) if peer else None)
     for name in chosen:
-        began, before = time.monotonic(), dict(asked.figures)
+        began, before, load = time.monotonic(), dict(asked.figures), round(os.getloadavg()[0], 1)
         asyncio.run(_part(PARTS[name], asked))
-        asked.more["parts"][name] = {"commit": commit(), "quick": quick, "seconds": round(time.monotonic() - began)}
+        told = {"commit": commit(), "quick": quick, "load": load, "seconds": round(time.monotonic() - began)}
+        asked.more["parts"][name] = told
         if json_path:  # at once: what was measured is there whatever comes next
             keep(Path(json_path), {k: v for k, v in asked.figures.items() if k not in before}, asked.more)
     if quick:

@@ -18,6 +18,7 @@ from treewright.agent.cli.bench import bench
 from treewright.benchmarks.pair import ROOT
 from treewright.benchmarks.peer_playwright_mcp import mcp_steps
 from treewright.benchmarks.web_before import demo_gain, turn
+from treewright.benchmarks.web_page import busy, put_table, table
 from treewright.benchmarks.web_trials import peer_steps
 from treewright.benchmarks.web_work import processor_seconds
 from treewright.envs import TreewrightError
@@ -86,3 +87,19 @@ def test_a_turn_of_this_build_clicks_and_counts_and_one_of_another_or_that_fails
         turn(ROOT, "miniwob", "none")  # type: ignore[arg-type]
     with pytest.raises(TreewrightError, match=f"instead of {tmp_path}: is there a pkg/treewright in it"):
         turn(tmp_path, "miniwob", 1)
+
+
+def test_the_pages_table_is_that_of_its_figures_and_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
+    shown = ROOT / "docs" / "web.md"
+    page = tmp_path / "web.md"
+    page.write_text(shown.read_text())
+    put_table(ROOT / "docs" / "web.json", page)
+    assert page.read_text() == shown.read_text(), "type: make bench-web ONLY=demo"
+    assert table({"same_page_false": {"value": 0}}).splitlines()[2:] == [
+        "| `same_page_false`: of 40 pairs that look alike, taken for the same | 0 | 0 |"
+    ]
+    parts = {"steps": {"load": 9.5}, "cpu": {"load": 0.4}, "old": {}}
+    assert "begin): steps (9.5)." in busy({"hardware": {"cores": 2}, "parts": parts})
+    page.write_text("no marks")
+    with pytest.raises(TreewrightError, match="has no place for the table"):
+        put_table(ROOT / "docs" / "web.json", page)

@@ -53,15 +53,14 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def busy(result: Mapping[str, Any]) -> str:
-    """Which parts were not taken on an idle machine, as a paragraph; '' where all were."""
-    cores = result.get("hardware", {}).get("cores") or 1
-    loads = {name: part["load"] for name, part in result.get("parts", {}).items() if part.get("load", 0) > 0.5 * cores}
-    told = ", ".join(f"{name} ({load})" for name, load in loads.items())
-    return (
-        f"\n\nOther work shared the {cores} cores while these parts were taken (load average at their begin): {told}."
-        if told
-        else ""
-    )
+    """Which parts were not taken on an idle machine, or not known to be, as a paragraph; '' where all were."""
+    cores, parts = result.get("hardware", {}).get("cores") or 1, result.get("parts", {})
+    loads = [f"{name} ({part['load']})" for name, part in parts.items() if part.get("load", 0) > 0.5 * cores]
+    unknown = [name for name, part in parts.items() if "load" not in part]
+    told = f"Other work shared the {cores} cores while these parts were taken (load average at their begin): "
+    told = f"{told}{', '.join(loads)}. " if loads else ""
+    told += f"The load was not recorded for: {', '.join(unknown)}." if unknown else ""
+    return f"\n\n{told.strip()}" if told else ""
 
 
 def put_table(result: Path, page: Path) -> None:

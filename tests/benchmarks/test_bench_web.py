@@ -99,7 +99,9 @@ def test_the_pages_table_is_that_of_its_figures_and_leaves_out_what_was_not_meas
         "| `same_page_false`: of 40 pairs that look alike, taken for the same | 0 | 0 |"
     ]
     parts = {"steps": {"load": 9.5}, "cpu": {"load": 0.4}, "old": {}}
-    assert "begin): steps (9.5)." in busy({"hardware": {"cores": 2}, "parts": parts})
+    assert "begin): steps (9.5). The load was not recorded for: old." in busy(
+        {"hardware": {"cores": 2}, "parts": parts}
+    )
     page.write_text("no marks")
     with pytest.raises(TreewrightError, match="has no place for the table"):
         put_table(ROOT / "docs" / "web.json", page)

@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-clients test-triton test-ray test-real lint clean \
-	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted bypass-sweep soak-web firstweek docs \
+	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted bypass-sweep soak-web bench-web test-webarena-verified firstweek docs \
 	faults security locked supply-check licences sbom audit pair
 setup: $(STAMP)
 
@@ -236,6 +236,30 @@ bench-real: setup $(VENV)/.tested
 # Every known way of a page to reach a host that is not listed, with the guard on and off (about three minutes).
 bypass-sweep: setup $(VENV)/.tested
 	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/bypasses.py --json docs/web_bypasses.json
+
+# WebArena-Verified's own evaluators on tasks of its form, in an environment of its own: the package pins its versions.
+WEBARENA := $(VENV)-webarena
+$(WEBARENA)/.ready:
+	$(PYTHON) -m venv $(WEBARENA)
+	$(WEBARENA)/bin/python -m pip install --quiet webarena-verified==1.2.3
+	touch $(WEBARENA)/.ready
+
+test-webarena-verified: setup $(VENV)/.tested $(WEBARENA)/.ready
+	TREEWRIGHT_WEBARENA_VERIFIED=$(abspath $(WEBARENA))/bin/python $(BIN)/python -m pytest tests/envs/test_web_verified.py
+
+# The figures of the web page, beside BrowserGym and npm's Playwright MCP (half an hour of an idle machine);
+# ONLY="steps before" measures some of the parts.
+PEERS := $(VENV)-webpeers
+$(PEERS)/.ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet browsergym-core==0.14.3 browsergym-miniwob==0.14.3
+	npm install --silent --no-fund --no-audit --ignore-scripts --prefix $(PEERS) @playwright/mcp@0.0.83
+	touch $(PEERS)/.ready
+
+bench-web: setup $(VENV)/.tested $(PEERS)/.ready
+	TREEWRIGHT_PEER_MCP=$(abspath $(PEERS)) $(BIN)/treewright bench web --peer-python $(PEERS)/bin/python \
+	  --json docs/web.json $(foreach part,$(ONLY),--only $(part))
+	$(BIN)/python -P -m treewright.benchmarks.web_page docs/web.json docs/web.md
 
 # 10,000 steps in a browser that is killed now and then: no orphan process, every node found again.
 soak-web: setup $(VENV)/.tested

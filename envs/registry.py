@@ -32,6 +32,7 @@ SCHEMES = {
     "agentdojo": "treewright.envs.tools.agentdojo:agentdojo_suite",
     "gym": "treewright.envs.tools.gym:gym_suite",
     "web": "treewright.envs.web.own_site:web_suite",
+    "webarena-verified": "treewright.envs.web.verified:verified_suite",
     "verifiers": "treewright.envs.tools.verifiers:verifiers_suite",
     "reasoning": "treewright.envs.reasoning.gym:reasoning_suite",
     "recipes": "treewright.envs.recipes:recipes_suite",
@@ -88,6 +89,8 @@ def _own(name: str, scheme: str, colon: bool) -> Suite:
 
         refuse_misspelt(name)
         return bare_suite(name)
+    if name in SCHEMES:
+        raise TreewrightError(f"no suite named {name!r} alone; write what it is about behind a colon: {name}:…")
     near = difflib.get_close_matches(name, names(), n=1)
     known = ", ".join([*names(), *(f"{s}:…" for s in SCHEMES), "MODULE:CLASS of your own"])
     hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"

@@ -68,7 +68,7 @@ def bench(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="search, pair: only parts with this in their names; models, train: only these."),
+        typer.Option(help="search, pair, web: only parts with this in their names; models, train: only these."),
     ] = None,
     name_: Annotated[
         str | None, typer.Option("--name", "-n", help="variance: the run whose worlds, weights and trees are measured.")
@@ -104,7 +104,7 @@ def bench(
             raise TreewrightError(f"bench {name} has no use for {option}; leave it out")
         more[key] = value
     kept = (
-        json if only or name in ("pair", "scale") else None
+        json if only or name in ("pair", "scale", "web") else None
     )  # the benchmark puts its parts beside those that are there
     with metering() as spent:
         result = main(quick, str(kept) if kept else None, str(plot) if plot else None, **more)

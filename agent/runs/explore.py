@@ -1,12 +1,13 @@
 """Exploring a site without tasks: a tree grown by novelty, its paths verified by replay, and tasks made of them.
 
-Every usable element of a page is a draft. What is popped next is what was tried least on pages of that kind; a state
-that was seen before is remembered for the whole tree and not gone on from. In a live world only reads and what can be
-undone is executed, as in any search. A path becomes a task if a fresh session gets to its end by replay.
+Every usable element of a page is a draft. What is popped next is what most likely leads to a state that was not seen
+yet; a state that was seen before is remembered for the whole tree and not gone on from. In a live world only reads and
+what can be undone is executed, as in any search. A path becomes a task if a fresh session gets to its end by replay.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 import random
 import re
@@ -34,6 +35,7 @@ _FIELDS = frozenset({"textbox", "searchbox"})
 _OPTIONS = 3  # of one list that are tried
 _WORDS = ("a", "red", "1")  # what is written into fields
 MOST = 24  # drafts of a page
+_TELLING = 2  # texts that the last step brought, which a task asks for
 SHOWN = frozenset({NodeStatus.OPEN, NodeStatus.EXPANDED, NodeStatus.TRUNCATED})
 
 
@@ -109,48 +111,61 @@ class Explorer(ScriptedPolicy):
 
 
 class _Novel:
-    """What was tried least on pages of its kind first; children of states that were seen before are dropped."""
+    """What most likely leads to a new state first; children of states that were seen before are dropped.
+
+    What is done by the same name, numbers aside, leads as a rule to the same place, and what once led to something new
+    (a facet, a further piece in the cart) often does so again. So drafts wait in groups by their labels; a group counts
+    by the share of its tries that were new, which is 1 until it has been tried. Equal ones: tried least, then shallow.
+    """
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.dropped: list[int] = []
-        self._waiting: list[int] = []
+        self._groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         self._labels: dict[int, tuple[str, ...]] = {}
         self._tried: Counter[tuple[str, ...]] = Counter()
+        self._new: Counter[tuple[str, ...]] = Counter()
         self._first: dict[str, int] = {}
 
     def offer(self, node: int) -> None:
-        self._waiting.append(node)
+        if self._seen_before(self.tree.parent[node]):
+            self.dropped.append(node)
+        else:
+            heapq.heappush(self._groups.setdefault(self._label(node), []), (self.tree.depth[node], node))
 
     def peek(self) -> int | None:
-        kept = [node for node in self._waiting if not self._seen_before(self.tree.parent[node])]
-        if len(kept) < len(self._waiting):
-            self.dropped += [node for node in self._waiting if node not in set(kept)]
-            self._waiting = kept
-        return min(kept, key=self._key) if kept else None
+        return self._groups[min(self._groups, key=self._key)][0][1] if self._groups else None
 
     def take(self) -> int:
         node = self.peek()
         if node is None:
             raise IndexError("nothing waits")
-        self._waiting.remove(node)
         label = self._label(node)
+        heapq.heappop(self._groups[label])
+        if not self._groups[label]:
+            del self._groups[label]
         self._tried.update((label, label[1:]))
         return node
 
     def applied(self, node: int, new: range) -> None:
         for one in (node, *new):
-            if (seen := self.tree.observation[one]) is not None and self.tree.error[one] is None:
-                self._first.setdefault(seen.fingerprint, one)
+            seen = self.tree.observation[one]
+            if seen is None or self.tree.error[one] is not None or seen.fingerprint in self._first:
+                continue
+            self._first[seen.fingerprint] = one
+            label = self._label(one)
+            self._new.update((label, label[1:]))
 
     def _seen_before(self, node: int) -> bool:
         seen = self.tree.observation[node] if node >= 0 else None
         return seen is not None and self._first.get(seen.fingerprint, node) != node
 
-    def _key(self, node: int) -> tuple[int, int, int, int]:
-        """What is done by the same name on every page leads, as a rule, to the same place."""
-        label = self._label(node)
-        return self._tried[label[1:]], self._tried[label], self.tree.depth[node], node
+    def _key(self, label: tuple[str, ...]) -> tuple[float, int, int, int, int]:
+        """Smallest for what is popped next; a label says little at first, and so stands beside its name elsewhere."""
+        tried, named = self._tried[label], self._tried[label[1:]]
+        elsewhere = (self._new[label[1:]] + 1) / (named + 1)
+        share = (self._new[label] + elsewhere) / (tried + 1)
+        return -round(share, 1), named, tried, *self._groups[label][0]
 
     def _label(self, node: int) -> tuple[str, ...]:
         if node not in self._labels:
@@ -208,10 +223,15 @@ class Explored:
     tasks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def addresses(self) -> set[str]:
+        """Where the states are, without the site's own address."""
+        seen = (self.tree.observation[node] for node in self.states)
+        return {head[2] for one in seen if one is not None and (head := _HEAD.match(one.text))}
+
+    @property
     def kinds(self) -> set[str]:
         """Kinds of pages, by their addresses."""
-        seen = (self.tree.observation[node] for node in self.states)
-        return {_kind(one.text) for one in seen if one is not None}
+        return {SiteMemory.kind(f"http://site{address}") for address in self.addresses}
 
 
 async def explore(
@@ -285,7 +305,7 @@ async def wander(task: Task, pool: Pool, steps: int, seed: int = 0, length: int 
 
 
 def _task(tree: Tree, node: int) -> dict[str, Any] | None:
-    """A task whose outcome can be checked: the address, and words that the last step brought; None without either."""
+    """A task whose outcome can be checked: the address, and texts that the last step brought; None without either."""
     path = tree.path(node)
     seen, before = tree.observation[node], tree.observation[path[-2]]
     if seen is None or before is None or (head := _HEAD.match(seen.text)) is None:
@@ -293,7 +313,7 @@ def _task(tree: Tree, node: int) -> dict[str, Any] | None:
     there = set(before.text.splitlines())
     new = [line for line in seen.text.splitlines()[1:] if line not in there and line.startswith(("heading ", "text "))]
     new.sort(key=lambda line: (not line.startswith("heading "), -min(len(line), 80)))
-    words = json.loads(new[0].partition(" ")[2]) if new else ""
+    words = [json.loads(line.partition(" ")[2]) for line in new[:_TELLING]]
     old = _HEAD.match(before.text)
     if not words and (old is None or old[2] == head[2]):
         return None

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from treewright.envs.web.trace import Sink, Tee, Trace
+
 __all__ = ["AllowList", "Gate"]
 
 _HEAD_LIMIT = 64 * 1024
@@ -83,6 +85,7 @@ class Gate:
     denied  the last 1,000 host:port, or 'METHOD host:port/path', that were asked for in vain; `refused` counts all
     writes  whether methods that may change something may pass
     posts   beginnings of paths that may be sent to by any method at any time: sites that ask by POST
+    trace   takes what passes, requests in tunnels aside; None: nobody asks for it
     """
 
     def __init__(self, allow: AllowList, posts: Iterable[str] = ()) -> None:
@@ -91,6 +94,7 @@ class Gate:
         self.writes = True
         self.denied: deque[str] = deque(maxlen=1000)
         self.refused = 0
+        self.trace: Trace | None = None
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
 
@@ -162,8 +166,14 @@ class Gate:
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 await _both(self._tunnel(reader, up_writer, f"{host}:{port}"), _pipe(up_reader, writer))
                 return
-            up_writer.write(f"{method} {path} HTTP/1.1\r\n".encode("latin-1") + _one_request(headers))
-            await _both(_body(reader, up_writer, headers), _pipe(up_reader, writer))
+            line = f"{method} {path} HTTP/1.1\r\n".encode("latin-1")
+            if self.trace is None:
+                up_writer.write(line + _one_request(headers))
+                await _both(_body(reader, up_writer, headers), _pipe(up_reader, writer))
+                return
+            known = self.trace.begin(method, target, headers)
+            up_writer.write(line + _one_request(_readable(headers)))
+            await _both(_body(reader, Tee(up_writer, known.sent), headers), _pipe(up_reader, Tee(writer, known.answer)))
         finally:
             up_writer.close()
 
@@ -245,7 +255,14 @@ def _fields(headers: bytes) -> dict[bytes, bytes]:
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
-async def _body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: bytes) -> None:
+def _readable(headers: bytes) -> bytes:
+    """The headers, asking for answers that can be unpacked here."""
+    name = b"accept-encoding"
+    kept = [line for line in headers.split(b"\r\n") if line and line.partition(b":")[0].strip().lower() != name]
+    return b"\r\n".join([*kept, b"Accept-Encoding: gzip, deflate"])
+
+
+async def _body(reader: asyncio.StreamReader, writer: Sink, headers: bytes) -> None:
     """Passes on this request's body and nothing after it: what follows would be a request that nobody checked."""
     fields = _fields(headers)
     if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
@@ -259,7 +276,7 @@ async def _body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head
     await reader.read(1)  # the other direction ends this exchange, or the browser goes away
 
 
-async def _chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _chunks(reader: asyncio.StreamReader, writer: Sink) -> None:
     while True:
         line = await reader.readuntil(b"\r\n")
         size = int(line.split(b";")[0], 16)
@@ -269,7 +286,7 @@ async def _chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             return
 
 
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pipe(reader: asyncio.StreamReader, writer: Sink) -> None:
     while data := await reader.read(64 * 1024):
         writer.write(data)
         await writer.drain()

@@ -265,6 +265,7 @@ class Tab:
     ) -> tuple[PageView, Uses]:
         """An address as another visit shows it just now, in a window that nobody sees; its traffic is not counted."""
         traffic, denied, refused = self.watcher.traffic, list(self.gate.denied), self.gate.refused
+        trace, self.gate.trace = self.gate.trace, None
         self._opening, self.watcher.traffic = True, Traffic()
         try:
             page = await self.context.new_page()
@@ -284,6 +285,7 @@ class Tab:
             self.gate.denied.clear()
             self.gate.denied.extend(denied)
             self.gate.refused = refused
+            self.gate.trace = trace
 
     async def navigate(self, url: str) -> None:
         try:

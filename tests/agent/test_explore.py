@@ -22,6 +22,8 @@ pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'tr
 
 from treewright.agent.runs.explore import choices, explore, wander
 from treewright.envs import Action
+from treewright.envs.types import Effect, Observation, Restore, Snapshot, StepResult, Task, ToolSpec
+from treewright.envs.web.actions import TOOLS
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.own_site import web_suite
 from treewright.search.restore import Pool
@@ -112,3 +114,61 @@ async def test_the_command_writes_tasks_and_the_line_that_it_prints_runs(shop: A
     line = shlex.split(out.split("next: treewright ")[1])
     policy = ["--policy", "scripted:treewright.agent.policies.uniform:uniform_answers", "--tasks", "1"]
     assert "stored in" in await call(*line, *policy, "--set", "search.expansions=1")
+
+
+class Shelves:
+    """Pages with three links that lead to the same places everywhere, and a button that shows one more thing."""
+
+    name, sandboxed, stochastic = "shelves", True, False
+    restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
+
+    def __init__(self) -> None:
+        self.at, self.things = "/", 0
+
+    def seen(self) -> Observation:
+        nav = "\n".join(f'link "{name}" e{i + 1}' for i, name in enumerate(("home", "help", "terms")))
+        text = f'page "s" {self.at}\n{nav}\nbutton "one more" e4\ntext "{self.things} things"'
+        return Observation(text, fingerprint=text)
+
+    async def reset(self, task: Task, key: int) -> Observation:
+        self.at, self.things = "/", 0
+        return self.seen()
+
+    async def actions(self) -> list[ToolSpec]:
+        return [tool for tool in TOOLS if tool.name == "click"]
+
+    async def effect(self, action: Action) -> Effect:
+        return Effect.READ
+
+    async def step(self, action: Action, key: int) -> StepResult:
+        number = int(str(action.arguments["ref"])[1:])
+        if number == 4:
+            self.things += 1
+        else:
+            self.at, self.things = ("/", "/help", "/terms")[number - 1], 0
+        return StepResult(self.seen())
+
+    async def snapshot(self) -> Snapshot:
+        data = json.dumps([self.at, self.things]).encode()
+        return Snapshot(Restore.STATE, data, self.seen().fingerprint, size=len(data))
+
+    async def restore(self, snapshot: Snapshot) -> Observation:
+        self.at, self.things = json.loads(snapshot.data)
+        return self.seen()
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_what_led_to_something_new_is_done_again_and_what_leads_to_what_is_known_is_not() -> None:
+    async def opened() -> Any:
+        return Shelves()
+
+    pool, task = Pool(opened, 2), Task("shelves", "t", "look around", horizon=30)
+    seen = await explore(task, pool, 40, explorers=2)
+    walked = await wander(task, pool, 40)
+    await pool.close()
+    assert len(seen.states) >= 32 and len(seen.states) >= 2 * walked
+    assert seen.addresses == {"/", "/help", "/terms"} and seen.verified == seen.states
+    asked = [(made["reward"]["url"], *made["reward"].get("text", ())) for made in seen.tasks]
+    assert len(asked) == len(set(asked)) >= 30 and ("/help", "1 things") in asked

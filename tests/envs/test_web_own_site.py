@@ -390,7 +390,7 @@ async def test_a_live_site_whose_every_page_counts_its_visitors_is_searched_from
 
 async def test_the_docs_name_every_field_and_their_file_and_tasks_are_right(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "web.md").read_text()
-    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    block = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0]
     tasks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0]
     (tmp_path / "shop.toml").write_text(block)
     (tmp_path / "tasks.jsonl").write_text(tasks)

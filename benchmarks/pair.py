@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from treewright.agent.runs.figures import commit, hardware, versions, write_result
-from treewright.benchmarks.pair_work import POSTGRES
+from treewright.benchmarks.pair_work import MODEL, POSTGRES
 from treewright.benchmarks.unpaired import UNPAIRED, Unpaired
 from treewright.envs.errors import TreewrightError
+from treewright.envs.fetched import is_whole, known_folder
 
 __all__ = ["BEFORE", "WORKLOADS", "Workload", "check", "checkout", "keep", "main", "ratio_of", "slower"]
 
@@ -100,7 +101,11 @@ WORKLOADS: Final = (
         heavy=True,
     ),
     Workload("hf_known", "hf_known", 64, 4, "µs/token", "the same, the prompt known", rounds=3, heavy=True),
-)
+    Workload(
+        "loop_135m", "loop", 2, 1, "GB", "most resident memory of a loop's round, SmolLM2-135M, packs of 1,024 tokens",
+        rounds=2, heavy=True,
+    ),
+)  # fmt: skip
 
 
 def main(
@@ -137,6 +142,12 @@ def main(
     if POSTGRES not in os.environ and any(w.work == "postgres" for w in chosen):
         console.print(f"postgres is left out: name a server in {POSTGRES}")
         chosen = [w for w in chosen if w.work != "postgres"]
+    if any(w.work == "loop" for w in chosen) and MODEL not in os.environ:
+        if is_whole(folder := known_folder("smollm2")):
+            os.environ[MODEL] = str(folder)
+        else:
+            console.print(f"loop_135m is left out: type treewright model fetch smollm2, or name a folder in {MODEL}")
+            chosen = [w for w in chosen if w.work != "loop"]
     old, new = (*between, *(BEFORE, str(ROOT))[len(between) :])
     pairs: dict[str, dict[str, Any]] = {}
     figures: dict[str, dict[str, Any]] = {}

@@ -2,9 +2,9 @@
 
     python peer_child.py llama|vllm FOLDER THREADS LONGEST
 
-FOLDER holds a Llama-shaped model as transformers saves it, in float32. Each line of JSON that comes in, {"ids", "draws",
-"tokens", "greedy"}, is answered by one: {"seconds" of wall clock, "drawn": token ids of each draw}. Nothing of treewright
-is imported here: these packages need other versions of what it uses.
+FOLDER holds a model of Llama's shape as transformers saves it, in float32. Each line of JSON that comes in, {"ids",
+"draws", "tokens", "greedy"}, is answered by one: {"seconds" of wall clock, "drawn": token ids of each draw}. Nothing of
+treewright is imported here: these packages need other versions of what it uses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ HALF, TOKENS = 2, "<{}>"
 
 
 def vllm(folder: Path, threads: int, longest: int) -> Draw:
-    """vLLM's CPU build in this process, prefixes kept, without a compiler: what it is without is quicker to start."""
+    """vLLM's CPU build in this process, prefixes kept; compiled, which takes a minute or two, where
+    TREEWRIGHT_BENCH_VLLM_COMPILED is set."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": str(threads),

@@ -1,4 +1,4 @@
-"""llama.cpp and vLLM's CPU build as peers of `hf:`: each in a process of its own, asked over a pipe (`peer_child.py`)."""
+"""llama.cpp and vLLM's CPU build as peers of `hf:`, each in a process of its own: `peer_child.py`, over a pipe."""
 
 from __future__ import annotations
 

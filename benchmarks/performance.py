@@ -78,13 +78,18 @@ def _tests(result: Mapping[str, Any]) -> list[str]:
     told = result.get("tests")
     if not told:
         return []
-    kinds = {"processor": "processor time of the whole run", "passed_processor": "of tests that pass in both, by itself",
+    kinds = {"processor": "processor time of the whole run", "passed_processor": "of it, tests that pass in both",
              "wall": "wall clock of the whole run"}  # fmt: skip
-    head = f"{told['tests']:,} tests of both builds, {told['workers']} side by side ({told['old']} → {told['new']})"
-    return ["", f"| {head} | before | after | unit | ratio |", "|---|---:|---:|---|---:|"] + [
-        f"| {says} | {told[kind]['before']:.4g} | {told[kind]['after']:.4g} | s | {told[kind]['ratio']:.3f} |"
-        for kind, says in kinds.items()
-    ]
+    part = "" if told["share"] == 1 else f", of one file of {told['share']}"
+    head = f"{told['tests']:,} tests of both builds{part}, {told['workers']} at once ({told['old']} → {told['new']})"
+    lines = ["", f"| {head} | before | after | unit | ratio |", "|---|---:|---:|---|---:|"]
+    for kind, says in kinds.items():
+        one = told[kind]
+        lines.append(f"| {says} | {one['before']:.4g} | {one['after']:.4g} | s | {one['ratio']:.3f} |")
+    for file, (before, after) in told["files"].items():
+        ratio = f"{after / before:.3f}" if before else ""
+        lines.append(f"| `{file}` | {before:.4g} | {after:.4g} | s | {ratio} |")
+    return lines
 
 
 def _unpaired(result: Mapping[str, Any]) -> list[str]:

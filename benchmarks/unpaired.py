@@ -112,7 +112,7 @@ async def _turns(
 
 
 def _hf(small: bool) -> Figures:
-    return against_peers(6, layers=2, length=40, turns=1) if small else against_peers(64)
+    return against_peers(6, layers=2, length=40, turns=1) if small else against_peers(32, turns=2)
 
 
 def _viewed(small: bool) -> Figures:
@@ -137,9 +137,9 @@ def _sessions(small: bool) -> Figures:
 
 
 UNPAIRED: Final = (
-    Unpaired("generate", f"`hf:` policy, {DRAWS} draws of 64 tokens over a prompt of {PROMPT:,}, a random model of "
-             "SmolLM2-135M's shape in float32, against `transformers.generate` with a static cache", "≥ 2 (`vs_peer`)",
-             _hf),
+    Unpaired("generate", f"`hf:` policy, {DRAWS} draws of 32 tokens over a prompt of {PROMPT:,}, a random model of "
+             "SmolLM2-135M's shape in float32, against `transformers.generate` with a static cache, llama.cpp and the "
+             "CPU build of vLLM", "≥ 2 (`vs_peer`)", _hf),
     Unpaired("viewing", "a tree of 100,000 nodes opened and scrolled in Chromium, by its own trace",
              "≤ 1 s, ≥ 30 frames/s", _viewed),
     Unpaired("listing", "`/api/list` of the viewer, 10,000 trees of 1,000 nodes", "≤ 0.5 s", _listed),

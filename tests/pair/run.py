@@ -1,12 +1,14 @@
 """What the tests that two builds share cost in each: `make tests-pair`, or
 
-    python -P tests/pair/run.py [OLD NEW] [--json docs/performance.json] [--rounds N] [--workers N] [--files PART …]
+    python -P tests/pair/run.py [OLD NEW] [--json docs/performance.json] [--share N] [--rounds N] [--workers N]
 
 A build is a commit or a folder with a checkout; without names, the build before 0.2.0 and this one. Tests are the same
-where the names of function and parameters are, whatever file they stand in; a name that is there twice, in one build, is
-matched by its file. Both run with this interpreter, its packages and one torch thread, in turns A B A B. What counts is the
-processor time of everything that pytest started and that has ended, orphans included, and wall clock. --files takes
-only the tests of files with one of these parts in their names, in both builds; such a run is not written.
+where the names of function and parameters are, whatever file they stand in; a name that is there twice in one build is
+matched by its file. Both run with this interpreter, its packages and one torch thread, in turns A B A B. What counts is
+the processor time of everything that pytest started and that has ended, orphans included, and wall clock.
+
+--share N takes every Nth file of the old build, by its name, for a machine that has less time; the result says so.
+--files PART … takes files with one of these parts in their names, in both builds; such a run is not written.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ __all__ = ["Turn", "checkout", "collected", "main", "shared", "turn"]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+DEAREST = 12  # files that the result tells of
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux: orphans become ours, so that what they took is counted
 
 
@@ -58,8 +61,8 @@ def checkout(name: str) -> Iterator[Path]:
             done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(
-                    f"error: there is no build {name} here ({done.stderr.strip()}): name a folder with a checkout, or, in "
-                    "a clone without history, type git fetch --unshallow"
+                    f"error: there is no build {name} here ({done.stderr.strip()}): name a folder with a checkout, or, "
+                    "in a clone without history, type git fetch --unshallow"
                 )
         for link in (".venv", ".venv-servers"):
             if (ROOT / link).exists():
@@ -154,6 +157,7 @@ def main(words: Sequence[str]) -> None:
     asked.add_argument("builds", nargs="*", help="OLD and NEW")
     asked.add_argument("--json")
     asked.add_argument("--rounds", type=int, default=1)
+    asked.add_argument("--share", type=int, default=1)
     asked.add_argument("--workers", type=int, default=2)
     asked.add_argument("--files", nargs="+", default=[])
     asked.add_argument("--each", help="a file for the costs of each test, JSON")
@@ -161,7 +165,9 @@ def main(words: Sequence[str]) -> None:
     old, new = (*given.builds, *(BEFORE, str(ROOT))[len(given.builds) :])
     with checkout(old) as first, checkout(new) as second:
         pairs = shared(collected(first, given.files), collected(second, given.files))
-        print(f"{len(pairs)} tests are in both builds", flush=True)
+        kept = sorted({name.split("::")[0] for name in pairs})[:: given.share]
+        pairs = {one: same for one, same in pairs.items() if one.split("::")[0] in kept}
+        print(f"{len(pairs)} tests are in both builds{_of(given.share)}", flush=True)
         turns: tuple[list[Turn], list[Turn]] = ([], [])
         for _ in range(given.rounds):
             for build, names, taken in zip((first, second), (list(pairs), list(pairs.values())), turns, strict=True):
@@ -170,13 +176,29 @@ def main(words: Sequence[str]) -> None:
                 print(f"{build.name}: {taken[-1].processor:.1f} s of processor, {taken[-1].wall:.1f} s, {dict(ends)}",
                       flush=True)  # fmt: skip
     told = _told(pairs, *turns)
-    told |= {"old": old, "new": commit(), "workers": given.workers, "load": round(os.getloadavg()[2], 1)}
+    told |= {"old": old, "new": commit(), "workers": given.workers, "share": given.share}
+    told |= {"load": round(os.getloadavg()[2], 1), "files": _dearest(pairs, *turns)}
     print(json.dumps(told, indent=1))
     if given.each:
         sides = [{name: list(cost) for name, cost in side[0].tests.items()} for side in turns]
         Path(given.each).write_text(json.dumps({"pairs": pairs, "old": sides[0], "new": sides[1]}))
     if given.json and not given.files:
         keep(Path(given.json), {"tests": told})
+
+
+def _of(share: int) -> str:
+    return "" if share == 1 else f", one file of {share}"
+
+
+def _dearest(pairs: Mapping[str, str], old: Sequence[Turn], new: Sequence[Turn]) -> dict[str, list[float]]:
+    """{file of this build: seconds of processor of its shared tests, before and after} of those that take most."""
+    found: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for names in pairs.items():
+        sums = found[names[1].split("::")[0]]
+        for i, turns in enumerate((old, new)):
+            sums[i] += median(one.tests.get(names[i], (0.0, ""))[0] for one in turns)
+    most = sorted(found.items(), key=lambda one: -max(one[1]))[:DEAREST]
+    return {file: [round(seconds, 2) for seconds in sums] for file, sums in most}
 
 
 def _told(pairs: Mapping[str, str], old: Sequence[Turn], new: Sequence[Turn]) -> dict[str, Any]:

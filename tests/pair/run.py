@@ -37,6 +37,7 @@ __all__ = ["Turn", "checkout", "collected", "main", "shared", "turn"]
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DEAREST = 12  # files that the result tells of
+LINGER = 10.0
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux: orphans become ours, so that what they took is counted
 
 
@@ -122,12 +123,10 @@ def turn(build: Path, names: Sequence[str], workers: int) -> Turn:
         side = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
         line, own = _line(build, "-q", "--tb=no", "-W", "ignore", *side, *files)
         own |= {"TREEWRIGHT_PAIR_NAMES": str(listed), "TREEWRIGHT_PAIR_COSTS": str(costs)}
-        began = time.monotonic()
         with (Path(folder) / "said.txt").open("w+") as said:
             child = subprocess.Popen(line, cwd=build, env=own, stdout=said, stderr=said)
-            spent, code = _waited(child.pid)
+            spent, code, wall = _waited(child.pid)
             child.returncode = code
-            wall = time.monotonic() - began
             if code not in (0, 1):
                 said.seek(0)
                 raise SystemExit(f"error: pytest ended with {code} in {build}:\n{said.read()[-2000:]}")
@@ -135,21 +134,25 @@ def turn(build: Path, names: Sequence[str], workers: int) -> Turn:
     return Turn(spent, wall, {name: (processor, end) for name, processor, _, end in rows})
 
 
-def _waited(pid: int) -> tuple[float, int]:
-    """Seconds of processor of this child and of all that were orphaned, and the child's exit status."""
-    spent, code = 0.0, None
-    while True:
+def _waited(pid: int) -> tuple[float, int, float]:
+    """Seconds of processor of this child and of all that were orphaned, its exit status, and its wall clock.
+
+    What outlives the child has LINGER seconds to end: the servers that tests fork commands from do.
+    """
+    spent, code, end, began = 0.0, None, 0.0, time.monotonic()
+    while code is None or time.monotonic() < end:
         try:
             ended, status, usage = os.wait4(-1, 0 if code is None else os.WNOHANG)
         except ChildProcessError:
             break
         if ended == 0:
-            break
+            time.sleep(0.05)
+            continue
         spent += usage.ru_utime + usage.ru_stime
         if ended == pid:
-            code = os.waitstatus_to_exitcode(status)
+            code, end = os.waitstatus_to_exitcode(status), time.monotonic() + LINGER
     assert code is not None
-    return spent, code
+    return spent, code, end - LINGER - began
 
 
 def main(words: Sequence[str]) -> None:

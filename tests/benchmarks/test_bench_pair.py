@@ -149,7 +149,7 @@ def test_what_has_no_build_before_is_kept_beside_the_pairs_and_shown(
 def test_the_policy_agrees_with_generate_before_it_is_timed_against_it() -> None:
     found = against_peers(3, layers=1, length=12, turns=1)
     assert all(value > 0 for value, _ in found.values()) and "vs_peer" in found
-    assert pair._turn(next(w for w in WORKLOADS if w.name == "hf"), ROOT, 2)[0] > 0
+    assert WORK["hf"](2)[0] > 0
 
 
 def test_frames_and_opening_are_read_from_chromiums_trace() -> None:

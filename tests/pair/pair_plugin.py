@@ -1,6 +1,7 @@
 """A pytest plugin of both builds: runs the tests that a file names and no others, and notes what each of them cost.
 
 TREEWRIGHT_PAIR_NAMES  a file with node ids, one a line; all tests where it is not given
+TREEWRIGHT_PAIR_LISTED a file to write the node ids of what was collected to
 TREEWRIGHT_PAIR_COSTS  a folder; each process writes JSON lines there: test, seconds of processor and of wall clock, end
 """
 
@@ -16,13 +17,18 @@ from typing import Any
 
 import pytest
 
-NAMES, COSTS = os.environ.get("TREEWRIGHT_PAIR_NAMES", ""), os.environ.get("TREEWRIGHT_PAIR_COSTS", "")
+NAMES, LISTED, COSTS = (os.environ.get(f"TREEWRIGHT_PAIR_{name}", "") for name in ("NAMES", "LISTED", "COSTS"))
 
 
 def spent() -> float:
     """Seconds of processor that this process and its children that ended have taken."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(one.ru_utime + one.ru_stime for one in both)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if LISTED:
+        Path(LISTED).write_text("\n".join(item.nodeid for item in session.items))
 
 
 @pytest.hookimpl(trylast=True)

@@ -83,9 +83,12 @@ def collected(build: Path, parts: Sequence[str] = ()) -> list[str]:
     """Node ids of a build's tests, of all files or of those with one of these parts in their names."""
     files = [str(one.relative_to(build)) for one in sorted((build / "tests").rglob("test_*.py"))]
     files = [file for file in files if any(part in file for part in parts)]
-    line, own = _line(build, "--collect-only", "-W", "ignore", *files)
-    done = subprocess.run(line, cwd=build, env=own, capture_output=True, text=True, check=False)
-    names = [row for row in done.stdout.splitlines() if "::" in row and not row.startswith(("ERROR", "FAILED"))]
+    line, own = _line(build, "--collect-only", "-q", "-W", "ignore", *files)
+    with tempfile.TemporaryDirectory(prefix="treewright-tests-") as folder:
+        listed = Path(folder) / "listed.txt"
+        own["TREEWRIGHT_PAIR_LISTED"] = str(listed)
+        done = subprocess.run(line, cwd=build, env=own, capture_output=True, text=True, check=False)
+        names = listed.read_text().splitlines() if listed.exists() else []
     if not names:
         raise SystemExit(f"error: pytest found no tests in {build}:\n{(done.stdout + done.stderr)[-800:]}")
     return names

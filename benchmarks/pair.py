@@ -184,7 +184,7 @@ def _alone(chosen: Sequence[Unpaired], quick: bool, path: Path | None, console: 
 def keep(path: Path, part: Mapping[str, Any]) -> None:
     """Puts what was measured into a result, beside what is there of other parts; `quick` says that it has no full run.
 
-    Pairs with another OLD go: their ratios mean something else.
+    Pairs with another OLD go: their ratios mean something else. Those of another NEW say of which.
     """
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if "small" in part and before.get("small", part["small"])["old"] == part["small"]["old"]:
@@ -192,7 +192,8 @@ def keep(path: Path, part: Mapping[str, Any]) -> None:
             "small": {**part["small"], "pairs": {**before.get("small", {}).get("pairs", {}), **part["small"]["pairs"]}}
         }
     if "pairs" in part and before.get("old", part["old"]) == part["old"]:
-        part = {**part, "pairs": {**before.get("pairs", {}), **part["pairs"]}}
+        earlier = {name: {"new": before["new"], **pair} for name, pair in before.get("pairs", {}).items()}
+        part = {**part, "pairs": {**earlier, **part["pairs"]}}
     given = {"axes": {}, "figures": {}} | before
     for name in ("axes", "figures", "unpaired"):
         part = {**part, name: {**given.get(name, {}), **part.get(name, {})}}

@@ -96,6 +96,7 @@ def test_parts_of_a_result_are_kept_beside_each_other(tmp_path: Path) -> None:
     keep(made, {"axes": {"engine": 1}, "figures": {"engine_exponent": 1}})
     result = json.loads(made.read_text())
     assert set(result["pairs"]) == {"a", "b"} and set(result["small"]["pairs"]) == {"a"} and not result["quick"]
+    assert result["pairs"]["a"]["new"] == "y", "it was measured before"
     assert set(result["figures"]) == {"a_vs_before", "b_vs_before", "engine_exponent"} and result["new"] == "z"
     keep(made, {"old": "w", "new": "z", "pairs": {"b": paired(2.0)}})
     assert set(json.loads(made.read_text())["pairs"]) == {"b"}

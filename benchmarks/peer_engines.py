@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,7 +88,8 @@ def peer_engines(model: Any, longest: int, threads: int) -> Iterator[list[Engine
 
 def _end(child: subprocess.Popen[str]) -> None:
     assert child.stdin is not None
-    child.stdin.close()
+    with suppress(BrokenPipeError):
+        child.stdin.close()
     began = time.monotonic()
     while child.poll() is None and time.monotonic() - began < 10:
         time.sleep(0.05)

@@ -37,7 +37,7 @@ __all__ = ["Turn", "checkout", "collected", "main", "shared", "turn"]
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DEAREST = 12  # files that the result tells of
-LINGER = 10.0
+LINGER = 10.0  # seconds
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux: orphans become ours, so that what they took is counted
 
 

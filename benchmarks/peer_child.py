@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,7 @@ def vllm(folder: Path, threads: int, longest: int) -> Draw:
 
 def llama(folder: Path, threads: int, longest: int) -> Draw:
     """llama.cpp's own server without its socket, eight slots that share a prompt, weights in float32."""
-    import xllamacpp
-
+    xllamacpp: Any = import_module("xllamacpp")
     given = xllamacpp.CommonParams()
     given.model.path = str(converted(folder))
     given.n_ctx, given.n_parallel, given.kv_unified = 2 * longest, 8, True
@@ -82,10 +82,10 @@ def _ids(choice: dict[str, Any]) -> list[int]:
 
 def converted(folder: Path) -> Path:
     """The model as GGUF in float32: llama.cpp's names, and rows of queries and keys as it turns them."""
-    import gguf
     import numpy as np
     from safetensors.numpy import load_file
 
+    gguf: Any = import_module("gguf")
     said = json.loads((folder / "config.json").read_text())
     heads, keys = said["num_attention_heads"], said["num_key_value_heads"]
     theta = said.get("rope_theta") or (said.get("rope_parameters") or {}).get("rope_theta", 10_000.0)

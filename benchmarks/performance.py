@@ -21,8 +21,7 @@ from treewright.envs.whole import write_whole
 
 __all__ = ["NAMED", "markdown", "named", "run"]
 
-DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
-NAMED: Final[Mapping[str, tuple[str, ...] | str]] = {
+NAMED: Final[Mapping[str, tuple[str, ...]]] = {
     "engine_vs_before": ("pairs", "engine"),
     "engine_exponent": ("axes", "engine"),
     "sessions_8_vs_1_tools": ("unpaired", "tools_sessions", "8_vs_1_5ms"),
@@ -37,42 +36,60 @@ NAMED: Final[Mapping[str, tuple[str, ...] | str]] = {
     "viewer_fps": ("unpaired", "viewing", "fps"),
     "list_s": ("unpaired", "listing", "list_s"),
     "langgraph_vs_before": ("pairs", "langgraph"),
-    "loop_135m_peak_gb": ("real.json", "loop_peak_gb"),
-    "tests_vs_before": "`make test` depends on the network and on what else the machine does; so it takes no turns",
+    "loop_135m_peak_gb": ("after", "loop_135m"),
+    "loop_135m_vs_before": ("pairs", "loop_135m"),
+    "tests_vs_before": ("tests", "processor"),
+    "tests_wall_vs_before": ("tests", "wall"),
 }
-"""Where each named figure comes from: a part of the result, a figure of another page's JSON, or why there is none."""
+"""Where each named figure comes from: a part of the result."""
 OTHERWISE: Final = {
     "hf_vs_before": "no run on a machine quiet enough; see where sampling spends its time",
     "hf_known_vs_before": "no run on a machine quiet enough; see where sampling spends its time",
-    "loop_135m_peak_gb": "`make bench-real` was not run whole; [real models](real-models.md) says what was seen once",
+    "loop_135m_peak_gb": "needs the model: treewright model fetch smollm2",
+    "loop_135m_vs_before": "needs the model: treewright model fetch smollm2",
+    "tests_vs_before": "`make tests-pair` was not run whole",
+    "tests_wall_vs_before": "`make tests-pair` was not run whole",
     "postgres_vs_before": "needs a server, in TREEWRIGHT_BENCH_POSTGRES; [the store](store.md) has rows a second",
 }
 
 
-def named(result: Mapping[str, Any], folder: Path = DOCS) -> dict[str, dict[str, Any]]:
-    """{NAME: {"value", "unit", "from"}} of what was measured, {NAME: {"why"}} of what was not.
-
-    folder  where the JSON of other pages lies
-    """
-    return {name: _found(name, place, result, folder) for name, place in NAMED.items()}
+def named(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{NAME: {"value", "unit", "from"}} of what was measured, {NAME: {"why"}} of what was not."""
+    return {name: _found(name, place, result) for name, place in NAMED.items()}
 
 
-def _found(name: str, place: tuple[str, ...] | str, result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    if isinstance(place, str):
-        return {"why": place}
+def _found(name: str, place: tuple[str, ...], result: Mapping[str, Any]) -> dict[str, Any]:
     kind, part, *rest = place
-    if kind.endswith(".json"):
-        given = json.loads((folder / kind).read_text())["figures"].get(part)
-        if given is not None:
-            return {"value": given["value"], "unit": given["unit"], "from": f"{kind}, {part}"}
-    elif (given := result.get(kind, {}).get(part)) is not None:
-        if kind == "pairs":
-            return {"value": given["ratio"], "unit": "of before", "from": part}
+    given = result.get("pairs" if kind == "after" else kind, {}).get(part)
+    if given is not None:
+        if kind == "after":
+            return {"value": given["after"], "unit": given["unit"], "from": f"{part}, after"}
+        if kind in ("pairs", "tests"):
+            return {"value": given["ratio"], "unit": "of before", "from": part if kind == "pairs" else f"tests, {part}"}
         if kind == "axes":
             return {"value": given["exponent"], "unit": "", "from": part}
         if (one := given["figures"].get(rest[0])) is not None:
             return {"value": one["value"], "unit": one["unit"], "from": f"{part}, {rest[0]}"}
     return {"why": OTHERWISE.get(name, "no full run")}
+
+
+def _tests(result: Mapping[str, Any]) -> list[str]:
+    """What the tests that both builds have cost in each."""
+    told = result.get("tests")
+    if not told:
+        return []
+    kinds = {"processor": "processor time of the whole run", "passed_processor": "of it, tests that pass in both",
+             "wall": "wall clock of the whole run"}  # fmt: skip
+    part = "" if told["share"] == 1 else f", of one file of {told['share']}"
+    head = f"{told['tests']:,} tests of both builds{part}, {told['workers']} at once ({told['old']} → {told['new']})"
+    lines = ["", f"| {head} | before | after | unit | ratio |", "|---|---:|---:|---|---:|"]
+    for kind, says in kinds.items():
+        one = told[kind]
+        lines.append(f"| {says} | {one['before']:.4g} | {one['after']:.4g} | s | {one['ratio']:.3f} |")
+    for file, (before, after) in told["files"].items():
+        ratio = f"{after / before:.3f}" if before else ""
+        lines.append(f"| `{file}` | {before:.4g} | {after:.4g} | s | {ratio} |")
+    return lines
 
 
 def _unpaired(result: Mapping[str, Any]) -> list[str]:
@@ -88,9 +105,9 @@ def _unpaired(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _names(result: Mapping[str, Any], folder: Path) -> list[str]:
+def _names(result: Mapping[str, Any]) -> list[str]:
     lines = ["", "| named figure | value | unit | from |", "|---|---:|---|---|"]
-    for name, one in named(result, folder).items():
+    for name, one in named(result).items():
         if "why" in one:
             lines.append(f"| `{name}` | not measured | | {one['why']} |")
         else:
@@ -98,12 +115,9 @@ def _names(result: Mapping[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-def markdown(result: Mapping[str, Any], folder: Path = DOCS) -> str:
+def markdown(result: Mapping[str, Any]) -> str:
     """What the page shows of a result: the pairs, of a quick run where there is no other, the exponents, what has no
-    build before, and the named figures.
-
-    folder  where the JSON of other pages lies
-    """
+    build before, the tests of both builds, and the named figures."""
     full = result
     machine = result["hardware"]
     small = "pairs" not in result
@@ -124,7 +138,7 @@ def markdown(result: Mapping[str, Any], folder: Path = DOCS) -> str:
     ]
     if result["axes"]:
         lines += ["", table(result["axes"])]
-    return "\n".join([*lines, *_unpaired(full), *_names(full, folder)])
+    return "\n".join([*lines, *_unpaired(full), *_tests(full), *_names(full)])
 
 
 def _of(pair: Mapping[str, Any], new: str) -> str:
@@ -146,7 +160,7 @@ def run(words: Sequence[str]) -> None:
             raise SystemExit(f"error: {error}") from None
     page = Path(words[1])
     result = json.loads(made.read_text())
-    result["named"] = named(result, DOCS)
+    result["named"] = named(result)
     write_whole(made, json.dumps(result, indent=1) + "\n")
     before, _, rest = page.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from treewright.benchmarks.pair_work import DRAWS, PROMPT, hf_policy, prompt_of
+from treewright.benchmarks.peer_engines import Engine, peer_engines
 from treewright.envs.errors import TreewrightError
 
-__all__ = ["UNPAIRED", "Figures", "Unpaired", "against_transformers"]
+__all__ = ["UNPAIRED", "Figures", "Unpaired", "against_peers"]
 
+CALLED: Final = {"llama": "llama.cpp (xllamacpp)", "vllm": "vLLM's CPU build"}
 Figures = dict[str, tuple[float, str]]
 
 
@@ -28,19 +31,24 @@ class Unpaired:
     measure: Callable[[bool], Figures]
 
 
-def against_transformers(tokens: int, layers: int = 30, length: int = PROMPT, turns: int = 3) -> Figures:
-    """Sampled tokens a second of wall clock, eight draws of a prompt, by the `hf:` policy and by `generate` with a
-    static cache: the same model, in turns, each with the time that the prompt takes and without it.
+def against_peers(tokens: int, layers: int = 30, length: int = PROMPT, turns: int = 3) -> Figures:
+    """Sampled tokens a second of wall clock, eight draws of a prompt, by the `hf:` policy, by `generate` with a static
+    cache, and by llama.cpp and vLLM where their Python is named (`peer_engines`): the same model and number of threads,
+    in turns, each with the time that the prompt takes and without it.
 
     `generate` copies the prompt for every draw; what it takes for one token is taken off for the rest. Raises
-    TreewrightError where the two disagree on what is likeliest.
+    TreewrightError where any two disagree on what is likeliest.
     """
-    policy = hf_policy(layers, 2 * (length + tokens))
-    found: dict[str, list[float]] = {name: [] for name in ("ours", "ours_known", "peer", "peer_known")}
-    asyncio.run(_turns(policy, tokens, length, turns, found))
+    import torch
+
+    longest = 2 * (length + tokens)
+    policy = hf_policy(layers, longest)
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    with peer_engines(policy.model, longest, torch.get_num_threads()) as engines:
+        asyncio.run(_turns(policy, engines, tokens, length, turns, found))
     best = {name: min(seconds) for name, seconds in found.items()}
-    pace = {name: DRAWS * (tokens - name.endswith("known")) / took for name, took in best.items()}
-    return {
+    pace = {name: DRAWS * (tokens - (name == "peer_known")) / took for name, took in best.items()}
+    figures = {
         "per_s": (pace["ours"], "tokens/s, the prompt computed too"),
         "known_per_s": (pace["ours_known"], "tokens/s, the prompt known"),
         "peer_per_s": (pace["peer"], "tokens/s, transformers.generate, the prompt computed too"),
@@ -48,9 +56,19 @@ def against_transformers(tokens: int, layers: int = 30, length: int = PROMPT, tu
         "vs_peer": (pace["ours"] / pace["peer"], "x"),
         "known_vs_peer": (pace["ours_known"] / pace["peer_known"], "x"),
     }
+    for name in (engine.name for engine in engines):
+        figures |= {
+            f"{name}_per_s": (pace[name], f"tokens/s, {CALLED[name]}, the prompt computed too"),
+            f"{name}_known_per_s": (pace[f"{name}_known"], f"tokens/s, {CALLED[name]}, the prompt known"),
+            f"vs_{name}": (pace["ours"] / pace[name], "x"),
+            f"known_vs_{name}": (pace["ours_known"] / pace[f"{name}_known"], "x"),
+        }
+    return figures
 
 
-async def _turns(policy: Any, tokens: int, length: int, turns: int, found: dict[str, list[float]]) -> None:
+async def _turns(
+    policy: Any, engines: Sequence[Engine], tokens: int, length: int, turns: int, found: dict[str, list[float]]
+) -> None:
     import torch
 
     def generated(ids: tuple[int, ...], count: int, **options: Any) -> Any:
@@ -67,11 +85,13 @@ async def _turns(policy: Any, tokens: int, length: int, turns: int, found: dict[
     policy.temperature = 0.0
     (own,) = await policy.draw(check, [0], 8)
     policy.temperature = 1.0
-    peers = tuple(generated(check.ids, 8, do_sample=False)[0].tolist())
-    if own.token_ids != peers:
-        raise TreewrightError(
-            f"the policy's likeliest tokens are {own.token_ids}, generate's {peers}; nothing is timed"
-        )
+    likeliest = {"generate": generated(check.ids, 8, do_sample=False)[0].tolist()}
+    likeliest |= {engine.name: engine.draw(check.ids, 1, 8, greedy=True)[1][0] for engine in engines}
+    for name, peers in likeliest.items():
+        if own.token_ids != tuple(peers):
+            raise TreewrightError(
+                f"the policy's likeliest tokens are {own.token_ids}, those of {name} {peers}; nothing is timed"
+            )
     for number in range(1, turns + 1):
         asked = prompt_of(number, length)
         for name in ("ours", "ours_known"):
@@ -85,11 +105,14 @@ async def _turns(policy: Any, tokens: int, length: int, turns: int, found: dict[
             took.append(time.perf_counter() - began)
         found["peer"].append(took[1])
         found["peer_known"].append(took[1] - took[0])
+        for engine in engines:
+            for name in (engine.name, f"{engine.name}_known"):
+                found[name].append(engine.draw(asked.ids, DRAWS, tokens)[0])
     await policy.close()
 
 
 def _hf(small: bool) -> Figures:
-    return against_transformers(6, layers=2, length=40, turns=1) if small else against_transformers(64)
+    return against_peers(6, layers=2, length=40, turns=1) if small else against_peers(32, turns=2)
 
 
 def _viewed(small: bool) -> Figures:
@@ -114,9 +137,9 @@ def _sessions(small: bool) -> Figures:
 
 
 UNPAIRED: Final = (
-    Unpaired("generate", f"`hf:` policy, {DRAWS} draws of 64 tokens over a prompt of {PROMPT:,}, a random model of "
-             "SmolLM2-135M's shape in float32, against `transformers.generate` with a static cache", "≥ 2 (`vs_peer`)",
-             _hf),
+    Unpaired("generate", f"`hf:` policy, {DRAWS} draws of 32 tokens over a prompt of {PROMPT:,}, a random model of "
+             "SmolLM2-135M's shape in float32, against `transformers.generate` with a static cache, llama.cpp and the "
+             "CPU build of vLLM", "≥ 2 (`vs_peer`)", _hf),
     Unpaired("viewing", "a tree of 100,000 nodes opened and scrolled in Chromium, by its own trace",
              "≤ 1 s, ≥ 30 frames/s", _viewed),
     Unpaired("listing", "`/api/list` of the viewer, 10,000 trees of 1,000 nodes", "≤ 0.5 s", _listed),

@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import multiprocessing
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from treewright.agent.runs.loop import model_folder
 from treewright.agent.runs.ranks import PRELOADED
 from treewright.agent.runs.rounds import RoundOrder
 from treewright.agent.runs.setup import tasks_for
-from treewright.agent.runs.workers import POLL_SECONDS, Job, Worker, run_worker, waited
+from treewright.agent.runs.workers import POLL_SECONDS, Job, Worker, alone, run_worker, waited
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.envs.whole import write_whole
@@ -81,7 +80,6 @@ class Collector(Worker):
     def __init__(self, job: Job, stays: bool = False) -> None:
         super().__init__(job)
         self.stays = stays
-        self.parent = os.getppid()
 
     async def run(self) -> int:
         config = self.config
@@ -89,7 +87,7 @@ class Collector(Worker):
         done: RoundOrder | None = None
         try:
             async with open_worlds(suites_of(config), config.worlds.sessions or None, config.worlds.deadline) as worlds:
-                while self.stays or os.getppid() == self.parent:
+                while self.stays or not alone():
                     order, ended = _announced(config.home)
                     if ended:
                         break

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
@@ -36,12 +37,14 @@ from treewright.envs.types import Task
 from treewright.search.store import Fenced, Lease, StoreLost, TreeStore
 from treewright.search.store.queue import TRIES
 
-__all__ = ["Job", "Worker", "collect_with_workers", "run_worker", "waited", "work"]
+__all__ = ["Job", "Worker", "alone", "collect_with_workers", "run_worker", "waited", "work"]
 
 log = logging.getLogger("treewright")
 
 POLL_SECONDS = 0.5
 AWAY_SECONDS = 60.0
+HEAVY = ("treewright.agent.policies.hf", "transformers.models.auto.modeling_auto",
+         "transformers.models.auto.tokenization_auto")  # fmt: skip
 Counts = dict[str, int]
 Answer = TypeVar("Answer")
 
@@ -152,11 +155,15 @@ def _of_job(
 
 
 class Processes:
-    """Workers as processes of this machine, begun afresh: nothing is inherited from this one."""
+    """Workers as processes of this machine. They are forked from a server that has loaded what all of them need, and
+    that has nothing else of this process; of its environment they get what stands there now.
+    """
 
     def __init__(self, job: Job, count: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.processes = [context.Process(target=work, args=(job,), name=f"worker {i}") for i in range(count)]
+        context = multiprocessing.get_context("forkserver")  # heavy packages are loaded once, for all
+        context.set_forkserver_preload(_needed(json.loads(job.config)["policy"]["spec"]))
+        given = (job, dict(os.environ))
+        self.processes = [context.Process(target=_forked, args=given, name=f"worker {i}") for i in range(count)]
         for process in self.processes:
             process.start()
 
@@ -173,6 +180,18 @@ class Processes:
             process.terminate()
         for process in self.processes:
             process.join()
+
+
+def _needed(spec: str) -> list[str]:
+    """What the server of the workers' processes loads: torch only where the policy computes with it."""
+    begin = ["treewright.agent.cli.lean_start", __name__]
+    return [*begin, *HEAVY] if spec.partition(":")[0] in ("seedling", "hf") else begin
+
+
+def _forked(job: Job, environment: Mapping[str, str]) -> int:
+    os.environ.clear()
+    os.environ.update(environment)
+    return work(job)
 
 
 class RayWorkers:
@@ -240,7 +259,7 @@ def run_worker(make: Callable[[], Worker]) -> int:
                 return finished
 
 
-def _alone() -> bool:
+def alone() -> bool:
     """The process that started this one, if one of ours did, has ended."""
     parent = multiprocessing.parent_process()
     return parent is not None and not parent.is_alive()
@@ -285,7 +304,7 @@ class Worker:
     ) -> None:
         """Takes one task after the other. While others hold the last ones it waits: theirs may come free."""
         queue, run = store.queue, self.name
-        while not _alone():
+        while not alone():
             lease = await asyncio.to_thread(queue.lease, run, self.owner, self.job.lease_seconds)
             if lease is None:
                 counts = await asyncio.to_thread(queue.counts, run)
@@ -331,7 +350,7 @@ class Worker:
 
     async def _renew(self, store: TreeStore, lease: Lease) -> None:
         """Until the process that started this one has ended, which may be by a kill."""
-        while not _alone():
+        while not alone():
             await asyncio.sleep(self.job.lease_seconds / 3)
             await asyncio.to_thread(store.queue.renew, lease, self.job.lease_seconds)
 

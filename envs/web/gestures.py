@@ -29,6 +29,7 @@ _SCROLL = """function (across, down, share) {
   return before[0] !== box.scrollLeft || before[1] !== box.scrollTop;
 }"""
 _FOCUS = "function () { this.scrollIntoView({block: 'center', behavior: 'instant'}); this.focus(); }"
+KEYS = 500  # that are pressed one by one
 _WAYS = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
 
 
@@ -47,8 +48,15 @@ async def press(tab: Tab, element: Element | None, key: str) -> None:
 
 
 async def type_text(tab: Tab, text: str) -> None:
-    """Key by key, to what has the focus."""
-    await tab.watcher.unless_asked(tab.page.keyboard.type(text))
+    """Key by key, to what has the focus. Of a line longer than KEYS the rest comes at once, as by an input method."""
+    keys = len(text) if "\n" in text else KEYS  # Enter is a key that does something
+
+    async def typed() -> None:
+        await tab.page.keyboard.type(text[:keys])
+        if text[keys:]:
+            await tab.page.keyboard.insert_text(text[keys:])
+
+    await tab.watcher.unless_asked(typed())
 
 
 async def hover(tab: Tab, element: Element) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from not_none import not_none
 from speed import patient
 
 from treewright.agent.config import Config, load_config
-from treewright.agent.runs import workers
+from treewright.agent.runs import collectors, workers
 from treewright.agent.runs.workers import Job, Processes, collect_with_workers
 from treewright.envs.errors import TreewrightError
 from treewright.search.store import StoreError, TreeStore
@@ -94,7 +95,7 @@ def test_killed_and_stopped_workers_are_replaced_and_the_trees_are_the_same(
         processes = crews[0].processes
         with TreeStore.open(url) as store:
 
-            def busy(process: SpawnProcess) -> bool:
+            def busy(process: ForkServerProcess) -> bool:
                 owners = execute(url, "SELECT owner FROM tasks WHERE state = 'leased'")
                 return any(owner.split()[-1] == str(process.pid) for (owner,) in owners)
 
@@ -148,6 +149,20 @@ def test_impossible_settings_are_refused_before_anything_starts(
     if importlib.util.find_spec("ray") is None:
         with pytest.raises(TreewrightError, match=r"treewright\[ray\]"):
             collect_with_workers(config, new_database(), "ray://local?workers=1", tasks=1)
+
+
+async def test_a_collector_ends_with_the_loop_that_started_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent, as the system tells it, is the server that it was forked from, which lives as long as it does."""
+    url, dead = f"sqlite:///{tmp_path / 't.db'}", threading.Event()
+    monkeypatch.setattr(collectors, "alone", dead.is_set)
+    job = Job(config.model_copy(update={"folder": tmp_path}).model_dump_json(), url, 0)
+    waiting = asyncio.create_task(collectors.Collector(job).run())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(waiting), 1)
+    dead.set()
+    assert await asyncio.wait_for(waiting, patient(10)) == 0
 
 
 def test_a_job_says_everything_a_worker_needs() -> None:

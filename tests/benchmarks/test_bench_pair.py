@@ -16,7 +16,7 @@ from treewright.benchmarks.pair_work import WORK
 from treewright.benchmarks.performance import markdown, named
 from treewright.benchmarks.performance import run as performance_page
 from treewright.benchmarks.scale import exponent
-from treewright.benchmarks.unpaired import Unpaired, against_transformers
+from treewright.benchmarks.unpaired import Unpaired, against_peers
 from treewright.benchmarks.viewing import BEGUN, DONE, SHOWN, frames_of, listing, shown_after
 from treewright.envs.errors import TreewrightError
 
@@ -96,6 +96,7 @@ def test_parts_of_a_result_are_kept_beside_each_other(tmp_path: Path) -> None:
     keep(made, {"axes": {"engine": 1}, "figures": {"engine_exponent": 1}})
     result = json.loads(made.read_text())
     assert set(result["pairs"]) == {"a", "b"} and set(result["small"]["pairs"]) == {"a"} and not result["quick"]
+    assert result["pairs"]["a"]["new"] == "y", "it was measured before"
     assert set(result["figures"]) == {"a_vs_before", "b_vs_before", "engine_exponent"} and result["new"] == "z"
     keep(made, {"old": "w", "new": "z", "pairs": {"b": paired(2.0)}})
     assert set(json.loads(made.read_text())["pairs"]) == {"b"}
@@ -112,19 +113,21 @@ def test_the_page_shows_what_is_committed(tmp_path: Path) -> None:
     assert Path(copy).read_text() == page.read_text() and Path(told).read_text() == made.read_text()
 
 
-def test_named_figures_say_where_they_are_from_or_why_there_are_none(tmp_path: Path) -> None:
-    (tmp_path / "real.json").write_text(json.dumps({"figures": {"loop_peak_gb": {"value": 3.5, "unit": "GB"}}}))
-    pairs = {"engine": paired(0.6), "langgraph": paired(0.5)}
+def test_named_figures_say_where_they_are_from_or_why_there_are_none() -> None:
+    pairs = {"engine": paired(0.6), "langgraph": paired(0.5), "loop_135m": {**paired(0.4), "after": 3.5, "unit": "GB"}}
     alone = {"viewing": {"figures": {"open_s": {"value": 0.9, "unit": "s"}, "link_fps": {"value": 60, "unit": "f"}}}}
-    found = named({"pairs": pairs, "unpaired": alone, "axes": {"engine": {"exponent": 1.01}}}, tmp_path)
+    tests = {"processor": paired(0.7), "wall": paired(0.8)}
+    found = named({"pairs": pairs, "unpaired": alone, "axes": {"engine": {"exponent": 1.01}}, "tests": tests})
     assert found["engine_vs_before"] == {"value": 0.6, "unit": "of before", "from": "engine"}
     assert found["engine_exponent"]["value"] == 1.01 and found["viewer_open_s"]["value"] == 0.9
-    assert found["loop_135m_peak_gb"] == {"value": 3.5, "unit": "GB", "from": "real.json, loop_peak_gb"}
+    assert found["loop_135m_peak_gb"] == {"value": 3.5, "unit": "GB", "from": "loop_135m, after"}
+    assert found["tests_vs_before"] == {"value": 0.7, "unit": "of before", "from": "tests, processor"}
     assert "server" in found["postgres_vs_before"]["why"] and found["sqlite_vs_before"] == {"why": "no full run"}
     asked = "engine_vs_before engine_exponent sessions_8_vs_1_tools postgres_vs_before sqlite_vs_before"
     assert set(f"{asked} run_start_vs_before loop_135m_peak_gb tests_vs_before langgraph_vs_before".split()) <= set(
         found
     )
+    assert "make tests-pair" in named({})["tests_vs_before"]["why"]
 
 
 def test_what_has_no_build_before_is_kept_beside_the_pairs_and_shown(
@@ -145,9 +148,9 @@ def test_what_has_no_build_before_is_kept_beside_the_pairs_and_shown(
 
 
 def test_the_policy_agrees_with_generate_before_it_is_timed_against_it() -> None:
-    found = against_transformers(3, layers=1, length=12, turns=1)
+    found = against_peers(3, layers=1, length=12, turns=1)
     assert all(value > 0 for value, _ in found.values()) and "vs_peer" in found
-    assert pair._turn(next(w for w in WORKLOADS if w.name == "hf"), ROOT, 2)[0] > 0
+    assert WORK["hf"](2)[0] > 0
 
 
 def test_frames_and_opening_are_read_from_chromiums_trace() -> None:

@@ -17,6 +17,7 @@ from treewright.envs.types import Observation, StepResult
 pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'treewright[web]'")
 
 from treewright.envs import Action, Effect, InvalidAction, Task
+from treewright.envs.web import gestures
 from treewright.envs.web.actions import ALL_TOOLS, POINTING
 from treewright.envs.web.browser import close_browser, find_chromium
 from treewright.envs.web.environment import FullWebEnvironment, WebEnvironment
@@ -170,6 +171,16 @@ async def test_keys_reach_an_element_and_then_what_has_the_focus(env: Pointing) 
     await do(env, "press", ref="", key="Escape")
     seen = (await do(env, "type", text="bc")).observation
     assert '= "abc"' in seen.text and 'text "a Escape b c"' in seen.text
+
+
+async def test_of_a_long_line_the_rest_is_typed_at_once_and_all_of_it_arrives(
+    env: Pointing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gestures, "KEYS", 2)
+    await at(env, "/keys")
+    await do(env, "press", ref=ref(env, "note"), key="a")
+    seen = (await do(env, "type", text="bcdefg")).observation
+    assert '= "abcdefg"' in seen.text and 'text "a b c"' in seen.text
 
 
 async def test_enter_in_a_field_counts_as_sending_its_form(env: Pointing) -> None:

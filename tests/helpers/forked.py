@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -231,17 +232,18 @@ def main() -> None:
     for module in OURS:
         importlib.import_module(f"treewright.{module}")
     gc.freeze()  # what is here already is not visited, and so not copied, by a program's collections
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     watched: list[Any] = [listener, lifeline]
     while lifeline not in select.select(watched, [], [])[0]:
         line = listener.accept()[0]
         if os.fork() == 0:
             listener.close()
             os.close(lifeline)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             serve(line)
             os._exit(0)
         line.close()
+        with suppress(ChildProcessError):  # waited for, not ignored: so their processor time counts for whoever asks
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
 def serve(line: socket.socket) -> None:

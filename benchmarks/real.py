@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from treewright.agent.runs.imitation import episode_rows, oracle_episodes, worke
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, run_loop, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks import search
+from treewright.benchmarks.real_parts import FULL, QUICK, Figures, kept, measuring, share_interval, size_of, sized
 
 __all__ = ["SECTIONS", "SPEC", "learning_figures", "main", "memory_figures", "valid_figures"]
 
@@ -43,42 +45,59 @@ SECTIONS = (
 )
 SUITES, TAUGHT = ("kg", "workbench", "stdlib"), ("kg", "workbench")
 
-Figures = dict[str, tuple[float, str]]
-
 
 def main(
     quick: bool = False, json_path: str | None = None, plot_path: str | None = None, *,
-    only: Sequence[str] | None = None,
+    only: Sequence[str] | None = None, size: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measures and prints; see `treewright.benchmarks.search.main`."""
-    return search.main(quick, json_path, plot_path, SECTIONS, only=only)
+    """Measures and prints; see `treewright.benchmarks.search.main`.
+
+    size  how much of each part, such as "tasks=4,trees=10", see `Size`
+    """
+    with measuring(sized(size, QUICK if quick else FULL), None if quick else Path("runs") / "real"):
+        return search.main(quick, json_path, plot_path, SECTIONS, only=only)
 
 
 def valid_figures(quick: bool, spec: str = SPEC) -> Figures:
-    """Share of the draws that are actions of the world, untouched: as it is, with worked examples, with the grammar."""
-    tasks = 2 if quick else 16
-    names = SUITES[:1] if quick else SUITES
+    """Share of the draws that are actions of the world, untouched: as it is, with the grammar, with worked examples,
+    with both. An interval takes each task for one observation, since the draws of a rollout are alike."""
+    size = size_of(quick)
+    names = SUITES[: size.suites]
+    ways = ("plain", "grammar") if spec == "seedling" else ("plain", "grammar", "examples", "both")
+    out, best = Figures({"valid/tasks": (float(size.tasks), "tasks")}), dict[str, float]()
+    for name in names:
+        for way in ways:
+            of = {"part": "valid", "spec": spec, "suite": name, "way": way, "tasks": size.tasks}
+            found = kept(of, partial(_valid, spec, name, way, size.tasks))
+            out |= found
+            if way != "plain":
+                best[name] = max(best.get(name, 0.0), found[f"valid/{way}/{name}"][0])
+    return {**out, "real_valid_share_min": (min(best.values()), "share of draws")}
+
+
+def _valid(spec: str, name: str, way: str, tasks: int) -> Figures:
+    """One suite, prompted in one way."""
 
     async def work(folder: Path) -> Figures:
-        out, best = Figures(), dict[str, float]()
-        async with open_worlds(names) as worlds:
-            file = folder / "examples.json"
-            save_worked(file, await worked_examples(worlds, 2, 12 if quick else 40))
-            todo = tasks_for(worlds, "test", 0, tasks)
-            ways: dict[str, dict[str, Any]] = {"plain": {}, "grammar": {"grammar": True}}
-            if spec != "seedling":
-                ways["examples"] = {"template_options": {"examples": str(file)}}
-            for way, options in ways.items():
-                policy = open_policy(spec, **options)
-                try:
-                    for one in await examined(policy, worlds, todo, UNLIMITED):
-                        out[f"valid/{way}/{one.suite}"] = (one.share, "share of draws")
-                        out[f"solved/{way}/{one.suite}"] = (one.solved, "share of tasks")
-                        if way != "plain":
-                            best[one.suite] = max(best.get(one.suite, 0.0), one.share)
-                finally:
-                    await policy.close()
-        return {**out, "real_valid_share_min": (min(best.values()), "share of draws")}
+        async with open_worlds([name]) as worlds:
+            options: dict[str, Any] = {"grammar": True} if way in ("grammar", "both") else {}
+            if way in ("examples", "both"):
+                file = folder / "examples.json"
+                save_worked(file, await worked_examples(worlds, 2, 12 if tasks < 4 else 40))
+                options["template_options"] = {"examples": str(file)}
+            policy = open_policy(spec, **options)
+            try:
+                (one,) = await examined(policy, worlds, tasks_for(worlds, "test", 0, tasks), UNLIMITED)
+            finally:
+                await policy.close()
+        low, high = share_interval(one.share, tasks)
+        return {
+            f"valid/{way}/{name}": (one.share, "share of draws"),
+            f"valid_low/{way}/{name}": (low, "share of draws"),
+            f"valid_high/{way}/{name}": (high, "share of draws"),
+            f"valid_draws/{way}/{name}": (float(one.draws), "draws"),
+            f"solved/{way}/{name}": (one.solved, "share of tasks"),
+        }
 
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(work(Path(folder)))

@@ -15,7 +15,7 @@ from pathlib import Path
 from treewright.envs.errors import TreewrightError
 from treewright.envs.whole import write_whole
 
-__all__ = ["FULL", "QUICK", "Figures", "Size", "kept", "measuring", "share_interval", "size_of", "sized"]
+__all__ = ["FULL", "QUICK", "Figures", "Size", "folder_of", "kept", "measuring", "share_interval", "size_of", "sized"]
 
 Figures = dict[str, tuple[float, str]]
 
@@ -57,7 +57,9 @@ def sized(text: str | None, base: Size = FULL) -> Size:
     for part in (text or "").replace(" ", "").split(","):
         name, _, value = part.partition("=")
         if part and (name not in known or not value.isdecimal() or not int(value)):
-            raise TreewrightError(f"--size {part}: write NAME=NUMBER, separated by commas; names: {', '.join(sorted(known))}")
+            raise TreewrightError(
+                f"--size {part}: write NAME=NUMBER, separated by commas; names: {', '.join(sorted(known))}"
+            )
         if part:
             given[name] = int(value)
     return dataclasses.replace(base, **given)
@@ -88,19 +90,27 @@ def size_of(quick: bool) -> Size:
     return now.size if now is not None else QUICK if quick else FULL
 
 
-def kept(part: Mapping[str, object], measure: Callable[[], Figures]) -> Figures:
-    """The figures of a part that `part` describes: those of an earlier run in the same folder, else measured now."""
+def folder_of(part: Mapping[str, object]) -> Path | None:
+    """Where what belongs to a part that `part` describes is kept; None where nothing is."""
     now = _NOW.get()
     if now is None or now.folder is None:
-        return measure()
+        return None
     said = json.dumps(part, sort_keys=True, default=str)
-    file = now.folder / f"{part['part']}-{hashlib.blake2b(said.encode(), digest_size=6).hexdigest()}.json"
+    return now.folder / f"{part['part']}-{hashlib.blake2b(said.encode(), digest_size=6).hexdigest()}"
+
+
+def kept(part: Mapping[str, object], measure: Callable[[], Figures]) -> Figures:
+    """The figures of a part: those of an earlier run in the same folder, else measured now."""
+    folder = folder_of(part)
+    if folder is None:
+        return measure()
+    file = folder.with_suffix(".json")
     if file.exists():
         found = json.loads(file.read_text("utf-8"))
         return {name: (float(value), str(unit)) for name, (value, unit) in found["figures"].items()}
     figures = measure()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps({"of": json.loads(said), "figures": figures}, indent=1) + "\n")
+    write_whole(file, json.dumps({"of": part, "figures": figures}, indent=1, default=str) + "\n")
     return figures
 
 

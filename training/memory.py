@@ -376,12 +376,12 @@ def fitted(
 def _too_little(memory: str, costs: Costs) -> str:
     step = costs.peak(PROBE[0], None, True) + PROBE[0] * LONG * (costs.kept + costs.owed)
     least = max(step, costs.lasting + costs.before)
-    unbound = " train.max_kl=0, which keeps no copy of the weights," if least > step else ""
+    unbound = " set train.max_kl=0, which keeps no copy of the weights," if least > step else ""
     return (
         f"train.memory = {memory}: training this model takes at least {said(least)} ({said(costs.weights)} weights, "
         f"{said(costs.gradients + costs.optimizer)} gradients and optimizer, "
-        f"{said(costs.output + PROBE[0] * costs.row)} output layer for {PROBE[0]} tokens); give more,{unbound} train an adapter "
-        "(train.lora.rank=16), or take train.precision=bfloat16"
+        f"{said(costs.output + PROBE[0] * costs.row)} output layer for {PROBE[0]} tokens); give more,{unbound} "
+        "train an adapter (train.lora.rank=16), or take train.precision=bfloat16"
     )
 
 

@@ -99,9 +99,15 @@ def _valid(spec: str, name: str, way: str, tasks: int) -> Figures:
 
 
 def memory_figures(quick: bool, spec: str = SPEC) -> Figures:
-    """The largest resident memory of `treewright loop` on this model, one round, in a process of its own."""
+    """The largest resident memory of `treewright loop` on this model, one round, in a process of its own. An entropy
+    bonus sees to it that every draw is trained on, also where all trees fail."""
     tasks = size_of(quick).loop
-    settings = ["loop.iterations=1", f"loop.tasks={tasks}", *(PACKS if spec == SPEC else ())]
+    settings = [
+        "loop.iterations=1",
+        f"loop.tasks={tasks}",
+        "train.entropy_coef=0.001",
+        *(PACKS if spec == SPEC else ()),
+    ]
     if tasks < 4:
         settings += ["search.expansions=1", "search.root_draws=3"]
     return kept({"part": "memory", "spec": spec, "settings": settings}, partial(_peak, spec, settings))

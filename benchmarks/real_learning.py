@@ -72,13 +72,13 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
                 cfg = _config(home / named, f"hf:{begun}", *more)
                 tokens, rounds = await _looped(cfg, worlds, size.rounds, wanted)
                 wanted = wanted or tokens
-                one = await _alone(home / f"{named}-{rounds}", f"hf:{_newest(cfg)}", worlds, todo)
-                after[arm].append(one)
+                found = await _alone(home / f"{named}-{rounds}", f"hf:{_newest(cfg)}", worlds, todo)
+                after[arm].append(found)
                 out[f"{arm}/{seed}/sampled_tokens"] = (tokens, "tokens")
                 out[f"{arm}/{seed}/rounds"] = (float(rounds), "rounds")
-                out |= {f"{arm}/{seed}/{name}": (100 * found.rate, "%") for name, found in one.items()}
-        for arm, found in after.items():
-            out |= gains(arm, before, found)
+                out |= {f"{arm}/{seed}/{name}": (100 * one.rate, "%") for name, one in found.items()}
+        for arm, every in after.items():
+            out |= gains(arm, before, every)
     out["real_gain_points_min"] = min(out[f"trees_gain/{name}"] for name in before)
     out["real_gain_low_min"] = min(out[f"trees_low/{name}"] for name in before)
     out["seeds"] = (float(size.seeds), "seeds")

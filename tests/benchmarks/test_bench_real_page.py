@@ -33,3 +33,23 @@ def test_the_default_bound_is_between_the_steps_that_the_page_names(figures: dic
     from treewright.training.settings import LARGE_KL, LARGE_LR
 
     assert 4 < LARGE_KL / figures[f"step_kl/{LARGE_LR:g}"] < 6 and 2 < figures["step_kl/1e-05"] / LARGE_KL < 4
+
+
+def test_page_and_readme_tell_the_gap_between_sampler_and_trainer_and_on_how_much(figures: dict[str, float]) -> None:
+    gap = f"{figures['exact/sampler_and_trainer']:.1e} nats at most"
+    much = f"{figures['exact/tokens']:.0f} tokens of {figures['exact/trees']:.0f} trees"
+    for text in (README.partition("## What holds")[0], PAGE):
+        said = " ".join(text.split())
+        assert gap in said and much in said
+
+
+def test_the_page_says_of_no_figure_that_it_is_to_be_measured_once_it_is_there(figures: dict[str, float]) -> None:
+    wanted = {
+        "the shares of valid draws": "real_valid_share_min",
+        "the gap to plain rows": "real_logprob_gap_max",
+        "the peak of a loop": "real_peak_gb",
+        "success after imitation": "real_after_imitation_min",
+        "what training by trees gains": "real_gain_points_min",
+    }
+    missing = " ".join(PAGE.split()).partition("to be measured, and nothing is claimed of it:")[2].partition(".")[0]
+    assert {words: words in missing for words in wanted} == {w: name not in figures for w, name in wanted.items()}

@@ -38,7 +38,7 @@ SECTIONS = (
 )
 SUITES = ("kg", "workbench", "stdlib")
 PACKS = ("train.max_tokens=512", "train.chunk_tokens=512")
-"""So few activations at once: a model of this size then trains within 4 GB."""
+"""So few activations at once, for a peak of 4 GB."""
 
 
 def main(

@@ -57,7 +57,7 @@ def fetched_spec(model: str, say: Any) -> str:
 
 
 def real_demo_config(home: Path, spec: str, settings: Sequence[str] = ()) -> Config:
-    """The configuration of the demo with a real model: one suite, and packs that fit 4 GB.
+    """The configuration of the demo with a real model: one suite, and small packs for little memory.
 
     Raises TreewrightError where the model lies in `home`, which a demo empties.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from treewright.agent.policies.hf import HFPolicy
 from treewright.agent.runs.collect import collect, open_worlds
 from treewright.agent.runs.loop import model_folder, tasks_for
+from treewright.benchmarks.real_parts import Figures, kept, size_of
 from treewright.search.engine import Settings
 from treewright.search.rules import best_first
 from treewright.search.tree import Tree
@@ -30,41 +32,72 @@ __all__ = ["RATES", "exact_figures", "plain_gaps"]
 SPEC = "hf:smollm2"
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
 
-Figures = dict[str, tuple[float, str]]
-
 
 def exact_figures(quick: bool, spec: str = SPEC) -> Figures:
     """Every draw gets a credit of +1 or −1 by lot, so that each of its tokens counts: what is compared is linear in the
     credit, and what a step of noise does to a policy is what a rate must not let it do."""
+    size = size_of(quick)
+    of = {"part": "exact", "spec": spec, "trees": size.trees, "gradients": size.gradients}
+    return kept(of, partial(_exact, spec, size.trees, min(size.gradients, size.trees)))
+
+
+def _exact(spec: str, count: int, gradients: int) -> Figures:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = model_folder(spec)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    trees = asyncio.run(_grown(model, AutoTokenizer.from_pretrained(folder), 8 if quick else 50))
-    arrays = tree_arrays(trees)
-    lot = np.random.default_rng(0).choice([-1.0, 1.0], len(arrays))
-    coef = np.where(arrays.trainable, lot, 0.0)
-    trainer = Trainer(model, TrainSettings(max_tokens=1024, minibatches=1, grad_clip=1e9))
-    packs = pack_trees(trees, arrays, _credit(arrays, coef), 1024)
+    trees = asyncio.run(_grown(model, AutoTokenizer.from_pretrained(folder), count))
+    sampler = tokens = 0.0
+    trainer = _trainer(model)
+    for pack in _packs(trees, _coefficients(trees)):
+        with torch.no_grad():
+            logp = trainer.logprobs(pack)[0]
+        sampler, tokens = max(sampler, _gap(logp, pack)), tokens + len(pack.target)
+    few = trees[:gradients]
+    packs = _packs(few, _coefficients(few))
     with torch.no_grad():
         olds = [trainer.logprobs(pack)[0] for pack in packs]
-    sampler = max(float((old - torch.from_numpy(p.behaviour)).abs().max()) for old, p in zip(olds, packs, strict=True))
     gradient = _packed_gradient(trainer, packs)
-    plain, rows = _plain_gradient(model, trees, arrays, coef)
+    plain, rows = _plain_gradient(model, few)
+    plain = max([plain, *(_plain_gap(model, tree) for tree in trees[gradients:])])
     norm = float(torch.stack([g.double().square().sum() for g in rows]).sum().sqrt())
     apart = float(
         torch.stack([(a - b).double().square().sum() for a, b in zip(gradient, rows, strict=True)]).sum().sqrt()
     )
-    steps = {f"step_kl/{rate:g}": found for rate, found in _steps(trainer, gradient, packs, olds).items()}
-    return {
+    del rows
+    prepare(model)
+    out: Figures = {
         "exact/trees": (float(len(trees)), "trees"),
-        "exact/tokens": (float(sum(len(p.target) for p in packs)), "tokens"),
+        "exact/tokens": (tokens, "tokens"),
         "exact/sampler_and_trainer": (sampler, "nats"),
         "exact/sampler_and_plain_rows": (plain, "nats"),
         "exact/gradient_of_plain_rows": (apart / norm, "relative"),
+        "exact/trees_with_gradient": (float(len(few)), "trees"),
+        "gradient_norm": (norm, ""),
         "real_logprob_gap_max": (max(sampler, plain), "nats"),
-        **{name: (value, "nats per token") for name, value in steps.items()},
     }
+    for rate, (moved, outside) in _steps(trainer, gradient, packs, olds).items():
+        out[f"step_kl/{rate:g}"] = (moved, "nats per token")
+        out[f"step_outside_clip/{rate:g}"] = (outside, "share of tokens")
+    return out
+
+
+def _trainer(model: Any) -> Trainer:
+    return Trainer(model, TrainSettings(max_tokens=1024, minibatches=1, grad_clip=1e9, max_kl=0.0))
+
+
+def _coefficients(trees: Sequence[Tree]) -> tuple[TreeArrays, np.ndarray[Any, Any]]:
+    arrays = tree_arrays(trees)
+    lot = np.random.default_rng(0).choice([-1.0, 1.0], len(arrays))
+    return arrays, np.where(arrays.trainable, lot, 0.0)
+
+
+def _packs(trees: Sequence[Tree], credit: tuple[TreeArrays, np.ndarray[Any, Any]]) -> list[PackedBatch]:
+    return pack_trees(trees, credit[0], _credit(*credit), 1024)
+
+
+def _gap(logp: Tensor, pack: PackedBatch) -> float:
+    return float((logp - torch.from_numpy(pack.behaviour)).abs().max())
 
 
 async def _grown(model: Any, tokenizer: Any, count: int) -> list[Tree]:
@@ -103,14 +136,14 @@ def plain_gaps(model: Any, tree: Tree, wanted: Sequence[int]) -> Iterator[tuple[
         above, said = prompts[tree.parent[i]], tuple(tree.ids[i])
         prompts[i] = (above + said)[: tree.keep[i]] + tuple(tree.delta[i])
         if i in wanted:
-            logits = model(torch.tensor([above + said]), use_cache=False).logits[0, len(above) - 1 : -1]
+            row = torch.tensor([above + said])
+            logits = model(row, use_cache=False, logits_to_keep=len(said) + 1).logits[0, :-1]
             yield i, logits.log_softmax(-1)[range(len(said)), said], torch.tensor(tree.logprobs[i])
 
 
-def _plain_gradient(
-    model: Any, trees: Sequence[Tree], arrays: TreeArrays, coef: np.ndarray[Any, Any]
-) -> tuple[float, list[Tensor]]:
+def _plain_gradient(model: Any, trees: Sequence[Tree]) -> tuple[float, list[Tensor]]:
     """REINFORCE on every draw's own row: the largest gap of log-probs, and the gradient of −Σ coef·log π / trees."""
+    arrays, coef = _coefficients(trees)
     model.zero_grad()
     model.set_attn_implementation("sdpa")
     start, gap = 0, 0.0
@@ -123,15 +156,22 @@ def _plain_gradient(
         start += len(tree)
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    prepare(model)
     return gap, found
+
+
+@torch.no_grad()
+def _plain_gap(model: Any, tree: Tree) -> float:
+    wanted = [i for i in range(1, len(tree)) if tree_arrays([tree]).trainable[i]]
+    return max(float((logp - sampled).abs().max()) for _, logp, sampled in plain_gaps(model, tree, wanted))
 
 
 def _steps(
     trainer: Trainer, gradient: Sequence[Tensor], packs: Sequence[PackedBatch], olds: Sequence[Tensor]
-) -> dict[float, float]:
-    """By rate, KL(before ‖ after) of a fresh AdamW's first step along this gradient."""
-    weights, out = list(trainer.model.parameters()), dict[float, float]()
+) -> dict[float, tuple[float, float]]:
+    """By rate, of a fresh AdamW's first step along this gradient: KL(before ‖ after), and the share of tokens whose
+    ratio leaves 1 ± .2."""
+    weights, out = list(trainer.model.parameters()), dict[float, tuple[float, float]]()
+    before = torch.cat(list(olds))
     start = [p.detach().clone() for p in weights]
     for rate in RATES:
         optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -141,7 +181,9 @@ def _steps(
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            out[rate] = divergence(torch.cat(list(olds)), torch.cat([trainer.logprobs(p)[0] for p in packs]))
+            after = torch.cat([trainer.logprobs(p)[0] for p in packs])
+            outside = float((((after - before).exp() - 1).abs() > 0.2).double().mean())
+            out[rate] = divergence(before, after), outside
             for p, old in zip(weights, start, strict=True):
                 p.copy_(old)
     return out

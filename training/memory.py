@@ -122,6 +122,7 @@ class Costs:
     checkpointed, layer   the same with gradient checkpointing, and of one layer alone
     kept       for each token of a tree that goes through in chunks: keys and values
     owed       for each token of its longest path: float32 gradients of keys and values
+    before     of the weights before a step, kept while train.max_kl measures it: no activations stand beside them
     """
 
     weights: float
@@ -136,6 +137,7 @@ class Costs:
     layer: float
     kept: float
     owed: float
+    before: float = 0.0
 
     @property
     def lasting(self) -> float:
@@ -166,9 +168,9 @@ class Costs:
         at_once = tokens if chunk is None or chunk >= tokens else chunk
         output = self.output + min(at_once, self.logits_at_once) * self.row
         size = self.lasting + at_once * each + max(output, at_once * more)
-        if at_once == tokens:
-            return size
-        return size + tokens * self.kept + (tokens if path is None else path) * self.owed
+        if at_once < tokens:
+            size += tokens * self.kept + (tokens if path is None else path) * self.owed
+        return max(size, self.lasting + self.before)
 
 
 def _fixed(model: Any, settings: TrainSettings, reference: bool, device: str | None = None) -> dict[str, Any]:
@@ -179,15 +181,17 @@ def _fixed(model: Any, settings: TrainSettings, reference: bool, device: str | N
     frozen = sum(p.numel() for p in named) * (4.0 if half is None else 2.0)
     head = inner_model(model).get_output_embeddings().weight
     wide, fit = max(4, head.element_size()), getattr(inner_model(model), "treewright_fit", None)
+    grads = float(sum(p.numel() * p.element_size() for p in trained))
     arrays = 2 + (settings.entropy_coef > 0) + (fit is not None and fit.softcap is not None)
     return {
         "weights": float(sum(p.numel() * p.element_size() for p in named)) + (frozen if reference else 0.0),
         "copies": float(sum(p.numel() * 2 for p in named if half is not None and p.dtype != half)),
-        "gradients": float(sum(p.numel() * p.element_size() for p in trained)),
+        "gradients": grads,
         "optimizer": _state(model, settings),
         "output": (wide + (2.0 if half else 0.0)) * head.numel() * head.requires_grad,
         "row": float(arrays * wide * head.shape[0]),
         "logits_at_once": logit_rows(model, device),
+        "before": 0.0 if settings.kl_bound(sum(p.numel() for p in trained)) is None else grads,
     }
 
 
@@ -323,7 +327,7 @@ def sharded(costs: Costs, model: Any, settings: TrainSettings, ranks: int) -> Co
     whole = gathered_bytes(model.parameters(), half) if small(model, half) else most
     return replace(
         costs, weights=costs.weights / ranks, gradients=costs.gradients / ranks, optimizer=costs.optimizer / ranks,
-        copies=float(whole),
+        copies=float(whole), before=0.0,
     )  # fmt: skip
 
 
@@ -355,7 +359,7 @@ def fitted(
 
     checkpointing = tokens(False) < settings.max_tokens and tokens(True) > tokens(False)
     size = tokens(checkpointing)
-    if size < PROBE[0]:
+    if size < PROBE[0] or room < costs.before:
         raise TreewrightError(_too_little(settings.memory, costs))
     size = size if size < 512 else size // 256 * 256
     chunk = size if model_chunks(model) else None
@@ -370,12 +374,14 @@ def fitted(
 
 
 def _too_little(memory: str, costs: Costs) -> str:
-    least = costs.peak(PROBE[0], None, True) + PROBE[0] * LONG * (costs.kept + costs.owed)
+    step = costs.peak(PROBE[0], None, True) + PROBE[0] * LONG * (costs.kept + costs.owed)
+    least = max(step, costs.lasting + costs.before)
+    unbound = " set train.max_kl=0, which keeps no copy of the weights," if least > step else ""
     return (
         f"train.memory = {memory}: training this model takes at least {said(least)} ({said(costs.weights)} weights, "
         f"{said(costs.gradients + costs.optimizer)} gradients and optimizer, "
-        f"{said(costs.output + PROBE[0] * costs.row)} output layer for {PROBE[0]} tokens); give more, train an adapter "
-        "(train.lora.rank=16), or take train.precision=bfloat16"
+        f"{said(costs.output + PROBE[0] * costs.row)} output layer for {PROBE[0]} tokens); give more,{unbound} "
+        "train an adapter (train.lora.rank=16), or take train.precision=bfloat16"
     )
 
 

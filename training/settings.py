@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "LoraSettings", "TrainSettings", "bytes_of"]
 
 SMALL, SMALL_LR, LARGE_LR, ADAPTER_LR = 20_000_000, 1e-3, 3e-6, 1e-4
+LARGE_KL = 0.01
 PRECISIONS = ("float32", "bfloat16")
 UNITS = {"": 1, "B": 1, **{f"{letter}iB": 1 << 10 * i for i, letter in enumerate("KMGT", 1)},
          **{f"{letter}B": 10 ** (3 * i) for i, letter in enumerate("KMGT", 1)}}  # fmt: skip
@@ -161,7 +162,8 @@ class TrainSettings:
         default=None,
         metadata={
             "doc": "how far one optimizer step may move the policy, in nats per drawn token; a step that goes further "
-            "is shortened. Costs one forward pass and a copy of the weights"
+            "is shortened. Costs one forward pass and a copy of the weights. Else 0.01 where all weights of a model of "
+            "20 million parameters or more are trained in one process (docs/real-models.md says why); 0: no bound"
         },
     )
     grad_clip: float = field(default=1.0, metadata={"doc": "largest gradient norm"})
@@ -211,11 +213,11 @@ class TrainSettings:
     )
 
     def __post_init__(self) -> None:
-        above = {"lr": 0, "max_kl": 0, "clip": 0, "clip_high": 0, "dual_clip": 1, "sampler_cap": 0, "grad_clip": 0}
+        above = {"lr": 0, "clip": 0, "clip_high": 0, "dual_clip": 1, "sampler_cap": 0, "grad_clip": 0}
         least = {
             "warmup": 0, "weight_decay": 0, "minibatches": 1, "adaptive_clip": 0, "kl_coef": 0, "entropy_coef": 0,
             "sft_coef": 0, "tau": 0, "weight_power": 0, "max_tokens": 1, "chunk_tokens": 1, "max_staleness": 0,
-            "schedule_steps": 1, "save_every": 0,
+            "schedule_steps": 1, "save_every": 0, "max_kl": 0,
         }  # fmt: skip
         for name, low in {**above, **least}.items():
             value = getattr(self, name)
@@ -247,6 +249,12 @@ class TrainSettings:
         """The learning rate where so many parameters are trained."""
         usual = ADAPTER_LR if self.lora.rank else SMALL_LR if parameters < SMALL else LARGE_LR
         return self.lr if self.lr is not None else usual
+
+    def kl_bound(self, parameters: int) -> float | None:
+        """How far one optimizer step may move the policy where so many parameters are trained; None: as it will."""
+        if self.max_kl is not None:
+            return self.max_kl or None
+        return LARGE_KL if parameters >= SMALL and not self.lora.rank else None
 
     def loss_settings(self, by_action: bool) -> LossOptions:
         """What the loss is told; `by_action` corrects whole draws, for trees of older weights."""

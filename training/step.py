@@ -83,7 +83,8 @@ class Trainer:
             raise TreewrightError(f"train.max_staleness = {s.max_staleness}: it must be below {REMEMBERED}")
         if s.clip_rows and s.unit != "turn":
             raise TreewrightError("train.clip_rows = true clips rows of turns; it does not go with train.unit")
-        self.lr = s.rate_for(sum(p.numel() for p in self.model.parameters() if p.requires_grad))
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.lr, self.most_kl = s.rate_for(trained), self._bound(trained)
         self.rate, self.dtype = rate_factor(s), compute_dtype(s.precision)
         checkpoint_layers(self.model, s.checkpointing)
         self.logit_rows = logit_rows(self.model)
@@ -97,16 +98,20 @@ class Trainer:
 
     optimizer: torch.optim.Optimizer = field(init=False)
     lr: float = field(init=False)
+    most_kl: float | None = field(init=False)  # train.max_kl, or what it is for a model of this size
     rate: Callable[[int], float] = field(init=False)
     dtype: torch.dtype | None = field(init=False)
     logit_rows: int = field(init=False)
     fixed_rate: float | None = field(init=False, default=None)  # of the next steps, in place of lr and its warm-up
-    recent: list[tuple[PackedBatch, Tensor]] = field(init=False, default_factory=list)  # log-probs under max_kl
+    recent: list[tuple[PackedBatch, Tensor]] = field(init=False, default_factory=list)  # log-probs under most_kl
     routing: Routing = field(init=False, default_factory=Routing)
     moves: list[tuple[float, float]] = field(init=False, default_factory=list)  # (divergence, share) of its steps
 
     def _place(self) -> None:
         """Before the optimizer is made: a trainer of many processes shards the weights here."""
+
+    def _bound(self, trained: int) -> float | None:
+        return self.settings.kl_bound(trained)
 
     def version(self) -> str:
         """The name of the present weights."""
@@ -356,7 +361,7 @@ class Trainer:
             if not bool(torch.isfinite(loss)):
                 raise self._refuse("loss")
             seen.update(found)
-            if self.settings.max_kl is not None and bool((pack.mode == Mode.PG).any()):
+            if self.most_kl is not None and bool((pack.mode == Mode.PG).any()):
                 self.recent.append((pack, logp.detach()))
             return loss
 
@@ -379,9 +384,9 @@ class Trainer:
         before = kept(self.model) if self.recent else []
         self.optimizer.step()
         self.steps += 1
-        if before and self.settings.max_kl is not None:
+        if before and self.most_kl is not None:
             self.optimizer.zero_grad(set_to_none=True)
-            self.moves.append(held_back(self.model, before, self.settings.max_kl, self._moved))
+            self.moves.append(held_back(self.model, before, self.most_kl, self._moved))
         self.recent.clear()
         return norm
 
@@ -396,7 +401,7 @@ class Trainer:
         return divergence(before, after)
 
     def _moves(self) -> dict[str, float]:
-        """What max_kl did to the steps since it was last asked, as means; {} without it."""
+        """What most_kl did to the steps since it was last asked, as means; {} without it."""
         moves, self.moves = self.moves, []
         names = ("step_kl", "step_share")
         return {name: float(np.mean([move[i] for move in moves])) for i, name in enumerate(names)} if moves else {}

@@ -74,6 +74,9 @@ def bench(
         str | None, typer.Option("--name", "-n", help="variance: the run whose worlds, weights and trees are measured.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="pair: turns of each build.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="real: how much of each part, such as tasks=4,trees=10; docs/real-models.md.")
+    ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="control, learning-suites: these suites instead.")] = None,
 ) -> None:
     """Measure: a table, and JSON with hardware, versions and commit. Refuses to report timings if the check fails.
@@ -97,6 +100,7 @@ def bench(
         ("name", "--name", name_),
         ("between", "OLD NEW", between),
         ("rounds", "--rounds", rounds),
+        ("size", "--size", size),
     ):
         if not value:
             continue
@@ -104,7 +108,7 @@ def bench(
             raise TreewrightError(f"bench {name} has no use for {option}; leave it out")
         more[key] = value
     kept = (
-        json if only or name in ("pair", "scale", "web") else None
+        json if only or name in ("pair", "real", "scale", "web") else None
     )  # the benchmark puts its parts beside those that are there
     with metering() as spent:
         result = main(quick, str(kept) if kept else None, str(plot) if plot else None, **more)

@@ -11,6 +11,7 @@ from treewright.agent.cli.options import (
     Sets,
     console,
     go,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -23,10 +24,26 @@ __all__ = ["demo", "seedling"]
 def demo(
     folder: Annotated[Path, typer.Option(help="For its files; an earlier demo there is removed.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option(help="A few tasks: shows that it works, measures nothing.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A real model instead: smollm2 (fetched if need be), a folder, or a name; half an hour."),
+    ] = None,
     set_: Sets = None,
 ) -> None:
-    """The whole line in a few minutes on a CPU: explore, store, credit, train, and a table before and after."""
+    """The whole line in a few minutes on a CPU: explore, store, credit, train, and a table before and after.
+
+    With --model, a real model imitates oracles first (docs/real-models.md).
+    """
     from treewright.agent.runs.demo import PLAN, QUICK, demo_config, fresh, run_demo
+
+    if model is not None:
+        from treewright.agent.runs.demo_real import REAL, REAL_QUICK, fetched_spec, real_demo_config, run_real_demo
+
+        plan = REAL_QUICK if quick else REAL
+        real = real_demo_config(folder, fetched_spec(model, say), [*plan.settings, *(set_ or [])])
+        fresh(folder)
+        go(lambda: run_real_demo(real, plan, console))
+        return
 
     cfg = demo_config(folder, [*(QUICK.settings if quick else ()), *(set_ or [])])
     fresh(folder)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,7 @@ from treewright.agent.runs.loop import (
     model_folder,
     run_loop,
 )
+from treewright.agent.runs.shared import shared_model
 from treewright.envs.errors import TreewrightError
 from treewright.envs.registry import suite as find_suite
 from treewright.search.tree import Tree
@@ -129,8 +131,14 @@ def open_suites(console: Console, names: Sequence[str]) -> list[str]:
     return usable
 
 
-async def run_demo(config: Config, plan: DemoPlan = PLAN, console: Console | None = None) -> dict[str, Any]:
-    """Runs the demo into config.home (store, checkpoints, figures.json, report.html) and returns the figures."""
+async def run_demo(
+    config: Config,
+    plan: DemoPlan = PLAN,
+    console: Console | None = None,
+    known: Mapping[str, tuple[float, str]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Runs the demo into config.home (store, checkpoints, figures.json, report.html) and returns the figures, with
+    those that are `known` before."""
     from treewright.agent.policies.opening import open_policy
     from treewright.agent.view.report import write_report
     from treewright.search.store import TreeStore
@@ -139,9 +147,10 @@ async def run_demo(config: Config, plan: DemoPlan = PLAN, console: Console | Non
     began = time.monotonic()
     names = open_suites(console, config.worlds.suites)
     source = model_folder(config.policy.spec)
-    policy = open_policy(config.policy.spec, **config.policy.options)
-    frozen = policy.version
     learner = Learner(make_trainer(config, source), config.home / "checkpoints", config.loop.checkpoints)
+    shared = shared_model(config, learner.trainer)
+    policy = open_policy(config.policy.spec, **config.policy.options, **({} if shared is None else {"model": shared}))
+    frozen = policy.version
     store = TreeStore.open(config.store_at)
     try:
         async with open_worlds(names, config.worlds.sessions or None, config.worlds.deadline) as worlds:
@@ -154,7 +163,7 @@ async def run_demo(config: Config, plan: DemoPlan = PLAN, console: Console | Non
     table = _success_table(before, after)
     console.print(table)
     console.print(_cost_table(before, after, learner.rounds))
-    figures = _figures(before, after)
+    figures = {**known, **_figures(before, after)}
     figures["seconds"] = (time.monotonic() - began, "s")
     rounds = [
         {"drawn_by": r.drawn_by, "trained": r.trained, "success": r.success, "stats": r.stats, "seconds": r.seconds}

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
 from treewright.agent.cli.bench import HOMES
-from treewright.benchmarks.real import SECTIONS, valid_figures
+from treewright.agent.runs.evaluate import Evaluation
+from treewright.benchmarks.real import SECTIONS, memory_figures, valid_figures
 from treewright.benchmarks.real_exact import RATES, exact_figures
+from treewright.benchmarks.real_learning import gains, learning_figures
+from treewright.benchmarks.real_parts import FULL, QUICK, Figures, kept, measuring, share_interval, sized
 from treewright.benchmarks.search import section
+from treewright.envs.errors import TreewrightError
+
+SMALL = replace(QUICK, held_out=3, demos=3, rounds=1, trees_a_round=2)
 
 
 def test_every_section_is_there() -> None:
@@ -13,14 +25,76 @@ def test_every_section_is_there() -> None:
 
 
 def test_log_probs_and_gradients_agree_and_a_higher_rate_goes_further() -> None:
-    found = {name: value for name, (value, _) in exact_figures(True, "seedling").items()}
-    assert found["exact/tokens"] > 30
+    with measuring(replace(QUICK, trees=5, gradients=3), None):
+        found = {name: value for name, (value, _) in exact_figures(True, "seedling").items()}
+    assert found["exact/tokens"] > 30 and found["exact/trees"] == 5 and found["exact/trees_with_gradient"] == 3
     assert 0 < found["real_logprob_gap_max"] <= 2e-4
     assert 0 < found["exact/gradient_of_plain_rows"] <= 1e-3
-    moved = [found[f"step_kl/{rate:g}"] for rate in RATES]
+    moved, outside = ([found[f"{kind}/{rate:g}"] for rate in RATES] for kind in ("step_kl", "step_outside_clip"))
     assert moved == sorted(moved) and moved[-1] > 10 * moved[0] > 0
+    assert outside == sorted(outside) and 0 <= outside[-1] <= 1
 
 
-def test_valid_shares_are_those_of_the_best_way() -> None:
-    found = valid_figures(True, "seedling")
-    assert found["real_valid_share_min"][0] == found["valid/grammar/kg"][0] == 1.0
+def test_valid_shares_are_those_of_the_best_way_with_an_interval() -> None:
+    found = {name: value for name, (value, _) in valid_figures(True, "seedling").items()}
+    assert found["real_valid_share_min"] == found["valid/grammar/kg"] == 1.0
+    assert 0 < found["valid_low/grammar/kg"] < 0.5 and found["valid_high/grammar/kg"] == 1.0  # two tasks say little
+
+
+def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    with measuring(SMALL, tmp_path):
+        found = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
+        (home,) = tmp_path.glob("learning-*")
+        first = [*home.glob("*-alone-3.json"), *home.glob("*/rounds.json")]
+        made = {file: file.stat().st_mtime_ns for file in first}
+        assert len(first) == 6  # untouched, begun, trees and chains; the rounds of both
+        assert found["real_after_imitation_min"] == found["imitation/kg"]
+        assert found["chains/0/sampled_tokens"] >= found["trees/0/sampled_tokens"] > 0
+        assert found["real_gain_points_min"] == pytest.approx(found["trees/0/kg"] - found["imitation/kg"])
+        again = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
+    assert again == found and {file: file.stat().st_mtime_ns for file in first} == made
+    with measuring(replace(SMALL, rounds=2), tmp_path):
+        more = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
+    rounds = json.loads((home / "trees-2-0/rounds.json").read_text())
+    assert len(rounds) == 2 and rounds[0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
+
+
+def test_gains_are_those_of_the_mean_over_seeds() -> None:
+    def of(*success: float) -> dict[str, Evaluation]:
+        names = tuple(map(str, range(len(success))))
+        return {"kg": Evaluation("kg", names, success, 0.0, 0, 0, 0)}
+
+    found = gains("trees", of(0, 0, 1, 1), [of(1, 0, 1, 1), of(1, 1, 1, 0)])
+    assert found["trees_gain/kg"] == (25.0, "points")
+    assert found["trees_low/kg"][0] < 25 < found["trees_high/kg"][0]
+
+
+def test_the_memory_of_a_loop_is_that_of_its_own_process() -> None:
+    found = {name: value for name, (value, _) in memory_figures(True, "seedling").items()}
+    assert 0.2 < found["real_peak_gb"] < 2 and found["loop/trees"] == 2 and found["loop/sampler_gap"] < 1e-3
+
+
+def test_parts_that_were_measured_are_kept_by_what_they_are_of(tmp_path: Path) -> None:
+    asked = []
+
+    def measure() -> Figures:
+        asked.append(1)
+        return {"one": (float(len(asked)), "times")}
+
+    with measuring(QUICK, tmp_path):
+        assert kept({"part": "valid", "tasks": 2}, measure) == kept({"part": "valid", "tasks": 2}, measure)
+        assert kept({"part": "valid", "tasks": 3}, measure)["one"][0] == 2
+    assert kept({"part": "valid", "tasks": 2}, measure)["one"][0] == 3
+
+
+def test_a_size_is_told_by_name() -> None:
+    assert sized("tasks=4, trees=10") == replace(FULL, tasks=4, trees=10) and sized(None, QUICK) == QUICK
+    for wrong in ("tasks=0", "tasks", "task=3", "trees=-1"):
+        with pytest.raises(TreewrightError, match="NAME=NUMBER"):
+            sized(wrong)
+
+
+def test_an_interval_of_a_share_is_wilsons() -> None:
+    low, high = share_interval(0.5, 10)
+    assert (low, high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert share_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4) and share_interval(0.3, 0) == (0.0, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 from search_trees import random_tree, tiny_model
 
 from treewright.envs import TreewrightError
+from treewright.training.memory import formula
+from treewright.training.parallel.trainer import RankedTrainer
 from treewright.training.region import divergence, held_back, kept
+from treewright.training.settings import LoraSettings
 from treewright.training.step import Trainer, TrainSettings
 
 
@@ -73,6 +77,39 @@ def test_the_divergence_is_that_of_the_distributions() -> None:
     assert divergence(p[:0], q[:0]) == 0.0
 
 
-def test_a_divergence_bound_of_zero_is_refused() -> None:
-    with pytest.raises(TreewrightError, match="must be above 0"):
-        TrainSettings(max_kl=0.0)
+def test_a_divergence_bound_below_zero_is_refused() -> None:
+    with pytest.raises(TreewrightError, match="must be at least 0"):
+        TrainSettings(max_kl=-0.1)
+
+
+def test_models_of_20_million_parameters_have_a_bound_unless_told_otherwise() -> None:
+    small, large = 19_999_999, 20_000_000
+    assert TrainSettings().kl_bound(small) is None and TrainSettings().kl_bound(large) == 0.01
+    assert TrainSettings(max_kl=0.0).kl_bound(large) is None and TrainSettings(max_kl=0.3).kl_bound(small) == 0.3
+    assert TrainSettings(lora=LoraSettings(rank=8)).kl_bound(large) is None
+
+
+def test_the_bound_of_a_large_model_shortens_its_steps_and_zero_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    _, free = trained(copy.deepcopy(model))
+    assert "step_kl" not in free
+    monkeypatch.setattr("treewright.training.settings.SMALL", 1)
+    monkeypatch.setattr("treewright.training.settings.LARGE_KL", 1e-5)
+    bound, stats = trained(copy.deepcopy(model))
+    assert 0 < stats["step_kl"] <= 1e-5 and stats["step_share"] < 1
+    unbound, told = trained(copy.deepcopy(model), max_kl=0.0)
+    assert "step_kl" not in told
+    start = flat(model)
+    assert (flat(bound.model) - start).norm() < 0.9 * (flat(unbound.model) - start).norm()
+
+
+def test_what_a_bound_keeps_counts_where_it_is_more_than_activations() -> None:
+    costs = formula(tiny_model().config, TrainSettings(max_kl=0.1), "cpu")
+    without = formula(tiny_model().config, TrainSettings(), "cpu")
+    assert costs.before == costs.gradients and without.before == 0
+    large = replace(costs, before=1e12)
+    assert large.peak(64) == large.lasting + 1e12 and costs.peak(4096) == without.peak(4096)
+
+
+def test_many_processes_have_no_bound_of_their_own() -> None:
+    assert RankedTrainer._bound(object.__new__(RankedTrainer), 10**9) is None

@@ -41,7 +41,7 @@ EMPTY_IDS, EMPTY_PARENT = (0, 0), (-1, 0)
 def refuse_settings(settings: TrainSettings) -> None:
     """Raises TreewrightError for what is trained in one process only."""
     alone = "leave torchrun, --processes and --gpus out"
-    if settings.max_kl is not None:
+    if settings.max_kl:
         raise TreewrightError(
             f"train.max_kl = {settings.max_kl} measures a step where the whole model is: leave it out, or {alone}"
         )
@@ -70,6 +70,10 @@ class RankedTrainer(Trainer):
         if self.ranks is None:
             raise TreewrightError("RankedTrainer needs ranks=join()")
         return self.ranks
+
+    def _bound(self, trained: int) -> float | None:
+        """None: no process holds the whole model, on which a step would be measured."""
+        return None
 
     def _place(self) -> None:
         refuse_settings(self.settings)

@@ -1,0 +1,167 @@
+"""What a real model learns: imitation of oracles, then training by trees, and by chains of at least as many sampled
+tokens, from the same weights; success of the policy alone on held-out tasks.
+
+Everything is kept in a folder: a run that was stopped goes on with the round that it stopped in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treewright.agent.config import Config, load_config
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.prompts import template_for
+from treewright.agent.runs.collect import World, open_worlds
+from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain
+from treewright.agent.runs.imitation import episode_rows, oracle_episodes
+from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
+from treewright.agent.runs.shared import shared_model
+from treewright.benchmarks.real_parts import Figures, Size, folder_of, size_of
+from treewright.envs.whole import write_whole
+from treewright.training.checkpoint import latest
+
+__all__ = ["ARMS", "MOST_ROUNDS", "SPEC", "TAUGHT", "gains", "learning_figures"]
+
+SPEC, TAUGHT = "hf:smollm2", ("kg", "workbench")
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "trees": (),
+    "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
+}
+MOST_ROUNDS = 10  # times as many rounds as trees took, in which chains must have drawn as many tokens
+
+
+def learning_figures(quick: bool, spec: str = SPEC) -> Figures:
+    """Imitation of oracles, then training by trees and by chains with several seeds, on held-out tasks."""
+    size = size_of(quick)
+    part = {"spec": spec, "demos": size.demos, "taught": size.taught}
+    home = folder_of({"part": "learning", **part})
+    if home is not None:
+        return asyncio.run(_measured(home, spec, size))
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_measured(Path(folder), spec, size))
+
+
+async def _measured(home: Path, spec: str, size: Size) -> Figures:
+    async with open_worlds(TAUGHT[: size.taught]) as worlds:
+        todo = tasks_for(worlds, "test", 0, size.held_out)
+        untouched = await _alone(home / "untouched", spec, worlds, todo)
+        begun = await _imitated(_config(home / "begun", spec), worlds, size.demos)
+        before = await _alone(home / "begun", f"hf:{begun}", worlds, todo)
+        out: Figures = {f"untouched/{name}": (100 * one.rate, "%") for name, one in untouched.items()}
+        for name, one in before.items():
+            gain, low, high = paired_gain(untouched[name], one)
+            out |= {f"imitation/{name}": (100 * one.rate, "%"), f"imitation_gain/{name}": (gain, "points")}
+            out |= {f"imitation_low/{name}": (low, "points"), f"imitation_high/{name}": (high, "points")}
+        out["imitation/demonstrations"] = (float(size.demos * size.taught), "episodes")
+        out["held_out"] = (float(size.held_out), "tasks of each suite")
+        out["real_after_imitation_min"] = (100 * min(one.rate for one in before.values()), "%")
+        after: dict[str, list[dict[str, Evaluation]]] = {arm: [] for arm in ARMS}
+        for seed in range(size.seeds):
+            wanted = 0.0
+            for arm, settings in ARMS.items():
+                named = f"{arm}-{size.trees_a_round}-{seed}"
+                more = (*settings, f"seed={seed}", f"loop.tasks={size.trees_a_round}")
+                cfg = _config(home / named, f"hf:{begun}", *more)
+                tokens, rounds = await _looped(cfg, worlds, size.rounds, wanted)
+                wanted = wanted or tokens
+                found = await _alone(home / f"{named}-{rounds}", f"hf:{_newest(cfg)}", worlds, todo)
+                after[arm].append(found)
+                out[f"{arm}/{seed}/sampled_tokens"] = (tokens, "tokens")
+                out[f"{arm}/{seed}/rounds"] = (float(rounds), "rounds")
+                out |= {f"{arm}/{seed}/{name}": (100 * one.rate, "%") for name, one in found.items()}
+        for arm, every in after.items():
+            out |= gains(arm, before, every)
+    out["real_gain_points_min"] = min(out[f"trees_gain/{name}"] for name in before)
+    out["real_gain_low_min"] = min(out[f"trees_low/{name}"] for name in before)
+    out["seeds"] = (float(size.seeds), "seeds")
+    return out
+
+
+def gains(arm: str, before: Mapping[str, Evaluation], after: Sequence[Mapping[str, Evaluation]]) -> Figures:
+    """By suite, the gain in points of the mean over seeds, with the paired interval over tasks."""
+    out: Figures = {}
+    for name, one in before.items():
+        mean = np.mean([seed[name].success for seed in after], axis=0)
+        gain, low, high = paired_gain(one, replace(after[0][name], success=tuple(map(float, mean))))
+        out |= {f"{arm}_gain/{name}": (gain, "points"), f"{arm}_low/{name}": (low, "points")}
+        out[f"{arm}_high/{name}"] = (high, "points")
+    return out
+
+
+def _config(home: Path, spec: str, *settings: str) -> Config:
+    given = ["train.max_tokens=1024", "train.chunk_tokens=1024", f"folder={home}", *settings]
+    return load_config(None, given, {"policy.spec": spec, "name": home.name})
+
+
+async def _imitated(cfg: Config, worlds: Mapping[str, World], demos: int) -> Path:
+    """The folder of the weights that imitated the oracles."""
+    from treewright.training.recipes.imitate import imitation_rate, learn_rows
+
+    if (done := latest(cfg.home / "checkpoints")) is not None:
+        return done.path
+    learner = Learner(make_trainer(cfg, model_folder(cfg.policy.spec)), cfg.home / "checkpoints", 1, cfg.policy.spec)
+    template = template_for(learner.trainer.tokenizer)
+    episodes = await oracle_episodes(worlds, tasks_for(worlds, "train", 0, demos))
+    rows = [episode_rows(episode, template) for episode in episodes]
+    learn_rows(learner.trainer, rows, lr=imitation_rate(learner.trainer.model))
+    return Path(learner.save({"recipe": "sft"}).path)
+
+
+async def _looped(cfg: Config, worlds: Mapping[str, World], rounds: int, wanted: float) -> tuple[float, int]:
+    """The sampled tokens of a loop of so many rounds, or of as many as it takes to draw `wanted`; and its rounds."""
+    file = cfg.home / "rounds.json"
+    done: list[float] = json.loads(file.read_text()) if file.exists() else []
+
+    def over() -> bool:
+        return sum(done) >= wanted or len(done) >= MOST_ROUNDS * rounds if wanted else len(done) >= rounds
+
+    if over():
+        return sum(done), len(done)
+    learner = Learner(make_trainer(cfg, model_folder(cfg.policy.spec)), cfg.home / "checkpoints", 1, cfg.policy.spec)
+    model = shared_model(cfg, learner.trainer)
+    policy = open_policy(cfg.policy.spec, **({} if model is None else {"model": model}))
+    try:
+        first = await resume_loop(cfg, learner, policy)
+        del done[first:]
+        while not over():
+            few = cfg.model_copy(update={"loop": cfg.loop.model_copy(update={"iterations": first + 1})})
+            await run_loop(few, worlds, policy, learner, first=first)
+            done.append(learner.rounds[-1].stats["sampled_tokens"])
+            write_whole(file, json.dumps(done) + "\n")
+            first += 1
+    finally:
+        await policy.close()
+    return sum(done), len(done)
+
+
+def _newest(cfg: Config) -> Path:
+    found = latest(cfg.home / "checkpoints")
+    assert found is not None
+    return found.path
+
+
+async def _alone(home: Path, spec: str, worlds: Mapping[str, World], tasks: Sequence[Any]) -> dict[str, Evaluation]:
+    """One sampled rollout for each task; kept in a file."""
+    file = home.with_name(f"{home.name}-alone-{len(tasks)}.json")
+    if file.exists():
+        return {name: Evaluation(**_tuples(one)) for name, one in json.loads(file.read_text("utf-8")).items()}
+    policy = open_policy(spec)
+    try:
+        found = (await evaluate(tasks, worlds, policy))[0]
+    finally:
+        await policy.close()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps({name: asdict(one) for name, one in found.items()}) + "\n")
+    return found
+
+
+def _tuples(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}

@@ -1,0 +1,124 @@
+"""How much `bench real` measures, and what it measured before it was stopped: parts that are done are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from treewright.envs.errors import TreewrightError
+from treewright.envs.whole import write_whole
+
+__all__ = ["FULL", "QUICK", "Figures", "Size", "folder_of", "kept", "measuring", "share_interval", "size_of", "sized"]
+
+Figures = dict[str, tuple[float, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What is measured.
+
+    tasks     of each suite, one rollout for each way of prompting;  suites  of `SUITES`, from the first
+    trees     whose log-probs are compared;  gradients  of those, whose gradient is, too
+    demos, held_out, taught  of imitation: demonstrations and held-out tasks of each suite, and how many suites
+    rounds, trees_a_round, seeds   of training by trees and by chains
+    loop      tasks of the round whose memory is measured
+    """
+
+    tasks: int = 16
+    suites: int = 3
+    trees: int = 50
+    gradients: int = 50
+    demos: int = 100
+    held_out: int = 100
+    taught: int = 2
+    rounds: int = 6
+    trees_a_round: int = 24
+    seeds: int = 3
+    loop: int = 16
+
+
+FULL = Size()
+QUICK = Size(
+    tasks=2, suites=1, trees=8, gradients=8, demos=6, held_out=4, taught=1, rounds=1, trees_a_round=2, seeds=1, loop=2
+)
+
+
+def sized(text: str | None, base: Size = FULL) -> Size:
+    """`tasks=4,trees=10` as a size, the rest as in `base`. Raises TreewrightError for what it does not know."""
+    known = {field.name for field in dataclasses.fields(Size)}
+    given = dict[str, int]()
+    for part in (text or "").replace(" ", "").split(","):
+        name, _, value = part.partition("=")
+        if part and (name not in known or not value.isdecimal() or not int(value)):
+            raise TreewrightError(
+                f"--size {part}: write NAME=NUMBER, separated by commas; names: {', '.join(sorted(known))}"
+            )
+        if part:
+            given[name] = int(value)
+    return dataclasses.replace(base, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measuring:
+    size: Size
+    folder: Path | None
+
+
+_NOW: ContextVar[_Measuring | None] = ContextVar("bench real", default=None)
+
+
+@contextmanager
+def measuring(size: Size, folder: Path | None) -> Iterator[None]:
+    """Sections measure so much meanwhile, and keep parts in the folder; None keeps nothing."""
+    token = _NOW.set(_Measuring(size, folder))
+    try:
+        yield
+    finally:
+        _NOW.reset(token)
+
+
+def size_of(quick: bool) -> Size:
+    """The size that is measured now."""
+    now = _NOW.get()
+    return now.size if now is not None else QUICK if quick else FULL
+
+
+def folder_of(part: Mapping[str, object]) -> Path | None:
+    """Where what belongs to a part that `part` describes is kept; None where nothing is."""
+    now = _NOW.get()
+    if now is None or now.folder is None:
+        return None
+    said = json.dumps(part, sort_keys=True, default=str)
+    return now.folder / f"{part['part']}-{hashlib.blake2b(said.encode(), digest_size=6).hexdigest()}"
+
+
+def kept(part: Mapping[str, object], measure: Callable[[], Figures]) -> Figures:
+    """The figures of a part: those of an earlier run in the same folder, else measured now."""
+    folder = folder_of(part)
+    if folder is None:
+        return measure()
+    file = folder.with_suffix(".json")
+    if file.exists():
+        found = json.loads(file.read_text("utf-8"))
+        return {name: (float(value), str(unit)) for name, (value, unit) in found["figures"].items()}
+    figures = measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps({"of": part, "figures": figures}, indent=1, default=str) + "\n")
+    return figures
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` independent observations; (0, 1) of none."""
+    if not count:
+        return 0.0, 1.0
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,55 @@
+"""What the page about real models and the README say is in docs/real.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from treewright.benchmarks.real_exact import RATES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, README = (ROOT / "docs/real-models.md").read_text("utf-8"), (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, float]:
+    body = json.loads((ROOT / "docs/real.json").read_text("utf-8"))
+    assert body["commit"] and body["hardware"]["cores"] and body["versions"]["transformers"]
+    return {name: float(one["value"]) for name, one in body["figures"].items()}
+
+
+def test_the_table_of_steps_is_what_was_measured(figures: dict[str, float]) -> None:
+    rows = re.findall(r"^\| (\d+e-\d+) \| ([\d.]+) \| ([\d.]+) % \|$", PAGE, re.M)
+    assert [float(rate) for rate, _, _ in rows] == list(RATES)
+    for rate, moved, outside in rows:
+        assert float(moved) == pytest.approx(figures[f"step_kl/{float(rate):g}"], rel=0.15)
+        assert float(outside) == pytest.approx(100 * figures[f"step_outside_clip/{float(rate):g}"], rel=0.1)
+
+
+def test_the_default_bound_is_between_the_steps_that_the_page_names(figures: dict[str, float]) -> None:
+    from treewright.training.settings import LARGE_KL, LARGE_LR
+
+    assert 4 < LARGE_KL / figures[f"step_kl/{LARGE_LR:g}"] < 6 and 2 < figures["step_kl/1e-05"] / LARGE_KL < 4
+
+
+def test_page_and_readme_tell_the_gap_between_sampler_and_trainer_and_on_how_much(figures: dict[str, float]) -> None:
+    gap = f"{figures['exact/sampler_and_trainer']:.1e} nats at most"
+    much = f"{figures['exact/tokens']:.0f} tokens of {figures['exact/trees']:.0f} trees"
+    for text in (README.partition("## What holds")[0], PAGE):
+        said = " ".join(text.split())
+        assert gap in said and much in said
+
+
+def test_the_page_says_of_no_figure_that_it_is_to_be_measured_once_it_is_there(figures: dict[str, float]) -> None:
+    wanted = {
+        "the shares of valid draws": "real_valid_share_min",
+        "the gap to plain rows": "real_logprob_gap_max",
+        "the peak of a loop": "real_peak_gb",
+        "success after imitation": "real_after_imitation_min",
+        "what training by trees gains": "real_gain_points_min",
+    }
+    missing = " ".join(PAGE.split()).partition("to be measured, and nothing is claimed of it:")[2].partition(".")[0]
+    assert {words: words in missing for words in wanted} == {w: name not in figures for w, name in wanted.items()}

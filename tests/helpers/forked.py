@@ -27,11 +27,13 @@ HEAVY = (
     "torch", "sqlalchemy.dialects.sqlite", "numpy", "scipy.optimize", "pydantic",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.qwen3.modeling_qwen3", "jsonschema", "rich.progress", "typer",
+    "sqlalchemy.dialects.postgresql.psycopg", "torch.distributed.fsdp",
 )  # fmt: skip
 # Of the package what most commands import; nothing of `agent.cli`: its console looks at the environment.
 OURS = (
-    "agent.runs.collect", "agent.runs.evaluate", "agent.runs.recipes", "agent.policies.hf", "agent.view.report",
-    "envs.maze", "envs.retrieval.kg", "search.store.upkeep", "training.checkpoint", "training.step",
+    "agent.runs.adapting", "agent.runs.collect", "agent.runs.collectors", "agent.runs.evaluate", "agent.runs.recipes",
+    "agent.policies.hf", "agent.view.report", "envs.maze", "envs.retrieval.kg", "search.store.upkeep",
+    "training.checkpoint", "training.parallel.states", "training.parallel.trainer", "training.step",
 )  # fmt: skip
 COMMAND = str(Path(sys.executable).parent / "treewright")
 _server: list[tuple[subprocess.Popen[bytes], int]] = []  # and the end of the pipe that it lives by

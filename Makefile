@@ -78,13 +78,13 @@ test-verifiers:
 	$(VENV)-verifiers/bin/python -m pip install --quiet verifiers==0.4.0 jsonschema pytest pytest-asyncio
 	PYTHONPATH=pkg $(VENV)-verifiers/bin/python -P -m pytest tests/envs/test_verifiers.py
 
-# What Weights & Biases keeps offline, read back by its own package (about a minute).
+# What Weights & Biases keeps offline, Trackio and MLflow on this machine, read back by their own packages (some minutes).
 test-trackers: setup
 	$(PYTHON) -m venv $(VENV)-trackers
 	$(VENV)-trackers/bin/python -m pip install --quiet torch==$(TORCH)
 	$(VENV)-trackers/bin/python -m pip install --quiet -c constraints.txt -e '.[train,track]' pytest pytest-asyncio
-	$(VENV)-trackers/bin/python -m pip install --quiet wandb==0.31.0
-	PYTHONPATH=tests/helpers $(VENV)-trackers/bin/python -P -m pytest tests/agent/test_track.py -k wandb
+	$(VENV)-trackers/bin/python -m pip install --quiet wandb==0.31.0 trackio==0.43.0 mlflow-skinny==3.17.2
+	PYTHONPATH=tests/helpers $(VENV)-trackers/bin/python -P -m pytest tests/agent/test_track.py -k "wandb or trackio or mlflow"
 
 # Trees grown by the engine against the gradient that is known, with twice as many as `make test` (under a minute).
 UNBIASED_TREES ?= 1200
@@ -255,7 +255,7 @@ payload-sweep: setup $(VENV)/.tested
 
 test-ray: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
-	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py tests/agent/test_lost_hands.py -k ray
 
 # The documents as a site in build/site; a broken link, anchor or reference fails (but not with --quiet).
 docs: setup

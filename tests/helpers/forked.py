@@ -255,7 +255,10 @@ def serve(line: socket.socket) -> None:
 
     inherited = {p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p}
     while True:
-        name, fds, _, _ = socket.recv_fds(line, 4096, 3)
+        try:
+            name, fds, _, _ = socket.recv_fds(line, 4096, 3)
+        except ConnectionResetError:  # whoever asked is gone and has not heard how its program ended
+            return
         if not name:
             return
         job = json.loads(Path(name.decode()).read_text())

@@ -39,6 +39,14 @@ def agreeing(one: Mapping[int, float], other: Mapping[int, float]) -> int:
     return len(one)
 
 
+def grown(arm: str, folder: Path, sets: Sequence[str], new_url: Callable[[], str]) -> None:
+    """Runs one arm's loop to its end."""
+    if arm == "two":
+        sweep(folder, new_url(), 0, settings=(*sets, *SHARED), seconds=7200)
+    else:
+        alone(folder, sets if arm == "one" else (*sets, "loop.behind=1"))
+
+
 def compare(home: Path, new_url: Callable[[], str], seeds: Sequence[int]) -> dict[str, Any]:
     """Figures by name, and what each run did.
 
@@ -47,21 +55,12 @@ def compare(home: Path, new_url: Callable[[], str], seeds: Sequence[int]) -> dic
     began = time.monotonic()
     runs: list[dict[str, Any]] = []
     for seed in seeds:
-        sets = (f"seed={seed}", *SIZES)
-        arms: dict[str, Callable[[Path], object]] = {
-            "one": lambda folder, sets=sets: alone(folder, sets),  # type: ignore[misc]
-            "behind": lambda folder, sets=sets: alone(folder, [*sets, "loop.behind=1"]),  # type: ignore[misc]
-            "two": lambda folder, sets=sets: sweep(  # type: ignore[misc]
-                folder, new_url(), 0, settings=(*sets, *SHARED), seconds=7200
-            ),
-        }
-        for arm, run in arms.items():
+        for arm in ("one", "behind", "two"):
             folder = home / f"{arm}-{seed}"
             folder.mkdir()
             start = time.monotonic()
-            run(folder)
-            seconds = time.monotonic() - start
-            done = {"arm": arm, "seed": seed, **curves(folder), "seconds": round(seconds, 1)}
+            grown(arm, folder, (f"seed={seed}", *SIZES), new_url)
+            done = {"arm": arm, "seed": seed, **curves(folder), "seconds": round(time.monotonic() - start, 1)}
             runs.append({**done, "held_out": held_out(folder)})
             print(json.dumps(runs[-1]), flush=True)
     return {"figures": figures(runs), "runs": runs, "seconds": round(time.monotonic() - began, 1)}

@@ -11,7 +11,7 @@ from treewright.agent.runs import collectors, workers
 POLL_SECONDS = 0.1  # in place of what suits rounds that take minutes
 
 for module in (collectors, workers):
-    module.POLL_SECONDS = POLL_SECONDS  # type: ignore[attr-defined]
+    vars(module)["POLL_SECONDS"] = POLL_SECONDS
 if sys.argv[1] == "collector":
     config = load_config(None, sys.argv[2:], {"worlds.suites": ["kg"]})
     collectors.collector(config.model_dump_json(), config.store_at, config.loop.lease)

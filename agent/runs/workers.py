@@ -182,7 +182,8 @@ def ray_at(address: str) -> Any:
     except ImportError:
         raise TreewrightError("ray:// workers need Ray: pip install 'treewright[ray]'") from None
     try:
-        ray.init(address=address, ignore_reinit_error=True)
+        here = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, ignore_reinit_error=True, **here)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TreewrightError(
             f"no Ray cluster answers at {address} ({error}); begin one with: ray start --head --ray-client-server-port "

@@ -220,7 +220,8 @@ def left_in(folder: Path) -> list[str]:
 
 def full_disk_at(number: int) -> None:
     """This rank's part of the checkpoint `number` cannot be written."""
-    real, calls = states._write, []
+    real = states._write
+    calls: list[Path] = []
 
     def write(trainer: Any, folder: Path) -> None:
         calls.append(folder)

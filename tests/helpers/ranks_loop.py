@@ -8,6 +8,7 @@ As a script: python ranks_loop.py KILLS [JSON], beside a throw-away PostgreSQL.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -25,7 +26,9 @@ SETTINGS = ("loop.iterations=3", "loop.tasks=4", "loop.collectors=0", "loop.leas
             "train.minibatches=1", "train.lr=0.0003", 'policy.options={"batch_requests": false}')  # fmt: skip
 PART = Path(__file__).with_name("ranks_part.py")
 PATIENCE = 3.0  # seconds that a rank has to end by itself once the other has; one that waits to meet it waits minutes
-EARLIEST, BETWEEN = (0.3, 0.9), (0.02, 0.6)  # seconds until the first kill, and from one to the next
+BETWEEN = (0.02, 0.5)  # seconds from one kill to the next, while the group works
+EARLY = 0.25  # share of groups that may be killed before they have begun to work
+FIRST = 0.4  # share of the kills that fall into the first round
 
 
 def begun(folder: Path, words: Sequence[str], settings: Sequence[str], **environment: str) -> forked.Running:
@@ -49,7 +52,7 @@ class Group:
         self.folder, self.settings = folder, (f"store={url}", *settings)
         self.ranks: list[forked.Running] = []
         self.collectors: list[forked.Running] = []
-        self.begun = 0
+        self.begun, self.since = 0, 0.0
         self.alone: float | None = None  # since when one rank has died and the other has not ended
 
     def mend(self) -> bool:
@@ -59,7 +62,7 @@ class Group:
             return True
         self._end_of_the_other(any(ended))
         if not any(one.alive() for one in self.ranks):
-            self.begun += 1
+            self.begun, self.since = self.begun + 1, time.time()
             group = {"WORLD_SIZE": "2", "TREEWRIGHT_LAUNCHER": str(self.folder / f"meeting{self.begun}")}
             self.ranks = [
                 begun(self.folder, ("loop", "--suites", "kg"), self.settings, RANK=f"{i}", LOCAL_RANK=f"{i}", **group)
@@ -72,6 +75,13 @@ class Group:
         while len(self.collectors) < 2 and (self.folder / "run" / "rounds" / "now.json").exists():
             self.collectors.append(begun(self.folder, ("collector",), self.settings))
         return False
+
+    def works(self) -> bool:
+        """Its leader has told collectors what to grow."""
+        try:
+            return (self.folder / "run" / "rounds" / "now.json").stat().st_mtime > self.since
+        except FileNotFoundError:
+            return False
 
     def living(self) -> list[tuple[str, forked.Running]]:
         """Who there is to kill."""
@@ -119,27 +129,37 @@ def sweep(
 ) -> dict[str, Any]:
     """Runs the loop to its end while `kills` times one of the four is killed; losses by iteration, versions, deaths.
 
-    A kill comes when a random while has passed since the one before; several may fall into one life of a group. `slow`
-    is how many times longer than usual this machine takes.
+    A kill comes when a random while has passed since the one before, and mostly while the group works: several may fall
+    into one life. `slow` is how many times longer than usual this machine takes. A loop may end before all are made.
     """
     rng, group, start = random.Random(seed), Group(folder, url, settings), time.monotonic()
     deaths: list[str] = []
-    at = start + slow * rng.uniform(*EARLIEST)
+    at, early, life = start, False, 0
     try:
         while not group.mend():
             assert time.monotonic() < start + seconds, f"not through after {seconds:.0f} s and {len(deaths)} kills"
             time.sleep(0.02)
-            if len(deaths) < kills and time.monotonic() > at:
-                if living := group.living():
-                    name, victim = rng.choice(living)
-                    killed(victim)
-                    deaths.append(name)
-                at = time.monotonic() + slow * rng.uniform(*BETWEEN)
+            if group.begun != life:
+                life, early = group.begun, rng.random() < EARLY
+            most = kills if _rounds(folder) else math.ceil(kills * FIRST)
+            if len(deaths) >= most or time.monotonic() < at or not (early or group.works()):
+                continue
+            if living := group.living():
+                name, victim = rng.choice(living)
+                killed(victim)
+                deaths.append(name)
+            at = time.monotonic() + slow * rng.uniform(*BETWEEN)
         for one in group.ranks:
             one.wait(30)
         return {**curves(folder), "deaths": deaths, "begun": group.begun, "said": group.ranks[0].said()}
     finally:
         group.end()
+
+
+def _rounds(folder: Path) -> int:
+    """How many are finished."""
+    metrics = folder / "run" / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
 def curves(folder: Path) -> dict[str, dict[int, Any]]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from databases import execute
@@ -17,7 +21,8 @@ from speed import patient
 from typer.testing import CliRunner
 
 from treewright.agent.cli.main import app
-from treewright.agent.config import ConfigError, load_config
+from treewright.agent.config import Config, ConfigError, load_config
+from treewright.agent.runs.collectors import Crew, collector
 from treewright.agent.runs.ranks import LOST, launch
 from treewright.agent.runs.workers import ray_place
 from treewright.training.track import read_metrics
@@ -71,6 +76,49 @@ def test_a_rank_that_dies_ends_the_others_and_the_launcher_says_how_to_go_on() -
     assert time.monotonic() - began < patient(30)
     (line,) = said
     assert "rank 1 of 2 was ended by SIGKILL" in line and "the same line again goes on from the last" in line
+
+
+def test_tasks_of_a_ray_cluster_that_end_are_begun_again_and_the_rest_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a stand-in for its interface; `make test-ray` kills a collector of the real one."""
+    done: dict[int, int | Exception] = {}
+    told: list[Any] = []
+
+    class Lost(Exception):
+        pass
+
+    def remote(**options: Any) -> Any:
+        numbers = count()
+
+        def begin(function: Any, given: Any) -> int:
+            told.append((options, function, given))
+            return next(numbers)
+
+        return lambda function: SimpleNamespace(remote=lambda *given: begin(function, given))
+
+    def get(task: int) -> int:
+        found = done[task]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    stand_in = SimpleNamespace(
+        init=lambda **given: told.append(given), remote=remote, get=get, exceptions=SimpleNamespace(RayError=Lost),
+        wait=lambda tasks, num_returns, timeout: ([t for t in tasks if t in done], [t for t in tasks if t not in done]),
+        cancel=lambda task, force: told.append((task, force)), shutdown=lambda: told.append("shutdown"),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    settings = [f"folder={tmp_path}", "store=postgresql://host/x", 'loop.collectors="ray://head:10001?workers=2"']
+    crew = Crew(load_config(None, settings))
+    assert told.pop()["address"] == "ray://head:10001" and crew._replace() == 0 and len(told) == 2
+    options, function, given = told.pop()
+    assert options == {"max_retries": 0} and function is collector and given[1:] == ("postgresql://host/x", 30.0)
+    assert Config.model_validate_json(given[0]).home == tmp_path.resolve()
+    done |= {0: 3, 1: Lost("the worker died\nand more")}
+    assert crew._replace() == 2 and crew.replaced == 2 and crew._replace() == 0
+    crew.close(finished=False)
+    assert told[-3:] == [(2, True), (3, True), "shutdown"]
 
 
 def test_places_of_collectors_are_numbers_or_a_ray_cluster() -> None:

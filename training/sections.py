@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-__all__ = ["CurriculumSection", "EvalSection", "LoopSection", "Section", "TrackSection"]
+__all__ = ["RAY", "CurriculumSection", "EvalSection", "LoopSection", "Section", "TrackSection"]
+
+RAY = re.compile(r"ray://(?P<place>[^/?]+)\?workers=(?P<count>[1-9][0-9]*)")
+"""Workers of a Ray cluster; the place `local` is one that is begun here."""
 
 
 class Section(BaseModel):
@@ -75,13 +79,23 @@ class LoopSection(Section):
         description="1: the next round is collected while the trainer works, so that trees are one update old; else 1 "
         "with collectors, 0 without",
     )  # fmt: skip
-    collectors: int | None = Field(
-        default=None, ge=0,
-        description="processes that grow the trees, leasing them from a PostgreSQL store; 0: only those that "
-        "`treewright collector` starts anywhere; none: the loop grows them itself",
+    collectors: int | str | None = Field(
+        default=None,
+        description="processes that grow the trees, leasing them from a PostgreSQL store: so many of this machine, or "
+        "ray://HOST:PORT?workers=N of a Ray cluster; 0: only those that `treewright collector` starts anywhere; none: "
+        "the loop grows them itself",
     )  # fmt: skip
     curriculum: CurriculumSection = CurriculumSection()
     lease: float = Field(default=30.0, gt=0, description="seconds that a tree stays with a collector that says nothing")
+
+    @field_validator("collectors")
+    @classmethod
+    def _counted(cls, given: int | str | None) -> int | str | None:
+        if isinstance(given, str) and given.isdigit():
+            given = int(given)
+        if (isinstance(given, str) and RAY.fullmatch(given) is None) or (isinstance(given, int) and given < 0):
+            raise ValueError(f"{given}: give a number of processes, or ray://HOST:PORT?workers=N")
+        return given
 
     @property
     def steps_behind(self) -> int:

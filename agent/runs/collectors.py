@@ -29,7 +29,7 @@ from treewright.agent.runs.loop import model_folder
 from treewright.agent.runs.ranks import PRELOADED
 from treewright.agent.runs.rounds import RoundOrder
 from treewright.agent.runs.setup import tasks_for
-from treewright.agent.runs.workers import POLL_SECONDS, Job, Worker, alone, run_worker, waited
+from treewright.agent.runs.workers import POLL_SECONDS, Job, Worker, alone, ray_at, ray_place, run_worker, waited
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.envs.whole import write_whole
@@ -133,12 +133,12 @@ class Crew:
         if not url.startswith("postgres"):
             raise StoreError(f"{url}: collectors lease from PostgreSQL; use a postgresql:// store")
         self.config, self.url = config, url
-        self.count = config.loop.collectors or 0
-        self.processes: list[Any] = []
+        whole = config.model_copy(update={"folder": config.home.resolve()})
+        arguments, asked = (whole.model_dump_json(), url, config.loop.lease), config.loop.collectors or 0
+        there = ray_place(asked) if isinstance(asked, str) else None
+        self.hands: _Here | _OnRay = _Here(arguments, int(asked)) if there is None else _OnRay(arguments, *there)
         self.replaced = 0
         self._quit = threading.Event()
-        self._context = multiprocessing.get_context("forkserver")  # heavy packages are loaded once, for all
-        self._context.set_forkserver_preload([*PRELOADED, __name__])
 
     async def grow(self, order: RoundOrder, tasks: Sequence[Task]) -> list[Tree]:
         """The round's trees in the order of the tasks; those whose task failed are left out and told of."""
@@ -157,7 +157,7 @@ class Crew:
             queue.add(order.run, ids)
             _announce(self.config.home, order)
             counts, quiet = queue.counts(order.run), 0
-            if not self.count and counts["waiting"]:
+            if not self.hands.count and counts["waiting"]:
                 log.warning("waiting for collectors: treewright collector --name %s, on any machine", self.config.name)
             while counts["waiting"] + counts["leased"] and not self._quit.is_set():
                 before = counts["done"]
@@ -179,15 +179,9 @@ class Crew:
 
     def _replace(self) -> int:
         """Starts collectors where there are too few; how many had ended."""
-        ended = [p for p in self.processes if not p.is_alive()]
-        for process in ended:
-            log.warning("a collector ended (exit %s) and is replaced", process.exitcode)
-        self.processes = [p for p in self.processes if p.is_alive()]
-        while len(self.processes) < self.count:
-            arguments = (self.config.model_dump_json(), self.url, self.config.loop.lease)
-            process = self._context.Process(target=collector, args=arguments, name="collector")
-            process.start()
-            self.processes.append(process)
+        ended = self.hands.mend()
+        for why in ended:
+            log.warning("a collector ended (%s) and is replaced", why)
         self.replaced += len(ended)
         return len(ended)
 
@@ -196,10 +190,64 @@ class Crew:
         self._quit.set()
         if finished:
             _announce(self.config.home, None)
+        self.hands.close()
+
+
+class _Here:
+    """Collectors as processes of this machine."""
+
+    def __init__(self, arguments: tuple[str, str, float], count: int) -> None:
+        self.arguments, self.count = arguments, count
+        self.processes: list[Any] = []
+        self._context = multiprocessing.get_context("forkserver")  # heavy packages are loaded once, for all
+        self._context.set_forkserver_preload([*PRELOADED, __name__])
+
+    def mend(self) -> list[str]:
+        """Starts as many as are missing; how those that are no more have ended."""
+        ended = [f"exit {p.exitcode}" for p in self.processes if not p.is_alive()]
+        self.processes = [p for p in self.processes if p.is_alive()]
+        while len(self.processes) < self.count:
+            process = self._context.Process(target=collector, args=self.arguments, name="collector")
+            process.start()
+            self.processes.append(process)
+        return ended
+
+    def close(self) -> None:
         for process in self.processes:
             process.terminate()
         for process in self.processes:
             process.join()
+
+
+class _OnRay:
+    """Collectors as tasks of a Ray cluster, which places them on its machines; all see the run's folder."""
+
+    def __init__(self, arguments: tuple[str, str, float], address: str, count: int) -> None:
+        self.arguments, self.count = arguments, count
+        self._ray = ray_at(address)
+        self._begin = self._ray.remote(max_retries=0)(collector)  # whoever ends is seen here, and begun again
+        self.tasks: list[Any] = []
+
+    def mend(self) -> list[str]:
+        """As `_Here.mend`."""
+        ended: list[str] = []
+        if self.tasks:
+            done, self.tasks = self._ray.wait(self.tasks, num_returns=len(self.tasks), timeout=0)
+            ended = [self._end_of(task) for task in done]
+        while len(self.tasks) < self.count:
+            self.tasks.append(self._begin.remote(*self.arguments))
+        return ended
+
+    def _end_of(self, task: Any) -> str:
+        try:
+            return f"after {self._ray.get(task)} trees"
+        except self._ray.exceptions.RayError as error:
+            return str(error).strip().splitlines()[0]
+
+    def close(self) -> None:
+        for task in self.tasks:
+            self._ray.cancel(task, force=True)
+        self._ray.shutdown()
 
 
 def crew_of(config: Config) -> Crew | None:

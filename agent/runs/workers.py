@@ -24,7 +24,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
 from treewright.agent.config import Config
 from treewright.agent.policies.opening import open_policy
@@ -36,8 +35,9 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.store import Fenced, Lease, StoreLost, TreeStore
 from treewright.search.store.queue import TRIES
+from treewright.training.sections import RAY
 
-__all__ = ["Job", "Worker", "alone", "collect_with_workers", "run_worker", "waited", "work"]
+__all__ = ["Job", "Worker", "alone", "collect_with_workers", "ray_at", "ray_place", "run_worker", "waited", "work"]
 
 log = logging.getLogger("treewright")
 
@@ -194,15 +194,37 @@ def _forked(job: Job, environment: Mapping[str, str]) -> int:
     return work(job)
 
 
+def ray_at(address: str) -> Any:
+    """The package ray, connected to a cluster. Raises TreewrightError where it is not installed or does not answer."""
+    try:
+        ray: Any = import_module("ray")
+    except ImportError:
+        raise TreewrightError("ray:// workers need Ray: pip install 'treewright[ray]'") from None
+    try:
+        here = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, ignore_reinit_error=True, **here)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TreewrightError(
+            f"no Ray cluster answers at {address} ({error}); begin one with: ray start --head --ray-client-server-port "
+            "10001, or write ray://local?workers=N"
+        ) from error
+    return ray
+
+
+def ray_place(text: str) -> tuple[str, int] | None:
+    """Address and number of workers that ray://HOST:PORT?workers=N names, None for what is written otherwise."""
+    found = RAY.fullmatch(text)
+    if found is None:
+        return None
+    place = found["place"]
+    return "local" if place == "local" else f"ray://{place}", int(found["count"])
+
+
 class RayWorkers:
     """The same workers as tasks of a Ray cluster, which places them on its machines."""
 
     def __init__(self, job: Job, address: str, count: int) -> None:
-        try:
-            self._ray: Any = import_module("ray")
-        except ImportError:
-            raise TreewrightError("ray:// workers need Ray: pip install 'treewright[ray]'") from None
-        self._ray.init(address=address, ignore_reinit_error=True)
+        self._ray = ray_at(address)
         remote = self._ray.remote(max_retries=3)(work)
         self._left = [remote.remote(job) for _ in range(count)]
 
@@ -221,13 +243,10 @@ class RayWorkers:
 
 def _launcher(workers: str | int) -> Callable[[Job], Processes | RayWorkers]:
     text = str(workers)
+    if (there := ray_place(text)) is not None:
+        return lambda job: RayWorkers(job, *there)
     if text.startswith("ray://"):
-        parts = urlsplit(text)
-        asked = parse_qs(parts.query).get("workers", [""])[0]
-        if not parts.netloc or not asked.isdigit() or int(asked) < 1:
-            raise TreewrightError(f"--workers {text}: write ray://HOST:PORT?workers=N")
-        address = "local" if parts.netloc == "local" else f"ray://{parts.netloc}"
-        return lambda job: RayWorkers(job, address, int(asked))
+        raise TreewrightError(f"--workers {text}: write ray://HOST:PORT?workers=N")
     if not text.isdigit() or int(text) < 1:
         raise TreewrightError(f"--workers {text}: give a number of processes, or ray://HOST:PORT?workers=N")
     return lambda job: Processes(job, int(text))

@@ -159,24 +159,46 @@ def wandb_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_wandb_offline_and_mlflow_keep_the_numbers_where_they_are_installed(tmp_path: Path) -> None:
-    """Both are optional: what is not installed is told, which the test above asks for."""
-    from importlib.util import find_spec
+def mlflow_rows(folder: Path) -> list[dict[str, Any]]:
+    """Every number of the one run in the file, a row for each step."""
+    from mlflow.tracking import MlflowClient
 
-    there = [name for name in ("wandb", "mlflow") if find_spec(name) is not None]
-    options = {name: given for name, given in {"wandb": {"mode": "offline"}, "mlflow": {}}.items() if name in there}
-    with open_metrics(tmp_path, "r", there, options, {"seed": 1}) as metrics:
-        metrics.log(update(3))
-    assert lines(tmp_path)[0]["loss"] == 0.5
-    if "wandb" in there:
-        (row,) = wandb_rows(tmp_path)
-        assert row["loss"] == 0.5 and row["success/kg"] == 0.25 and row["_step"] == 3
-    if "mlflow" in there:
-        from mlflow.tracking import MlflowClient
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    rows: dict[int, dict[str, Any]] = {}
+    for name in run.data.metrics:
+        for one in client.get_metric_history(run.info.run_id, name):
+            rows.setdefault(one.step, {"_step": one.step})[name] = one.value
+    return [rows[step] for step in sorted(rows)]
 
-        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-        assert run.data.metrics["loss"] == 0.5 and run.data.metrics["success/kg"] == 0.25
+
+def trackio_rows(folder: Path) -> list[dict[str, Any]]:
+    """What its own reader gives of the run."""
+    from trackio.sqlite_storage import SQLiteStorage
+
+    return [{**row, "_step": row["step"]} for row in SQLiteStorage.get_logs("treewright", "r")]
+
+
+READERS = {"wandb": wandb_rows, "mlflow": mlflow_rows, "trackio": trackio_rows}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_numbers_come_back_from_wandb_offline_mlflow_and_trackio_where_they_are_installed(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are optional; `make test-trackers` has them. What is not installed is told, which the test above asks for."""
+    pytest.importorskip(name)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    options = {name: {"mode": "offline"}} if name == "wandb" else {}
+    with open_metrics(tmp_path, "r", [name], options, {"seed": 1}) as metrics:
+        for step in (3, 4):
+            metrics.log(update(step, kl=0.25 / step))
+    kept = lines(tmp_path)
+    rows = READERS[name](tmp_path)
+    assert [row["_step"] for row in rows] == [3, 4] == [line["step"] for line in kept]
+    for row, line in zip(rows, kept, strict=True):
+        assert row["loss"] == line["loss"] == 0.5 and row["success/kg"] == 0.25
+        assert row["kl"] == pytest.approx(line["kl"])
 
 
 def test_wandb_offline_is_given_what_the_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

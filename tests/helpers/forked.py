@@ -28,11 +28,13 @@ HEAVY = (
     "torch", "sqlalchemy.dialects.sqlite", "numpy", "scipy.optimize", "pydantic",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
     "transformers.models.qwen3.modeling_qwen3", "jsonschema", "rich.progress", "typer",
+    "psycopg", "sqlalchemy.dialects.postgresql.psycopg", "torch.distributed.fsdp",
 )  # fmt: skip
 # Of the package what most commands import; nothing of `agent.cli`: its console looks at the environment.
 OURS = (
-    "agent.runs.collect", "agent.runs.evaluate", "agent.runs.recipes", "agent.policies.hf", "agent.view.report",
-    "envs.maze", "envs.retrieval.kg", "search.store.upkeep", "training.checkpoint", "training.step",
+    "agent.runs.adapting", "agent.runs.collect", "agent.runs.collectors", "agent.runs.evaluate", "agent.runs.recipes",
+    "agent.policies.hf", "agent.view.report", "envs.maze", "envs.retrieval.kg", "search.store.upkeep",
+    "training.checkpoint", "training.parallel.states", "training.parallel.trainer", "training.step",
 )  # fmt: skip
 COMMAND = str(Path(sys.executable).parent / "treewright")
 _server: list[tuple[subprocess.Popen[bytes], int]] = []  # and the end of the pipe that it lives by
@@ -231,6 +233,9 @@ def main() -> None:
             continue  # an extra that is not installed: whoever needs it will say so
     for module in OURS:
         importlib.import_module(f"treewright.{module}")
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("qwen3")  # a table of patterns that loading any model compiles
     gc.freeze()  # what is here already is not visited, and so not copied, by a program's collections
     watched: list[Any] = [listener, lifeline]
     while lifeline not in select.select(watched, [], [])[0]:
@@ -252,7 +257,10 @@ def serve(line: socket.socket) -> None:
 
     inherited = {p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p}
     while True:
-        name, fds, _, _ = socket.recv_fds(line, 4096, 3)
+        try:
+            name, fds, _, _ = socket.recv_fds(line, 4096, 3)
+        except ConnectionResetError:  # whoever asked is gone and has not heard how its program ended
+            return
         if not name:
             return
         job = json.loads(Path(name.decode()).read_text())

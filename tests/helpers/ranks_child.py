@@ -6,6 +6,7 @@ import copy
 import json
 import multiprocessing
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from treewright.search.routes import encode_routes
 from treewright.search.tree import Tree
 from treewright.training import checkpoint
 from treewright.training.packed import PackedBatch
+from treewright.training.parallel import states
 from treewright.training.parallel.ranks import join
 from treewright.training.parallel.trainer import RankedTrainer
 from treewright.training.settings import TrainSettings
@@ -190,17 +192,48 @@ def poisoned(ranks: Any, folder: Any) -> None:
 
 
 def saving(ranks: Any, folder: Any) -> None:
-    """Two updates, a checkpoint between them; the weights after each."""
+    """Two updates, a checkpoint between them, and one after them for which the follower's disk has no room."""
     trainer = RankedTrainer(tiny_model(0, torch.float32), TrainSettings(lr=0.01), ranks=ranks, versions=["v1"])
     if not ranks.leads:
+        full_disk_at(2)
         trainer.follow()
         return
     trainer.update([random_tree(s) for s in range(3)])
     checkpoint.save(trainer, folder / "two", extra={"iteration": 1})
     not_none(trainer.versions)[-1] = "v1"
     trainer.update([random_tree(s) for s in range(3, 6)])
-    (folder / "after.json").write_text(json.dumps({"version": trainer.version()}))
+    try:
+        checkpoint.save(trainer, folder / "two", extra={"iteration": 2})
+        said = "saved"
+    except TreewrightError as error:
+        said = str(error)
+    again = checkpoint.save(trainer, folder / "again", extra={"iteration": 2})
+    (folder / "after.json").write_text(
+        json.dumps({"version": trainer.version(), "said": said, "again": again.step, "left": left_in(folder / "two")})
+    )
     trainer.stop()
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def full_disk_at(number: int) -> None:
+    """This rank's part of the checkpoint `number` cannot be written."""
+    real = states._write
+    calls: list[Path] = []
+
+    def write(trainer: Any, folder: Path) -> None:
+        calls.append(folder)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if len(calls) == number:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        try:
+            real(trainer, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    states._write = write
 
 
 def resuming(ranks: Any, folder: Any) -> None:

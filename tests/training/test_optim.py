@@ -15,7 +15,7 @@ from search_trees import random_tree, tiny_model
 from treewright.envs.errors import TreewrightError
 from treewright.training import checkpoint
 from treewright.training.manifest import CheckpointError
-from treewright.training.optim import rate_factor, state_bytes
+from treewright.training.optim import SCHEDULES, _transformers_factor, rate_factor, state_bytes
 from treewright.training.precision import computing
 from treewright.training.settings import LoraSettings, bytes_of
 from treewright.training.step import Trainer, TrainSettings
@@ -83,7 +83,8 @@ def test_schedules_rise_to_the_rate_and_fall_from_it_and_no_step_has_none() -> N
         return [factor(i) for i in range(steps)]
 
     assert rates(4) == [1.0] * 4
-    assert rates(5, warmup=3) == [0.25, 0.5, 0.75, 1.0, 1.0]
+    library = _transformers_factor(SCHEDULES["constant"], 4, None)
+    assert rates(5, warmup=3) == [0.25, 0.5, 0.75, 1.0, 1.0] == [library(i + 1) for i in range(5)]
     for name in ("linear", "cosine", "polynomial"):
         found = rates(schedule=name, schedule_steps=12, warmup=3)
         assert found[:4] == [0.25, 0.5, 0.75, 1.0] and found[3:] == sorted(found[3:], reverse=True), name

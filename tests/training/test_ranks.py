@@ -58,6 +58,9 @@ def test_what_is_not_finite_on_one_rank_changes_no_weight_on_any(tmp_path: Path)
 def test_checkpoints_go_from_two_processes_to_one_and_from_one_to_two(tmp_path: Path) -> None:
     together("saving", tmp_path)
     (saved,) = complete(tmp_path / "two")
+    full = told(tmp_path, "after.json")
+    assert "not saved" in full["said"] and "make room and type the same line again" in full["said"]
+    assert full["left"] == [saved.path.name] and full["again"] == 2, "the last good one stays, and the ranks go on"
     assert sorted(p.name for p in (saved.path / "state").iterdir())[0].startswith("shard-00001")
     from transformers import AutoModelForCausalLM
 

@@ -148,7 +148,8 @@ def _write(trainer: Holder, folder: Path) -> None:
     except CheckpointException as error:
         cause = next((e for e in (_cause(f) for f in error.failures.values()) if e is not None), error)
         raise CheckpointError(
-            f"not saved: {folder} cannot be written ({cause}); make room, the last good checkpoint stays whole"
+            f"not saved: {folder} cannot be written ({cause}); make room and type the same line again, the last good "
+            "checkpoint stays whole"
         ) from error
 
 

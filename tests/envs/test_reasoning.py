@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 from fractions import Fraction
+from types import ModuleType
+from typing import Any
 
 import pytest
 from not_none import not_none
-from transformers import AutoTokenizer
 
 from treewright.envs import suite
 from treewright.envs.errors import TreewrightError
@@ -103,6 +105,8 @@ def test_a_list_of_suites_keeps_the_commas_within_them() -> None:
 
 
 async def test_a_demonstration_writes_the_steps_before_the_answer() -> None:
+    from transformers import AutoTokenizer
+
     from treewright.agent.policies.policy import SEEDLING
     from treewright.agent.policies.prompts import template_for
     from treewright.agent.runs.imitation import demonstrate, episode_rows
@@ -146,7 +150,7 @@ def test_datasets_of_reasoning_gym_are_suites_or_say_what_to_install() -> None:
     try:
         import reasoning_gym  # noqa: F401
     except ImportError:
-        with pytest.raises(TreewrightError, match="pip install reasoning-gym"):
+        with pytest.raises(TreewrightError, match=r"pip install 'treewright\[reasoning\]'"):
             suite("reasoning:countdown")
     else:
         with pytest.raises(TreewrightError, match="did you mean 'countdown'"):
@@ -163,3 +167,50 @@ async def test_what_the_packages_scorer_says_is_the_reward() -> None:
         await env.reset(task, 1)
         result = await env.step(not_none(found.oracle)(task, (), ()), 1)
         assert result.reward == 1.0 and result.terminated
+
+
+RECORDED = {  # entries of chain_sum of reasoning-gym 0.1.25, by seed + index, and what its scorer gives
+    1: ("State the final answer to the following arithmetic problem: 4 - 1 - 7 =", "-4"),
+    2: ("State the final answer to the following arithmetic problem: 1 + 5 =", "6"),
+    1 + (1 << 20): ("State the final answer to the following arithmetic problem: 144 - 859 + 680 =", "-35"),
+    2 + (1 << 20): (
+        "State the final answer to the following arithmetic problem: 477 + 438 - 843 - 188 + 113 + 286 =", "283"
+    ),
+}  # fmt: skip
+SCORED = {"-4": 1.0, "x": 0.0, "-4 apples": 0.2222222222222222}
+
+
+class Recorded:
+    """A dataset as that package has it, of the entries above: entry i is made from seed + i."""
+
+    def __init__(self, name: str, seed: int, size: int) -> None:
+        self.name, self.seed, self.size = name, seed, size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        assert 0 <= index < self.size
+        question, right = RECORDED[self.seed + index]
+        return {"question": question, "answer": right, "metadata": {"source_index": index}}
+
+    def score_answer(self, said: str, entry: dict[str, Any]) -> float:
+        return SCORED[said] if entry["answer"] == "-4" else float(said == entry["answer"])
+
+
+async def test_recorded_entries_are_tasks_that_training_and_test_do_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    from treewright.envs.reasoning import gym
+
+    package, factory = ModuleType("reasoning_gym"), ModuleType("reasoning_gym.factory")
+    monkeypatch.setattr(package, "create_dataset", Recorded, raising=False)
+    monkeypatch.setattr(factory, "DATASETS", {"chain_sum": object}, raising=False)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", package)
+    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", factory)
+    gym._dataset.cache_clear()
+    try:
+        found = suite("reasoning:chain_sum")
+        train, test = found.tasks("train", 2), found.tasks("test", 2)
+        assert [t.goal for t in (*train, *test)] == [question for question, _ in RECORDED.values()]
+        for said, paid in SCORED.items():
+            env = await found.open()
+            await env.reset(train[0], 1)
+            assert (await env.step(answer(said), 1)).reward == paid
+    finally:
+        gym._dataset.cache_clear()

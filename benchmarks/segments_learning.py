@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,15 @@ from rich.table import Table
 
 from treewright.agent.config import Config, load_config
 from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.prompt_text import THOUGHT
+from treewright.agent.policies.template import MARKS
 from treewright.agent.runs.collect import open_worlds
 from treewright.agent.runs.compared import Arm, Curve, arms_of
 from treewright.agent.runs.evaluate import evaluate
 from treewright.agent.runs.figures import write_result
 from treewright.agent.runs.loop import Learner, make_trainer, run_loop
-from treewright.envs.reasoning.puzzles import puzzles_suite
+from treewright.envs.reasoning.answering import answer
+from treewright.envs.reasoning.puzzles import puzzle, puzzles_suite
 from treewright.envs.types import Suite, Task
 from treewright.envs.whole import write_whole
 from treewright.search.meter import Meter
@@ -36,9 +40,10 @@ from treewright.training.credit.rows import Advantage, Rows
 
 __all__ = ["ARMS", "PAIRS", "PLAN", "QUICK", "SUITES", "Cell", "Plan", "best_of_n", "cells", "figures", "main", "tuned"]
 
-SUITES: Mapping[str, str] = {"sorting": "puzzles:sorting-2", "grid": "puzzles:grid-0"}
+SUITES: Mapping[str, str] = {"sorting": "puzzles:sorting-2", "countdown": "puzzles:countdown-0"}
+SEEN = "think, then answer"
 CHAINS = ("search.rule=chains", "search.root_draws=8")
-CUT = 'search.segments={"by": "length", "length": 8, "most": 6}'
+CUT = 'search.segments={"by": "length", "length": 6, "most": 4}'
 ARMS: Mapping[str, tuple[str, ...]] = {
     "grpo": (*CHAINS, "train.estimator=grpo"),
     "tempo": (*CHAINS, "train.estimator=tempo", "train.unit=token"),
@@ -76,9 +81,9 @@ class Plan:
     rates: tuple[float, ...] = (1e-3, 3e-3)
     tuning: tuple[int, ...] = (101, 102, 103)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    tokens: int = 8_000
+    tokens: int = 6_000
     tasks: int = 4
-    checks: int = 2
+    checks: int = 3
     held_out: int = 50
     demos: int = 400
     epochs: int = 3
@@ -113,6 +118,40 @@ def cells(plan: Plan, seeds: Sequence[int], rates: Mapping[tuple[str, str], floa
     ]
 
 
+PIECES = r'answer \{"text": "|</think>|"\}|[a-z]{2,}| ?[0-9]|\n\n|.'
+
+
+def tiny(folder: Path, plan: Plan) -> Path:
+    """A random model of two layers with a token for each word and digit of the suites, in `save_pretrained` layout."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    texts = []
+    for name in plan.suites:
+        suite = puzzles_suite(SUITES[name].partition(":")[2])
+        for task in suite.tasks("train", 200):
+            texts += [f"{suite.name} {task.goal}", puzzle(task).steps, f"{THOUGHT}\n\n{answer(puzzle(task).solution)}"]
+    known = sorted({piece for text in (*texts, SEEN, *"0123456789") for piece in re.findall(PIECES, text)})
+    vocabulary = {text: i for i, text in enumerate(dict.fromkeys([*MARKS, "<|pad|>", "<|unknown|>", *known]))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    core.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=MARKS[3], pad_token="<|pad|>", unk_token="<|unknown|>",
+        additional_special_tokens=list(MARKS[:3]),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(vocabulary), hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=True,
+        eos_token_id=vocabulary[MARKS[3]], pad_token_id=vocabulary["<|pad|>"], bos_token_id=None,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
 def begun(home: Path, plan: Plan) -> Path:
     """The folder of the weights that every run begins with, made where they are not there yet by the command that
     imitates the suites' oracles, steps included."""
@@ -123,9 +162,10 @@ def begun(home: Path, plan: Plan) -> Path:
     folder = home / "begun"
     found = sorted((folder / "checkpoints").glob("step-*"))
     if not found:
-        line = ["train", "sft", "--name", "begun", "--suites", ",".join(SUITES[s] for s in plan.suites),
-                "--demos", str(plan.demos), "--epochs", str(plan.epochs), "--batch", "16", "--rate", "0.003",
-                "--held-out", "0", "--set", f"folder={folder}"]  # fmt: skip
+        line = ["train", "sft", "--name", "begun", "--policy", f"hf:{tiny(home / 'tiny', plan)}", "--suites",
+                ",".join(SUITES[s] for s in plan.suites), "--demos", str(plan.demos), "--epochs", str(plan.epochs),
+                "--batch", "16", "--rate", "0.003", "--held-out", "0", "--set", f"folder={folder}",
+                "--set", "policy.options.template=compact"]  # fmt: skip
         done = CliRunner().invoke(app, line)
         if done.exit_code:
             raise RuntimeError(f"treewright {' '.join(line)}\n{done.output}")
@@ -136,7 +176,7 @@ def begun(home: Path, plan: Plan) -> Path:
 def _config(cell: Cell, folder: Path, first: Path, plan: Plan) -> Config:
     return load_config(
         None, [f"folder={folder}", f"name={cell.name}", f"seed={1000 * cell.seed}", "search.expansions=64",
-               "search.merge=false", "search.max_tokens=96", *ARMS[cell.arm], f"train.lr={cell.rate}",
+               "search.merge=false", "search.max_tokens=64", *ARMS[cell.arm], f"train.lr={cell.rate}",
                f"loop.tasks={plan.tasks}", "loop.checkpoints=1", f"policy.spec=hf:{first}",
                "policy.options.template=compact", f'worlds.suites=["{SUITES[cell.suite]}"]']
     )  # fmt: skip

@@ -188,8 +188,8 @@ def grid(rng: random.Random, level: int) -> Puzzle:
 
 
 def _left(names: Sequence[str], drinks: Sequence[str], clues: Sequence[tuple[int, int]]) -> str:
-    """What the clues leave to each; then who has one drink left takes it from the others, one after the other, and where
-    nobody has, who is the only one left for a drink."""
+    """What the clues leave to each; then, one after the other, who has one drink left takes it from the others, and
+    where nobody has, who is the only one left for a drink."""
     left = {name: [d for j, d in enumerate(drinks) if (i, j) not in clues] for i, name in enumerate(names)}
     steps = [f"{name}: {' '.join(some)}" for name, some in left.items()]
     while left:

@@ -134,4 +134,4 @@ def test_the_loop_evolves_policy_and_value_model(
     with TreeStore.open(tmp_path / "runs" / "both" / "trees.sqlite", read_only=True) as store:
         trees = [store.load(row.tree_id) for row in store.trees()]
     inside = [t.score[i] for t in trees for i in range(1, len(t)) if t.in_turn(i)]
-    assert bool(inside) == bool(cut) and not any(math.isnan(x) for x in inside), "segments are scored by value as turns are"
+    assert bool(inside) == bool(cut) and not any(math.isnan(x) for x in inside), "segments are scored as turns are"

@@ -40,6 +40,7 @@ from treewright.search.types import Budget, Context, PolicyFault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 GAP = 1e-3  # nats, float32
+NAMES = ("here", "server", "hf")
 BUDGET, SETTINGS = Budget(expansions=6), Settings(max_tokens=48, close=True)
 
 
@@ -135,8 +136,8 @@ async def test_trees_with_segments_agree_and_their_log_probs_are_those_of_whole_
     three: Three, worlds: dict[str, World], cut: Segments
 ) -> None:
     for task in tasks(worlds, 2):
-        here, server, hf = [await grow(three[name], worlds, task, 0.0, segments=cut) for name in ("here", "server", "hf")]
-        inside = [[i for i in range(len(tree)) if tree.in_turn(i)] for tree in (here, server, hf)]
+        here, server, hf = trees = [await grow(three[name], worlds, task, 0.0, segments=cut) for name in NAMES]
+        inside = [[i for i in range(len(tree)) if tree.in_turn(i)] for tree in trees]
         assert inside[0] and inside[0] == inside[1] == inside[2] and here.text == server.text == hf.text
         assert gap(here, hf) < GAP and gap(server, hf) < GAP
         drawn, other = [await grow(three[name], worlds, task, segments=cut) for name in ("here", "server")]

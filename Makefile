@@ -35,7 +35,7 @@ bench-learning: setup $(VENV)/.tested
 
 # Credit and trees within responses, in learning (docs/segments-learning.md); finished runs are kept, as above.
 bench-segments: setup $(VENV)/.tested
-	OMP_NUM_THREADS=1 nice -n 15 $(BIN)/python -P -m treewright.benchmarks.segments_learning docs/segments-learning.json
+	OMP_NUM_THREADS=1 nice -n 15 $(BIN)/python -P -m treewright.benchmarks.segments_learning docs/segments-learning.json docs/segments-learning.md
 
 # More workers than cores: tests wait for other processes, browsers and disks half of their time. Long files go first.
 WORKERS ?= 4

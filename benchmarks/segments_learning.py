@@ -302,5 +302,46 @@ def main(
     return result
 
 
+HEADING = "## Results\n\n"
+
+
+def results_text(result: Mapping[str, Any]) -> str:
+    """What the page says below its heading "Results"."""
+    ratios = ["| suite | arm | against | rates | area | that of the other | ratio (95 %) | verdict |",
+              "|---|---|---|---|---:|---:|---:|---|"]  # fmt: skip
+    for suite, arms in result["arms"].items():
+        for name, arm in arms.items():
+            other = arm["against"]
+            if other is None:
+                continue
+            mine, its = arm["area"], arms[other]["area"]
+            told = "–" if arm["ratio"] is None else f"{arm['ratio']:.2f}"
+            told += "" if arm["low"] is None else f" ({arm['low']:.2f} … {arm['high']:.2f})"
+            rates = " and ".join(f"{result['rates'][f'{suite} {one}']:g}" for one in (name, other))
+            ratios.append(
+                f"| `{suite}` | `{name}` | `{other}` | {rates} | {mine:.3f} | {its:.3f} | {told} | {_verdict(arm)} |"
+            )
+    counted = sum(points[-1]["rounds"] for points in result["runs"].values())
+    return "\n".join(
+        [*ratios, "", f"{len(result['runs'])} runs and {counted} updates, tuning included, at {result['commit']}. "
+         "Figures: [segments-learning.json](segments-learning.json), with every run's points.", ""]
+    )  # fmt: skip
+
+
+def _verdict(arm: Mapping[str, Any]) -> str:
+    if arm["low"] is None or arm["low"] <= 1 <= arm["high"]:
+        return "undecided"
+    return "better" if arm["low"] > 1 else "worse"
+
+
+def write_page(page: Path, json_path: Path) -> None:
+    """Puts the JSON's results below the page's heading."""
+    head, _, _ = page.read_text().partition(HEADING)
+    write_whole(page, head + HEADING + results_text(json.loads(json_path.read_text())))
+
+
 if __name__ == "__main__":
-    main(json_path=sys.argv[1] if len(sys.argv) > 1 else None)
+    target = sys.argv[1] if len(sys.argv) > 1 else None
+    main(json_path=target)
+    if target is not None and len(sys.argv) > 2:
+        write_page(Path(sys.argv[2]), Path(target))

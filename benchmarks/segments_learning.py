@@ -54,6 +54,10 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "vstar": ("search.rule=vstar", "search.root_draws=4", "search.options.extra=4", CUT, "search.evaluator=vstar",
               "loop.prm_every=2", "train.estimator=sibling"),
 }  # fmt: skip
+APART = 100
+"""Training tasks between those of two seeds; 101, 102 and 103 come behind 1 to 5."""
+TOGETHER = 2
+"""Updates between two looks at what was spent: as many as the trees that a PRM learns from."""
 PAIRS: Mapping[str, str] = {"tempo": "grpo", "segments": "chains", "vstar": "best_of_n"}
 """Each arm and what it is compared with."""
 
@@ -186,7 +190,7 @@ def _from(suite: Suite, seed: int) -> Suite:
     """The suite with other training tasks for each seed; held-out ones are the same for all."""
 
     def tasks(split: str, count: int) -> Sequence[Task]:
-        begin = 1000 * (seed % 50) if split == "train" else 0
+        begin = APART * (seed % 95) if split == "train" else 0
         return suite.tasks(split, begin + count)[begin:]
 
     return replace(suite, tasks=tasks)
@@ -214,9 +218,10 @@ async def run_cell(cell: Cell, home: Path, plan: Plan, first: Path) -> list[dict
                         points.append({"success": found[suite.name].rate, "meter": spent.as_dict(), "rounds": rounds})
                         if len(points) > plan.checks:
                             break
-                    loop = config.loop.model_copy(update={"iterations": rounds + 1})
+                    loop = config.loop.model_copy(update={"iterations": rounds + TOGETHER})
                     await run_loop(config.model_copy(update={"loop": loop}), worlds, policy, learner, first=rounds)
-                    spent, rounds = spent + learner.rounds[-1].meter, rounds + 1
+                    spent = sum((done.meter for done in learner.rounds[rounds:]), spent)
+                    rounds += TOGETHER
         finally:
             await policy.close()
     write_whole(path, json.dumps(points))

@@ -48,6 +48,14 @@ def test_the_page_says_what_the_plan_is() -> None:
     assert '"length": 6, "most": 4' in bench.CUT and "segments of 6 tokens, at most 4" in page
 
 
+def test_seeds_have_training_tasks_of_their_own_and_share_those_held_out() -> None:
+    one = suite(bench.SUITES["countdown"])
+    seeds = [bench._from(one, seed) for seed in (*bench.PLAN.seeds, *bench.PLAN.tuning)]
+    drawn = [{task.id for task in made.tasks("train", bench.APART)} for made in seeds]
+    assert len(set().union(*drawn)) == bench.APART * len(seeds)
+    assert all(made.tasks("test", 5) == one.tasks("test", 5) for made in seeds)
+
+
 def points(*success: float) -> list[dict[str, Any]]:
     return [{"success": s, "meter": {"sampled_tokens": 100 * i}, "rounds": i} for i, s in enumerate(success)]
 

@@ -77,7 +77,7 @@ def best_of_n(arrays: TreeArrays) -> Credit:
 class Plan:
     """tokens sampled in a run, `tasks` of an update, `checks` of success on `held_out` tasks, one rollout each.
 
-    demos, epochs  of the imitation that the first weights come from
+    demos, epochs, enough  of the imitation that the first weights come from, see `begun`
     """
 
     suites: tuple[str, ...] = tuple(SUITES)
@@ -90,7 +90,8 @@ class Plan:
     checks: int = 3
     held_out: int = 50
     demos: int = 400
-    epochs: int = 3
+    epochs: int = 20
+    enough: float = 0.2
 
 
 PLAN = Plan()
@@ -156,25 +157,50 @@ def tiny(folder: Path, plan: Plan) -> Path:
     return folder
 
 
-def begun(home: Path, plan: Plan) -> Path:
-    """The folder of the weights that every run begins with, made where they are not there yet by the command that
-    imitates the suites' oracles, steps included."""
+def begun(home: Path, plan: Plan, suite: str) -> Path:
+    """The folder of the weights that the runs of a suite begin with, made where they are not there yet.
+
+    The command that imitates the suite's oracle, steps included, goes on an epoch at a time until the policy alone
+    solves `enough` of the suite's first training tasks, at most `epochs` times.
+    """
     from typer.testing import CliRunner
 
     from treewright.agent.cli.main import app
 
-    folder = home / "begun"
-    found = sorted((folder / "checkpoints").glob("step-*"))
-    if not found:
-        line = ["train", "sft", "--name", "begun", "--policy", f"hf:{tiny(home / 'tiny', plan)}", "--suites",
-                ",".join(SUITES[s] for s in plan.suites), "--demos", str(plan.demos), "--epochs", str(plan.epochs),
-                "--batch", "16", "--rate", "0.003", "--held-out", "0", "--set", f"folder={folder}",
-                "--set", "policy.options.template=compact"]  # fmt: skip
-        done = CliRunner().invoke(app, line)
-        if done.exit_code:
-            raise RuntimeError(f"treewright {' '.join(line)}\n{done.output}")
-        found = sorted((folder / "checkpoints").glob("step-*"))
-    return found[-1]
+    at = home / f"{suite}-tiny"
+    if not (at / "config.json").is_file():
+        tiny(at, plan)
+    for epoch in range(plan.epochs):
+        folder = home / f"{suite}-epoch-{epoch}"
+        if not (folder / "solves.json").is_file():
+            line = ["train", "sft", "--name", folder.name, "--policy", f"hf:{at}", "--suites", SUITES[suite],
+                    "--demos", str(plan.demos), "--batch", "16", "--rate", "0.003", "--held-out", "0",
+                    "--set", f"folder={folder}", "--set", "policy.options.template=compact",
+                    "--set", f"seed={epoch}"]  # fmt: skip
+            done = CliRunner().invoke(app, line) if not any(folder.glob("checkpoints/step-*")) else None
+            if done is not None and done.exit_code:
+                raise RuntimeError(f"treewright {' '.join(line)}\n{done.output}")
+            write_whole(folder / "solves.json", json.dumps(asyncio.run(_solves(_newest(folder), suite, plan))))
+        at = _newest(folder)
+        if json.loads((folder / "solves.json").read_text()) >= plan.enough:
+            break
+    return at
+
+
+def _newest(folder: Path) -> Path:
+    return max(folder.glob("checkpoints/step-*"))
+
+
+async def _solves(weights: Path, suite: str, plan: Plan) -> float:
+    """Success of weights alone on the suite's first training tasks."""
+    made = puzzles_suite(SUITES[suite].partition(":")[2])
+    policy = open_policy(f"hf:{weights}", template="compact")
+    try:
+        async with open_worlds([made]) as worlds:
+            found, _ = await evaluate(made.tasks("train", plan.held_out), worlds, policy)
+    finally:
+        await policy.close()
+    return float(found[made.name].rate)
 
 
 def _config(cell: Cell, folder: Path, first: Path, plan: Plan) -> Config:
@@ -266,13 +292,13 @@ def main(
     with tempfile.TemporaryDirectory() as nowhere:
         at = Path(home) if home is not None else Path(nowhere) if quick else Path("runs/segments-learning")
         at.mkdir(parents=True, exist_ok=True)
-        first = begun(at, plan)
+        first = {suite: begun(at, plan, suite) for suite in plan.suites}
 
         def run(which: Sequence[Cell]) -> dict[Cell, list[dict[str, Any]]]:
             out = {}
             for i, cell in enumerate(which, 1):
                 console.print(f"{i} of {len(which)}: {cell.name}", highlight=False)
-                out[cell] = asyncio.run(run_cell(cell, at, plan, first))
+                out[cell] = asyncio.run(run_cell(cell, at, plan, first[cell.suite]))
             return out
 
         tuning = run(cells(plan, plan.tuning))

@@ -41,7 +41,8 @@ def test_the_page_says_what_the_plan_is() -> None:
     assert f"samples {plan.tokens:,} tokens" in page and f"{plan.held_out} held-out tasks" in page
     assert plan.checks == 3 and "at the start and three times after" in page
     assert plan.tasks == 4 and "Four tasks an update" in page
-    assert f"{plan.epochs} epochs" in page and f"{plan.demos} demonstrations" in page
+    assert f"at most {plan.epochs} epochs" in page and f"{plan.demos} demonstrations" in page
+    assert plan.enough == 0.2 and f"20 % of {plan.held_out} training tasks" in page
     assert plan.tuning == (101, 102, 103) and "seeds 101, 102 and 103" in page
     assert plan.seeds == (1, 2, 3, 4, 5) and "seeds 1 to 5" in page
     assert plan.rates == (1e-3, 3e-3) and "Rates 1e-3 and 3e-3" in page

@@ -149,7 +149,7 @@ def tiny(folder: Path, plan: Plan) -> Path:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=len(vocabulary), hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, tie_word_embeddings=True,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=4096, tie_word_embeddings=True,
         eos_token_id=vocabulary[MARKS[3]], pad_token_id=vocabulary["<|pad|>"], bos_token_id=None,
     )  # fmt: skip
     Qwen3ForCausalLM(config).save_pretrained(folder)

@@ -10,10 +10,11 @@ export TOKENIZERS_PARALLELISM := false
 # Commands that tests start load what was compiled before.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats test-harbor test-clients test-triton test-ray test-real lint clean \
-	bench-learning bench-real bench-store bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted \
-	bypass-sweep soak-web bench-web test-webarena-verified firstweek docs faults security locked supply-check licences sbom audit pair tests-pair \
-	bench-peers learn-ranks gpu
+.PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats \
+	test-harbor test-clients test-triton test-ray test-real lint clean bench-learning bench-real bench-store \
+	bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted bypass-sweep \
+	soak-web bench-web test-webarena-verified firstweek docs faults security locked supply-check licences sbom audit pair \
+	tests-pair bench-peers learn-ranks gpu test-reasoning bench-segments
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -33,6 +34,10 @@ demo-control: setup
 # About half an hour of one idle core; finished runs are kept, so it goes on where it was stopped.
 bench-learning: setup $(VENV)/.tested
 	$(BIN)/treewright bench learning --json runs/learning.json --plot runs/learning.svg
+
+# Credit and trees within responses, in learning (docs/segments-learning.md); finished runs are kept, as above.
+bench-segments: setup $(VENV)/.tested
+	OMP_NUM_THREADS=1 nice -n 15 $(BIN)/python -P -m treewright.benchmarks.segments_learning docs/segments-learning.json docs/segments-learning.md
 
 # More workers than cores: tests wait for other processes, browsers and disks half of their time. Long files go first.
 WORKERS ?= 4
@@ -78,6 +83,12 @@ test-verifiers:
 	$(PYTHON) -m venv $(VENV)-verifiers
 	$(VENV)-verifiers/bin/python -m pip install --quiet verifiers==0.4.0 jsonschema pytest pytest-asyncio
 	PYTHONPATH=pkg $(VENV)-verifiers/bin/python -P -m pytest tests/envs/test_verifiers.py
+
+# Suites of reasoning-gym with the package itself, which brings some 30 others (under a minute, 350 MB).
+test-reasoning:
+	$(PYTHON) -m venv $(VENV)-reasoning
+	$(VENV)-reasoning/bin/python -m pip install --quiet reasoning-gym==0.1.25 jsonschema pytest pytest-asyncio
+	PYTHONPATH=pkg:tests/helpers $(VENV)-reasoning/bin/python -P -m pytest tests/envs/test_reasoning.py -k "gym or package"
 
 # What Weights & Biases keeps offline, Trackio and MLflow on this machine, read back by their own packages (some minutes).
 test-trackers: setup

@@ -35,6 +35,7 @@ SCHEMES = {
     "webarena-verified": "treewright.envs.web.verified:verified_suite",
     "verifiers": "treewright.envs.tools.verifiers:verifiers_suite",
     "reasoning": "treewright.envs.reasoning.gym:reasoning_suite",
+    "puzzles": "treewright.envs.reasoning.puzzles:puzzles_suite",
     "recipes": "treewright.envs.recipes:recipes_suite",
     "harbor": "treewright.envs.harbor.suite:harbor_suite",
 }

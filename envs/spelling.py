@@ -15,6 +15,7 @@ __all__ = ["split_suites", "split_task"]
 
 COMMA = re.compile(r""",(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")  # outside quotes
 OWN = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
+LISTS = ("puzzles", "reasoning")  # schemes whose names may be several, with commas between
 COMMAND = re.compile(r"[\s?={(]")
 
 
@@ -33,10 +34,11 @@ def split_suites(text: str) -> list[str]:
 
 
 def _holds_commas(name: str) -> bool:
-    """Is it a command, or a name with arguments?"""
+    """Is it a command, a name with arguments, or one that may be a list?"""
     name = name.strip()
-    written_out = COMMAND.search(name) or "//" in name
-    return name.partition(":")[0] in SCHEMES and not name.endswith(".toml") and bool(written_out)
+    scheme = name.partition(":")[0]
+    written_out = COMMAND.search(name) or "//" in name or scheme in LISTS
+    return scheme in SCHEMES and ":" in name and not name.endswith(".toml") and bool(written_out)
 
 
 def _is_named(part: str) -> bool:

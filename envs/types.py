@@ -387,6 +387,9 @@ Oracle = Callable[[Task, Sequence[Turn], Sequence[ToolSpec]], Action]
 """The action an expert would take after this history. A demonstrator for warm starts and tests; it may read
 `task.truth` and must work after any history, so that demonstrations can recover from a mistake."""
 
+Thoughts = Callable[[Task, Sequence[Turn]], str]
+"""The intermediate steps that an expert writes down before the action it takes after this history; "" for none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Suite:
@@ -403,6 +406,7 @@ class Suite:
     told()               what was learned of the world while it ran, a line each, for people to read
     available()          raises TreewrightError saying what to install if sessions cannot be opened here
     slowest              seconds that one call may take where that is long; the deadline of calls is no shorter
+    thoughts             what the oracle thinks before its action; demonstrations write it in front, up to </think>
     """
 
     name: str
@@ -410,6 +414,7 @@ class Suite:
     open: Callable[[], Awaitable[Environment]]
     _: KW_ONLY
     oracle: Oracle | None = None
+    thoughts: Thoughts | None = None
     description: str = ""
     max_tokens: int | None = None
     sessions: int = 8

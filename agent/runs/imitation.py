@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from treewright.agent.policies.hf import HFPolicy
+from treewright.agent.policies.prompt_text import THOUGHT
 from treewright.agent.policies.prompts import prompt_options
 from treewright.agent.policies.template import Template
 from treewright.agent.policies.worked import Worked, WorkedStep, chosen
@@ -60,7 +61,9 @@ async def demonstrate(env: Environment, suite: Suite, task: Task, seed: int) -> 
             result = await env.step(action, seed_of("demonstration", seed, step))
         except InvalidAction as error:
             raise TreewrightError(f"the oracle of {suite.name} took an invalid action in {task.id}: {error}") from error
-        turns.append(Exchange(str(action), action, result.observation))
+        thought = suite.thoughts(task, tuple(history)) if suite.thoughts is not None else ""
+        said = f"{thought}{THOUGHT}\n\n{action}" if thought else str(action)
+        turns.append(Exchange(said, action, result.observation))
         history.append(Turn(action, result.observation))
         reward += result.reward
         if result.terminated or result.truncated:

@@ -5,7 +5,9 @@
     sorting    swaps of neighbours that sort 4 1 3 2                the places swapped, in order
     grid       who drinks what, from clues with one solution        name=drink, …
 
-A puzzle follows from its task's seed; the level, and so the length of a good chain of thought, grows with it.
+A puzzle follows from its task's seed; the level, and so the length of a good chain of thought, grows over four. The
+oracle writes intermediate steps before it answers. `puzzles:sorting` is the suite of one kind, `puzzles:chain-0` of one
+level of it, and several stand with a comma.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from treewright.envs.doors import nearest
+from treewright.envs.errors import TreewrightError
 from treewright.envs.reasoning.answering import Answering, answer
 from treewright.envs.types import Action, Environment, Suite, Task, ToolSpec, Turn
 
-__all__ = ["KINDS", "SUITE", "Puzzle", "puzzle"]
+__all__ = ["KINDS", "SUITE", "Puzzle", "puzzle", "puzzles_suite"]
 
 
 @dataclass(frozen=True, slots=True)
 class Puzzle:
-    """question, one solution of it, and what a text is worth as an answer: 1 if it is right, else 0."""
+    """question, one solution of it, the steps that lead to it, and whether a text is a right answer."""
 
     question: str
     solution: str
+    steps: str
     right: Callable[[str], bool]
 
 
@@ -65,15 +70,27 @@ def _value(node: ast.expr) -> Fraction:
 
 def chain(rng: random.Random, level: int) -> Puzzle:
     """`level` + 2 numbers joined by +, - and *, with the usual order of operations."""
-    text = str(rng.randint(2, 20))
+    numbers, signs = [rng.randint(2, 20)], []
     for _ in range(level + 1):
-        sign = rng.choice("++--*")
-        text += f" {sign} {rng.randint(2, 9 if sign == '*' else 20)}"
-    total = value_of(text)
-    assert total is not None
-    wanted = int(total[0])
-    return Puzzle(f"What is {text}?", str(wanted), lambda said: re.fullmatch(r"\s*-?\d{1,9}\s*", said) is not None
-                  and int(said) == wanted)  # fmt: skip
+        signs.append(rng.choice("++--*"))
+        numbers.append(rng.randint(2, 9 if signs[-1] == "*" else 20))
+    text = str(numbers[0]) + "".join(f" {sign} {number}" for sign, number in zip(signs, numbers[1:], strict=True))
+    steps, wanted = _reduced(numbers, signs)
+    return Puzzle(
+        f"What is {text}?", str(wanted), "; ".join(steps),
+        lambda said: re.fullmatch(r"\s*-?\d{1,9}\s*", said) is not None and int(said) == wanted,
+    )  # fmt: skip
+
+
+def _reduced(numbers: Sequence[int], signs: Sequence[str]) -> tuple[list[str], int]:
+    """One operation after the other, products first, each with its result; and the last result."""
+    left, open_signs, steps = list(numbers), list(signs), []
+    while open_signs:
+        at = open_signs.index("*") if "*" in open_signs else 0
+        a, b, sign = left[at], left.pop(at + 1), open_signs.pop(at)
+        left[at] = a * b if sign == "*" else a + b if sign == "+" else a - b
+        steps.append(f"{a} {sign} {b} = {left[at]}")
+    return steps, left[0]
 
 
 # -- countdown --------------------------------------------------------------------------------------------------------
@@ -82,12 +99,13 @@ def chain(rng: random.Random, level: int) -> Puzzle:
 def countdown(rng: random.Random, level: int) -> Puzzle:
     """A target that an expression of `level` + 2 of the numbers makes."""
     numbers = [rng.randint(1, 12) for _ in range(level + 2)]
-    text, total = str(numbers[0]), numbers[0]
+    text, total, steps = str(numbers[0]), numbers[0], []
     for number in rng.sample(numbers[1:], len(numbers) - 1):
         signs = [s for s in "+-*" if not (s == "-" and number >= total) and not (s == "*" and total * number > 200)]
         sign = rng.choice(signs)
         text = f"({text}) {sign} {number}"
-        total = {"+": total + number, "-": total - number, "*": total * number}[sign]
+        before, total = total, {"+": total + number, "-": total - number, "*": total * number}[sign]
+        steps.append(f"{before} {sign} {number} = {total}")
     shown = rng.sample(numbers, len(numbers))
 
     def right(said: str) -> bool:
@@ -98,8 +116,9 @@ def countdown(rng: random.Random, level: int) -> Puzzle:
 
     listed = ", ".join(map(str, shown))
     return Puzzle(
-        f"Make {total} from {listed}: an expression with + - * / that uses each number at most once.", text, right
-    )
+        f"Make {total} from {listed}: an expression with + - * / that uses each number at most once.", text,
+        "; ".join(steps), right,
+    )  # fmt: skip
 
 
 # -- sorting ----------------------------------------------------------------------------------------------------------
@@ -110,12 +129,13 @@ def sorting(rng: random.Random, level: int) -> Puzzle:
     row = list(range(1, level + 3))
     while row == sorted(row):
         rng.shuffle(row)
-    swaps, work = [], list(row)
+    swaps, steps, work = [], [], list(row)
     for _ in work:
         for i in range(len(work) - 1):
             if work[i] > work[i + 1]:
                 work[i], work[i + 1] = work[i + 1], work[i]
                 swaps.append(i + 1)
+                steps.append(f"{i + 1}: {' '.join(map(str, work))}")
 
     def right(said: str) -> bool:
         words = said.replace(",", " ").split()
@@ -130,7 +150,7 @@ def sorting(rng: random.Random, level: int) -> Puzzle:
 
     shown = " ".join(map(str, row))
     question = f"Sort {shown} by {len(swaps)} swaps of neighbours: write the places, k swapping the k-th and the next."
-    return Puzzle(question, " ".join(map(str, swaps)), right)
+    return Puzzle(question, " ".join(map(str, swaps)), "; ".join(steps), right)
 
 
 # -- logic grids ------------------------------------------------------------------------------------------------------
@@ -164,7 +184,26 @@ def grid(rng: random.Random, level: int) -> Puzzle:
     question = (
         f"{', '.join(names)} each drink another one of {', '.join(drinks)}: {told}. Who drinks what? name=drink, …"
     )
-    return Puzzle(question, ", ".join(f"{n}={d}" for n, d in solution.items()), right)
+    return Puzzle(question, ", ".join(f"{n}={d}" for n, d in solution.items()), _left(names, drinks, kept), right)
+
+
+def _left(names: Sequence[str], drinks: Sequence[str], clues: Sequence[tuple[int, int]]) -> str:
+    """What the clues leave to each; then, one after the other, who has one drink left takes it from the others, and
+    where nobody has, who is the only one left for a drink."""
+    left = {name: [d for j, d in enumerate(drinks) if (i, j) not in clues] for i, name in enumerate(names)}
+    steps = [f"{name}: {' '.join(some)}" for name, some in left.items()]
+    while left:
+        name, drink = next(
+            ((n, some[0]) for n, some in left.items() if len(some) == 1),
+            next(((n, d) for n, some in left.items() for d in some if sum(d in s for s in left.values()) == 1),
+                 ("", "")),
+        )  # fmt: skip
+        if not name:
+            break
+        del left[name]
+        left = {n: [d for d in some if d != drink] for n, some in left.items()}
+        steps.append(f"{name}={drink}")
+    return "; ".join(steps)
 
 
 KINDS: dict[str, Callable[[random.Random, int], Puzzle]] = {
@@ -182,19 +221,37 @@ def _made(kind: str, level: int, seed: int) -> Puzzle:
     return KINDS[kind](random.Random(f"{kind} {level} {seed}"), level)
 
 
-def _tasks(split: str, count: int) -> Sequence[Task]:
+def _chosen(text: str) -> list[tuple[str, int]]:
+    """The (kind, level) that `sorting`, `chain-0` or several with a comma name. Raises TreewrightError for others."""
     out = []
-    for i in range(count):
-        seed = 2 * i + (split == "test")
-        kind, level = list(KINDS)[i % len(KINDS)], i // len(KINDS) % LEVELS
-        goal = f"{_made(kind, level, seed).question} (puzzle {seed})"
-        out.append(
-            Task(
-                "puzzles", f"{split}-{kind}-{level}-{i}", goal, seed=seed, split=split, horizon=2,
-                data={"kind": kind, "level": level},
-            )
-        )  # fmt: skip
+    for part in text.split(","):
+        kind, dash, level = part.strip().partition("-")
+        if kind not in KINDS:
+            raise TreewrightError(f"puzzles have no kind {kind!r}; {nearest(kind, list(KINDS))}")
+        if dash and level not in map(str, range(LEVELS)):
+            raise TreewrightError(f"puzzles:{part.strip()} names no level; write {kind}-0 to {kind}-{LEVELS - 1}")
+        out += [(kind, int(level))] if dash else [(kind, n) for n in range(LEVELS)]
     return out
+
+
+def _made_of(name: str, kinds: Sequence[tuple[str, int]], description: str) -> Suite:
+    """The suite of these (kind, level), its tasks in turn."""
+
+    def tasks(split: str, count: int) -> Sequence[Task]:
+        out = []
+        for i in range(count):
+            seed = 2 * i + (split == "test")
+            kind, level = kinds[i % len(kinds)]
+            goal = f"{_made(kind, level, seed).question} (puzzle {seed})"
+            out.append(
+                Task(
+                    name, f"{split}-{kind}-{level}-{i}", goal, seed=seed, split=split, horizon=2,
+                    data={"kind": kind, "level": level},
+                )
+            )  # fmt: skip
+        return out
+
+    return Suite(name, tasks, _open, oracle=oracle, thoughts=thoughts, description=description, max_tokens=256)
 
 
 async def _open() -> Environment:
@@ -206,7 +263,20 @@ def oracle(task: Task, history: Sequence[Turn], tools: Sequence[ToolSpec]) -> Ac
     return answer(puzzle(task).solution)
 
 
-SUITE = Suite(
-    "puzzles", _tasks, _open, oracle=oracle, description="arithmetic, countdown, sorting and logic, checked exactly",
-    max_tokens=256,
+def thoughts(task: Task, history: Sequence[Turn]) -> str:
+    """The steps that lead to the solution."""
+    return puzzle(task).steps
+
+
+def puzzles_suite(kinds: str) -> Suite:
+    """`puzzles:KINDS`: a kind, or one level of it as `sorting-2`, or several with a comma.
+
+    Raises TreewrightError for one that there is not, with the nearest.
+    """
+    return _made_of(f"puzzles:{kinds}", _chosen(kinds), f"{kinds} of the puzzles, checked exactly")
+
+
+SUITE = _made_of(
+    "puzzles", [(kind, level) for level in range(LEVELS) for kind in KINDS],
+    "arithmetic, countdown, sorting and logic, checked exactly",
 )  # fmt: skip

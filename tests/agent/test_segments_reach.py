@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from treewright.agent.config import load_config
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import Policy
 from treewright.agent.runs.setup import settings_of
+from treewright.agent.view.report import write_report
 from treewright.envs.errors import TreewrightError
 from treewright.search.segments import Segments
 from treewright.search.store import TreeStore
@@ -45,7 +47,7 @@ def grown() -> list[Tree]:
     return trees
 
 
-def test_search_segments_reach_collect_train_export_and_viewer(collected: list[Tree]) -> None:
+def test_search_segments_reach_collect_train_export_and_viewer(collected: list[Tree], tmp_path: Path) -> None:
     assert all(t.exact and any(t.in_turn(i) for i in range(len(t))) for t in collected)
     for tree in collected:
         assert tree.header.settings["segments"]["length"] == 3
@@ -54,6 +56,8 @@ def test_search_segments_reach_collect_train_export_and_viewer(collected: list[T
     assert done.exit_code == 0, done.output
     shown = CliRunner().invoke(app, ["show", "--name", "first", collected[0].tree_id])
     assert shown.exit_code == 0 and " …" in shown.output
+    page = write_report(tmp_path / "r.html", collected[:1], "t").read_text()
+    assert page.count("segment, ") >= sum(collected[0].in_turn(i) for i in range(len(collected[0])))
     exported = CliRunner().invoke(app, ["export", "rows", "--name", "first", "--file-type", "jsonl"])
     assert exported.exit_code == 0, exported.output
 

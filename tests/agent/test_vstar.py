@@ -25,6 +25,7 @@ from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import rule
 from treewright.search.segments import Segments
+from treewright.search.store import TreeStore
 from treewright.search.types import Budget, Candidate, Completion, Context, NodeStatus, Score
 from treewright.training.credit import TreeArrays, estimate
 
@@ -113,11 +114,15 @@ def test_a_loop_that_is_not_guided_by_values_has_none_to_train() -> None:
     assert guided(load_config(), None) is None
 
 
-def test_the_loop_evolves_policy_and_value_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cut", [None, 'search.segments={"by": "length", "length": 3, "most": 3}'])
+def test_the_loop_evolves_policy_and_value_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str | None
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = (
         "search.rule=vstar", "search.evaluator=vstar", "search.evaluator_options.weight=0.2", "loop.prm_every=1",
         "loop.iterations=2", "loop.tasks=2", "train.estimator=sibling", "search.expansions=4",
+        *([cut] if cut else []),
     )  # fmt: skip
     line = ["loop", "--name", "both", "--suites", "kg", *(word for s in settings for word in ("--set", s))]
     done = CliRunner().invoke(app, line)
@@ -126,3 +131,7 @@ def test_the_loop_evolves_policy_and_value_model(tmp_path: Path, monkeypatch: py
     assert about["steps"] > 0 and about["trees"] == 2
     rows = [json.loads(x) for x in (tmp_path / "runs" / "both" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all("prm_brier" in json.dumps(row) for row in rows)
+    with TreeStore.open(tmp_path / "runs" / "both" / "trees.sqlite", read_only=True) as store:
+        trees = [store.load(row.tree_id) for row in store.trees()]
+    inside = [t.score[i] for t in trees for i in range(1, len(t)) if t.in_turn(i)]
+    assert bool(inside) == bool(cut) and not any(math.isnan(x) for x in inside), "segments are scored as turns are"

@@ -35,10 +35,12 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.engine import Settings, search
 from treewright.search.rules import best_first
+from treewright.search.segments import Segments
 from treewright.search.types import Budget, Context, PolicyFault
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 GAP = 1e-3  # nats, float32
+NAMES = ("here", "server", "hf")
 BUDGET, SETTINGS = Budget(expansions=6), Settings(max_tokens=48, close=True)
 
 
@@ -125,6 +127,22 @@ async def test_sampled_trees_follow_their_seeds_and_their_log_probs_are_the_mode
         assert here.exact and here.ids == again.ids == server.ids and other.ids != here.ids
         assert len(here) > 4 and gap(here, server) < GAP
         assert scored(three["hf"].model, here) < GAP
+
+
+@pytest.mark.parametrize(
+    "cut", [Segments(length=4, most=6), Segments(by="delimiter", delimiter=" ", length=12, most=4)], ids=lambda c: c.by
+)
+async def test_trees_with_segments_agree_and_their_log_probs_are_those_of_whole_responses(
+    three: Three, worlds: dict[str, World], cut: Segments
+) -> None:
+    for task in tasks(worlds, 2):
+        here, server, hf = trees = [await grow(three[name], worlds, task, 0.0, segments=cut) for name in NAMES]
+        inside = [[i for i in range(len(tree)) if tree.in_turn(i)] for tree in trees]
+        assert inside[0] and inside[0] == inside[1] == inside[2] and here.text == server.text == hf.text
+        assert gap(here, hf) < GAP and gap(server, hf) < GAP
+        drawn, other = [await grow(three[name], worlds, task, segments=cut) for name in ("here", "server")]
+        assert drawn.exact and drawn.ids == other.ids and any(drawn.in_turn(i) for i in range(len(drawn)))
+        assert gap(drawn, other) < GAP and scored(three["hf"].model, drawn) < GAP
 
 
 async def test_after_a_training_step_all_three_serve_the_new_weights(

@@ -32,6 +32,7 @@ demo-control: setup
 # About half an hour of one idle core; finished runs are kept, so it goes on where it was stopped.
 bench-learning: setup $(VENV)/.tested
 	$(BIN)/treewright bench learning --json runs/learning.json --plot runs/learning.svg
+	$(BIN)/treewright bench learning2 --json runs/learning2.json --plot runs/learning2.svg
 
 # More workers than cores: tests wait for other processes, browsers and disks half of their time. Long files go first.
 WORKERS ?= 4

@@ -24,6 +24,7 @@ HOMES = {
     "kernels": "kernels",
     "learning": "learning.bench",
     "learning-suites": "suites",
+    "learning-loop": "learning_loop",
     "learning2": "learning2",
     "memory": "memory",
     "models": "models",

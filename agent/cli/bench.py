@@ -19,6 +19,7 @@ __all__ = ["HOMES", "bench"]
 HOMES = {
     "control": "control",
     "credit": "credit",
+    "estimators": "estimators",
     "faults": "fault_gradient",
     "gateway": "gateway",
     "kernels": "kernels",

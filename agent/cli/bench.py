@@ -17,6 +17,7 @@ __all__ = ["HOMES", "bench"]
 
 # Each module is imported when its benchmark is asked for.
 HOMES = {
+    "baselines": "baselines",
     "control": "control",
     "credit": "credit",
     "estimators": "estimators",
@@ -28,6 +29,7 @@ HOMES = {
     "learning-loop": "learning_loop",
     "learning2": "learning2",
     "memory": "memory",
+    "meter": "metering",
     "models": "models",
     "pair": "pair",
     "policy": "policy",

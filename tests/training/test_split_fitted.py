@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from search_trees import random_tree
 
 from treewright.envs.errors import TreewrightError
 from treewright.training.check.mdp import Array, Grown, Mdp, measure, small_mdp
@@ -13,6 +14,9 @@ from treewright.training.check.mdp_growth import grow
 from treewright.training.credit import TreeArrays, estimate
 from treewright.training.credit.fitted import fitted_line, fitted_tau
 from treewright.training.credit.split_loo import credited
+from treewright.training.credit.trees import tree_arrays
+from treewright.training.crediting import credit_of
+from treewright.training.settings import TrainSettings
 
 WORLD = small_mdp()
 
@@ -88,3 +92,16 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest() -> None:
     grown = grow("chains", 16, 5, WORLD)
     with pytest.raises(TreewrightError, match=r"nodes have no 'scores'.*score"):
         estimate("split_fitted", told(grown, WORLD.judge), values="scores")
+
+
+def test_training_takes_it_by_its_name_and_reads_the_scores_that_evaluators_left() -> None:
+    trees = [random_tree(seed, task=f"t{seed}") for seed in range(6)]
+    plain = credit_of(trees, TrainSettings(estimator="split_fitted"), {}, lambda pack: np.zeros(0))[1].coef
+    for tree in trees:
+        for node in range(len(tree)):
+            tree.score[node] = 0.1 * tree.depth[node]
+    scored = credit_of(trees, TrainSettings(estimator="split_fitted"), {}, lambda pack: np.zeros(0))[1].coef
+    want = estimate("split_fitted", tree_arrays(trees)).coef
+    assert np.array_equal(scored, want) and not np.array_equal(scored, plain)
+    unread = TrainSettings(estimator="split_fitted", options={"values": ""})
+    assert np.array_equal(credit_of(trees, unread, {}, lambda pack: np.zeros(0))[1].coef, plain)

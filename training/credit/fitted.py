@@ -55,6 +55,9 @@ def split_fitted(
     return credited(arrays, tau, 1.0, root_baseline, line)[0]
 
 
+split_fitted.weighs = True  # type: ignore[attr-defined]  # as split_loo does; such draws are not fitted on
+
+
 def _halves(arrays: TreeArrays) -> Bools:
     """[T] by group, every second one; by tree where there is one group."""
     groups = arrays.group[arrays.parent < 0]

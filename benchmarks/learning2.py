@@ -26,7 +26,23 @@ from treewright.benchmarks.learning.train import Setting, starting_point
 from treewright.benchmarks.learning.trials import ARMS, LONG, SHORT, TrialSizes, run
 from treewright.benchmarks.learning.world import World
 
-__all__ = ["AXES", "NAMED", "PLAN", "QUICK", "Cell", "Plan", "Planned", "against", "figures", "main", "named", "tuned"]
+__all__ = [
+    "AXES",
+    "NAMED",
+    "PLAN",
+    "QUICK",
+    "Cell",
+    "Plan",
+    "Planned",
+    "against",
+    "figures",
+    "main",
+    "markdown",
+    "named",
+    "results",
+    "tuned",
+    "write_page",
+]
 
 AXES = ("sampled_tokens", f"flops_{SHORT}", f"flops_{LONG}", "env_steps", "seconds")
 NAMED = (
@@ -236,12 +252,12 @@ def _world(
     results: dict[Cell, Points] = {}
     for seed in plan.seeds:
         found = {cell: runs.take(cell) for cell in (Cell(name, arm, rates[arm], seed) for arm in arms)}
-        whole = {cell: points for cell, points in found.items() if points is not None}
+        whole = {cell: [{k: float(f"{v:.6g}") for k, v in p.items()} for p in points]
+                 for cell, points in found.items() if points is not None}  # fmt: skip
         if len(whole) == len(arms):
             results |= whole
             say(f"{name}: seed {seed}")
-    kept["runs"] = {f"{c.arm} {c.seed}": [{k: float(f"{v:.6g}") for k, v in p.items()} for p in points]
-                    for c, points in results.items()}  # fmt: skip
+    kept["runs"] = {f"{c.arm} {c.seed}": points for c, points in results.items()}
     return (figures(name, results, base, rates) if results else None), kept
 
 
@@ -294,6 +310,41 @@ def markdown(found: Mapping[str, Any]) -> str:
             cells = [world, f"`{arm}`", f"{x['rate']:g}", f"{x['start']:.3f}", f"{x['final']:.3f}"]
             lines.append(f"| {' | '.join([*cells, *(_shown(x[axis]) for axis in AXES)])} |")
     return "\n".join(lines)
+
+
+def results(told: Mapping[str, Any]) -> str:
+    """What docs/learning2.md says below "Results", out of the JSON."""
+    goals = {"hard_auc_ratio": 1.5, "hard_auc_ratio_low": 1.0, "hard_final_ratio": 2.0, "noisy_auc_ratio": 1.3,
+             "easy_auc_ratio": 0.97, "long_context_compute_ratio": 2.0, "adaptive_worst_ratio": 0.97}  # fmt: skip
+    lines = ["Made by `treewright bench learning2`; [figures](learning2.json) with every run's points.", ""]
+    for world, seeds in told["seeds"].items():
+        tuning = len(told["runs"][world]["tuning"])
+        of = f"{world}: {seeds} seeds"
+        lines.append(f"- {of}, base `{told['worlds'][world]['base']}`" if seeds else f"- {of}, {tuning} tuning runs")
+    lines += ["", "| figure | value | goal | |", "|---|---:|---:|---|"]
+    for name, figure in told["figures"].items():
+        value, goal = figure["value"], goals.get(name)
+        verdict = "" if value is None or goal is None else "reached" if value >= goal else "**missed**"
+        shown = "not measured" if value is None else f"{value:.2f}"
+        lines.append(f"| `{name}` | {shown} | {'' if goal is None else f'{goal:g}'} | {verdict} |")
+    if not told["worlds"]:
+        return "\n".join(lines)
+    lines += ["", "![success against tokens and against compute](learning2.svg)", ""]
+    lines += ["Areas over those of the base, with intervals; *start* and *final* are success.", ""]
+    lines += [markdown(told["worlds"]), ""]
+    lines += ["Compute with long prompts against chains that share nothing (*unshared*):", ""]
+    for world, found in told["worlds"].items():
+        lines += [f"- {world}, `{arm}`: {_shown(x['unshared'])}" for arm, x in found["arms"].items() if "unshared" in x]
+    return "\n".join(lines)
+
+
+def write_page(json_path: str | Path, page: str | Path) -> None:
+    """Puts `results` into the page, in place of what stands between the headings Results and Through …"""
+    text = Path(page).read_text()
+    head, rest = text.split("## Results\n", 1)
+    after = rest[rest.index("\n## Through") :]
+    told = json.loads(Path(json_path).read_text())
+    Path(page).write_text(f"{head}## Results\n\n{results(told)}\n{after}")
 
 
 def _shown(x: Mapping[str, Any]) -> str:

@@ -292,11 +292,6 @@ def test_page_and_figures_are_those_of_the_runs_in_the_json() -> None:
         again = learning2.figures(world, results, found["base"], rates)
         for arm, x in again["arms"].items():
             for axis in AXES:
-                assert x[axis] == pytest.approx(found["arms"][arm][axis], rel=1e-3, nan_ok=True)
-        assert f"{world}: {found['seeds']} seeds" in PAGE
-    for line in learning2.markdown(told["worlds"]).splitlines():
-        assert line in PAGE
-    for name, figure in told["figures"].items():
-        value = figure["value"]
-        assert f"`{name}` | {'not measured' if value is None else f'{value:.2f}'} |" in PAGE
-    assert (DOCS / "learning2.svg").exists() and "learning2.svg" in PAGE
+                assert x[axis] == pytest.approx(found["arms"][arm][axis])
+    assert learning2.results(told) in PAGE
+    assert not told["worlds"] or ((DOCS / "learning2.svg").exists() and "learning2.svg" in PAGE)

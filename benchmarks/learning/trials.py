@@ -193,7 +193,7 @@ def run(
     """The run's points: success on the seed's tasks, and what was spent by then.
 
     Runs of a seed share world, warm start, tasks in order and those that success is measured on. The step is that of
-    the first experiment. Seconds are of the processor, without measuring and charging.
+    the first experiment. Seconds are of the processor, without measuring success.
     """
     world, policy = start[0], copy.deepcopy(start[1])
     pool = draw_tasks(world, sizes.tokens // 4, np.random.default_rng([seed, 2]))

@@ -170,7 +170,8 @@ def against(results: Mapping[Cell, Points], base: str, arm: str, axis: str) -> A
     """An arm against the base over an axis, up to where all runs of the two come, on the seeds that both have."""
     mine = [(cell, points) for cell, points in results.items() if cell.arm == arm]
     seeds = {cell.seed for cell, _ in mine}
-    first = [(cell, points) for cell, points in results.items() if cell.arm == base and cell.seed in seeds]
+    paired = base if arm != base else None
+    first = [(cell, points) for cell, points in results.items() if cell.arm == paired and cell.seed in seeds]
     return arms_of([_curve(cell, points, axis) for cell, points in (*first, *mine)])[0][-1]
 
 
@@ -317,6 +318,8 @@ def results(told: Mapping[str, Any]) -> str:
     goals = {"hard_auc_ratio": 1.5, "hard_auc_ratio_low": 1.0, "hard_final_ratio": 2.0, "noisy_auc_ratio": 1.3,
              "easy_auc_ratio": 0.97, "long_context_compute_ratio": 2.0, "adaptive_worst_ratio": 0.97}  # fmt: skip
     lines = ["Made by `treewright bench learning2`; [figures](learning2.json) with every run's points.", ""]
+    if not told["worlds"]:
+        lines += ["**Nothing is shown yet**: no paired seed of any world is finished.", ""]
     for world, seeds in told["seeds"].items():
         tuning = len(told["runs"][world]["tuning"])
         of = f"{world}: {seeds} seeds"

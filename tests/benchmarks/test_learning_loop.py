@@ -1,4 +1,4 @@
-"""The second experiment's plan: its arms open, its page says what its code does, a run goes on and is not run twice."""
+"""The larger plan of the second experiment: its arms open, its page says what its code does, a run is not run twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from treewright.benchmarks import learning_loop
 from treewright.benchmarks.learning_loop import ARMS, AXES, PLAN, WORLDS, Cell, bases, cells, figures, tuned
 from treewright.training.credit import ESTIMATORS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "learning_loop.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "learning2.md").read_text()
 TINY = replace(learning_loop.QUICK, tokens=40, tasks=1, held_out=2, source=1, search=2)
 
 

@@ -52,7 +52,7 @@ RESAMPLES = 2000
 LARGEST = 1 << 17  # weights up to which gradients are compared whole; above it by sketches
 SKETCH = 1 << 15
 SMALL = 1 << 22  # weights up to which several threads would only wait for each other
-ESTIMATORS = {
+ESTIMATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "split_loo": ("split_loo", {}),
     "split_loo, tau 0": ("split_loo", {"tau": 0.0}),
     "split_fitted": ("split_fitted", {}),
@@ -260,7 +260,8 @@ class Sketch:
 
 def _credits(label: str, trees: Sequence[Tree], baselines: Mapping[str, float]) -> dict[str, Credit]:
     """By tree id. Each tree is credited by itself; what `split_fitted` fits, it fits on other trees of the suite."""
-    (name, options), out = ESTIMATORS[label], {}
+    name, options = ESTIMATORS[label]
+    out: dict[str, Credit] = {}
     for suite in dict.fromkeys(tree.task.suite for tree in trees):
         mine = [tree for tree in trees if tree.task.suite == suite]
         arrays, told = tree_arrays(mine), {"root_baseline": baselines.get(suite, 0.0), "allow_biased": True}

@@ -75,7 +75,8 @@ ARMS: Mapping[str, TrialArm] = {
 
 def widths(schedule: str, hops: int, most: int) -> tuple[Array, int]:
     """([2, most + 1] draws by the judge's verdict and turn, expansions by w·√h) of a tree."""
-    turns, expansions, liked = np.arange(most + 1), 0, (2,)
+    turns, expansions = np.arange(most + 1), 0
+    liked: tuple[int, ...] = (2,)
     if schedule.startswith("chains"):
         first: tuple[int, ...] = (int(schedule.partition("_")[2] or 4), 1)
         liked = (1,)
@@ -200,7 +201,8 @@ def run(
     probe = draw_tasks(world, sizes.tasks, np.random.default_rng([seed, 3]))
     rng = np.random.default_rng([seed, 4])
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr, betas=(0.9, 0.99))
-    work, chooser, points, trees, per_tree = Work(), _Chooser(arm, seed, pool), [], 0, 100.0
+    points: list[dict[str, float]] = []
+    work, chooser, trees, per_tree = Work(), _Chooser(arm, seed, pool), 0, 100.0
     while True:
         if work.short.sampled_tokens >= len(points) * sizes.tokens / sizes.checks:
             now = success(policy, world, probe, np.random.default_rng([seed, 5]))

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from treewright.benchmarks import learning2
-from treewright.benchmarks.learning import trials
 from treewright.benchmarks.learning.charge import RESPONSE, WORK, charge
 from treewright.benchmarks.learning.grow import Grown
 from treewright.benchmarks.learning.train import Setting, coefficients, log_probs, starting_point
@@ -22,6 +21,7 @@ from treewright.benchmarks.learning.world import TURN, Tasks, World, draw_tasks
 from treewright.benchmarks.learning2 import AXES, NAMED, PLAN, Cell, Plan, Planned, named, tuned
 from treewright.envs.types import Action, Observation, Task
 from treewright.search.meter import Meter, measured
+from treewright.search.rules.adapting import ARMS as SCHEDULES
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 from treewright.training.credit import Credit, estimate
@@ -48,7 +48,7 @@ def batch(start: Start, arm: str, seed: int = 0, begun: list[int] | None = None)
     rng = np.random.default_rng(seed)
     tasks = draw_tasks(world, 6, rng)
     made = ARMS[arm]
-    names = rng.choice(trials.SCHEDULES, 6) if made.schedule == "adaptive" else np.full(6, made.schedule)
+    names = rng.choice(SCHEDULES, 6) if made.schedule == "adaptive" else np.full(6, made.schedule)
     given = None
     if begun is not None:
         rows = grown_by(ARMS["chains_4"], np.full(6, "chains_4"), policy, world, tasks, rng)

@@ -34,6 +34,7 @@ demo-control: setup
 # About half an hour of one idle core; finished runs are kept, so it goes on where it was stopped.
 bench-learning: setup $(VENV)/.tested
 	$(BIN)/treewright bench learning --json runs/learning.json --plot runs/learning.svg
+	$(BIN)/treewright bench learning2 --json runs/learning2.json --plot runs/learning2.svg
 
 # Credit and trees within responses, in learning (docs/segments-learning.md); finished runs are kept, as above.
 bench-segments: setup $(VENV)/.tested

@@ -1,93 +1,94 @@
-"""`treewright bench learning2`: the same success for less? Trees against chains on every axis of the meter.
+"""`treewright bench learning2`: the same success for less? Trees against chains on several axes of cost.
 
 The plan of the second experiment is this file and docs/learning2.md, both committed before the first run that counts.
-It goes through the engine, the loop and the trainer with the packaged model. Runs are kept in runs/learning2: each is a
-run of `treewright loop` with its metrics.jsonl, and one that was stopped goes on from its newest checkpoint.
+Finished runs are kept in runs/learning2.jsonl; a sweep that is stopped goes on from there, world after world. What is
+not finished is left out of the figures, whole seeds at a time, and `seeds` says how many there are.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from treewright.agent.config import Config, load_config
-from treewright.agent.policies.opening import open_policy
-from treewright.agent.runs.collect import World, collect, open_worlds
 from treewright.agent.runs.compared import Arm, Curve, arms_of
-from treewright.agent.runs.evaluate import evaluate
 from treewright.agent.runs.figures import write_result
-from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
-from treewright.agent.runs.rounds import untold
-from treewright.agent.runs.setup import budget_of, evaluator_of, rule_of, settings_of
-from treewright.envs.retrieval.kg import make_suite
-from treewright.envs.types import Suite, Task
-from treewright.search.meter import Meter
-from treewright.search.store import TreeStore
-from treewright.training.track import FILE, open_metrics, read_metrics
+from treewright.benchmarks.learning.policy import TinyPolicy
+from treewright.benchmarks.learning.train import Setting, starting_point
+from treewright.benchmarks.learning.trials import ARMS, LONG, SHORT, TrialSizes, run
+from treewright.benchmarks.learning.world import World
 
-__all__ = ["ARMS", "AXES", "PLAN", "QUICK", "WORLDS", "Cell", "Plan", "bases", "cells", "figures", "main", "tuned"]
+__all__ = [
+    "AXES",
+    "NAMED",
+    "PLAN",
+    "QUICK",
+    "Cell",
+    "Plan",
+    "Planned",
+    "against",
+    "figures",
+    "main",
+    "markdown",
+    "named",
+    "results",
+    "tuned",
+    "write_page",
+]
 
-WORLDS: Mapping[str, Suite] = {
-    "rare": make_suite(hops=(5, 5)),
-    "noisy": make_suite(hops=(2, 4), reward_flip=0.15),
-    "easy": make_suite(hops=(2, 2)),
-}
-CLEAN: Mapping[str, Suite] = {**WORLDS, "noisy": make_suite(hops=(2, 4))}
-"""Success is measured without flips."""
+AXES = ("sampled_tokens", f"flops_{SHORT}", f"flops_{LONG}", "env_steps", "seconds")
+NAMED = (
+    "hard_auc_ratio", "hard_auc_ratio_low", "hard_final_ratio", "noisy_auc_ratio", "easy_auc_ratio",
+    "long_context_compute_ratio", "adaptive_worst_ratio", "demo_time_vs_before",
+)  # fmt: skip
+CHAINS = ("chains", "chains_4", "chains_16")
+FIXED = ("late", "split")
+EVERYWHERE = (*CHAINS, *FIXED, "adaptive", "rows", "tree_grpo")
+Points = list[dict[str, float]]
 
-GIVEN = ("search.evaluator=likelihood", "search.expansions=64")
-BIASED = ("train.allow_biased=true",)
-NOISE = ("search.rule=adaptive", 'search.options={"by": "noise", "cost": "flops", "steps": STEPS}')
-SPLIT = ("search.rule=split", "search.root_draws=2", "search.draws=2")
-ARMS: Mapping[str, tuple[str, ...]] = {
-    "chains": ("search.rule=chains", "search.root_draws=8", "train.tau=0"),
-    "chains_4": ("search.rule=chains", "search.root_draws=4", "train.tau=0"),
-    "chains_16": ("search.rule=chains", "search.root_draws=16", "train.tau=0"),
-    "late": ("search.rule=late_branch", 'search.options={"steps": STEPS}'),
-    "split": SPLIT,
-    "adaptive": NOISE,
-    "curriculum": (*NOISE, "loop.curriculum.share=0.33", "loop.curriculum.sources=SOURCE"),
-    "rows": (*SPLIT, "train.estimator=grpo", *BIASED),
-    "tree_grpo": ("search.rule=reexpand", "search.root_draws=4", "search.expansions=32", "train.estimator=tree_grpo",
-                  *BIASED),
-}  # fmt: skip
-"""`chains` with its group size tuned is the best of the three of chains on the tuning seeds."""
-BASE = ("chains", "chains_4", "chains_16")
-STEPS = {"rare": 6, "noisy": 4, "easy": 3}
-"""Turns that an episode usually takes, which late branching asks for."""
-AXES = ("sampled_tokens", "flops", "env_steps", "prompt_computed")
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A world and the arms that run in it."""
+
+    setting: Setting
+    sizes: TrialSizes
+    arms: tuple[str, ...] = EVERYWHERE
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """tokens sampled in a run, `tasks` of an iteration, `checks` of success on `held_out` tasks, one rollout each.
+    """Every arm with every rate on the tuning seeds; then at its best rate on the paired seeds, of CHAINS the best one.
 
-    source  tasks that the curriculum's source is searched for, with `search` expansions
+    worlds  in the order in which they are run
     """
 
-    worlds: tuple[str, ...] = tuple(WORLDS)
-    arms: tuple[str, ...] = tuple(ARMS)
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    worlds: Mapping[str, Planned]
+    rates: tuple[float, ...] = (7e-4, 1.4e-3)
     tuning: tuple[int, ...] = (101, 102, 103)
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-    tokens: int = 30_000
-    tasks: int = 12
-    checks: int = 10
-    held_out: int = 200
-    source: int = 60
-    search: int = 24
+    seeds: tuple[int, ...] = tuple(range(1, 11))
 
 
-PLAN = Plan()
-QUICK = Plan(("rare",), ("chains", "curriculum"), (1e-3,), (), (1,), 300, 2, 1, 4, 2, 4)
+PLAN = Plan({
+    "rare": Planned(
+        Setting(knows=0.45, fewest=5, most=5, words=8), TrialSizes(40_000, 1_000, 4, 128, 100),
+        (*EVERYWHERE, "adaptive_flops", "curriculum"),
+    ),
+    "noisy": Planned(Setting(knows=0.5, flips=0.15), TrialSizes(24_000, 1_000, 4, 128, 100)),
+    "easy": Planned(Setting(knows=0.75), TrialSizes(12_000, 1_000, 4, 128, 100)),
+})  # fmt: skip
+QUICK = Plan(
+    {"rare": Planned(PLAN.worlds["rare"].setting, TrialSizes(900, 400, 1, 16, 4), ("chains", "curriculum"))},
+    (1e-3,), (), (1, 2),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,190 +100,292 @@ class Cell:
     rate: float
     seed: int
 
-    @property
-    def name(self) -> str:
-        return f"{self.world}-{self.arm}-{self.rate:g}-{self.seed}"
 
+class Runs:
+    """Runs by cell, those on file and those that are run now; a last line that was cut short is run again.
 
-def cells(plan: Plan, seeds: Sequence[int], rates: Mapping[tuple[str, str], float] | None = None) -> list[Cell]:
-    """Whole seeds first, so that a stopped sweep is balanced; every rate where `rates` names none."""
-    return [
-        Cell(world, arm, rate, seed)
-        for seed in seeds
-        for world in plan.worlds
-        for arm in plan.arms
-        for rate in ([rates[world, arm]] if rates is not None else plan.rates)
-    ]
-
-
-def _config(cell: Cell, home: Path, plan: Plan) -> Config:
-    source = str(home / f"{cell.world}-source-{cell.seed}")
-    own = [s.replace("SOURCE", source).replace("STEPS", str(STEPS[cell.world])) for s in ARMS[cell.arm]]
-    return load_config(
-        None, [f"folder={home / cell.name}", f"name={cell.name}", f"seed={1000 * cell.seed}", *GIVEN, *own,
-               f"train.lr={cell.rate}", f"loop.tasks={plan.tasks}", "loop.checkpoints=1", 'worlds.suites=["kg"]']
-    )  # fmt: skip
-
-
-async def _source(cell: Cell, home: Path, plan: Plan, worlds: Mapping[str, World]) -> None:
-    """Trees that a search with the first weights finds, for the curriculum to begin in. Its cost counts."""
-    folder = home / f"{cell.world}-source-{cell.seed}"
-    config = load_config(None, [f"folder={folder}", "name=source", f"seed={1000 * cell.seed + 7}",
-                                f"search.expansions={plan.search}"])  # fmt: skip
-    policy = open_policy("seedling")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TreeStore.open(config.store_at) as store:
-            await collect(
-                tasks_for(worlds, "train", 0, plan.source), worlds, policy, rule=rule_of(config.search), store=store,
-                budget=budget_of(config.search), evaluator=evaluator_of(config.search, policy),
-                settings=settings_of(config.search, run="source", seed=config.seed),
-            )  # fmt: skip
-    finally:
-        await policy.close()
-
-
-def _spent(config: Config) -> tuple[Meter, int]:
-    """What the run has cost so far, and its rounds."""
-    rows = read_metrics(config.home / FILE)
-    return sum((Meter.of(row["meter"]) for row in rows), Meter()), len(rows)
-
-
-async def run_cell(cell: Cell, home: Path, plan: Plan) -> list[dict[str, Any]]:
-    """The run's points: success of the policy alone, and what it had cost by then. What is on file is not run again."""
-    config, path = _config(cell, home, plan), home / cell.name / "points.json"
-    points: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    if len(points) > plan.checks:
-        return points
-    seeded = {"kg": replace(WORLDS[cell.world], tasks=_shuffled(WORLDS[cell.world], cell.seed))}
-    async with open_worlds(list(seeded.values())) as worlds, open_worlds([CLEAN[cell.world]]) as clean:
-        if "SOURCE" in "".join(ARMS[cell.arm]):
-            await _source(cell, home, plan, worlds)
-        learner = Learner(make_trainer(config, model_folder("seedling")), config.home / "checkpoints", 1)
-        policy = open_policy("seedling")
-        try:
-            with TreeStore.open(config.store_at) as store, open_metrics(config.home, cell.name) as metrics:
-                while True:
-                    first = await resume_loop(config, learner, policy)
-                    lost = untold(learner.folder, learner.trainer.versions)
-                    if lost is not None and not metrics.holds(lost.step):
-                        metrics.log(lost)
-                    meter, rounds = _spent(config)
-                    if meter.sampled_tokens >= len(points) * plan.tokens / plan.checks:
-                        held_out = CLEAN[cell.world].tasks("test", plan.held_out)
-                        found, _ = await evaluate(held_out, clean, policy, seed=cell.seed, run=f"check {cell.seed}")
-                        points.append({"success": found["kg"].rate, "meter": meter.as_dict()})
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        path.write_text(json.dumps(points))
-                        if len(points) > plan.checks:
-                            return points
-                    left = len(points) * plan.tokens / plan.checks - meter.sampled_tokens
-                    many = math.ceil(left / max(1.0, meter.sampled_tokens / rounds)) if rounds else 1
-                    loop = config.loop.model_copy(update={"iterations": first + min(max(many, 1), 8)})
-                    await run_loop(
-                        config.model_copy(update={"loop": loop}), worlds, policy, learner, store, first,
-                        on_round=lambda done: metrics.log(done.update(learner.trainer.steps)),
-                    )  # fmt: skip
-        finally:
-            await policy.close()
-
-
-def _shuffled(suite: Suite, seed: int) -> Any:
-    """The suite's training tasks from another place for each seed; held-out ones are the same for all."""
-
-    def tasks(split: str, count: int) -> list[Task]:
-        begin = 500 * (seed % 50) if split == "train" else 0
-        return list(suite.tasks(split, begin + count)[begin:])
-
-    return tasks
-
-
-def _curves(results: Mapping[Cell, list[dict[str, Any]]], axis: str) -> list[Curve]:
-    return [
-        Curve(cell.name, cell.arm, str(cell.seed), tuple(float(p["meter"][axis]) for p in points),
-              tuple(float(p["success"]) for p in points))
-        for cell, points in results.items()
-    ]  # fmt: skip
-
-
-def tuned(results: Mapping[Cell, list[dict[str, Any]]]) -> dict[tuple[str, str], float]:
-    """By (world, arm) the rate of the largest mean area over sampled tokens; of equal ones the smallest."""
-    areas: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for cell, curve in zip(results, _curves(results, "sampled_tokens"), strict=True):
-        areas.setdefault((cell.world, cell.arm), {}).setdefault(cell.rate, []).append(curve.area(curve.spent[-1]))
-    return {key: min(by, key=lambda rate: (-sum(by[rate]) / len(by[rate]), rate)) for key, by in areas.items()}
-
-
-def bases(tuning: Mapping[Cell, list[dict[str, Any]]], rates: Mapping[tuple[str, str], float]) -> dict[str, str]:
-    """By world the arm of chains, of those in BASE, with the largest mean area at its rate on the tuning seeds."""
-    areas: dict[str, dict[str, list[float]]] = {}
-    for cell, curve in zip(tuning, _curves(tuning, "sampled_tokens"), strict=True):
-        if cell.arm in BASE and rates[cell.world, cell.arm] == cell.rate:
-            areas.setdefault(cell.world, {}).setdefault(cell.arm, []).append(curve.area(curve.spent[-1]))
-    return {world: max(by, key=lambda arm: sum(by[arm]) / len(by[arm])) for world, by in areas.items()}
-
-
-def figures(
-    results: Mapping[Cell, list[dict[str, Any]]], base: Mapping[str, str] | None = None
-) -> dict[str, dict[str, dict[str, Arm]]]:
-    """{world: {axis: {arm: its areas against the base}}}, with the paired bootstrap over seeds.
-
-    base  by world; else chains
+    stop  asked before each run that is not on file: true to leave it out
     """
-    out: dict[str, dict[str, dict[str, Arm]]] = {}
-    for world in dict.fromkeys(cell.world for cell in results):
-        first = (base or {}).get(world, BASE[0])
-        order = sorted((cell for cell in results if cell.world == world), key=lambda cell: cell.arm != first)
-        mine = {cell: results[cell] for cell in order}
-        out[world] = {axis: {a.name: a for a in arms_of(_curves(mine, axis))[0]} for axis in AXES}
-    return out
+
+    def __init__(self, plan: Plan, path: Path | None, stop: Callable[[], bool] = lambda: False) -> None:
+        self.plan, self.path, self.stop = plan, path, stop
+        self.known: dict[Cell, Points] = {}
+        self._start: tuple[tuple[str, int], tuple[World, TinyPolicy]] | None = None
+        for line in path.read_text().splitlines() if path is not None and path.exists() else ():
+            try:
+                told = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if told["planned"] == self._planned(told["cell"]["world"]):
+                self.known[Cell(**told["cell"])] = told["points"]
+
+    def _planned(self, world: str) -> str:
+        """What a world is, so that runs of another plan are not taken for this one's."""
+        found = self.plan.worlds.get(world)
+        return "" if found is None else repr((found.setting, found.sizes))
+
+    def take(self, cell: Cell) -> Points | None:
+        """The run's points; None where it is left out."""
+        if cell not in self.known:
+            if self.stop():
+                return None
+            planned = self.plan.worlds[cell.world]
+            key = (cell.world, cell.seed)
+            if self._start is None or self._start[0] != key:
+                self._start = key, starting_point(planned.setting, cell.seed, planned.sizes.warm)
+            points = run(ARMS[cell.arm], planned.setting, cell.rate, cell.seed, planned.sizes, self._start[1])
+            self.known[cell] = points
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                told = {"cell": {n: getattr(cell, n) for n in ("world", "arm", "rate", "seed")},
+                        "planned": self._planned(cell.world), "points": points}  # fmt: skip
+                whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
+                with self.path.open("a") as file:
+                    file.write(("" if whole else "\n") + json.dumps(told) + "\n")
+        return self.known[cell]
+
+
+def _curve(cell: Cell, points: Points, axis: str) -> Curve:
+    spent = tuple(float(p[axis]) for p in points)
+    return Curve(f"{cell.world} {cell.arm} {cell.rate:g} {cell.seed}", cell.arm, str(cell.seed), spent,
+                 tuple(float(p["success"]) for p in points))  # fmt: skip
+
+
+def _area(cell: Cell, points: Points) -> float:
+    curve = _curve(cell, points, "sampled_tokens")
+    return curve.area(curve.spent[-1])
+
+
+def tuned(tuning: Mapping[Cell, Points]) -> tuple[dict[str, float], str]:
+    """(by arm the rate of the largest mean area over sampled tokens, of equal ones the least; the best of CHAINS)."""
+    areas: dict[str, dict[float, list[float]]] = {}
+    for cell, points in tuning.items():
+        areas.setdefault(cell.arm, {}).setdefault(cell.rate, []).append(_area(cell, points))
+    rates = {arm: min(by, key=lambda rate: (-float(np.mean(by[rate])), rate)) for arm, by in areas.items()}
+    chains = [arm for arm in CHAINS if arm in rates]
+    return rates, max(chains, key=lambda arm: float(np.mean(areas[arm][rates[arm]])))
+
+
+def against(results: Mapping[Cell, Points], base: str, arm: str, axis: str) -> Arm:
+    """An arm against the base over an axis, up to where all runs of the two come, on the seeds that both have."""
+    mine = [(cell, points) for cell, points in results.items() if cell.arm == arm]
+    seeds = {cell.seed for cell, _ in mine}
+    paired = base if arm != base else None
+    first = [(cell, points) for cell, points in results.items() if cell.arm == paired and cell.seed in seeds]
+    return arms_of([_curve(cell, points, axis) for cell, points in (*first, *mine)])[0][-1]
+
+
+def named(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figures that were promised, by name, from what `figures` gives; None: no run of it is there."""
+
+    def at(world: str, arm: str, axis: str, what: str = "ratio") -> float | None:
+        cell = found.get(world, {}).get("arms", {}).get(arm, {})
+        value = cell.get("final_ratio") if what == "final_ratio" else cell.get(axis, {}).get(what)
+        return None if value is None else float(value)
+
+    worst = []
+    for told in found.values():
+        areas = {arm: x["sampled_tokens"]["area"] for arm, x in told["arms"].items()}
+        best = max((areas[arm] for arm in (told["base"], *FIXED) if arm in areas), default=0.0)
+        if "adaptive" in areas and best > 0:
+            worst.append(areas["adaptive"] / best)
+    tokens = "sampled_tokens"
+    return {
+        "hard_auc_ratio": at("rare", "curriculum", tokens),
+        "hard_auc_ratio_low": at("rare", "curriculum", tokens, "low"),
+        "hard_final_ratio": at("rare", "curriculum", tokens, "final_ratio"),
+        "noisy_auc_ratio": at("noisy", "late", tokens),
+        "easy_auc_ratio": at("easy", "adaptive", tokens),
+        "long_context_compute_ratio": at("rare", "adaptive_flops", f"flops_{LONG}"),
+        "adaptive_worst_ratio": min(worst) if worst else None,
+        "demo_time_vs_before": None,
+    }
+
+
+def figures(world: str, results: Mapping[Cell, Points], base: str, rates: Mapping[str, float]) -> dict[str, Any]:
+    """What came out in a world: seeds, base, and for each arm its areas, ratios to the base and intervals by axis."""
+    arms: dict[str, Any] = {}
+    last = {c: points[-1]["success"] for c, points in results.items()}
+
+    def final(arm: str) -> float:
+        return float(np.mean([value for cell, value in last.items() if cell.arm == arm]))
+
+    for arm in dict.fromkeys(cell.arm for cell in results):
+        mine = [points for cell, points in results.items() if cell.arm == arm]
+        told: dict[str, Any] = {"rate": rates[arm], "start": float(np.mean([p[0]["success"] for p in mine])),
+                                "final": final(arm)}  # fmt: skip
+        told["final_ratio"] = told["final"] / final(base) if arm != base and final(base) > 0 else None
+        for axis in AXES:
+            one = against(results, base, arm, axis)
+            told[axis] = {"area": one.area, "spent": float(np.mean([p[-1][axis] for p in mine])),
+                          "ratio": one.ratio, "low": one.low, "high": one.high}  # fmt: skip
+        if arm != base:
+            told["unshared"] = _unshared(results, base, arm)
+        arms[arm] = told
+    return {"world": world, "seeds": len({cell.seed for cell in results}), "base": base, "arms": arms}
+
+
+def _unshared(results: Mapping[Cell, Points], base: str, arm: str) -> dict[str, float | None]:
+    """By compute with long prompts, against chains no two of which share anything: a cache within each, rows."""
+    alone = {c: [{**x, f"flops_{LONG}": x[f"alone_{LONG}"]} for x in p] for c, p in results.items() if c.arm == base}
+    one = against({**results, **alone}, base, arm, f"flops_{LONG}")
+    return {"ratio": one.ratio, "low": one.low, "high": one.high}
+
+
+def _world(
+    name: str, plan: Plan, runs: Runs, say: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """(figures of a world, None as long as its tuning is not finished or no seed is; its runs for the JSON)."""
+    planned = plan.worlds[name]
+    cells = [Cell(name, arm, rate, seed) for seed in plan.tuning for arm in planned.arms for rate in plan.rates]
+    tuning: dict[Cell, Points] = {}
+    for i, cell in enumerate(cells, 1):
+        if (points := runs.take(cell)) is not None:
+            say(f"{name}: tuning {i} of {len(cells)}")
+            tuning[cell] = points
+    kept: dict[str, Any] = {
+        "tuning": {f"{c.arm} {c.rate:g} {c.seed}": round(_area(c, p), 5) for c, p in tuning.items()}
+    }
+    if len(tuning) < len(cells):
+        return None, kept
+    rates, base = tuned(tuning) if tuning else (dict.fromkeys(planned.arms, plan.rates[0]), CHAINS[0])
+    arms = [base, *(arm for arm in planned.arms if arm not in CHAINS)]
+    results: dict[Cell, Points] = {}
+    for seed in plan.seeds:
+        found = {cell: runs.take(cell) for cell in (Cell(name, arm, rates[arm], seed) for arm in arms)}
+        whole = {cell: [{k: float(f"{v:.6g}") for k, v in p.items()} for p in points]
+                 for cell, points in found.items() if points is not None}  # fmt: skip
+        if len(whole) == len(arms):
+            results |= whole
+            say(f"{name}: seed {seed}")
+    kept["runs"] = {f"{c.arm} {c.seed}": points for c, points in results.items()}
+    return (figures(name, results, base, rates) if results else None), kept
 
 
 def main(
     quick: bool = False, json_path: str | None = None, plot_path: str | None = None, *,
-    home: str | Path | None = None, plan: Plan | None = None,
+    runs: str | Path = "runs/learning2.jsonl", plan: Plan | None = None, stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Runs what is not on file yet, prints ratios to the base on every axis, returns what the JSON holds.
+    """Runs what is not on file yet, prints a table, returns what the JSON holds.
 
-    quick  tiny runs of two arms: shows that it runs, measures nothing
+    quick  tiny runs of two arms, nothing kept: shows that it runs, measures nothing
+    stop   asked before each run: true to make figures of what is there
     """
-    import tempfile
-
     plan, console = plan or (QUICK if quick else PLAN), Console(emoji=False)
-    with tempfile.TemporaryDirectory() as nowhere:
-        at = Path(home) if home is not None else Path(nowhere) if quick else Path("runs/learning2")
-
-        def run(which: Sequence[Cell]) -> dict[Cell, list[dict[str, Any]]]:
-            out = {}
-            for i, cell in enumerate(which, 1):
-                console.print(f"{i} of {len(which)}: {cell.name}", highlight=False)
-                out[cell] = asyncio.run(run_cell(cell, at, plan))
-            return out
-
-        tuning = run(cells(plan, plan.tuning))
-        rates = tuned(tuning) if tuning else {(w, a): plan.rates[0] for w in plan.worlds for a in plan.arms}
-        results = run(cells(plan, plan.seeds, rates))
-    base = bases(tuning, rates)
-    found = figures(results, base)
-    table = Table("world", "arm", *AXES, title="area / base (95 %)" + (" (quick: measures nothing)" if quick else ""))
-    for world, axes in found.items():
-        for arm in axes[AXES[0]]:
-            table.add_row(world, arm, *(_shown(axes[axis][arm]) for axis in AXES))
-    console.print(table)
+    path = None if quick else Path(runs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # small products; more threads only wait for each other
+    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
+    try:
+        have = Runs(plan, path, stop or (lambda: False))
+        for name in plan.worlds:
+            told, kept[name] = _world(name, plan, have, lambda line: console.print(line, highlight=False))
+            if told is not None:
+                found[name] = told
+    finally:
+        torch.set_num_threads(before)
+    _print(console, found, quick)
+    values = named(found)
     result = {
         "quick": quick,
-        "rates": {f"{world} {arm}": rate for (world, arm), rate in rates.items()},
-        "base": base,
-        "ratios": {w: {x: {a: [arm.ratio, arm.low, arm.high] for a, arm in arms.items()} for x, arms in axes.items()}
-                   for w, axes in found.items()},
-        "runs": {cell.name: points for cell, points in {**tuning, **results}.items()},
-    }  # fmt: skip
+        "figures": {name: {"value": value, "unit": "1"} for name, value in values.items()},
+        "why_null": {"demo_time_vs_before": "not measured here: it compares two builds of the demo in one run"},
+        "seeds": {name: found[name]["seeds"] if name in found else 0 for name in plan.worlds},
+        "worlds": found,
+        "runs": kept,
+    }
     if json_path is not None:
         write_result(Path(json_path), result)
+    if plot_path is not None:
+        _plot(kept, found, Path(plot_path), console)
     return result
 
 
-def _shown(arm: Arm) -> str:
-    if arm.ratio is None:
-        return "–"
-    return f"{arm.ratio:.2f}" + ("" if arm.low is None else f" ({arm.low:.2f} … {arm.high:.2f})")
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables of docs/learning2.md out of the JSON's `worlds`."""
+    lines = ["| world | arm | rate | start | final | tokens | compute 3 : 1 | compute 30 : 1 | env steps | seconds |",
+             "|---|---|---:|---:|---:|---|---|---|---|---|"]  # fmt: skip
+    for world, told in found.items():
+        for arm, x in told["arms"].items():
+            cells = [world, f"`{arm}`", f"{x['rate']:g}", f"{x['start']:.3f}", f"{x['final']:.3f}"]
+            lines.append(f"| {' | '.join([*cells, *(_shown(x[axis]) for axis in AXES)])} |")
+    return "\n".join(lines)
+
+
+def results(told: Mapping[str, Any]) -> str:
+    """What docs/learning2.md says below "Results", out of the JSON."""
+    goals = {"hard_auc_ratio": 1.5, "hard_auc_ratio_low": 1.0, "hard_final_ratio": 2.0, "noisy_auc_ratio": 1.3,
+             "easy_auc_ratio": 0.97, "long_context_compute_ratio": 2.0, "adaptive_worst_ratio": 0.97}  # fmt: skip
+    lines = ["Made by `treewright bench learning2`; [figures](learning2.json) with every run's points.", ""]
+    if not told["worlds"]:
+        lines += ["**Nothing is shown yet**: no paired seed of any world is finished.", ""]
+    for world, seeds in told["seeds"].items():
+        tuning = len(told["runs"][world]["tuning"])
+        of = f"{world}: {seeds} seeds"
+        lines.append(f"- {of}, base `{told['worlds'][world]['base']}`" if seeds else f"- {of}, {tuning} tuning runs")
+    lines += ["", "| figure | value | goal | |", "|---|---:|---:|---|"]
+    for name, figure in told["figures"].items():
+        value, goal = figure["value"], goals.get(name)
+        verdict = "" if value is None or goal is None else "reached" if value >= goal else "**missed**"
+        shown = "not measured" if value is None else f"{value:.2f}"
+        lines.append(f"| `{name}` | {shown} | {'' if goal is None else f'{goal:g}'} | {verdict} |")
+    if not told["worlds"]:
+        return "\n".join(lines)
+    lines += ["", "![success against tokens and against compute](learning2.svg)", ""]
+    lines += ["Areas over those of the base, with intervals; *start* and *final* are success.", ""]
+    lines += [markdown(told["worlds"]), ""]
+    lines += ["Compute with long prompts against chains that share nothing (*unshared*):", ""]
+    for world, found in told["worlds"].items():
+        lines += [f"- {world}, `{arm}`: {_shown(x['unshared'])}" for arm, x in found["arms"].items() if "unshared" in x]
+    return "\n".join(lines)
+
+
+def write_page(json_path: str | Path, page: str | Path) -> None:
+    """Puts `results` into the page, in place of what stands between the headings Results and Through …"""
+    text = Path(page).read_text()
+    head, rest = text.split("## Results\n", 1)
+    after = rest[rest.index("\n## Through") :]
+    told = json.loads(Path(json_path).read_text())
+    Path(page).write_text(f"{head}## Results\n\n{results(told)}\n{after}")
+
+
+def _shown(x: Mapping[str, Any]) -> str:
+    if x["ratio"] is None:
+        return "1"
+    return f"{x['ratio']:.2f}" + ("" if x["low"] is None else f" ({x['low']:.2f} … {x['high']:.2f})")
+
+
+def _print(console: Console, found: Mapping[str, Any], quick: bool) -> None:
+    title = "area of success / that of chains (95 %)" + (" (quick: measures nothing)" if quick else "")
+    table = Table("world", "seeds", "arm", "final", *AXES, title=title)
+    for world, told in found.items():
+        for arm, x in told["arms"].items():
+            table.add_row(world, str(told["seeds"]), arm, f"{x['final']:.3f}", *(_shown(x[axis]) for axis in AXES))
+    console.print(table)
+
+
+def _plot(kept: Mapping[str, Any], found: Mapping[str, Any], path: Path, console: Console) -> None:
+    try:
+        make_figure = import_module("matplotlib.figure").Figure
+    except ImportError:
+        console.print("no plot: matplotlib is not installed; type: pip install 'treewright[plot]'")
+        return
+    shown: Sequence[str] = ("sampled_tokens", f"flops_{LONG}")
+    figure = make_figure(figsize=(4.2 * max(1, len(found)), 6.6), layout="constrained")
+    for column, (world, told) in enumerate(found.items()):
+        for row, axis in enumerate(shown):
+            axes = figure.add_subplot(len(shown), len(found), row * len(found) + column + 1)
+            for arm in told["arms"]:
+                runs = [p for name, p in kept[world]["runs"].items() if name.rsplit(" ", 1)[0] == arm]
+                x = np.linspace(0, min(p[-1][axis] for p in runs), 41)
+                curves = [np.interp(x, [q[axis] for q in p], [q["success"] for q in p]) for p in runs]
+                axes.plot(x, np.mean(curves, 0), label=arm.replace("_", " "))
+            axes.set_title(f"{world}, {told['seeds']} seeds")
+            axes.set_xlabel(axis.replace("_", " "))
+            axes.set_ylabel("success")
+            axes.set_ylim(0, None)
+            axes.grid(alpha=0.3)
+    if found:
+        axes.legend(fontsize="x-small")
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -37,7 +37,7 @@ from treewright.search.meter import Meter, measured
 from treewright.search.store import TreeStore
 from treewright.search.tree import Tree
 from treewright.search.types import Budget
-from treewright.training.credit import estimate, options_taken
+from treewright.training.credit import Credit, estimate, options_taken
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.flops import spent_on, work_of_model
 from treewright.training.manifest import latest
@@ -52,15 +52,17 @@ RESAMPLES = 2000
 LARGEST = 1 << 17  # weights up to which gradients are compared whole; above it by sketches
 SKETCH = 1 << 15
 SMALL = 1 << 22  # weights up to which several threads would only wait for each other
-ESTIMATORS = {
+ESTIMATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "split_loo": ("split_loo", {}),
     "split_loo, tau 0": ("split_loo", {"tau": 0.0}),
+    "split_fitted": ("split_fitted", {}),
+    "split_fitted, no score": ("split_fitted", {"values": ""}),
     "rloo": ("rloo", {}),
     "grpo": ("grpo", {}),
     "tree_grpo": ("tree_grpo", {}),
     "treerl": ("treerl", {}),
 }
-QUICK = ("split_loo", "split_loo, tau 0", "grpo")
+QUICK = ("split_loo", "split_loo, tau 0", "split_fitted", "grpo")
 SCHEDULES = ("chains", "late_branch", "split", "best_first", "stored")
 COSTS = ("sampled_tokens", "prompt_computed", "trained_packed", "env_steps", "flops")
 
@@ -144,7 +146,7 @@ def compared(samples: Mapping[str, Sample], reference: str = "split_loo") -> lis
         rows = min(len(counts), len(drawn))
         with_reference = sample.gradients[reference]
         for name, gradients in sample.gradients.items():
-            biased = not name.startswith("split_loo")
+            biased = not name.startswith("split_")
             total = float((with_reference**2).sum())
             length = float((gradients * with_reference).sum()) / total if total else float("nan")
             variance, signal = moments(gradients, counts)
@@ -208,7 +210,7 @@ def _stored(config: Config, versions: Sequence[str], count: int) -> list[Tree]:
 
 
 def _gradients(
-    trainer: Any, sketch: Sketch, tree: Tree, estimators: Sequence[str], baseline: float
+    trainer: Any, sketch: Sketch, tree: Tree, credits: Mapping[str, Credit]
 ) -> tuple[dict[str, Floats], dict[str, float]]:
     """The gradient of one tree by each estimator, from one forward pass, and what an update on it costs."""
     arrays, most = tree_arrays([tree]), trainer.settings.max_tokens
@@ -216,10 +218,7 @@ def _gradients(
     paid: list[PackedBatch] = []
     logps: list[torch.Tensor] = []
     out: dict[str, Floats] = {}
-    for label in estimators:
-        name, options = ESTIMATORS[label]
-        given = options_taken(name, {"root_baseline": baseline, "allow_biased": True})
-        credit = estimate(name, arrays, **given, **options)
+    for label, credit in credits.items():
         packs = pack_trees([tree], arrays, credit, most, every=True)
         if not logps:
             paid = pack_trees([tree], arrays, credit, most)  # nothing for a tree that teaches nothing
@@ -259,12 +258,31 @@ class Sketch:
         return flat.numpy().astype(np.float64)
 
 
+def _credits(label: str, trees: Sequence[Tree], baselines: Mapping[str, float]) -> dict[str, Credit]:
+    """By tree id. Each tree is credited by itself; what `split_fitted` fits, it fits on other trees of the suite."""
+    name, options = ESTIMATORS[label]
+    out: dict[str, Credit] = {}
+    for suite in dict.fromkeys(tree.task.suite for tree in trees):
+        mine = [tree for tree in trees if tree.task.suite == suite]
+        arrays, told = tree_arrays(mine), {"root_baseline": baselines.get(suite, 0.0), "allow_biased": True}
+        arrays = arrays.with_(group=arrays.tree)
+        for batch in [mine] if name == "split_fitted" else [[tree] for tree in mine]:
+            some = arrays if name == "split_fitted" else tree_arrays(batch)
+            credit = estimate(name, some, **options_taken(name, told), **options)
+            for i, tree in enumerate(batch):
+                here = some.tree == i
+                parts = {x: getattr(credit, x)[here] for x in ("value", "coef", "weight", "ess")}
+                out[tree.tree_id] = Credit(**parts)
+    return out
+
+
 def _sample(trainer: Any, trees: Sequence[Tree], estimators: Sequence[str], baselines: Mapping[str, float]) -> Sample:
     gradients: dict[str, list[Floats]] = {name: [] for name in estimators}
+    credits = {name: _credits(name, trees, baselines) for name in estimators}
     costs, work = [], work_of_model(trainer.model)
     sketch = Sketch(sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
     for tree in trees:
-        found, training = _gradients(trainer, sketch, tree, estimators, baselines.get(tree.task.suite, 0.0))
+        found, training = _gradients(trainer, sketch, tree, {name: credits[name][tree.tree_id] for name in estimators})
         for name in estimators:
             gradients[name].append(found[name])
         costs.append((measured(tree, work) + Meter.trained(training)).as_dict())

@@ -77,10 +77,14 @@ class Schedules:
             cost = told[self.axis]
             if cost is None:
                 continue
-            arms = self.seen.setdefault(tree.task.suite, {})
-            record = arms.setdefault(arm_of(tree, rates), [])
-            record.append((noise_of(tree, baselines.get(tree.task.suite, 0.0)), cost))
-            del record[:-NEWEST]
+            noise = noise_of(tree, baselines.get(tree.task.suite, 0.0))
+            self.record(tree.task.suite, arm_of(tree, rates), noise, cost)
+
+    def record(self, suite: str, arm: str, noise: float, cost: float) -> None:
+        """One tree's noise, see `noise_of`, and its cost."""
+        record = self.seen.setdefault(suite, {}).setdefault(arm, [])
+        record.append((noise, cost))
+        del record[:-NEWEST]
 
     def chances(self) -> dict[str, float]:
         """What the next round's rule is told: for each suite and arm the chance of a tree; they sum to 1 by suite."""

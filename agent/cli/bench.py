@@ -17,15 +17,19 @@ __all__ = ["HOMES", "bench"]
 
 # Each module is imported when its benchmark is asked for.
 HOMES = {
+    "baselines": "baselines",
     "control": "control",
     "credit": "credit",
+    "estimators": "estimators",
     "faults": "fault_gradient",
     "gateway": "gateway",
     "kernels": "kernels",
     "learning": "learning.bench",
+    "learning-loop": "learning_loop",
     "learning-suites": "suites",
     "learning2": "learning2",
     "memory": "memory",
+    "meter": "metering",
     "models": "models",
     "pair": "pair",
     "policy": "policy",

@@ -40,11 +40,11 @@ class TinyPolicy(nn.Module):
     forward  full rows, differentiable; extend  the next tokens of rows whose past is in a cache
     """
 
-    def __init__(self, width: int = 64, layers: int = 2, heads: int = 4) -> None:
+    def __init__(self, width: int = 64, layers: int = 2, heads: int = 4, length: int = LENGTH) -> None:
         super().__init__()
-        self.width, self.layers, self.heads = width, layers, heads
+        self.width, self.layers, self.heads, self.length = width, layers, heads, length
         self.token = nn.Embedding(VOCABULARY, width)
-        self.place = nn.Embedding(LENGTH, width)
+        self.place = nn.Embedding(length, width)
         nn.init.normal_(self.token.weight, std=width**-0.5)
         nn.init.normal_(self.place.weight, std=width**-0.5)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
@@ -65,8 +65,8 @@ class TinyPolicy(nn.Module):
         return F.linear(self.norm(x), self.token.weight)
 
     def empty_cache(self, rows: int) -> Tensor:
-        """[rows, layers, 2, H, LENGTH, width/H] of zeros."""
-        return torch.zeros(rows, self.layers, 2, self.heads, LENGTH, self.width // self.heads)
+        """[rows, layers, 2, H, length, width/H] of zeros."""
+        return torch.zeros(rows, self.layers, 2, self.heads, self.length, self.width // self.heads)
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, at: Tensor, cache: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from treewright.benchmarks.learning.arms import Arm
 from treewright.benchmarks.learning.grow import Grown, Plan, grow
 from treewright.benchmarks.learning.policy import TinyPolicy
 from treewright.benchmarks.learning.world import (
-    PREFIX,
+    MAX_HOPS,
     TURN,
+    WORDS,
     Array,
     Tasks,
     World,
@@ -31,10 +32,14 @@ __all__ = ["Curve", "Setting", "Sizes", "coefficients", "learn", "log_probs", "p
 class Setting:
     """knows  how often the demonstrator asks for the right relation
     flips  probability that a leaf's reward is the other one, as the arm sees it
+    fewest, most  hops of a task;  words  that its hops are named by
     """
 
     knows: float
     flips: float = 0.0
+    fewest: int = 2
+    most: int = MAX_HOPS
+    words: int = WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ def warm_start(world: World, setting: Setting, steps: int, rng: np.random.Genera
     """A policy that imitates the imperfect demonstrator, its mistakes included."""
     with torch.random.fork_rng():
         torch.manual_seed(int(rng.integers(2**62)))
-        policy = TinyPolicy()
+        policy = TinyPolicy(length=world.length)
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3, betas=(0.9, 0.99))
     for _ in range(steps):
         tokens, shown = (torch.from_numpy(x) for x in demonstrations(world, 128, setting.knows, rng))
@@ -90,7 +95,7 @@ def warm_start(world: World, setting: Setting, steps: int, rng: np.random.Genera
 
 def success(policy: TinyPolicy, world: World, tasks: Tasks, rng: np.random.Generator) -> float:
     """Share of tasks solved by one sampled rollout each."""
-    plan = Plan(np.ones((len(tasks), 2, 5), dtype=int), merge=False)
+    plan = Plan(np.ones((len(tasks), 2, world.most + 1), dtype=int), merge=False)
     return float(grow(policy, world, tasks, plan, rng).truth.sum() / len(tasks))
 
 
@@ -105,14 +110,14 @@ def coefficients(grown: Grown, credit: Credit) -> tuple[Array, Array]:
     inner = grown.arrays.n_children > 0
     owner[inner] = n
     for turn in range(int(grown.turn.max()), 0, -1):
-        here = np.flatnonzero(grown.turn == turn)
+        here = np.flatnonzero((grown.turn == turn) & (parent >= 0))
         np.minimum.at(owner, parent[here], owner[here])
     used = np.flatnonzero((credit.coef != 0) & (parent >= 0))
     leaves, line = np.unique(owner[used], return_inverse=True)
     coef = np.zeros((len(leaves), grown.rows.shape[1] - 1))
     for i in range(3):
         some = grown.arrays.n_tokens[used] > i
-        coef[line[some], PREFIX + TURN * (grown.turn[used][some] - 1) + i - 1] = credit.coef[used][some]
+        coef[line[some], grown.prefix + TURN * (grown.turn[used][some] - 1) + i - 1] = credit.coef[used][some]
     return grown.rows[leaves], coef
 
 
@@ -121,12 +126,12 @@ def permuted(grown: Grown, rng: np.random.Generator) -> Grown:
     arrays = grown.arrays
     leaf, reward = np.flatnonzero(arrays.k == 0), arrays.reward.copy()
     reward[leaf] = rng.permutation(reward[leaf])
-    return Grown(arrays.with_(reward=reward), grown.rows, grown.turn, grown.logp, grown.truth, grown.tokens)
+    return replace(grown, arrays=arrays.with_(reward=reward))
 
 
 def starting_point(setting: Setting, seed: int, warm: int) -> tuple[World, TinyPolicy]:
     """The world and the warm start that all runs of a seed share."""
-    world = make_world(np.random.default_rng([seed, 0]))
+    world = make_world(np.random.default_rng([seed, 0]), setting.fewest, setting.most, setting.words)
     return world, warm_start(world, setting, warm, np.random.default_rng([seed, 1]))
 
 
@@ -170,12 +175,12 @@ def learn(
         per_tree += 0.5 * (grown.tokens / count - per_tree)
         credit = arm.credit(grown.arrays)
         _note_rates(rates, tasks.hops, credit.value[:count])
-        _step(policy, optimizer, *coefficients(grown, credit), count)
+        update(policy, optimizer, *coefficients(grown, credit), count)
     x, y = zip(*points, strict=True)
     return Curve(x, y, steps, trees)
 
 
-def _step(policy: TinyPolicy, optimizer: torch.optim.Optimizer, rows: Array, coef: Array, trees: int) -> None:
+def update(policy: TinyPolicy, optimizer: torch.optim.Optimizer, rows: Array, coef: Array, trees: int) -> None:
     if not len(rows):
         return
     end = int(np.flatnonzero(coef.any(0))[-1]) + 2

@@ -28,6 +28,7 @@ __all__ = [
     "SEARCH",
     "TURN",
     "VOCABULARY",
+    "WORDS",
     "Array",
     "Tasks",
     "World",
@@ -60,17 +61,30 @@ MISLED = 0.8
 class World:
     """graph [64, 8] the entity each relation leads to; taken_for [32] the wrong relation a word is mistaken for.
 
-    Word w means relation w mod 8.
+    Word w means relation w mod 8. Tasks have `fewest` to `most` hops and use the first `words` words.
     """
 
     graph: Array
     taken_for: Array
+    fewest: int = 2
+    most: int = MAX_HOPS
+    words: int = WORDS
+
+    @property
+    def prefix(self) -> int:
+        """Tokens that a task begins with."""
+        return 2 + self.most
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest episode."""
+        return self.prefix + TURN * (self.most + 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tasks:
-    """n tasks. hops [n] in 2..4; start [n]; words [n, 4] token ids, EMPTY beyond the hops; relations [n, 4] what they
-    mean, −1 beyond; path [n, 5] the true entities, start first, the answer repeated at the end."""
+    """n tasks. hops [n] in 2..M; start [n]; words [n, M] token ids, EMPTY beyond the hops; relations [n, M] what they
+    mean, −1 beyond; path [n, M + 1] the true entities, start first, the answer repeated at the end."""
 
     hops: Array
     start: Array
@@ -90,27 +104,28 @@ class Tasks:
         return Tasks(*(getattr(self, name)[index] for name in ("hops", "start", "words", "relations", "path")))
 
 
-def make_world(rng: np.random.Generator) -> World:
+def make_world(rng: np.random.Generator, fewest: int = 2, most: int = MAX_HOPS, words: int = WORDS) -> World:
     """A random graph whose relations are permutations, so no entity is a sink, and random wrong ideas."""
     graph = np.stack([rng.permutation(ENTITIES) for _ in range(RELATIONS)], axis=1)
-    return World(graph, (np.arange(WORDS) + rng.integers(1, RELATIONS, WORDS)) % RELATIONS)
+    taken_for = (np.arange(WORDS) + rng.integers(1, RELATIONS, WORDS)) % RELATIONS
+    return World(graph, taken_for, fewest, most, words)
 
 
 def draw_tasks(world: World, n: int, rng: np.random.Generator) -> Tasks:
-    """n tasks of 2, 3 and 4 hops, alike often; starts and words uniform."""
-    hops = rng.integers(2, MAX_HOPS + 1, n)
-    words = rng.integers(0, WORDS, (n, MAX_HOPS))
-    path = np.empty((n, MAX_HOPS + 1), dtype=np.int64)
+    """n tasks of the world's numbers of hops, alike often; starts and words uniform."""
+    hops = rng.integers(world.fewest, world.most + 1, n)
+    words = rng.integers(0, world.words, (n, world.most))
+    path = np.empty((n, world.most + 1), dtype=np.int64)
     path[:, 0] = rng.integers(0, ENTITIES, n)
-    for i in range(MAX_HOPS):
+    for i in range(world.most):
         path[:, i + 1] = np.where(i < hops, world.graph[path[:, i], words[:, i] % RELATIONS], path[:, i])
-    used = np.arange(MAX_HOPS) < hops[:, None]
+    used = np.arange(world.most) < hops[:, None]
     relations = np.where(used, words % RELATIONS, -1)
     return Tasks(hops, path[:, 0], np.where(used, WORD + words, EMPTY), relations, path)
 
 
 def contexts(tasks: Tasks) -> Array:
-    """[n, PREFIX] the tokens that a task begins with."""
+    """[n, 2 + M] the tokens that a task begins with."""
     return np.column_stack([np.full(len(tasks), BOS), tasks.start, tasks.words])
 
 
@@ -122,26 +137,26 @@ def observe(world: World, entity: Array, relation: Array, rng: np.random.Generat
 
 def _meant(world: World, tasks: Tasks, turn: int, knows: float, rng: np.random.Generator) -> Array:
     """[n] the relation the demonstrator asks for at this turn: right with probability `knows`, or at a wrong turn."""
-    word = tasks.words[:, min(turn, MAX_HOPS - 1)]
+    word = tasks.words[:, min(turn, world.most - 1)]
     n, named = len(word), word != EMPTY
     idea = np.where(rng.random(n) < MISLED, world.taken_for[np.where(named, word - WORD, 0)], -1)
     wrong = np.where((idea < 0) | ~named, rng.integers(0, RELATIONS, n), idea)
-    return np.where(named & (rng.random(n) < knows), tasks.relations[:, min(turn, MAX_HOPS - 1)], wrong)
+    return np.where(named & (rng.random(n) < knows), tasks.relations[:, min(turn, world.most - 1)], wrong)
 
 
 def demonstrations(world: World, n: int, knows: float, rng: np.random.Generator) -> tuple[Array, Array]:
-    """(tokens [n, LENGTH], shown [n, LENGTH] bool: the demonstrator's own tokens) of n episodes.
+    """(tokens [n, world.length], shown [n, world.length] bool: the demonstrator's own tokens) of n episodes.
 
     It goes by what it observes, slips now and then, and asks for the right relation with probability `knows`.
     Tokens after the end are EMPTY and not shown.
     """
     tasks = draw_tasks(world, n, rng)
-    tokens = np.full((n, LENGTH), EMPTY)
-    tokens[:, :PREFIX] = contexts(tasks)
-    shown = np.zeros((n, LENGTH), dtype=bool)
+    tokens = np.full((n, world.length), EMPTY)
+    tokens[:, : world.prefix] = contexts(tasks)
+    shown = np.zeros((n, world.length), dtype=bool)
     current, alive = tasks.start.copy(), np.ones(n, dtype=bool)
-    for turn in range(MAX_HOPS + 1):
-        at = PREFIX + TURN * turn
+    for turn in range(world.most + 1):
+        at = world.prefix + TURN * turn
         alive = alive & (turn <= tasks.hops)
         search = (turn < tasks.hops) ^ (rng.random(n) < SLIP)
         entity = np.where(rng.random(n) < SLIP, rng.integers(0, ENTITIES, n), current)

@@ -26,7 +26,7 @@ def test_the_bench_reports_every_cell_and_writes_what_it_returns(
     assert json.loads(path.read_text()) == result
     figures = result["figures"]
     wanted = {"bias_split_loo_random_over_noise", "bias_leaf_rows_best_first_over_noise", "split_loo_s_1e6"}
-    cells = {f"scale_{name}_best_first" for name in [*ESTIMATORS, *variants.__all__]}
+    cells = {f"scale_{name}_best_first" for name in [*ESTIMATORS, *variants.__all__] if name != "split_fitted"}
     assert wanted | cells <= set(figures)
     assert figures["bias_split_loo_best_first_over_noise"]["value"] < 3
     printed = capsys.readouterr().out

@@ -18,7 +18,7 @@ from treewright.training.credit import (
 
 from .credit_trees import permuted, random_batch, random_tree
 
-PUBLISHED = sorted(set(ESTIMATORS) - {"split_loo"})
+PUBLISHED = sorted(set(ESTIMATORS) - {"split_loo", "split_fitted"})
 S = math.sqrt(8 / 3)
 
 # root → a, b;  a → c, d;  returns b = 0, c = 4, d = 2.  μ = 2, σ = √(8/3), V(a) = 3, three rows of weight 1/3.

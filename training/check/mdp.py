@@ -65,16 +65,18 @@ class Mdp:
         return np.asarray(occupancy[:, None] * pi * (Q - V[:, None]))
 
 
-def small_mdp(seed: int = 7) -> Mdp:
-    """Four steps, three actions, states that several paths reach, early ends, rewards on the way and at the end."""
-    rng = np.random.default_rng(seed)
-    sizes, actions = (1, 3, 4, 4), 3
+def small_mdp(seed: int = 7, sizes: tuple[int, ...] = (1, 3, 4, 4)) -> Mdp:
+    """Three actions, states that several paths reach, early ends, rewards on the way and at the end.
+
+    sizes  states of each step; the first is 1, later ones at least 3
+    """
+    rng, actions = np.random.default_rng(seed), 3
     first = np.concatenate(([0], np.cumsum(sizes)))
     states = int(first[-1])
-    step = np.repeat(np.arange(4), sizes)
+    step = np.repeat(np.arange(len(sizes)), sizes)
     to = np.full((states, actions), -1)
     for s in range(states):
-        if step[s] < 3:
+        if step[s] < len(sizes) - 1:
             to[s] = rng.choice(np.arange(first[step[s] + 1], first[step[s] + 2]), actions, replace=False)
     early = (step[:, None] > 0) & (rng.random(to.shape) < 0.15)
     to[early] = -1

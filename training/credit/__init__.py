@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from treewright.training.credit import forest, published
+from treewright.training.credit import fitted, forest, published
 from treewright.training.credit.arrays import Credit, InexactTree, MalformedTree, NodeKind, Origin, TreeArrays
 from treewright.training.credit.reference import split_loo_reference
 from treewright.training.credit.registry import ESTIMATORS, UnknownEstimator, estimate, estimator, options_taken
@@ -32,6 +32,7 @@ __all__ = [
     "effective_leaves",
     "estimate",
     "estimator",
+    "fitted",
     "forest",
     "leaf_rows",
     "options_taken",

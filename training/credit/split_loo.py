@@ -33,7 +33,7 @@ from treewright.training.credit.arrays import Bools, Credit, Floats, TreeArrays
 from treewright.training.credit.levels import Levels, levels
 from treewright.training.credit.registry import estimator
 
-__all__ = ["split_loo"]
+__all__ = ["credited", "split_loo"]
 
 
 @estimator("split_loo")
@@ -60,6 +60,18 @@ def split_loo(
     arrays.require_choices("split_loo")
     if not allow_biased:
         arrays.require_exact("split_loo")
+    return credited(arrays, tau, weight_power, root_baseline)[0]
+
+
+def credited(
+    arrays: TreeArrays, tau: float | Floats, weight_power: float = 1.0, root_baseline: float | None = None,
+    values: Floats | None = None,
+) -> tuple[Credit, Floats]:  # fmt: skip
+    """SPLIT-LOO, and d [N]: what each node's value is taken for where its own draws do not say.
+
+    tau     one number, or one for each node: that of the draws below it
+    values  [N] stands for d where it is finite: anything known of a node before its draws, fitted on other trees
+    """
     plan = levels(arrays.parent)
     up, n_roots = plan.parent, arrays.trees
     reward, control, kept, mult = (plan.pick(c) for c in (arrays.reward, arrays.control, arrays.kept, arrays.mult))
@@ -79,17 +91,22 @@ def split_loo(
     drawn = fixed + scale * value
 
     above, single = value.take(up), share / mult
-    lam_b = _shrink(1.0, single, tau)
-    lam_d = _shrink(mult, share, tau)
+    believed: Floats | float = tau if isinstance(tau, float | int) else plan.pick(tau).take(up)
+    lam_b = _shrink(1.0, single, believed)
+    lam_d = _shrink(mult, share, believed)
     own_d = lam_d * _without(above, worth, drawn, total) - reward
 
     weight, stay = worth * scale, 1 - lam_d
     weight[:n_roots] = usable[:n_roots]
     tasks = arrays.group[arrays.parent < 0]
     own_d[:n_roots] = _root_baselines(value[:n_roots], usable[:n_roots], tasks, root_baseline)
+    given = np.full(len(up), np.nan) if values is None else plan.pick(values)
+    own_d[:n_roots] = np.where(np.isfinite(given[:n_roots]), given[:n_roots], own_d[:n_roots])
     for here in plan.down():
         weight[here] *= weight[up[here]]
         own_d[here] += stay[here] * own_d[up[here]]
+        if values is not None:
+            own_d[here] = np.where(np.isfinite(given[here]), given[here], own_d[here])
 
     baseline = lam_b * _without(above, single * rho, drawn, total) + (1 - lam_b) * own_d.take(up)
     edge = weight.take(up) * worth
@@ -99,7 +116,8 @@ def split_loo(
     ess = mass**2 / np.maximum(square, 1e-300)
     unknown = ~usable | (kept == 0)
     value[unknown], ess[unknown] = np.nan, 0.0
-    return Credit(value=plan.back(value), coef=plan.back(coef), weight=plan.back(weight), ess=plan.back(ess))
+    credit = Credit(value=plan.back(value), coef=plan.back(coef), weight=plan.back(weight), ess=plan.back(ess))
+    return credit, plan.back(own_d)
 
 
 def _usable(arrays: TreeArrays, plan: Levels) -> Bools:
@@ -150,7 +168,7 @@ def _without(value: Floats, left_out: Floats, drawn: Floats, total: Floats | flo
     return np.asarray((value - left_out * drawn) / np.maximum(total - left_out, 1e-9))
 
 
-def _shrink(draws: Floats | float, left_out: Floats, tau: float) -> Floats:
+def _shrink(draws: Floats | float, left_out: Floats, tau: float | Floats) -> Floats:
     """λ(n) for the n = draws·(1 − μ)/μ other draws: K − 1 or K − m where μ = draws/K; 0 where there are none."""
     others = draws * (1 - left_out) / np.maximum(left_out, 1e-9)
     return np.asarray(others / np.maximum(others + tau, 1e-9) * (left_out < 1 - 1e-9))

@@ -103,15 +103,22 @@ class Curriculum:
     def gather(self, trees: Iterable[Tree]) -> None:
         """Takes up the best success of each tree whose task has no start yet, or one that was left alone."""
         for tree in trees:
-            key = (tree.task.suite, tree.task.id)
-            have = self.fronts.get(key)
-            if have is not None and not have.left:
-                continue
-            for leaf in View(tree, style="tokens").best("best", SOLVED):
-                units = units_of(tree, leaf, self.settings.unit)
-                if units > 1 and (have is None or (have.tree, have.leaf) != (tree.tree_id, leaf)):
-                    kept = max(1, units - self.settings.step)
-                    self.fronts[key] = Front(tree.tree_id, leaf, *key, units, kept)
+            if self.wanted(tree.task.suite, tree.task.id):
+                for leaf in View(tree, style="tokens").best("best", SOLVED):
+                    units = units_of(tree, leaf, self.settings.unit)
+                    self.take_up(tree.tree_id, leaf, tree.task.suite, tree.task.id, units)
+
+    def wanted(self, suite: str, task: str) -> bool:
+        """Whether a success of this task would become a start."""
+        have = self.fronts.get((suite, task))
+        return have is None or have.left
+
+    def take_up(self, tree: str, leaf: int, suite: str, task: str, units: int) -> None:
+        """A success as a start near its end; one that was left alone is not taken up again."""
+        have = self.fronts.get((suite, task))
+        if units > 1 and (have is None or (have.tree, have.leaf) != (tree, leaf)):
+            kept = max(1, units - self.settings.step)
+            self.fronts[suite, task] = Front(tree, leaf, suite, task, units, kept)
 
     def rate(self, suite: str, task: str) -> float:
         """How often a task is solved from the root: what its trees gave, and its suite's rate as one more."""
@@ -119,7 +126,11 @@ class Curriculum:
         return (total + self._suites.get(suite, 0.0)) / (count + 1)
 
     def choose(self, roots: int) -> list[tuple[Front, Start]]:
-        """The starts of the next round beside `roots` trees from the root: the rarely visited ones of rare tasks.
+        """The starts of the next round beside `roots` trees from the root, with their fronts: see `chosen`."""
+        return [(front, self._start(front)) for front in self.chosen(roots)]
+
+    def chosen(self, roots: int) -> list[Front]:
+        """The fronts of the next round beside `roots` trees from the root: the rarely visited ones of rare tasks.
 
         Nothing of the round has been drawn yet; a round that is begun again gets the same ones.
         """
@@ -127,7 +138,7 @@ class Curriculum:
         room = round(share / (1 - share) * roots)
         open_ = [f for f in self.fronts.values() if f.active and self.rate(f.suite, f.task) < rare]
         open_.sort(key=lambda f: (f.visits, seed_of(self.seed, self.rounds, f.suite, f.task)))
-        return [(front, self._start(front)) for front in open_[:room]]
+        return open_[:room]
 
     def _start(self, front: Front) -> Start:
         tree = self._load(front.tree)
@@ -140,21 +151,9 @@ class Curriculum:
 
         roots  trees from the root;  begun  those from the starts of `chosen`, in their order
         """
-        self.rounds += 1
-        for suite in dict.fromkeys(t.task.suite for t in roots):
-            values = []
-            for tree in (t for t in roots if t.task.suite == suite):
-                value = start_value(tree)
-                if np.isfinite(value):
-                    values.append(value)
-                    count, total = self._tasks.get((suite, tree.task.id), (0, 0.0))
-                    self._tasks[suite, tree.task.id] = (count + 1, total + value)
-            if values:
-                self._suites[suite] = float(np.mean(values))
         given = [front.kept / front.units for front in chosen]
         values = [start_value(tree) for tree in begun]
-        for front, value in zip(chosen, values, strict=True):
-            self._move(front, value)
+        self.learn([(t.task.suite, t.task.id, start_value(t)) for t in roots], chosen, values)
         self.gather(roots)
         known = [v for v in values if np.isfinite(v)]
         told = {"starts": float(len(chosen)), "starts_waiting": float(sum(f.active for f in self.fronts.values())),
@@ -162,6 +161,20 @@ class Curriculum:
         if given:
             told["starts_given"] = float(np.mean(given))
         return told | ({"starts_success": float(np.mean(known))} if known else {})
+
+    def learn(self, roots: Sequence[tuple[str, str, float]], chosen: Sequence[Front], values: Sequence[float]) -> None:
+        """Ends a round: (suite, task, value) of its trees from the root, values of those from the fronts `chosen`."""
+        self.rounds += 1
+        for suite in dict.fromkeys(suite for suite, _, _ in roots):
+            known = []
+            for task, value in ((task, value) for its, task, value in roots if its == suite and np.isfinite(value)):
+                known.append(value)
+                count, total = self._tasks.get((suite, task), (0, 0.0))
+                self._tasks[suite, task] = (count + 1, total + value)
+            if known:
+                self._suites[suite] = float(np.mean(known))
+        for front, value in zip(chosen, values, strict=True):
+            self._move(front, value)
 
     def _move(self, front: Front, value: float) -> None:
         """Towards the root after success, towards the end after failures in a row; else it stays."""

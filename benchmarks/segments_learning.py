@@ -246,7 +246,7 @@ async def run_cell(cell: Cell, home: Path, plan: Plan, first: Path) -> list[dict
                             break
                     loop = config.loop.model_copy(update={"iterations": rounds + TOGETHER})
                     await run_loop(config.model_copy(update={"loop": loop}), worlds, policy, learner, first=rounds)
-                    spent = sum((done.meter for done in learner.rounds[rounds:]), spent)
+                    spent = sum((done.meter for done in list(learner.rounds)[-TOGETHER:]), spent)
                     rounds += TOGETHER
         finally:
             await policy.close()

@@ -64,7 +64,7 @@ async def looped(config: Config, first: int = 0) -> tuple[Learner, list[Round]]:
 
 
 async def test_a_loop_forgets_the_trees_of_iterations_before(tmp_path: Path) -> None:
-    alive: list[weakref.ref[Tree]] = []
+    alive: list[weakref.ref[Any]] = []
 
     def counted(_: Round) -> None:
         gc.collect()

@@ -143,7 +143,7 @@ class Judge:
             raise EnvFault(f"WebArena-Verified under {self.python} ended or took more than {self.patience:.0f} s")
         found: dict[str, Any] = json.loads(said)
         if "error" in found:
-            raise TreewrightError(f"WebArena-Verified refuses this: {found['error']}; correct the file of sites or tasks")
+            raise TreewrightError(f"WebArena-Verified refuses this: {found['error']}; correct the file of tasks")
         return found
 
     def _stop(self) -> None:

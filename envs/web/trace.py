@@ -1,8 +1,9 @@
 """The network trace of a session, as its gate sees it: what was asked and answered, in the form of a HAR file.
 
 The gate closes each connection after one answer, so an exchange is a request and all bytes that came back. Headers that
-hold a login (cookies, authorization) are left out of requests. Bodies are kept as far as evaluators read them: what was
-posted, and answers in JSON. Not covered: what goes through a TLS tunnel, which the gate cannot read.
+hold a login (cookies, authorization) are left out of requests, and values of cookies out of answers. Bodies are kept as
+far as evaluators read them: what was posted, and answers in JSON. Not covered: what goes through a TLS tunnel, which
+the gate cannot read.
 """
 
 from __future__ import annotations
@@ -151,5 +152,5 @@ def _plain(body: bytes, named: Mapping[str, str]) -> bytes:
 
 
 def _cookie(value: str) -> dict[str, str]:
-    name, _, held = value.partition(";")[0].partition("=")
-    return {"name": name.strip(), "value": held.strip()}
+    """The name alone: its value may be a login."""
+    return {"name": value.partition(";")[0].partition("=")[0].strip(), "value": ""}

@@ -143,7 +143,7 @@ class Judge:
             raise EnvFault(f"WebArena-Verified under {self.python} ended or took more than {self.patience:.0f} s")
         found: dict[str, Any] = json.loads(said)
         if "error" in found:
-            raise TreewrightError(f"WebArena-Verified refuses this: {found['error']}; correct the file of tasks")
+            raise TreewrightError(f"correct what WebArena-Verified refuses: {found['error']}")
         return found
 
     def _stop(self) -> None:
@@ -200,9 +200,14 @@ class VerifiedEnvironment(CheckpointEnvironment):
 
     async def score(self, task: Task, answer: str) -> float:
         """The package's score. Raises EnvFault where it fails on a response of its own form."""
-        found = await asyncio.to_thread(
-            self.judge.ask, op="judge", task_id=task.data["number"], response=answer, trace=self.trace.entries
-        )
+        try:
+            found = await asyncio.to_thread(
+                self.judge.ask, op="judge", task_id=task.data["number"], response=answer, trace=self.trace.entries
+            )
+        except EnvFault:
+            raise
+        except TreewrightError as error:  # what the package raises while it judges is no fault of the answer
+            raise EnvFault(f"{task.id}: {error}") from error
         log.debug("%s: %s", task.id, found["why"])
         if found["status"] == "error":
             raise EnvFault(f"{task.id}: WebArena-Verified could not judge: {found['why']}")

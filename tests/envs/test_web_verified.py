@@ -74,6 +74,8 @@ for line in sys.stdin:
         answer = {"tasks": told}
     elif asked["response"] == "die":
         sys.exit(1)
+    elif asked["response"] == "raise":
+        answer = {"error": "KeyError: 'url'"}
     else:
         open("asked.json", "w").write(line)
         answer = {"score": 1.0, "status": "error" if asked["response"] == "break" else "success", "why": "so"}
@@ -179,7 +181,7 @@ async def test_an_answer_is_read_as_it_was_sent_packed_in_pieces_or_not_at_all()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nSet-Cookie: m=a%20b; Path=/\r\n"
     asked.answer += head + b"Transfer-Encoding: chunked\r\n\r\n" + body
     found = asked.entry()["response"]
-    assert json.loads(found["content"]["text"]) == {"a": 1} and found["cookies"] == [{"name": "m", "value": "a%20b"}]
+    assert json.loads(found["content"]["text"]) == {"a": 1} and found["cookies"] == [{"name": "m", "value": ""}]
     import gzip
 
     packed = gzip.compress(b'{"a": 2}')
@@ -277,6 +279,22 @@ async def test_a_package_that_does_not_answer_is_a_fault_and_is_started_anew(tmp
     judge.patience = 60.0
     assert len((await asyncio.to_thread(judge.ask, op="tasks", subset=""))["tasks"]) == len(TASKS)
     judge.close()
+
+
+@pytest.mark.parametrize("answer", ["break", "raise", "die"])
+async def test_a_package_that_fails_while_it_judges_is_a_fault_and_no_reward(answer: str, tmp_path: Path) -> None:
+    python = stand_in(tmp_path)
+    (tmp_path / "tasks.json").write_text(json.dumps(TASKS))
+    judge = Judge(Path(python), {"test_data_file": str(tmp_path / "tasks.json")})
+    shop = {"SHOPPING": SiteAt(url="http://127.0.0.1:1")}
+    env, task = VerifiedEnvironment(VerifiedFile(sites=shop), judge), Task("s", "t", "g", data={"number": 1})
+    try:
+        assert await env.score(task, said("RETRIEVE")) == 1.0
+        with pytest.raises(EnvFault):
+            await env.score(task, answer)
+        assert await env.score(task, said("RETRIEVE")) == 1.0, "and it is there again"
+    finally:
+        judge.close()
 
 
 def approving(task: Task, turns: Sequence[Exchange], tools: Sequence[ToolSpec], rng: Random, first: Observation) -> str:

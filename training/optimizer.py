@@ -15,10 +15,14 @@ NUMBER = ".number"
 
 
 def flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Its slots by "index.name", and the plain numbers of its groups."""
-    state = optimizer.state_dict()
+    """Its slots by "index.name", and the plain numbers of its groups.
+
+    The slots are the optimizer's own memory, not copies, which would be twice the weights; what several slots share is
+    copied, since a file of tensors holds each for itself.
+    """
+    state, seen = optimizer.state_dict(), set[int]()
     tensors = {
-        f"{index}.{name}": value.detach().clone().contiguous() if value.dim() else value.detach().reshape(1).clone()
+        f"{index}.{name}": _alone(value.detach(), seen)
         for index, slots in state["state"].items()
         for name, value in slots.items()
         if isinstance(value, Tensor)
@@ -30,6 +34,13 @@ def flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[d
         if isinstance(value, int | float)
     }
     return tensors, [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+
+
+def _alone(value: Tensor, seen: set[int]) -> Tensor:
+    place = value.untyped_storage().data_ptr()
+    shared = place in seen
+    seen.add(place)
+    return (value.clone() if shared else value).reshape(value.shape or (1,)).contiguous()
 
 
 def unflatten(

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from search_trees import random_tree, tiny_model
 
 from treewright.envs.errors import TreewrightError
 from treewright.training import checkpoint
 from treewright.training.manifest import CheckpointError
 from treewright.training.optim import SCHEDULES, _transformers_factor, rate_factor, state_bytes
+from treewright.training.optimizer import flatten
 from treewright.training.precision import computing
 from treewright.training.settings import LoraSettings, bytes_of
 from treewright.training.step import Trainer, TrainSettings
@@ -138,3 +140,16 @@ def test_layers_that_drop_out_are_not_checkpointed() -> None:
     model.config.hidden_dropout = 0.1
     with pytest.raises(TreewrightError, match=r"hidden_dropout = 0\.1"):
         Trainer(model, TrainSettings(checkpointing=True))
+
+
+def test_what_is_saved_of_an_optimizer_is_its_own_memory_and_what_slots_share_is_saved_for_each(tmp_path: Path) -> None:
+    optimizer = trained(1).optimizer
+    tensors, _ = flatten(optimizer)
+    own = {value.data_ptr() for slots in optimizer.state.values() for value in slots.values()}
+    assert tensors and all(value.data_ptr() in own for value in tensors.values())
+    first, second, *_ = optimizer.state.values()
+    table = torch.arange(4.0)  # as optimizers of 8 bits hold one for all
+    first["table"], second["table"] = table, table
+    save_file(flatten(optimizer)[0], tmp_path / "slots.safetensors")
+    found = load_file(tmp_path / "slots.safetensors")
+    assert [k for k, v in found.items() if k.endswith("table") and torch.equal(v, table)] == ["0.table", "1.table"]

@@ -64,7 +64,13 @@ HARNESSES: Mapping[str, Mapping[str, Harness]] = {
             "tests/faults/fault_gradient.py", ("fault_gradient_shift_over_noise",), of="fault_gradient_trees"
         ),
         "fuzz": Harness("tests/faults/fuzz.py", ("fuzz_tracebacks",), of="fuzz_inputs"),
-        "soak": Harness("tests/faults/soak.py", ("soak_slopes_above_noise",), of="soak_minutes"),
+        "soak": Harness(
+            "tests/faults/soak.py",
+            ("soak_slopes_above_noise",),
+            ("--only", "mazes", "browsers", "store"),
+            "soak_minutes",
+        ),
+        "soak_loop": Harness("tests/faults/soak.py", ("soak_slopes_above_noise",), ("--only", "loop"), "soak_minutes"),
     },
     "security": {
         "canaries": Harness("tests/security/canaries.py", ("canaries_found",), of="canaries_sinks"),

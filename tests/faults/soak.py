@@ -5,7 +5,8 @@
 mazes     200 maze tasks at once, round after round, in a store
 browsers  32 browser contexts of the market at once, round after round
 store     a store of 1e6 nodes (--nodes) that is written while three viewers and an export read it
-loop      `treewright loop` on the packaged model: collects, trains, serves, --minutes long; the others a sixth of it
+loop      `treewright loop` on the packaged model: collects, trains, serves; --minutes long after 1,200 updates, the
+          others a sixth of it
 
 How a slope is told from noise: `tests/helpers/slopes.py`. --quick takes seconds for each, fewer tasks and nodes, leaves
 the loop out, and minds only what rises twenty times as much: caches are still filling then.
@@ -58,6 +59,7 @@ class Size:
     seconds: float
     loop_seconds: float
     warm: float = 120.0  # seconds of rounds before the first sample: until then SQLite fills its cache of pages
+    updates: int = 1200  # of the loop before its first sample: it remembers the last thousand
     tasks: int = 200
     contexts: int = 32
     nodes: int = 1_000_000
@@ -224,17 +226,26 @@ def export(path: Path, folder: Path, over: threading.Event, done: list[int]) -> 
 
 
 def loop(size: Size, sampler: Sampler) -> int:
-    """The command itself, from outside: a sample every second; its latencies are the seconds of its updates."""
+    """The command itself, from outside: a sample every second.
+
+    Its latency is the processor's time for 1,000 tokens sampled, read and trained on: what the policy learns changes
+    how long its episodes are, and other programs how long a second of the processor takes.
+    """
     line = ["loop", "--name", "soak", "--suites", "kg", "--policy", "seedling", "--set", "loop.iterations=100000",
             "--set", "loop.tasks=6", "--set", "search.expansions=4"]  # fmt: skip
     process = subprocess.Popen([*COMMAND, *line], cwd=size.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     sampler.pid = process.pid
     metrics = size.folder / "runs" / "soak" / "metrics.jsonl"
     try:
-        until = time.monotonic() + size.loop_seconds
-        while time.monotonic() < until and process.poll() is None:
+        work, costs = Work(process.pid, metrics), list[float]()
+        while work.rows < size.updates and process.poll() is None:
+            time.sleep(1.0)
+            work.costs()
+        sampler.began = time.monotonic()
+        while time.monotonic() < sampler.began + size.loop_seconds and process.poll() is None:
             time.sleep(1.0)
             sampler()
+            costs += work.costs()
         if process.poll() is not None:
             assert process.stderr is not None
             raise RuntimeError(f"the loop ended by itself: {process.stderr.read().decode()[-800:]}")
@@ -247,8 +258,36 @@ def loop(size: Size, sampler: Sampler) -> int:
     rows = [json.loads(row) for row in metrics.read_text().splitlines()]
     if sum(row["trained_tokens"] > 0 for row in rows) < len(rows) / 2:
         raise RuntimeError("fewer than half of the updates had anything to learn from: that is no load")
-    sampler.values["latency_s"] = [float(row["seconds"]) for row in rows]
+    sampler.values["latency_s"] = costs
     return len(rows)
+
+
+class Work:
+    """What a loop's work has cost since it was last asked: processor seconds for 1,000 tokens."""
+
+    LEAST = 20_000  # tokens of one figure: some updates
+    KINDS = ("sampled_tokens", "prompt_computed", "trained_packed")
+
+    def __init__(self, pid: int, metrics: Path) -> None:
+        self.stat, self.metrics, self.at = Path(f"/proc/{pid}/stat"), metrics, 0
+        self.tokens, self.spent, self.rows = 0.0, 0.0, 0
+
+    def costs(self) -> list[float]:
+        """One figure, or none while too little was done."""
+        if not self.metrics.exists():
+            return []
+        with self.metrics.open("rb") as file:
+            file.seek(self.at)
+            rows = file.read().rpartition(b"\n")[0]
+        self.at += len(rows) + bool(rows)
+        self.rows += len(rows.splitlines())
+        self.tokens += sum(json.loads(row)["meter"][kind] for row in rows.splitlines() for kind in self.KINDS)
+        if self.tokens < self.LEAST:
+            return []
+        used = sum(map(int, self.stat.read_text().rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
+        before, tokens = self.spent, self.tokens
+        self.spent, self.tokens = used, 0.0
+        return [1000 * (used - before) / tokens] if before else []  # the first holds the start of the program
 
 
 SCENES: dict[str, Callable[[Size, Sampler], int]] = {"mazes": mazes, "browsers": browsers, "store": store, "loop": loop}

@@ -204,12 +204,15 @@ def test_toml_on_a_page_is_read_by_what_it_is_for(block: Block) -> None:
     from treewright.agent.config import Config
     from treewright.envs.tools.mcp_suite import ServerFile
     from treewright.envs.web.own_site import SiteFile
+    from treewright.envs.web.verified import VerifiedFile
 
     data = tomllib.loads(block.body)
     if "project" in data:
         assert block.page == "CONTRIBUTING.md"
     elif "url" in data:
         SiteFile(**data)
+    elif "sites" in data:
+        VerifiedFile(**data)
     elif "command" in data:
         ServerFile(**data)
     else:

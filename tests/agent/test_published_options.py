@@ -42,8 +42,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "portool": {"blend": 0.25, "call": 0.4, "decay": 0.5, "eps": 0.5},
     "vine": {},
     "split_loo": {"tau": 0.5, "weight_power": 0.5},
+    "split_fitted": {"values": ""},
 }
-GIVEN = {"split_loo": {"root_baseline", "allow_biased"}}  # by the trainer, from what it knows
+GIVEN = dict.fromkeys(("split_loo", "split_fitted"), {"root_baseline", "allow_biased"})  # by the trainer, from what it knows
 CASES = [(name, option, value) for name, options in OPTIONS.items() for option, value in options.items()]
 
 
@@ -65,8 +66,8 @@ def test_an_option_that_is_set_reaches_the_estimator_and_changes_its_credit(name
     given = load_config(settings=set_to(name, option, value)).train.estimator_options
     assert given == {option: value}
     require_options(name, given)
-    if (name, option) in (("forest", "features"), ("forest", "seed"), ("forest", "tries")):
-        return  # needs texts, or more nodes than these; tests/training/test_credit_texts.py
+    if (name, option) in (("forest", "features"), ("forest", "seed"), ("forest", "tries"), ("split_fitted", "values")):
+        return  # needs texts, scores, or more nodes than these: tests/training/test_credit_texts.py, test_split_fitted.py
     biased = {"allow_biased": True} if name == "split_loo" else {}
     plain, told = estimate(name, ARRAYS, **biased), estimate(name, ARRAYS, **biased, **given)
     assert np.abs(told.coef - plain.coef).max() > 1e-3

@@ -24,6 +24,7 @@ from typing import Any
 
 import forked
 from failpoints import SIGNALS
+from speed import patient
 
 from treewright.search.store import TreeStore
 
@@ -222,7 +223,7 @@ def _stopped(child: forked.Running, counts: Counts) -> None:
 
 def left(mark: str) -> list[int]:
     """Processes with this mark in their environment that outlive the patience; they are then killed."""
-    wanted, until = f"{MARK}={mark}".encode(), time.monotonic() + PATIENCE
+    wanted, until = f"{MARK}={mark}".encode(), time.monotonic() + patient(PATIENCE)
     while (found := _marked(wanted)) and time.monotonic() < until:
         time.sleep(0.05)
     for pid in found:

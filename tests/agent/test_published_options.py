@@ -44,7 +44,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "split_loo": {"tau": 0.5, "weight_power": 0.5},
     "split_fitted": {"values": ""},
 }
-GIVEN = dict.fromkeys(("split_loo", "split_fitted"), {"root_baseline", "allow_biased"})  # by the trainer, from what it knows
+GIVEN = {name: {"root_baseline", "allow_biased"} for name in ("split_loo", "split_fitted")}  # the trainer's to say
 CASES = [(name, option, value) for name, options in OPTIONS.items() for option, value in options.items()]
 
 
@@ -67,7 +67,7 @@ def test_an_option_that_is_set_reaches_the_estimator_and_changes_its_credit(name
     assert given == {option: value}
     require_options(name, given)
     if (name, option) in (("forest", "features"), ("forest", "seed"), ("forest", "tries"), ("split_fitted", "values")):
-        return  # needs texts, scores, or more nodes than these: tests/training/test_credit_texts.py, test_split_fitted.py
+        return  # needs texts, scores or more nodes: tests/training/test_credit_texts.py, test_split_fitted.py
     biased = {"allow_biased": True} if name == "split_loo" else {}
     plain, told = estimate(name, ARRAYS, **biased), estimate(name, ARRAYS, **biased, **given)
     assert np.abs(told.coef - plain.coef).max() > 1e-3

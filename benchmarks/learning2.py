@@ -21,6 +21,7 @@ from rich.table import Table
 
 from treewright.agent.runs.compared import Arm, Curve, arms_of
 from treewright.agent.runs.figures import write_result
+from treewright.benchmarks.learning.cells import Cell
 from treewright.benchmarks.learning.policy import TinyPolicy
 from treewright.benchmarks.learning.train import Setting, starting_point
 from treewright.benchmarks.learning.trials import ARMS, LONG, SHORT, TrialSizes, run
@@ -89,16 +90,6 @@ QUICK = Plan(
     {"rare": Planned(PLAN.worlds["rare"].setting, TrialSizes(900, 400, 1, 16, 4), ("chains", "curriculum"))},
     (1e-3,), (), (1, 2),
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run."""
-
-    world: str
-    arm: str
-    rate: float
-    seed: int
 
 
 class Runs:

@@ -27,6 +27,7 @@ from treewright.agent.runs.figures import write_result
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
 from treewright.agent.runs.rounds import untold
 from treewright.agent.runs.setup import budget_of, evaluator_of, rule_of, settings_of
+from treewright.benchmarks.learning.cells import Cell, whole_seeds
 from treewright.envs.retrieval.kg import make_suite
 from treewright.envs.types import Suite, Task
 from treewright.search.meter import Meter
@@ -90,29 +91,9 @@ PLAN = Plan()
 QUICK = Plan(("rare",), ("chains", "curriculum"), (1e-3,), (), (1,), 300, 2, 1, 4, 2, 4)
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run."""
-
-    world: str
-    arm: str
-    rate: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.world}-{self.arm}-{self.rate:g}-{self.seed}"
-
-
 def cells(plan: Plan, seeds: Sequence[int], rates: Mapping[tuple[str, str], float] | None = None) -> list[Cell]:
-    """Whole seeds first, so that a stopped sweep is balanced; every rate where `rates` names none."""
-    return [
-        Cell(world, arm, rate, seed)
-        for seed in seeds
-        for world in plan.worlds
-        for arm in plan.arms
-        for rate in ([rates[world, arm]] if rates is not None else plan.rates)
-    ]
+    """Whole seeds first; every rate where `rates` names none."""
+    return [Cell(*one) for one in whole_seeds(plan.worlds, plan.arms, plan.rates, seeds, rates)]
 
 
 def _config(cell: Cell, home: Path, plan: Plan) -> Config:

@@ -30,6 +30,7 @@ from treewright.agent.runs.compared import Arm, Curve, arms_of
 from treewright.agent.runs.evaluate import evaluate
 from treewright.agent.runs.figures import write_result
 from treewright.agent.runs.loop import Learner, make_trainer, run_loop
+from treewright.benchmarks.learning.cells import whole_seeds
 from treewright.envs.reasoning.answering import answer
 from treewright.envs.reasoning.puzzles import puzzle, puzzles_suite
 from treewright.envs.types import Suite, Task
@@ -113,14 +114,8 @@ class Cell:
 
 
 def cells(plan: Plan, seeds: Sequence[int], rates: Mapping[tuple[str, str], float] | None = None) -> list[Cell]:
-    """Whole seeds first, so that a stopped sweep is balanced; every rate where `rates` names none."""
-    return [
-        Cell(suite, arm, rate, seed)
-        for seed in seeds
-        for suite in plan.suites
-        for arm in plan.arms
-        for rate in ([rates[suite, arm]] if rates is not None else plan.rates)
-    ]
+    """Whole seeds first; every rate where `rates` names none."""
+    return [Cell(*one) for one in whole_seeds(plan.suites, plan.arms, plan.rates, seeds, rates)]
 
 
 PIECES = r'answer \{"text": "|</think>|"\}|[a-z]{2,}| ?[0-9]|\n\n|.'

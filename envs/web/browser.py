@@ -1,4 +1,4 @@
-"""One headless Chromium per event loop, shared by all sessions and relaunched when it dies.
+"""One headless Chromium per event loop and set of switches, shared by all sessions and relaunched when it dies.
 
 The browser is a child of Playwright's driver, which is a child of this process and exits with it, also when this
 process is killed. Not covered: a driver that is itself stopped (SIGSTOP) while its parent dies.
@@ -10,7 +10,9 @@ import asyncio
 import os
 import shlex
 import shutil
+import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -55,6 +57,21 @@ _FLAGS: tuple[str, ...] = (
     # that moves waits seconds for a frame.
     "--in-process-gpu",
 )
+# With RenderDocument every page of a site gets a new view with a compositor of its own, though its process stays: a
+# fifth of what a page costs. No boundary stands on it: sites are kept apart, or not, as they are with it.
+_FEATURES_OFF = ("RenderDocument",)
+# Of several --disable-features Chromium takes the last alone, and Playwright gives one: here they become one.
+_MERGE = """#!/bin/sh
+off=
+for given do
+  shift
+  case $given in
+    --disable-features=*) off=$off,${given#*=} ;;
+    *) set -- "$@" "$given" ;;
+  esac
+done
+exec %s "$@" "--disable-features=${off#,}"
+"""
 
 
 def find_chromium() -> Path | None:
@@ -89,9 +106,10 @@ def require_chromium() -> Path:
 
 
 class _Host:
-    """The driver and the browser that belong to one event loop."""
+    """The driver and the browser that belong to one event loop and to sessions that ask for the same switches."""
 
-    def __init__(self) -> None:
+    def __init__(self, switches: tuple[str, ...]) -> None:
+        self.switches = switches
         self.lock = asyncio.Lock()
         self.driver: Playwright | None = None
         self.browser: Browser | None = None
@@ -104,7 +122,7 @@ class _Host:
             executable = require_chromium()
             try:
                 self.driver = await async_playwright().start()
-                self.browser = await _launch(self.driver, executable)
+                self.browser = await _launch(self.driver, executable, self.switches)
             except PlaywrightError as error:
                 await self._stop()
                 why = error.message.strip().partition("\n")[0]  # its log follows, which the cause holds
@@ -127,34 +145,47 @@ class _Host:
                 await driver.stop()
 
 
-async def _launch(driver: Playwright, executable: Path) -> Browser:
+async def _launch(driver: Playwright, executable: Path, switches: Sequence[str]) -> Browser:
     """Chromium with its own sandbox where that works; root and many containers cannot have it.
 
     It does not listen to Ctrl-C, so that sessions can be closed in order.
     """
-    launch = partial(driver.chromium.launch, executable_path=executable, handle_sigint=False)
-    sandbox = os.geteuid() != 0
-    flags = [*_FLAGS, *shlex.split(os.environ.get(FLAGS_VARIABLE, ""))]
-    arguments = flags if sandbox else [*flags, "--no-sandbox"]
-    try:
-        return await launch(args=arguments, chromium_sandbox=sandbox)
-    except PlaywrightError:
-        if not sandbox:
-            raise
-        browser = await launch(args=[*arguments, "--no-sandbox"], chromium_sandbox=False)
-        warnings.warn("Chromium starts here only without its sandbox: open trusted pages only", stacklevel=2)
-        return browser
+    with tempfile.TemporaryDirectory(prefix="treewright-chromium-") as folder:
+        script = _merging(executable, Path(folder))
+        off = [f"--disable-features={','.join(_FEATURES_OFF)}"] if script else []
+        launch = partial(driver.chromium.launch, executable_path=script or executable, handle_sigint=False)
+        sandbox = os.geteuid() != 0
+        flags = [*_FLAGS, *switches, *off, *shlex.split(os.environ.get(FLAGS_VARIABLE, ""))]
+        arguments = flags if sandbox else [*flags, "--no-sandbox"]
+        try:
+            return await launch(args=arguments, chromium_sandbox=sandbox)
+        except PlaywrightError:
+            if not sandbox:
+                raise
+            browser = await launch(args=[*arguments, "--no-sandbox"], chromium_sandbox=False)
+            warnings.warn("Chromium starts here only without its sandbox: open trusted pages only", stacklevel=2)
+            return browser
 
 
-_hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Host] = WeakKeyDictionary()
+def _merging(executable: Path, folder: Path) -> Path | None:
+    """A script that starts Chromium with all its --disable-features as one; None where the folder runs no programs."""
+    script = folder / "chromium"
+    script.write_text(_MERGE % shlex.quote(str(executable)))
+    script.chmod(0o700)
+    return script if os.access(script, os.X_OK) else None
 
 
-async def shared_browser() -> Browser:
-    """The running event loop's browser, launched if there is none or the last one is gone."""
-    return await _hosts.setdefault(asyncio.get_running_loop(), _Host()).get()
+_hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], _Host]] = WeakKeyDictionary()
+
+
+async def shared_browser(switches: Sequence[str] = ()) -> Browser:
+    """The running event loop's browser with these switches besides those that all have, launched if there is none or
+    the last one is gone."""
+    hosts = _hosts.setdefault(asyncio.get_running_loop(), {})
+    return await hosts.setdefault(tuple(switches), _Host(tuple(switches))).get()
 
 
 async def close_browser() -> None:
-    """Ends the running event loop's browser and driver; does nothing when there is none."""
-    if host := _hosts.pop(asyncio.get_running_loop(), None):
+    """Ends the running event loop's browsers and drivers; does nothing when there are none."""
+    for host in _hosts.pop(asyncio.get_running_loop(), {}).values():
         await host.close()

@@ -15,6 +15,7 @@ from typing import Any
 from playwright.async_api import BrowserContext, CDPSession, Frame, Page
 from playwright.async_api import Error as PlaywrightError
 
+from treewright.envs.web.protocol import send_plainly
 from treewright.envs.web.reading import FrameTree
 from treewright.envs.web.uses import NOTHING, Uses, look_for_uses
 
@@ -159,7 +160,7 @@ class Frames:
                 outside = self.session(parent) or cdp
                 with suppress(PlaywrightError):  # it went away while the page was read
                     owner = (await outside.send("DOM.getFrameOwner", {"frameId": frame_id}))["backendNodeId"]
-                    inner = await session.send("Accessibility.getFullAXTree", {"frameId": frame_id})
+                    inner = await send_plainly(session, "Accessibility.getFullAXTree", {"frameId": frame_id})
                     self._known.append(_Known(session, outside, owner, parent))
                     found.append(FrameTree(inner["nodes"], owner, parent, (known or {}).get(frame_id, NOTHING)))
                     indices[frame_id] = len(found)

@@ -8,6 +8,7 @@ tasks included.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,18 +33,19 @@ __all__ = ["STEP", "SUITE", "MiniWobEnvironment", "names", "open_session", "page
 
 VIEWPORT = (400, 640)
 _KINDS = ("click", "fill", "select", "check", "press", "type", "hover", "scroll", "drag", "part")
-# Starts the episode if asked to, lets time pass, and says: over?, raw reward, why, a hash of the whole document, and
-# the task's words.
-_PASS = """__treewright.ready.then(async () => {
+# `__miniwob(seed, time, told)` starts the episode if there is a seed, lets time pass, and says, where it is told to: over?,
+# raw reward, why, a hash of the whole document, the task's words, and whether it had to wait. It stands in the page from the beginning, so that
+# it is compiled once for all steps; of a document that has not changed only the end is hashed.
+_PASS = """(() => {
   const loaded = () => Promise.all([...document.images].map(i => i.complete || i.decode().catch(() => 0)));
-  const hash = text => {
-    let a = 0xdeadbeef, b = 0x41c6ce57;
+  const hash = (a, b, text) => {
     for (let i = 0; i < text.length; i++) {
       a = Math.imul(a ^ text.charCodeAt(i), 2654435761); b = Math.imul(b ^ text.charCodeAt(i), 1597334677);
     }
-    return (a >>> 0).toString(16) + (b >>> 0).toString(16);
+    return [a, b];
   };
-  if (%(seed)d) {
+  let body = '', hashed = [0xdeadbeef, 0x41c6ce57];
+  const begin = async seed => {
     // Pictures of style rules are there before anything begins: one that came later would move what is clicked.
     const urls = [...document.styleSheets].flatMap(sheet => {
       const found = rule => [...rule.cssText.matchAll(/url\\("([^"]+)"\\)/g)].map(match => match[1]);
@@ -52,20 +54,35 @@ _PASS = """__treewright.ready.then(async () => {
     });
     window.__pictures = urls.map(url => Object.assign(new Image(), {src: url}));
     await Promise.all(window.__pictures.map(picture => picture.decode().catch(() => 0)));
-    Math.seedrandom(String(%(seed)d));
+    Math.seedrandom(String(seed));
     core.EPISODE_MAX_TIME = 2147483647;
     core.startEpisodeReal();
     core.hideDisplay();
-  }
-  await loaded();
-  __treewright.run(%(time)d);
-  await loaded();
-  const values = [...document.querySelectorAll('input, textarea, select')].map(e => e.value + '/' + e.checked);
-  const focus = document.activeElement ? document.activeElement.tagName + document.activeElement.id : '';
-  const state = document.body.innerHTML + JSON.stringify(values) + focus + __treewright.now() + getSelection();
-  const why = WOB_REWARD_REASON || '';
-  return JSON.stringify([WOB_DONE_GLOBAL, WOB_RAW_REWARD_GLOBAL, why, hash(state), core.getUtterance()]);
-})"""
+  };
+  const tell = late => {
+    const values = [...document.querySelectorAll('input, textarea, select')].map(e => e.value + '/' + e.checked);
+    const focus = document.activeElement ? document.activeElement.tagName + document.activeElement.id : '';
+    const html = document.body.innerHTML, rest = JSON.stringify(values) + focus + __treewright.now() + getSelection();
+    if (html !== body) { body = html; hashed = hash(0xdeadbeef, 0x41c6ce57, html) }
+    const mark = hash(...hashed, rest).map(part => (part >>> 0).toString(16)).join('');
+    const why = WOB_REWARD_REASON || '';
+    return JSON.stringify([WOB_DONE_GLOBAL, WOB_RAW_REWARD_GLOBAL, why, mark, core.getUtterance(), late]);
+  };
+  let ready = false;
+  __treewright.ready.then(() => { ready = true });
+  const pass = (seed, time, told) => {
+    let late = !ready;  // whether something has to be waited for
+    const pictures = () => { late = late || [...document.images].some(i => !i.complete); return loaded() };
+    return __treewright.ready.then(async () => {
+      if (seed) await begin(seed);
+      await pictures();
+      __treewright.run(time);
+      await pictures();
+      return told ? tell(late) : '';
+    });
+  };
+  Object.defineProperty(window, '__miniwob', {value: pass});
+})()"""
 
 
 @cache
@@ -93,6 +110,8 @@ class MiniWobEnvironment(WebEnvironment):
     name = "miniwob"
     restore_ways = frozenset({Restore.REPLAY})
     sandboxed = True
+    # A mouse that moves is told with the next frame. No page here draws by itself, so none makes more frames for it.
+    switches: ClassVar[Sequence[str]] = ("--disable-frame-rate-limit",)
     tools: ClassVar[Sequence[ToolSpec]] = (*(t for t in ALL_TOOLS if t.name in _KINDS), *POINTING)
 
     def __init__(self) -> None:
@@ -104,7 +123,7 @@ class MiniWobEnvironment(WebEnvironment):
             calm=None,  # nothing is volatile where time stands still
             shapes="#area",
             uses=False,  # what is drawn or bare has a line there
-            script=FROZEN,
+            script=f"{FROZEN};\n{_PASS}",
             reuse=True,  # pages from disk keep nothing: each has its state in its own document
         )
         self._seed, self._time = 0, STEP
@@ -126,21 +145,26 @@ class MiniWobEnvironment(WebEnvironment):
         Otherwise Chromium would tell it by itself some time after what lies under the mouse has changed.
         """
         seed, self._seed, time, self._time = self._seed, 0, self._time, STEP
-        await self._pass(tab, seed, time)
+        await self._pass(tab, seed, time, told=False)
         if seed:
             tab.glides = True
             tab.mouse = (VIEWPORT[0] - 1, VIEWPORT[1] - 1)
         await tab.move_to(*tab.mouse)
-        await self._pass(tab, 0, 0)
         return True
 
-    async def _pass(self, tab: Tab, seed: int, time: int) -> None:
-        request = {
-            "expression": _PASS % {"seed": seed, "time": time},
-            "awaitPromise": True,
-            "returnByValue": True,
-        }
-        for _ in range(3):
+    async def _view_of(self, tab: Tab) -> PageView:
+        """The page is asked for its state and read at once: it answers in this order, unless a picture came late."""
+        late, view = await asyncio.gather(self._pass(tab, 0, 0, told=True), super()._view_of(tab))
+        return self._with_goal(await super()._view_of(tab) if late else view)
+
+    async def _pass(self, tab: Tab, seed: int, time: int, *, told: bool) -> bool:
+        """Lets time pass on the page, which begins with a seed; remembers what it tells of its state if `told`.
+
+        True if the page may have been read before it answered.
+        """
+        expression = f"__miniwob({seed}, {time}, {str(told).lower()})"
+        request = {"expression": expression, "awaitPromise": True, "returnByValue": True}
+        for left in range(3, 0, -1):
             try:
                 answer = await tab.cdp.send("Runtime.evaluate", request)
             except PlaywrightError:
@@ -149,17 +173,18 @@ class MiniWobEnvironment(WebEnvironment):
                 continue  # the document was replaced meanwhile: its successor is asked
             if details := answer.get("exceptionDetails"):
                 raise EnvFault(f"{self._page} failed: {details.get('exception', {}).get('description', '')}")
-            over, reward, why, mark, goal = json.loads(answer["result"]["value"])
-            self._outcome, self._goal = (bool(over), float(reward), str(why), str(mark)), str(goal)
-            return
+            if told:
+                over, reward, why, mark, goal, late = json.loads(answer["result"]["value"])
+                self._outcome, self._goal = (bool(over), float(reward), str(why), str(mark)), str(goal)
+                return bool(late) or left < 3
+            return False
         raise EnvFault(f"{self._page} was replaced again and again")
 
     async def pass_time(self, tab: Tab, milliseconds: int) -> None:
         self._time = milliseconds
 
-    async def adorn(self, tab: Tab, view: PageView) -> PageView:
+    def _with_goal(self, view: PageView) -> PageView:
         """The view with the task's words in front, and an address that does not depend on where the wheel lies."""
-        view = await super().adorn(tab, view)
         goal = (f"goal {json.dumps(self._goal, ensure_ascii=False)}", "", "")
         return replace(view, url=f"http://miniwob/{self._page}", lines=(goal, *view.lines))
 

@@ -26,7 +26,7 @@ from treewright.envs.web.fence import Fence
 from treewright.envs.web.guard import AllowList
 from treewright.envs.web.regions import Regions
 from treewright.envs.web.sameness import Seen, SiteMemory, Verdict, read_same_page, same
-from treewright.envs.web.shapes import look_for_shapes
+from treewright.envs.web.shapes import look_for_shapes, with_shapes
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.uses import Uses
 from treewright.envs.web.view import TIMES, PageView
@@ -78,6 +78,7 @@ class WebSession(BaseEnvironment):
     name = "web"
     restore_ways = frozenset({Restore.REPLAY})
     sandboxed = False
+    switches: ClassVar[Sequence[str]] = ()  # of the browser, besides those that every browser has
     tools: ClassVar[Sequence[ToolSpec]] = TOOLS
 
     def __init__(
@@ -155,8 +156,8 @@ class WebSession(BaseEnvironment):
         """Prepares the server for a task."""
 
     async def adorn(self, tab: Tab, view: PageView) -> PageView:
-        """The view with what a site adds to it; the drawn elements where they are wanted."""
-        return await look_for_shapes(tab, view, self.shapes) if self.shapes else view
+        """The view with what a site adds to it."""
+        return view
 
     async def pass_time(self, tab: Tab, milliseconds: int) -> None:
         """Lets time pass on the page, for the action `wait`."""
@@ -194,7 +195,7 @@ class WebSession(BaseEnvironment):
             self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks,
             script=(self.fence.script if self._guarded else "") + self.script,
             posts=self.posts, tunnels=self._guarded and any(host != "127.0.0.1" for host in self._names()),
-            storage=storage,
+            storage=storage, switches=self.switches,
         )  # fmt: skip
         tab.uses = self.uses
         return tab
@@ -271,7 +272,11 @@ class WebSession(BaseEnvironment):
 
     async def _view_of(self, tab: Tab) -> PageView:
         regions = self.memory.regions(tab.page.url)
-        return await self.adorn(tab, await tab.look(regions if regions or self.same_as.way != "exact" else None))
+        look = tab.look(regions if regions or self.same_as.way != "exact" else None)
+        if not self.shapes:
+            return await self.adorn(tab, await look)
+        view, rows = await asyncio.gather(look, look_for_shapes(tab, self.shapes))  # the page first, then its shapes
+        return await self.adorn(tab, with_shapes(view, rows))
 
     async def _at_rest(self, tab: Tab) -> PageView:
         """The page, once nothing of it stands for what is still to come; a kind that never ends is not waited for."""

@@ -9,13 +9,15 @@ Places are centres in pixels of the window, for actions that point (`click_at`, 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.view import PageView
 
-__all__ = ["look_for_shapes"]
+__all__ = ["look_for_shapes", "with_shapes"]
+
+Row = tuple[str, int, int, int, int]
 
 MOST = 80  # lines of one page
 _FIND = """(selector, most) => {
@@ -42,11 +44,16 @@ _FIND = """(selector, most) => {
 }"""
 
 
-async def look_for_shapes(tab: Tab, view: PageView, selector: str) -> PageView:
-    """The view with a line for every drawn or bare element inside of what the selector finds."""
+async def look_for_shapes(tab: Tab, selector: str) -> Sequence[Row]:
+    """Every drawn or bare element inside of what the selector finds: what it is, its centre, and its size."""
     expression = f"({_FIND})({json.dumps(selector)}, {MOST})"
     answer = await tab.cdp.send("Runtime.evaluate", {"expression": expression, "returnByValue": True})
-    rows: list[list[Any]] = answer["result"].get("value") or []
+    rows: list[Row] = answer["result"].get("value") or []
+    return rows
+
+
+def with_shapes(view: PageView, rows: Sequence[Row]) -> PageView:
+    """The view with a line for each of these elements."""
     lines = [
         (f"shape {json.dumps(what, ensure_ascii=False)} at {x},{y} size {w}x{h}", "", "") for what, x, y, w, h in rows
     ]

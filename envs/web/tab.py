@@ -24,6 +24,7 @@ from treewright.envs.web.browser import shared_browser
 from treewright.envs.web.effects import Target
 from treewright.envs.web.frames import Frames
 from treewright.envs.web.guard import AllowList, Gate
+from treewright.envs.web.protocol import send_plainly
 from treewright.envs.web.reading import ASSIGNED_ROLES, read_tree
 from treewright.envs.web.regions import Regions, Trail, paths_of
 from treewright.envs.web.settle import Traffic, Watcher
@@ -129,6 +130,7 @@ class Tab:
         self.seen = NOTHING  # what the last look found out about the page's own document
         self.uses = True  # look for what is used without a role that says so
         self._objects: dict[tuple[int, int], str] = {}
+        self._held: dict[CDPSession, int] = {}  # the document in which something of _GROUP is held
         self._inside: frozenset[int] = frozenset()  # nodes that the tree has and the snapshot lacks, as last seen
         self._closing: set[asyncio.Task[None]] = set()
         context.on("page", self._no_popup)
@@ -154,6 +156,7 @@ class Tab:
         storage: Any = None,
         posts: Sequence[str] = (),
         tunnels: bool = False,
+        switches: Sequence[str] = (),
     ) -> Tab:
         """A new context behind a gate of its own. `headers` go with every request.
 
@@ -163,13 +166,14 @@ class Tab:
         posts    see Gate
         tunnels  stop methods and messages in the browser, too: what goes through a TLS tunnel is hidden from the gate
         storage  cookies, local storage and databases to begin with, as `storage_state` gives them
+        switches of the browser, besides those that every browser has
         """
         gate = Gate(allow, posts)
         await gate.start()
         context: BrowserContext | None = None
         try:
             with boundary("open a page", dead=(PlaywrightError,)):
-                browser: Browser = await shared_browser()
+                browser: Browser = await shared_browser(switches)
                 context = await browser.new_context(
                     proxy={"server": gate.url, "bypass": "<-loopback>"},
                     service_workers="block",
@@ -226,7 +230,6 @@ class Tab:
         Raises EnvFault where the network lost it: a blank or half page is not what the site shows.
         """
         self.arrived()
-        self._objects.clear()
         nodes, title, uses = await self._read(regions is not None)
         for _ in range(_TORN):
             apart = _apart(nodes, uses)
@@ -252,13 +255,25 @@ class Tab:
 
     async def _read(self, marks: bool) -> tuple[list[Any], str, dict[str, Uses] | None]:
         """The accessibility tree, the title and the uses. A page that changes just then is not the same in all."""
+        if self.uses or marks:
+            self._hold()
         answers = await asyncio.gather(
-            self.cdp.send("Accessibility.getFullAXTree"),
+            send_plainly(self.cdp, "Accessibility.getFullAXTree"),
             self.cdp.send("Runtime.evaluate", {"expression": "document.title", "returnByValue": True}),
-            self.cdp.send("Runtime.releaseObjectGroup", {"objectGroup": _GROUP}),
             look_for_uses(self.cdp, marks) if self.uses or marks else _none(),
+            self._release(),
         )
-        return answers[0]["nodes"], str(answers[1]["result"].get("value", "")), answers[3]
+        return answers[0]["nodes"], str(answers[1]["result"].get("value", "")), answers[2]
+
+    def _hold(self) -> None:
+        self._held[self.cdp] = self.watcher.documents
+
+    async def _release(self) -> None:
+        """Lets go of what was held since the last look; a document that was left has taken it along."""
+        self._objects.clear()
+        document = self._held.pop(self.cdp, None)
+        if document is not None and (document == self.watcher.documents or len(self.windows) > 1):
+            await self.cdp.send("Runtime.releaseObjectGroup", {"objectGroup": _GROUP})
 
     async def aside(
         self, url: str, settle: Callable[[Tab], Awaitable[bool]], regions: Regions
@@ -311,6 +326,7 @@ class Tab:
         session = self.frames.session(element.frame) or self.cdp
         for find in _HEARERS:
             request = {"objectId": self._objects[element.frame, element.node], "functionDeclaration": find}
+            self._hold()
             found = (await session.send("Runtime.callFunctionOn", {**request, "objectGroup": _GROUP}))["result"]
             if "objectId" not in found:
                 continue
@@ -327,14 +343,17 @@ class Tab:
             return True
 
     async def click_at(self, x: float, y: float) -> None:
-        """A real click at a point of the window, in CSS pixels."""
-        if self.glides:
-            await self.move_to(x, y)
+        """A real click at a point of the window, in CSS pixels.
+
+        All that the mouse does is sent at once, and met by the page in this order.
+        """
         self.mouse = (x, y)
         mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
-        pressed = self.cdp.send("Input.dispatchMouseEvent", {"type": "mousePressed", **mouse})
-        released = self.cdp.send("Input.dispatchMouseEvent", {"type": "mouseReleased", **mouse})
-        await self.watcher.unless_asked(asyncio.gather(pressed, released))
+        events = [{"type": "mousePressed", **mouse}, {"type": "mouseReleased", **mouse}]
+        if self.glides:
+            events.insert(0, {"type": "mouseMoved", "x": x, "y": y})
+        sent = [self.cdp.send("Input.dispatchMouseEvent", event) for event in events]
+        await self.watcher.unless_asked(asyncio.gather(*sent))
 
     async def move_to(self, x: float, y: float) -> None:
         """Moves the mouse; what reacts to that has reacted when this returns."""
@@ -350,6 +369,7 @@ class Tab:
     async def handle(self, element: Element, function: str) -> str | None:
         """Calls a function on the element's DOM node and returns the id of the object that it gives, until the next
         look; None if it gives none."""
+        self._hold()
         answer = await self._call(element, function, (), objectGroup=_GROUP)
         return None if answer is None else answer.get("objectId")
 
@@ -373,6 +393,7 @@ class Tab:
 
     async def _resolve(self, element: Element) -> str:
         session = self.frames.session(element.frame) or self.cdp
+        self._hold()
         try:
             node = await session.send("DOM.resolveNode", {"backendNodeId": element.node, "objectGroup": _GROUP})
         except PlaywrightError as error:

@@ -13,6 +13,8 @@ from typing import Any
 
 from playwright.async_api import CDPSession
 
+from treewright.envs.web.protocol import send_plainly
+
 __all__ = ["NOTHING", "Use", "Uses", "look_for_uses"]
 
 _STYLES = ("cursor", "visibility", "overflow-y")
@@ -81,7 +83,7 @@ async def look_for_uses(session: CDPSession, marks: bool = False) -> dict[str, U
 
     marks  also name every element and text
     """
-    snapshot = await session.send("DOMSnapshot.captureSnapshot", {"computedStyles": list(_STYLES)})
+    snapshot = await send_plainly(session, "DOMSnapshot.captureSnapshot", {"computedStyles": list(_STYLES)})
     strings: Sequence[str] = snapshot["strings"]
     documents = [_Document(document, strings) for document in snapshot["documents"]]
     drops = await _drop_zones(session) if any(document.draggable for document in documents) else frozenset[int]()

@@ -33,9 +33,10 @@ __all__ = ["STEP", "SUITE", "MiniWobEnvironment", "names", "open_session", "page
 
 VIEWPORT = (400, 640)
 _KINDS = ("click", "fill", "select", "check", "press", "type", "hover", "scroll", "drag", "part")
-# `__miniwob(seed, time, told)` starts the episode if there is a seed, lets time pass, and says, where it is told to: over?,
-# raw reward, why, a hash of the whole document, the task's words, and whether it had to wait. It stands in the page from the beginning, so that
-# it is compiled once for all steps; of a document that has not changed only the end is hashed.
+# `__miniwob(seed, time, told)` starts the episode if there is a seed, lets time pass, and says, where it is told to:
+# over?, raw reward, why, a hash of the whole document, the task's words, and whether it had to wait. It stands in the
+# page from the beginning, so that it is compiled once for all steps; of a document that has not changed only the end is
+# hashed.
 _PASS = """(() => {
   const loaded = () => Promise.all([...document.images].map(i => i.complete || i.decode().catch(() => 0)));
   const hash = (a, b, text) => {

@@ -21,12 +21,6 @@ from treewright.envs.web.view import Element
 
 __all__ = ["Redrawn", "click", "point"]
 
-# What a canvas shows of its contents is drawn by the page: it is pressed as assistive technology does.
-_IN_CANVAS = """function () {
-  if (!this.parentElement || !this.parentElement.closest('canvas')) return false;
-  this.focus(); this.click();
-  return true;
-}"""
 # Two frames drawn, each after its scroll events and animation callbacks: what was scrolled has told the page, and the
 # process that hands out clicks. An observer reports with the next frame, also where a page's clock stands still.
 _DRAWN = """new Promise(done => { let left = 2; const next = () => {
@@ -49,19 +43,29 @@ _LISTEN = """function () {
   return heard;
 }"""
 _END = "function () { return this.end() }"
+# All that comes before a click, in one call: a place that needs no scrolling, and an ear for the click. What a canvas
+# shows of its contents is drawn by the page: it is pressed as assistive technology does.
+_AIM = (
+    "function () {"
+    "if (this.parentElement && this.parentElement.closest('canvas')) { this.focus(); this.click(); return {done: true} }"
+    f"const found = ({LOCATE}).call(this), heard = 'x' in found && !found.moved && ({_LISTEN}).call(this);"
+    "return heard ? Object.assign(heard, {x: found.x, y: found.y}) : {moved: Boolean(found.moved)} }"
+)
 
 
 class Redrawn(InvalidAction):
     """The element has left the page, or was drawn anew, before anything was done to it."""
 
 
-async def point(tab: Tab, element: Element) -> tuple[float, float]:
+async def point(tab: Tab, element: Element, moved: bool = False) -> tuple[float, float]:
     """Scrolls the element into view and gives a place of it in the window, in CSS pixels, once it is at rest.
+
+    moved  it was scrolled just now
 
     Raises InvalidAction if it is covered, Redrawn if it is no longer on the page.
     """
     found = await _locate(tab, element)
-    if found.get("moved") or element.frame:
+    if moved or found.get("moved") or element.frame:
         with suppress(TimeoutError):  # what another process scrolls follows a little later
             async with asyncio.timeout(_STEADY):
                 before: Mapping[str, Any] = {}
@@ -80,14 +84,18 @@ async def click(tab: Tab, element: Element) -> bool:
 
     What the page did when the mouse went down has then been done; only the page knows whether that was all.
     """
-    if await tab.call(element, _IN_CANVAS):
+    heard, known = await tab.handle(element, _AIM)
+    if "done" in known:
         return True
-    x, y = await point(tab, element)
-    heard = await tab.handle(element, _LISTEN)
+    if "x" in known and not element.frame:
+        x, y = float(known["x"]), float(known["y"])
+    else:
+        x, y = await point(tab, element, known.get("moved") == "true")
+        heard, _ = await tab.handle(element, _LISTEN)
     if heard is None:
         raise Redrawn(f'{element.ref}, the {element.role} "{element.name}", is no longer on the page')
     await tab.click_at(x, y)
-    if tab.watcher.dialog is not None:
+    if tab.watcher.dialog is not None or tab.watcher.leaving:
         return True
     session = tab.frames.session(element.frame) or tab.cdp
     request = {"objectId": heard, "functionDeclaration": _END, "returnByValue": True}

@@ -79,6 +79,7 @@ class Watcher:
 
     dead       why the page can no longer be used; '' while it can
     documents  how many documents the page has shown
+    leaving    whether a page is about to show another document
     adopts     whether a new window's address will be shown in the page instead
     leaves     False while the policy acts, who is then asked before a page is left that wants to be asked
     asks       True to leave a page's questions open in `dialog`, for the policy to answer
@@ -100,6 +101,7 @@ class Watcher:
         self._asked = asyncio.Event()
         self._open: set[Request] = set()
         self._loading: set[str] = set()
+        self._whole: set[str] = set()  # frames that are pages, not parts of one
         self._windows = 0
         self._pages = 0
         self._changed = asyncio.Event()
@@ -139,6 +141,10 @@ class Watcher:
         for event in ("Page.frameStoppedLoading", "Page.frameClearedScheduledNavigation", "Page.frameDetached"):
             session.on(event, self._stops)
         session.on("Page.windowOpen", self._window)
+
+    @property
+    def leaving(self) -> bool:
+        return not self._loading.isdisjoint(self._whole)
 
     def turn_to(self, cdp: CDPSession) -> None:
         """Another page is the one that is shown: what was known about the last document is over."""
@@ -306,7 +312,9 @@ class Watcher:
         self._changed.set()
 
     def _navigated(self, event: Mapping[str, Any]) -> None:
-        self.documents += "parentId" not in event["frame"]
+        if "parentId" not in event["frame"]:
+            self.documents += 1
+            self._whole.add(event["frame"]["id"])
 
     def _stops(self, event: Mapping[str, Any]) -> None:
         self._loading.discard(event["frameId"])

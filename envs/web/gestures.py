@@ -99,7 +99,7 @@ async def drag_at(tab: Tab, from_x: float, from_y: float, to_x: float, to_y: flo
         await mouse.move(to_x, to_y, steps=STEPS)
         await mouse.up()
 
-    await tab.watcher.unless_asked(moves())
+    await tab.watcher.unless_asked(tab.drawn(moves()))
 
 
 def upload_path(folder: Path | None, name: str) -> Path:

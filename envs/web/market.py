@@ -39,6 +39,7 @@ class MarketEnvironment(WebEnvironment):
     name = "market"
     restore_ways = frozenset({Restore.STATE, Restore.REPLAY})
 
+    still = True  # the site's policy forbids scripts
     part = 600
 
     def __init__(self, site: Site, *, live: bool = False) -> None:

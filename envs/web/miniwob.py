@@ -32,6 +32,7 @@ from treewright.envs.web.view import PageView
 __all__ = ["STEP", "SUITE", "MiniWobEnvironment", "names", "open_session", "pages"]
 
 VIEWPORT = (400, 640)
+_PATIENCE = 0.05  # seconds after which a page is drawn that has not answered: pictures may wait for that
 _KINDS = ("click", "fill", "select", "check", "press", "type", "hover", "scroll", "drag", "part")
 # `__miniwob(seed, time, told)` starts the episode if there is a seed, lets time pass, and says, where it is told to:
 # over?, raw reward, why, a hash of the whole document, the task's words, and whether it had to wait. It stands in the
@@ -111,8 +112,7 @@ class MiniWobEnvironment(WebEnvironment):
     name = "miniwob"
     restore_ways = frozenset({Restore.REPLAY})
     sandboxed = True
-    # A mouse that moves is told with the next frame. No page here draws by itself, so none makes more frames for it.
-    switches: ClassVar[Sequence[str]] = ("--disable-frame-rate-limit",)
+    still = True
     tools: ClassVar[Sequence[ToolSpec]] = (*(t for t in ALL_TOOLS if t.name in _KINDS), *POINTING)
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class MiniWobEnvironment(WebEnvironment):
         request = {"expression": expression, "awaitPromise": True, "returnByValue": True}
         for left in range(3, 0, -1):
             try:
-                answer = await tab.cdp.send("Runtime.evaluate", request)
+                answer = await tab.drawn(tab.cdp.send("Runtime.evaluate", request), _PATIENCE)
             except PlaywrightError:
                 if tab.watcher.dead:
                     raise

@@ -113,7 +113,7 @@ def _spot(found: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 async def _drawn(tab: Tab) -> None:
-    await tab.cdp.send("Runtime.evaluate", {"expression": _DRAWN, "awaitPromise": True})
+    await tab.drawn(tab.cdp.send("Runtime.evaluate", {"expression": _DRAWN, "awaitPromise": True}))
 
 
 async def _locate(tab: Tab, element: Element) -> Mapping[str, Any]:

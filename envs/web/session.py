@@ -78,7 +78,7 @@ class WebSession(BaseEnvironment):
     name = "web"
     restore_ways = frozenset({Restore.REPLAY})
     sandboxed = False
-    switches: ClassVar[Sequence[str]] = ()  # of the browser, besides those that every browser has
+    still = False  # True for pages that do nothing between two actions: they draw on demand, see opening.py
     tools: ClassVar[Sequence[ToolSpec]] = TOOLS
 
     def __init__(
@@ -195,7 +195,7 @@ class WebSession(BaseEnvironment):
             self.allow, self.headers, self.viewport, popups=self.popups, asks=self.asks,
             script=(self.fence.script if self._guarded else "") + self.script,
             posts=self.posts, tunnels=self._guarded and any(host != "127.0.0.1" for host in self._names()),
-            storage=storage, switches=self.switches,
+            storage=storage, still=self.still and not self.screenshot,
         )  # fmt: skip
         tab.uses = self.uses
         return tab

@@ -8,22 +8,19 @@ takes about half of what Playwright's locators and snapshot take, because their 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, BrowserContext, CDPSession, Page, Route, WebSocketRoute
+from playwright.async_api import BrowserContext, CDPSession, Page
 from playwright.async_api import Error as PlaywrightError
 
 from treewright.envs.errors import EnvFault, InvalidAction, SessionDied, boundary
-from treewright.envs.web.browser import shared_browser
 from treewright.envs.web.effects import Target
 from treewright.envs.web.frames import Frames
 from treewright.envs.web.guard import AllowList, Gate
+from treewright.envs.web.opening import Drawer, attach, open_context
 from treewright.envs.web.protocol import send_plainly
 from treewright.envs.web.reading import ASSIGNED_ROLES, read_tree
 from treewright.envs.web.regions import Regions, Trail, paths_of
@@ -85,27 +82,6 @@ class Window:
     soft: dict[int, int] = field(default_factory=dict)  # entries that a script made, and the document it ran in
 
 
-async def _stop_methods(gate: Gate, route: Route) -> None:
-    request = route.request
-    if gate.stops(request.method, urlsplit(request.url).path):
-        gate.deny(f"{request.method} {urlsplit(request.url).netloc}{urlsplit(request.url).path}")
-        await route.abort("aborted")
-    else:
-        await route.continue_()
-
-
-def _stop_messages(gate: Gate, route: WebSocketRoute) -> None:
-    server, parts = route.connect_to_server(), urlsplit(route.url)
-
-    def pass_on(message: str | bytes) -> None:
-        if gate.stops("SEND", parts.path):
-            gate.deny(f"SEND {parts.netloc}{parts.path}")
-        else:
-            server.send(message)
-
-    route.on_message(pass_on)
-
-
 class Tab:
     """A context and its page. Every method raises SessionDied when the browser is gone, EnvFault for other trouble.
 
@@ -128,6 +104,7 @@ class Tab:
         self.mouse: tuple[float, float] = (0, 0)  # where it was left
         self.glides = False  # move to where a click goes first, for pages that change under the mouse
         self.seen = NOTHING  # what the last look found out about the page's own document
+        self.drawer: Drawer | None = None  # of a page that draws where a frame is asked for
         self.uses = True  # look for what is used without a role that says so
         self._objects: dict[tuple[int, int], str] = {}
         self._held: dict[CDPSession, int] = {}  # the document in which something of _GROUP is held
@@ -156,7 +133,7 @@ class Tab:
         storage: Any = None,
         posts: Sequence[str] = (),
         tunnels: bool = False,
-        switches: Sequence[str] = (),
+        still: bool = False,
     ) -> Tab:
         """A new context behind a gate of its own. `headers` go with every request.
 
@@ -166,40 +143,21 @@ class Tab:
         posts    see Gate
         tunnels  stop methods and messages in the browser, too: what goes through a TLS tunnel is hidden from the gate
         storage  cookies, local storage and databases to begin with, as `storage_state` gives them
-        switches of the browser, besides those that every browser has
+        still    draw where a frame is needed alone, for pages that do nothing between two actions
         """
         gate = Gate(allow, posts)
         await gate.start()
-        context: BrowserContext | None = None
         try:
             with boundary("open a page", dead=(PlaywrightError,)):
-                browser: Browser = await shared_browser(switches)
-                context = await browser.new_context(
-                    proxy={"server": gate.url, "bypass": "<-loopback>"},
-                    service_workers="block",
-                    accept_downloads=False,
-                    extra_http_headers=dict(headers),
-                    viewport={"width": viewport[0], "height": viewport[1]},
-                    locale="en-US",
-                    timezone_id="UTC",
-                    storage_state=storage,
+                opened = await open_context(
+                    gate, headers, viewport, script=script, storage=storage, tunnels=tunnels, still=still
                 )
-                if tunnels:
-                    await context.route("**/*", partial(_stop_methods, gate))
-                    await context.route_web_socket(re.compile(""), partial(_stop_messages, gate))
-                if script:
-                    await context.add_init_script(script)
-                page = await context.new_page()
-                cdp = await context.new_cdp_session(page)
-                tab = cls(context, page, cdp, gate, popups, asks)
-                await asyncio.gather(cdp.send("Page.enable"), cdp.send("DOM.enable"))
-                return tab
         except BaseException:
-            if context is not None:
-                with suppress(PlaywrightError):
-                    await context.close()
             await gate.close()
             raise
+        tab = cls(opened.context, opened.page, opened.cdp, gate, popups, asks)
+        tab.drawer = opened.drawer
+        return tab
 
     @property
     def traffic(self) -> Traffic:
@@ -284,9 +242,8 @@ class Tab:
         self._opening, self.watcher.traffic = True, Traffic()
         try:
             page = await self.context.new_page()
-            other = Tab(self.context, page, await self.context.new_cdp_session(page), self.gate)
+            other = Tab(self.context, page, await attach(self.context, page), self.gate)
             try:
-                await asyncio.gather(other.cdp.send("Page.enable"), other.cdp.send("DOM.enable"))
                 other.watcher.begin()
                 await other.navigate(url)
                 await settle(other)
@@ -359,7 +316,11 @@ class Tab:
         """Moves the mouse; what reacts to that has reacted when this returns."""
         self.mouse = (x, y)
         event = {"type": "mouseMoved", "x": x, "y": y}
-        await self.watcher.unless_asked(self.cdp.send("Input.dispatchMouseEvent", event))
+        await self.watcher.unless_asked(self.drawn(self.cdp.send("Input.dispatchMouseEvent", event)))
+
+    async def drawn(self, work: Awaitable[Any], patience: float = 0.0) -> Any:
+        """Awaits what may wait for a frame; a still page draws once `patience` seconds have gone."""
+        return await (work if self.drawer is None else self.drawer.during(work, patience))
 
     async def call(self, element: Element, function: str, *arguments: str | float) -> Any:
         """Calls a function on the element's DOM node and returns its JSON value."""
@@ -439,8 +400,7 @@ class Tab:
             self.show(self.windows[-1])
 
     async def _keep(self, page: Page) -> None:
-        cdp = await self.context.new_cdp_session(page)
-        await asyncio.gather(cdp.send("Page.enable"), cdp.send("DOM.enable"))
+        cdp = await attach(self.context, page)
         window = Window(page, cdp)
         self.windows.append(window)
         self.watcher.follow(page, cdp)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from treewright.envs.types import seed_of
-from treewright.envs.web.market_world import AUTHORS, CANCELLED, ME, NOUNS, OPEN, SHIPPED, TOPICS, Refused
+from treewright.envs.web.market_world import AUTHORS, CANCELLED, ME, NOUNS, OPEN, SHIPPED, TOPICS, Refused, fields_of
 
 __all__ = ["ADDRESSES", "COLOURS", "PENDING", "SIZES", "World", "item_of"]
 
@@ -173,7 +173,7 @@ class World:
 
     def to_json(self) -> str:
         """Equal for equal states; the order in which things are shown is part of the state."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(self, default=fields_of, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> World:

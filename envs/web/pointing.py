@@ -47,7 +47,8 @@ _END = "function () { return this.end() }"
 # shows of its contents is drawn by the page: it is pressed as assistive technology does.
 _AIM = (
     "function () {"
-    "if (this.parentElement && this.parentElement.closest('canvas')) { this.focus(); this.click(); return {done: true} }"
+    "const around = this.parentElement;"
+    "if (around && around.closest('canvas')) { this.focus(); this.click(); return {done: true} }"
     f"const found = ({LOCATE}).call(this), heard = 'x' in found && !found.moved && ({_LISTEN}).call(this);"
     "return heard ? Object.assign(heard, {x: found.x, y: found.y}) : {moved: Boolean(found.moved)} }"
 )

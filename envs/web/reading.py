@@ -11,7 +11,7 @@ from treewright.envs.errors import EnvFault
 from treewright.envs.web.uses import NOTHING, Use, Uses
 from treewright.envs.web.view import ASSIGNED, CLICKABLE, EDITABLE, Element, PageView, Place, quote
 
-__all__ = ["ASSIGNED_ROLES", "FrameTree", "read_tree"]
+__all__ = ["ASSIGNED_ROLES", "FrameTree", "read_tree", "title_of"]
 
 Node = Mapping[str, Any]
 
@@ -81,6 +81,18 @@ def read_tree(
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise EnvFault(f"the browser's accessibility tree cannot be read: {type(error).__name__}: {error}") from error
     return PageView(title, url, tuple(reader.lines), reader.elements, frozenset(reader.restless), tuple(reader.places))
+
+
+def title_of(nodes: Sequence[Node]) -> str | None:
+    """The title of the document, by which Chromium names its root; None where it has the name from elsewhere."""
+    for node in nodes:
+        if "parentId" in node or _role(node) != "rootwebarea":
+            continue
+        sources = node.get("name", {}).get("sources", ())
+        titles = [one for one in sources if one.get("nativeSource") == "title"]
+        named = any("attributeValue" in one or "value" in one for one in sources if one not in titles)
+        return None if named or not titles else str(titles[0].get("value", {}).get("value", ""))
+    return None
 
 
 class _Reader:

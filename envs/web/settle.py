@@ -8,6 +8,7 @@ Not covered: a page that starts something later on its own, by a timer longer th
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,20 @@ _WATCH = """(() => { let count = 0;
   globalThis.changes = () => { count += watcher.takeRecords().length; watcher.disconnect(); return count };
 })()"""
 _ROUNDS = 10  # times that changes in frames alone make the wait longer: some frames never come to rest
+
+
+_ONE = inspect.Signature([inspect.Parameter("event", inspect.Parameter.POSITIONAL_ONLY)])
+
+
+def _plain(heard: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The same with its signature written down: Playwright asks for it with every event, which takes longer than the
+    event itself."""
+
+    def hear(event: Any) -> None:
+        heard(event)
+
+    hear.__signature__ = _ONE  # type: ignore[attr-defined]
+    return hear
 
 
 @dataclass(slots=True)
@@ -106,10 +121,10 @@ class Watcher:
         self._pages = 0
         self._changed = asyncio.Event()
         self._heard: tuple[tuple[Any, Any], ...] = (
-            ("request", self._request),
-            ("requestfinished", self._finished),
-            ("requestfailed", self._failed),
-            ("response", self._answered),
+            ("request", _plain(self._request)),
+            ("requestfinished", _plain(self._finished)),
+            ("requestfailed", _plain(self._failed)),
+            ("response", _plain(self._answered)),
             ("close", lambda _: self._die("the browser was closed")),
         )
         self._context = cast("Any", context)  # its events have a type each
@@ -126,7 +141,7 @@ class Watcher:
         page.on("crash", lambda _: self._die("the page crashed"))
         page.on("close", self._closed)
         self.listen(cdp)
-        cdp.on("Page.frameNavigated", self._navigated)
+        cdp.on("Page.frameNavigated", _plain(self._navigated))
         self.turn_to(cdp)
 
     def detach(self) -> None:
@@ -137,9 +152,9 @@ class Watcher:
     def listen(self, session: CDPSession) -> None:
         """Follows the navigations of a page, or of a frame that has a session of its own."""
         for event in ("Page.frameRequestedNavigation", "Page.frameStartedLoading"):
-            session.on(event, self._starts)
+            session.on(event, _plain(self._starts))
         for event in ("Page.frameStoppedLoading", "Page.frameClearedScheduledNavigation", "Page.frameDetached"):
-            session.on(event, self._stops)
+            session.on(event, _plain(self._stops))
         session.on("Page.windowOpen", self._window)
 
     @property

@@ -22,7 +22,7 @@ from treewright.envs.web.frames import Frames
 from treewright.envs.web.guard import AllowList, Gate
 from treewright.envs.web.opening import Drawer, attach, open_context
 from treewright.envs.web.protocol import send_plainly
-from treewright.envs.web.reading import ASSIGNED_ROLES, read_tree
+from treewright.envs.web.reading import ASSIGNED_ROLES, read_tree, title_of
 from treewright.envs.web.regions import Regions, Trail, paths_of
 from treewright.envs.web.settle import Traffic, Watcher
 from treewright.envs.web.uses import NOTHING, Uses, look_for_uses
@@ -217,11 +217,14 @@ class Tab:
             self._hold()
         answers = await asyncio.gather(
             send_plainly(self.cdp, "Accessibility.getFullAXTree"),
-            self.cdp.send("Runtime.evaluate", {"expression": "document.title", "returnByValue": True}),
             look_for_uses(self.cdp, marks) if self.uses or marks else _none(),
             self._release(),
         )
-        return answers[0]["nodes"], str(answers[1]["result"].get("value", "")), answers[2]
+        title = title_of(answers[0]["nodes"])
+        if title is None:
+            request = {"expression": "document.title", "returnByValue": True}
+            title = str((await self.cdp.send("Runtime.evaluate", request))["result"].get("value", ""))
+        return answers[0]["nodes"], title, answers[1]
 
     def _hold(self) -> None:
         self._held[self.cdp] = self.watcher.documents

@@ -26,6 +26,7 @@ from treewright.envs import Action, Divergence, Effect, Environment, InvalidActi
 from treewright.envs.web.browser import find_chromium, shared_browser
 from treewright.envs.web.market import SITE, SUITE, open_live
 from treewright.envs.web.market_world import World
+from treewright.envs.web.opening import STILL
 
 if find_chromium() is None:
     pytest.skip("no Chromium: apt-get install chromium-headless-shell", allow_module_level=True)
@@ -267,7 +268,7 @@ async def test_a_request_without_a_session_is_turned_away(env: Environment) -> N
 
 
 async def browser_process() -> Any:
-    cdp = await (await shared_browser()).new_browser_cdp_session()
+    cdp = await (await shared_browser(STILL)).new_browser_cdp_session()
     found = await cdp.send("SystemInfo.getProcessInfo")
     return next(p["id"] for p in found["processInfo"] if p["type"] == "browser")
 
@@ -299,10 +300,11 @@ async def test_browser_ends_with_the_process_that_started_it() -> None:
         import asyncio, os
         from treewright.envs.web.browser import shared_browser
         from treewright.envs.web.market import SUITE
+        from treewright.envs.web.opening import STILL
         async def main():
             env = await SUITE.open()
             await env.reset(SUITE.tasks("test", 1)[0], 0)
-            cdp = await (await shared_browser()).new_browser_cdp_session()
+            cdp = await (await shared_browser(STILL)).new_browser_cdp_session()
             found = (await cdp.send("SystemInfo.getProcessInfo"))["processInfo"]
             print(*(p["id"] for p in found), flush=True)
             os.kill(os.getpid(), 9)

@@ -34,6 +34,7 @@ from treewright.benchmarks.web_trials import (
     our_steps,
     peer_steps,
 )
+from treewright.benchmarks.web_where import where
 from treewright.envs.errors import TreewrightError
 from treewright.search.restore import Pool
 
@@ -190,6 +191,14 @@ async def _cpu(asked: Asked) -> None:
     _told_beside(asked, "market_cpu_vs_before", found, (found["ratio"], found["low"], found["high"]))
 
 
+async def _where(asked: Asked) -> None:
+    """Where the processor time of a step of `market` goes."""
+    found = await where(4 if asked.quick else 24)
+    for name, value in found.items():
+        asked.put(f"market_cpu_ms_{name}", value, "ms/step")
+    asked.console.print("a step of market: " + ", ".join(f"{name} {value:.1f} ms" for name, value in found.items()))
+
+
 async def _beside(asked: Asked, work: str, size: int) -> dict[str, Any]:
     return await asyncio.to_thread(paired_costs, work, size, 2 if asked.quick else 5)
 
@@ -240,9 +249,9 @@ async def _taught(asked: Asked) -> None:
 PARTS: Final[Mapping[str, Callable[[Asked], Awaitable[None]]]] = {
     "miniwob": _miniwob, "steps": _steps, "back": _back, "live": _live, "fingerprints": _fingerprints,
     "arrivals": _arrivals, "distance": _distance, "explored": _explored, "before": _before, "cpu": _cpu,
-    "sessions": _sessions, "demo": _demo, "taught": _taught,
+    "where": _where, "sessions": _sessions, "demo": _demo, "taught": _taught,
 }  # fmt: skip
-HEAVY = ("before", "cpu", "sessions", "explored", "taught")  # left out of a quick run that does not name them
+HEAVY = ("before", "cpu", "where", "sessions", "explored", "taught")  # left out of a quick run that does not name them
 
 
 async def _same_page(console: Console, figures: Figures, more: dict[str, Any], pages: int) -> None:

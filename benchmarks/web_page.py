@@ -22,6 +22,7 @@ ROWS: Final[tuple[tuple[str, str, str], ...]] = (
     ("… beside Playwright MCP and BrowserGym as they come", "{vs_playwright_mcp_steps:.1f} and {vs_browsergym_steps:.0f} times", ""),
     ("`web_steps_vs_before`: steps per second on MiniWoB beside the build before 0.2.0, turns A B A B", "{web_steps_vs_before:.2f} times ({web_steps_vs_before_low:.2f} … {web_steps_vs_before_high:.2f})", "≥ 1.6"),
     ("`market_cpu_vs_before`: processor time of a step of `market`, the browser's included", "{market_cpu_vs_before:.2f} of it ({market_cpu_vs_before_low:.2f} … {market_cpu_vs_before_high:.2f})", "≤ .5"),
+    ("… of which Playwright's driver, Python, Chromium's pages, its browser process, its network process", "{market_cpu_ms_driver:.1f}, {market_cpu_ms_python:.1f}, {market_cpu_ms_renderer:.1f}, {market_cpu_ms_browser:.1f}, {market_cpu_ms_network:.1f} of {market_cpu_ms_sum:.1f} ms", ""),
     ("`web_sessions_8_vs_1`: eight sessions of `market` beside one, on two cores", "{web_sessions_8_vs_1:.2f} times", "≥ 1.8"),
     ("`same_page_found`: nodes of 40 restless pages reached again under `distance:0.05`", "{same_page_found:.3f}", "≥ .95"),
     ("`same_page_false`: of 40 pairs that look alike, taken for the same", "{same_page_false:.0f}", "0"),

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ POINTS = ((80, 120), (40, 90), (120, 160))  # as in peer_browsergym.py, which ol
 
 def processor_seconds() -> float:
     """Of this process and all that come from it, those that have ended included."""
+    return sum(processes().values())
+
+
+def processes() -> dict[int, float]:
+    """This process and all that come from it: seconds of processor by number, with those of children that ended."""
     tick = os.sysconf("SC_CLK_TCK")
     known: dict[int, tuple[int, int]] = {}
     for entry in Path("/proc").iterdir():
@@ -37,7 +43,7 @@ def processor_seconds() -> float:
         found = {pid for pid, (parent, _) in known.items() if parent in mine} - mine
         mine |= found
         more = bool(found)
-    return sum(known[pid][1] for pid in mine if pid in known) / tick
+    return {pid: known[pid][1] / tick for pid in mine if pid in known}
 
 
 async def miniwob(size: int) -> dict[str, Any]:
@@ -63,8 +69,11 @@ async def miniwob(size: int) -> dict[str, Any]:
     return {"cost": spent / steps, "steps": steps, "digest": _digest(ended)}
 
 
-async def market(size: int) -> dict[str, Any]:
-    """The expert on `size` tasks in one session, after a first one that warms the browser up; resets count as steps."""
+async def market(size: int, mark: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The expert on `size` tasks in one session, after a first one that warms the browser up; resets count as steps.
+
+    mark  called where what counts begins, and where it has ended
+    """
     from treewright.envs.types import Turn
     from treewright.envs.web.market import SUITE
 
@@ -73,6 +82,7 @@ async def market(size: int) -> dict[str, Any]:
         before = 0.0
         for number, task in enumerate(SUITE.tasks("test", size + 1)):
             if number == 1:
+                mark()
                 before, steps = processor_seconds(), 0
             history, reward = [Turn(None, await env.reset(task, 0))], 0.0
             steps += 1
@@ -86,6 +96,7 @@ async def market(size: int) -> dict[str, Any]:
                     break
             ended.append(f"{task.id} {len(history)} {reward}")
         spent = processor_seconds() - before
+        mark()
     finally:
         await env.close()
         if SUITE.close is not None:

@@ -20,6 +20,7 @@ from treewright.benchmarks.peer_playwright_mcp import mcp_steps
 from treewright.benchmarks.web_before import demo_gain, turn
 from treewright.benchmarks.web_page import busy, put_table, table
 from treewright.benchmarks.web_trials import peer_steps
+from treewright.benchmarks.web_where import where
 from treewright.benchmarks.web_work import processor_seconds
 from treewright.envs import TreewrightError
 from treewright.envs.web.browser import find_chromium
@@ -72,6 +73,14 @@ def test_processor_time_is_that_of_the_children_too() -> None:
     busy = "import time\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-S", "-c", busy], check=True)
     assert processor_seconds() - before >= 0.25 > time.process_time() - mine
+
+
+@needs_browser
+def test_a_step_of_market_is_told_apart_by_the_processes_that_take_part() -> None:
+    found = asyncio.run(where(2))
+    parts = {name: found[name] for name in ("python", "driver", "browser", "renderer")}
+    assert min(parts.values()) > 0 and found["other"] < 0.1 * found["sum"]
+    assert found["sum"] == pytest.approx(sum(value for name, value in found.items() if name != "sum"))
 
 
 def test_a_folder_without_playwrights_server_says_what_to_type(tmp_path: Path) -> None:

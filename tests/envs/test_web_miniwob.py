@@ -66,6 +66,18 @@ async def test_nothing_moves_until_an_action_lets_time_pass(env: home.MiniWobEnv
     assert (await env.reset(make_task("test", "moving-items"), 0)) == first
 
 
+async def test_a_page_that_waits_for_a_picture_is_read_once_the_picture_is_there(env: home.MiniWobEnvironment) -> None:
+    await env.reset(make_task("test", "click-test"), 0)
+    slow = """(() => { const picture = new Image(), channel = new MessageChannel(); let ready = null;
+    Object.defineProperty(picture, 'complete', {get: () => false});
+    channel.port1.onmessage = () => { document.querySelector('#area').append('it is there'); ready() };
+    picture.decode = () => new Promise(done => { ready = done; channel.port2.postMessage(0) });
+    document.body.append(picture) })()"""
+    tab = not_none(env._tab)
+    await tab.cdp.send("Runtime.evaluate", {"expression": slow})
+    assert "it is there" in (await env._look()).text
+
+
 async def test_the_reward_is_the_raw_one_and_the_timer_is_off(env: home.MiniWobEnvironment) -> None:
     task = make_task("test", "click-test-2")
     await env.reset(task, 0)

@@ -1,7 +1,7 @@
 """A new browser context with its first page: behind a gate, with all that stops requests in the browser itself.
 
 A page that is `still` draws a frame where one is asked for, and none else (`HeadlessExperimental.beginFrame`). Frames
-that nobody sees are a sixth of what a step costs, and a mouse that moves would wait for the next one. It is for pages
+that nobody sees are a seventh of what a step costs, and a mouse that moves would wait for the next one. It is for pages
 that do nothing between two actions: others count on frames.
 """
 
@@ -26,6 +26,7 @@ __all__ = ["STILL", "Drawer", "Opened", "attach", "open_context"]
 
 STILL = ("--enable-begin-frame-control", "--run-all-compositor-stages-before-draw")
 """Switches of a browser with still pages."""
+_FRAME: tuple[str, dict[str, Any]] = ("HeadlessExperimental.beginFrame", {"noDisplayUpdates": True})
 _PAUSE = 0.004  # seconds between two frames of a page that waits for them
 
 
@@ -97,7 +98,7 @@ async def _still_page(browser: Browser, context: BrowserContext, cdp: CDPSession
             await root.send("Target.createTarget", wanted)
         page = await made.value
         session = await attach(context, page)
-        await session.send("HeadlessExperimental.beginFrame", {"noDisplayUpdates": True})
+        await session.send(*_FRAME)
         return page, session
     except PlaywrightError:
         if page is not None:
@@ -108,37 +109,32 @@ async def _still_page(browser: Browser, context: BrowserContext, cdp: CDPSession
 
 
 class Drawer:
-    """Draws a still page. One frame at a time: the next one waits until the last one has ended."""
+    """Draws a still page, one frame at a time."""
 
     def __init__(self, cdp: CDPSession) -> None:
         self._cdp = cdp
         self._frame: asyncio.Future[Any] | None = None
 
-    async def draw(self) -> None:
-        """Begins a frame: what waits for one, such as a mouse that moved, is told. Raises PlaywrightError of the last
-        frame."""
-        if self._frame is not None:
-            await self._frame
-        sent = self._cdp.send("HeadlessExperimental.beginFrame", {"noDisplayUpdates": True})
-        self._frame = asyncio.ensure_future(sent)
-        self._frame.add_done_callback(lambda done: done.cancelled() or done.exception())
-
     async def during(self, work: Awaitable[Any], patience: float = 0.0) -> Any:
-        """Awaits work; once `patience` seconds have gone the page is drawn until it has ended."""
+        """Awaits work; once `patience` seconds have gone, the page is drawn until it has ended."""
         job = asyncio.ensure_future(work)
         try:
             await asyncio.wait({job}, timeout=patience)
-            with suppress(PlaywrightError):  # a page that is gone ends the work, too
-                while not job.done():
-                    await self.draw()
-                    await asyncio.wait(
-                        {job, *([self._frame] if self._frame else ())}, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    await asyncio.wait({job}, timeout=_PAUSE)
+            while not job.done():
+                await asyncio.wait({job, self._drawn()}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({job}, timeout=_PAUSE)
             return await job
         except asyncio.CancelledError:
             job.cancel()
             raise
+
+    def _drawn(self) -> asyncio.Future[Any]:
+        """The frame that is under way, or the next one; one that fails is no trouble, since a page that is gone ends
+        the work, too."""
+        if self._frame is None or self._frame.done():
+            self._frame = asyncio.ensure_future(self._cdp.send(*_FRAME))
+            self._frame.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return self._frame
 
 
 async def _stop_methods(gate: Gate, route: Route) -> None:

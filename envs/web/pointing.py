@@ -43,13 +43,13 @@ _LISTEN = """function () {
   return heard;
 }"""
 _END = "function () { return this.end() }"
-# All that comes before a click, in one call: a place that needs no scrolling, and an ear for the click. What a canvas
-# shows of its contents is drawn by the page: it is pressed as assistive technology does.
+# All that comes before a click in the page itself, in one call: a place that needs no scrolling, and an ear for the
+# click. What a canvas shows of its contents is drawn by the page: it is pressed as assistive technology does.
 _AIM = (
-    "function () {"
+    "function (listens) {"
     "const around = this.parentElement;"
     "if (around && around.closest('canvas')) { this.focus(); this.click(); return {done: true} }"
-    f"const found = ({LOCATE}).call(this), heard = 'x' in found && !found.moved && ({_LISTEN}).call(this);"
+    f"const found = ({LOCATE}).call(this), heard = listens && 'x' in found && !found.moved && ({_LISTEN}).call(this);"
     "return heard ? Object.assign(heard, {x: found.x, y: found.y}) : {moved: Boolean(found.moved)} }"
 )
 
@@ -85,10 +85,10 @@ async def click(tab: Tab, element: Element) -> bool:
 
     What the page did when the mouse went down has then been done; only the page knows whether that was all.
     """
-    heard, known = await tab.handle(element, _AIM)
+    heard, known = await tab.handle(element, _AIM, not element.frame)
     if "done" in known:
         return True
-    if "x" in known and not element.frame:
+    if "x" in known:
         x, y = float(known["x"]), float(known["y"])
     else:
         x, y = await point(tab, element, known.get("moved") == "true")

@@ -330,11 +330,11 @@ class Tab:
         answer = await self._call(element, function, arguments, returnByValue=True)
         return None if answer is None else answer.get("value")
 
-    async def handle(self, element: Element, function: str) -> tuple[str | None, Mapping[str, str]]:
+    async def handle(self, element: Element, function: str, *arguments: float) -> tuple[str | None, Mapping[str, str]]:
         """Calls a function on the element's DOM node and returns the id of the object that it gives, good until the
         next look, and the object's first few values as text; None if it gives none."""
         self._hold()
-        answer = await self._call(element, function, (), objectGroup=_GROUP, generatePreview=True) or {}
+        answer = await self._call(element, function, arguments, objectGroup=_GROUP, generatePreview=True) or {}
         known = answer.get("preview", {}).get("properties", ())
         return answer.get("objectId"), {one["name"]: str(one.get("value", "")) for one in known}
 

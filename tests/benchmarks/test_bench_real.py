@@ -58,7 +58,7 @@ def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_pat
     assert again == found and {file: file.stat().st_mtime_ns for file in first} == made
     with measuring(replace(SMALL, rounds=2), tmp_path):
         more = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
-    rounds = json.loads((home / "trees-2-1e-5-0/rounds.json").read_text())
+    rounds = json.loads((home / "trees-2-2e-5-0/rounds.json").read_text())
     assert len(rounds) == 2 and rounds[0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
 
 

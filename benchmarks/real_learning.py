@@ -36,8 +36,8 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
 }
 RATE = "train.lr=2e-5"
-"""Above the default, since `train.max_kl` shortens a step that goes too far: with 1e-5 and 24 trees of the default width
-a step moved the policy by .0025 nats a token, a quarter of what the bound allows."""
+"""Above the default, since `train.max_kl` shortens what goes too far: with 1e-5 and 24 trees of the default width a
+step moved the policy by .0025 nats a token, a quarter of the bound."""
 MOST_ROUNDS = 10  # times as many rounds as trees took, in which chains must have drawn as many tokens
 
 

@@ -17,6 +17,7 @@ from treewright.benchmarks.real_judges import PER_TASK, judges_figures
 from treewright.benchmarks.real_learning import gains, learning_figures
 from treewright.benchmarks.real_parts import FULL, QUICK, Figures, kept, measuring, share_interval, sized
 from treewright.benchmarks.real_servers import compared
+from treewright.benchmarks.real_update import BOUNDS, CLOSE, update_figures
 from treewright.benchmarks.search import section
 from treewright.envs.errors import TreewrightError
 
@@ -58,7 +59,7 @@ def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_pat
     assert again == found and {file: file.stat().st_mtime_ns for file in first} == made
     with measuring(replace(SMALL, rounds=2), tmp_path):
         more = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
-    rounds = json.loads((home / "trees-2-2e-5-0/rounds.json").read_text())
+    rounds = json.loads((home / "trees-2-0/rounds.json").read_text())
     assert len(rounds) == 2 and rounds[0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
 
 
@@ -131,3 +132,13 @@ class _Path:
 
     def __len__(self) -> int:
         return len(self.text)
+
+
+def test_an_update_is_as_long_as_its_bound_and_its_gradient_says_what_it_promises() -> None:
+    with measuring(replace(SMALL, trees_a_round=4), None):
+        found = {name: value for name, (value, _) in update_figures(True, "seedling").items()}
+    assert -1 <= found["update/gradients_alike"] <= 1 and found["update/trees"] == 4
+    for bound in BOUNDS:
+        assert CLOSE[0] <= found[f"update/{bound:g}/divergence"] / bound <= CLOSE[1]
+        assert found[f"update/{bound:g}/promised"] > 0 and abs(found[f"update/{bound:g}/gained"]) <= 100
+    assert found[f"update/{BOUNDS[1]:g}/promised"] > found[f"update/{BOUNDS[0]:g}/promised"]

@@ -66,12 +66,13 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
         out["imitation/demonstrations"] = (float(size.demos * size.taught), "episodes")
         out["held_out"] = (float(size.held_out), "tasks of each suite")
         out["real_after_imitation_min"] = (100 * min(one.rate for one in before.values()), "%")
-        after: dict[str, list[dict[str, Evaluation]]] = {arm: [] for arm in ARMS}
+        arms = [arm for arm in ARMS if arm == "trees" or size.chains]
+        after: dict[str, list[dict[str, Evaluation]]] = {arm: [] for arm in arms}
         for seed in range(size.seeds):
             wanted = 0.0
-            for arm, settings in ARMS.items():
+            for arm in arms:
                 named = f"{arm}-{size.trees_a_round}-{seed}"
-                more = (*settings, *STEP, f"seed={seed}", f"loop.tasks={size.trees_a_round}")
+                more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.tasks={size.trees_a_round}")
                 cfg = begun_with(home / named, f"hf:{begun}", *more)
                 tokens, rounds = await _looped(cfg, worlds, size.rounds, wanted)
                 wanted = wanted or tokens

@@ -93,6 +93,7 @@ def test_parts_that_were_measured_are_kept_by_what_they_are_of(tmp_path: Path) -
 
 def test_a_size_is_told_by_name() -> None:
     assert sized("tasks=4, trees=10") == replace(FULL, tasks=4, trees=10) and sized(None, QUICK) == QUICK
+    assert sized("chains=0").chains == 0
     for wrong in ("tasks=0", "tasks", "task=3", "trees=-1"):
         with pytest.raises(TreewrightError, match="NAME=NUMBER"):
             sized(wrong)

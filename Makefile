@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo demo-control test test-costs test-numeric test-vllm test-verifiers test-trackers test-formats \
-	test-harbor test-clients test-triton test-ray test-real lint clean bench-learning bench-real bench-store \
+	test-harbor test-clients test-triton test-ray test-real lint clean bench-learning bench-real bench-real-servers bench-store \
 	bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted bypass-sweep \
 	soak-web bench-web test-webarena-verified firstweek docs faults security locked supply-check licences sbom audit pair \
 	tests-pair bench-peers learn-ranks gpu test-reasoning bench-segments
@@ -276,6 +276,13 @@ bench-real: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gguf]'
 	$(BIN)/treewright model fetch smollm2
 	$(BIN)/treewright bench real --json docs/real.json
+
+# The same model behind vLLM's and llama.cpp's servers, greedy, beside transformers (some minutes).
+bench-real-servers: setup $(VENV)-llama/.ready $(VLLM)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gguf]'
+	$(BIN)/treewright model fetch smollm2
+	TREEWRIGHT_BENCH_LLAMA=$(CURDIR)/$(VENV)-llama/bin/python TREEWRIGHT_BENCH_VLLM=$(CURDIR)/$(VLLM)/bin/python \
+	  $(BIN)/treewright bench real --only servers --json docs/real.json
 
 # Every known way of a page to reach a host that is not listed, with the guard on and off (about three minutes).
 bypass-sweep: setup $(VENV)/.tested

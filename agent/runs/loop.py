@@ -97,6 +97,7 @@ class Learner:
         from treewright.training import checkpoint
 
         began = time.monotonic()
+        give_back()  # what the sampler held while the trees grew
         stats = self.trainer.update(trees)
         stats["train_seconds"] = time.monotonic() - began
         self.trainer.optimizer.zero_grad(set_to_none=True)  # gradients are as large as the weights, and done with

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -12,8 +13,11 @@ from treewright.agent.cli.bench import HOMES
 from treewright.agent.runs.evaluate import Evaluation
 from treewright.benchmarks.real import SECTIONS, memory_figures, valid_figures
 from treewright.benchmarks.real_exact import RATES, exact_figures
+from treewright.benchmarks.real_judges import PER_TASK, judges_figures
 from treewright.benchmarks.real_learning import gains, learning_figures
 from treewright.benchmarks.real_parts import FULL, QUICK, Figures, kept, measuring, share_interval, sized
+from treewright.benchmarks.real_servers import compared
+from treewright.benchmarks.real_update import BOUNDS, CLOSE, update_figures
 from treewright.benchmarks.search import section
 from treewright.envs.errors import TreewrightError
 
@@ -89,6 +93,7 @@ def test_parts_that_were_measured_are_kept_by_what_they_are_of(tmp_path: Path) -
 
 def test_a_size_is_told_by_name() -> None:
     assert sized("tasks=4, trees=10") == replace(FULL, tasks=4, trees=10) and sized(None, QUICK) == QUICK
+    assert sized("chains=0").chains == 0
     for wrong in ("tasks=0", "tasks", "task=3", "trees=-1"):
         with pytest.raises(TreewrightError, match="NAME=NUMBER"):
             sized(wrong)
@@ -98,3 +103,43 @@ def test_an_interval_of_a_share_is_wilsons() -> None:
     low, high = share_interval(0.5, 10)
     assert (low, high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert share_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4) and share_interval(0.3, 0) == (0.0, 1.0)
+
+
+def test_every_rule_with_every_judge_searches_held_out_tasks_within_the_same_budget(tmp_path: Path) -> None:
+    with measuring(SMALL, tmp_path):
+        found = {name: value for name, (value, _) in judges_figures(True, "seedling").items()}
+    for way in ("best_first", "astar", "beam"):
+        for judge in ("likelihood", "checklist", "prm"):
+            assert 0 < found[f"judges/{way}/{judge}/sampled"] <= PER_TASK
+            assert 0 <= found[f"judges/{way}/{judge}"] <= 100
+    assert found["judges/beam/checklist/judged"] > 0 == found["judges/alone/judged"]
+
+
+def test_greedy_episodes_are_compared_up_to_the_first_draw_that_differs() -> None:
+    one = _Path([("", 0.0), ("a", -1.0), ("b", -2.0), ("c", -3.0)])
+    other = _Path([("", 0.0), ("a", -1.5), ("x", -2.0), ("c", -9.0)])
+    found = {name: value for name, (value, _) in compared("way", cast(Any, [one]), cast(Any, [other])).items()}
+    assert found == {
+        "servers/way/draws": 2, "servers/way/same": 0.5, "servers/way/tokens": 2, "servers/way/gap": 0.5,
+    }  # fmt: skip
+
+
+class _Path:
+    """What `compared` reads of a tree: texts, and two log-probs a draw."""
+
+    def __init__(self, draws: list[tuple[str, float]]) -> None:
+        self.text = [text for text, _ in draws]
+        self.logprobs = [(logp, logp) for _, logp in draws]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+def test_an_update_is_as_long_as_its_bound_and_its_gradient_says_what_it_promises() -> None:
+    with measuring(replace(SMALL, trees_a_round=4), None):
+        found = {name: value for name, (value, _) in update_figures(True, "seedling").items()}
+    assert -1 <= found["update/gradients_alike"] <= 1 and found["update/trees"] == 4
+    for bound in BOUNDS:
+        assert CLOSE[0] <= found[f"update/{bound:g}/divergence"] / bound <= CLOSE[1]
+        assert found[f"update/{bound:g}/promised"] > 0 and abs(found[f"update/{bound:g}/gained"]) <= 100
+    assert found[f"update/{BOUNDS[1]:g}/promised"] > found[f"update/{BOUNDS[0]:g}/promised"]

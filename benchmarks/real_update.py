@@ -1,0 +1,158 @@
+"""What one update of a real model does to its success: a step along the sign of the gradient, as Adam's first is,
+made as long as a bound on the divergence lets it be, beside what the gradient promises.
+
+The gradient is that of the default loss and credit on trees of training tasks; success is that of the policy alone on
+held-out tasks, before and after. Gradients of other training tasks say how much of a step is about all tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.runs.collect import open_worlds
+from treewright.agent.runs.evaluate import Evaluation, evaluate
+from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
+from treewright.agent.runs.shared import shared_model
+from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_with, imitated
+from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
+from treewright.search.tree import Tree
+from treewright.training.credit import estimate
+from treewright.training.credit.trees import tree_arrays
+from treewright.training.pack import PackedBatch, pack_trees
+from treewright.training.region import divergence
+from treewright.training.step import Trainer, TrainSettings
+
+__all__ = ["BOUNDS", "update_figures"]
+
+BOUNDS = (1e-3, 1e-2)  # nats per token
+CLOSE = (0.7, 1.4)  # of a bound
+
+
+def update_figures(quick: bool, spec: str = SPEC) -> Figures:
+    """On the first suite, from the weights of the section `learning`."""
+    size = size_of(quick)
+    of = {"part": "update", "spec": spec, "demos": size.demos, "taught": size.taught, "trees": size.trees_a_round,
+          "held_out": size.held_out}  # fmt: skip
+    home = folder_of({"part": "learning", "spec": spec, "demos": size.demos, "taught": size.taught})
+    if home is not None:
+        return kept(of, partial(_measured, home, spec, size))
+    with tempfile.TemporaryDirectory() as folder:
+        return _measured(Path(folder), spec, size)
+
+
+def _measured(home: Path, spec: str, size: Size) -> Figures:
+    begun = asyncio.run(_begun(home, spec, size))
+    cfg = begun_with(home / "update", f"hf:{begun}")
+    first = make_trainer(cfg, str(begun))
+    model = shared_model(cfg, first)
+    options: dict[str, Any] = {} if model is None else {"model": model}
+    grown = [asyncio.run(_grown(cfg, str(begun), options, size.trees_a_round, index)) for index in (20, 21)]
+    trainer = Trainer(first.model, TrainSettings(max_tokens=1024, minibatches=1, grad_clip=1e9, max_kl=0.0))
+    packs = [_packs(trees) for trees in grown]
+    own, other = _gradient(trainer, packs[0]), _gradient(trainer, packs[1])
+    alike = _dot(own, other) / (_dot(own, own) * _dot(other, other)) ** 0.5
+    del other
+    weights = list(trainer.model.parameters())
+    start = [p.detach().clone() for p in weights]
+    before = _logprobs(trainer, packs[0])
+
+    def moved(share: float) -> float:
+        """Steps to so much of the sign; the divergence from before, on the tokens that the gradient is of."""
+        with torch.no_grad():
+            for p, old, g in zip(weights, start, own, strict=True):
+                p.copy_(old - share * torch.sign(g))
+        return divergence(before, _logprobs(trainer, packs[0]))
+
+    base = asyncio.run(_alone(str(begun), options, size.held_out))
+    out: Figures = {
+        "update/gradients_alike": (alike, "cosine of the gradients of other tasks"),
+        "update/before": (100 * base.rate, "%"),
+        "update/trees": (float(len(grown[0])), "trees"),
+    }
+    promised = sum(float(g.abs().double().sum()) for g in own)
+    for bound in BOUNDS:
+        share, found = _within(moved, bound)
+        after = asyncio.run(_alone(str(begun), options, size.held_out))
+        difference = np.subtract(after.success, base.success)
+        out |= {
+            f"update/{bound:g}/divergence": (found, "nats per token"),
+            f"update/{bound:g}/promised": (100 * share * promised, "points"),
+            f"update/{bound:g}/gained": (100 * float(difference.mean()), "points"),
+            f"update/{bound:g}/error": (
+                100 * float(difference.std() / len(difference) ** 0.5),
+                "points, standard error",
+            ),
+        }
+    return out
+
+
+def _within(moved: Callable[[float], float], bound: float) -> tuple[float, float]:
+    """A step whose divergence is close to the bound, and its divergence, which is quadratic in a short one."""
+    share = 1e-6
+    for _ in range(6):
+        found = moved(share)
+        if CLOSE[0] <= found / bound <= CLOSE[1]:
+            break
+        share *= min(30.0, (bound / max(found, 1e-12)) ** 0.5)
+    return share, found
+
+
+async def _begun(home: Path, spec: str, size: Size) -> Path:
+    async with open_worlds(TAUGHT[: size.taught]) as worlds:
+        return await imitated(begun_with(home / "begun", spec), worlds, size.demos)
+
+
+async def _grown(cfg: Any, begun: str, options: dict[str, Any], count: int, index: int) -> list[Tree]:
+    policy = open_policy(f"hf:{begun}", **options)
+    try:
+        async with open_worlds(TAUGHT[:1]) as worlds:
+            tasks = tasks_for(worlds, "train", index, count)
+            return await grow_for_training(cfg, tasks, worlds, policy, "update", index)
+    finally:
+        await policy.close()
+
+
+async def _alone(begun: str, options: dict[str, Any], count: int) -> Evaluation:
+    """The trainer's model as it is now: one sampled rollout for each held-out task, the same seeds each time."""
+    policy = open_policy(f"hf:{begun}", **options)
+    try:
+        async with open_worlds(TAUGHT[:1]) as worlds:
+            found, _ = await evaluate(tasks_for(worlds, "test", 0, count), worlds, policy, seed=1)
+            return found[TAUGHT[0]]
+    finally:
+        await policy.close()
+
+
+def _packs(trees: Sequence[Tree]) -> list[PackedBatch]:
+    arrays = tree_arrays(trees)
+    return pack_trees(trees, arrays, estimate("split_loo", arrays), 1024)
+
+
+def _gradient(trainer: Trainer, packs: Sequence[PackedBatch]) -> list[Tensor]:
+    trainer.fixed_rate = 0.0
+    trainer.descend_surrogate(packs)
+    trainer.fixed_rate = None
+    found = [p.grad.clone() for p in trainer.model.parameters()]
+    trainer.forget_moments()
+    for p in trainer.model.parameters():
+        p.grad = None
+    return found
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return float(sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)))
+
+
+@torch.no_grad()
+def _logprobs(trainer: Trainer, packs: Sequence[PackedBatch]) -> Tensor:
+    return torch.cat([trainer.logprobs(pack)[0] for pack in packs])

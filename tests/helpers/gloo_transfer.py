@@ -7,15 +7,13 @@ sides. All is vLLM's but for the communicator, and for streams and devices that 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+import signal
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
+from gloo_group import Gloo
 
 ENTRY = "[vllm.general_plugins]\ntreewright_gloo = gloo_transfer:register\n"
 
@@ -29,24 +27,6 @@ def plugged(folder: Path) -> str:
     return os.pathsep.join([str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
-class Gloo:
-    """A group of gloo that is not the process's own one: `broadcast` from rank 0, as vLLM's communicators have it."""
-
-    def __init__(self, address: str, port: int, rank: int, world: int, seconds: float = 60.0) -> None:
-        patience = timedelta(seconds=seconds)
-        self.store = dist.TCPStore(address, port, world, rank == 0, patience, wait_for_workers=False)
-        self.group: Any = dist.ProcessGroupGloo(dist.PrefixStore("push", self.store), rank, world, patience)
-
-    def broadcast(self, tensor: torch.Tensor, src: int = 0, stream: Any = None) -> None:
-        options = dist.BroadcastOptions()
-        options.rootRank, options.rootTensor = src, 0
-        self.group.broadcast([tensor], options).wait()
-
-    def destroy(self) -> None:
-        with suppress(RuntimeError):
-            self.group.abort()
-
-
 def register() -> None:
     """Adds the backend to vLLM's two factories, once in a process."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory, WeightTransferTrainerFactory
@@ -55,25 +35,27 @@ def register() -> None:
     if "gloo" in WeightTransferEngineFactory._registry:
         return
 
-    class GlooEngine(nccl.NCCLWeightTransferEngine):
+    class GlooEngine(nccl.NCCLWeightTransferEngine):  # type: ignore[misc]
         def init_transfer_engine(self, init_info: Any) -> None:
             config = self.parallel_config
-            rank = init_info.rank_offset + config.data_parallel_index * config.world_size + config.rank
-            self.model_update_group = Gloo(init_info.master_address, init_info.master_port, rank, init_info.world_size)
+            self.place = init_info.rank_offset + config.data_parallel_index * config.world_size + config.rank
+            self.model_update_group = Gloo(
+                init_info.master_address, init_info.master_port, self.place, init_info.world_size
+            )
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
             told = self.parse_update_info(update_info)
             for name, kind, shape in zip(told.names, told.dtype_names, told.shapes, strict=True):
                 weight = torch.empty(shape, dtype=getattr(torch, kind))
                 self.model_update_group.broadcast(weight)
-                fail_point(name)
+                fail_point(name, self.place)
                 self.model.load_weights([(name, weight)])
 
     @dataclass
-    class GlooInfo(nccl.NCCLTrainerInitInfo):
+    class GlooInfo(nccl.NCCLTrainerInitInfo):  # type: ignore[misc]
         backend: ClassVar[str] = "gloo"
 
-    class GlooTrainer(nccl.NCCLTrainerWeightTransferEngine):
+    class GlooTrainer(nccl.NCCLTrainerWeightTransferEngine):  # type: ignore[misc]
         def _broadcast(self, source: Any, meta: Any) -> None:
             for _, tensor in self._checked_iter(source, meta):
                 self.model_update_group.broadcast(tensor.contiguous())
@@ -92,11 +74,11 @@ def register() -> None:
     globals()["GlooInfo"] = GlooInfo
 
 
-def fail_point(name: str) -> None:
-    """Where TREEWRIGHT_DIE names a file that is there, this worker is killed in the middle of a transfer."""
-    told = os.environ.get("TREEWRIGHT_DIE")
-    if told and ".layers.1." in name and Path(told).exists():
-        os.kill(os.getpid(), 9)
+def fail_point(name: str, place: int) -> None:
+    """The worker whose place in the group stands in the file TREEWRIGHT_DIE is killed in the middle of a transfer."""
+    told = Path(os.environ.get("TREEWRIGHT_DIE", "/nowhere"))
+    if ".layers.1." in name and told.is_file() and told.read_text() == str(place):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def gloo_sender(meeting: Any, client: Any, source: Any) -> Any:
@@ -108,7 +90,3 @@ def gloo_sender(meeting: Any, client: Any, source: Any) -> Any:
         master_address=meeting.address, master_port=meeting.port, world_size=meeting.world, packed=False, rank=0
     )
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
-
-
-def stream() -> Iterator[None]:
-    yield

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -177,7 +176,3 @@ async def test_where_a_server_dies_within_a_push_the_other_is_mended_and_draws_r
     with pytest.raises(TreewrightError):
         await dead.ask("/weight_info")
     await not_none(learner.push).close()
-
-
-def test_the_environment_of_this_process_is_as_it_was() -> None:
-    assert "TREEWRIGHT_DIE" not in os.environ

@@ -21,6 +21,7 @@ pytest.importorskip("vllm", reason="needs vLLM; make test-vllm builds a venv wit
 import torch
 from gloo_transfer import gloo_sender, plugged
 from not_none import not_none
+from transformers import AutoModelForCausalLM
 
 from treewright.agent.config import load_config
 from treewright.agent.policies.many import ManyPolicy
@@ -85,16 +86,17 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
                 await policy.close()
 
 
-@torch.no_grad()
-async def gap(policy: VLLMPolicy, model: Any) -> float:
-    """How far the server's greedy log-probs are from the model's own; its tokens are the model's."""
+async def gap(policy: VLLMPolicy, folder: Path | None) -> float:
+    """How far the server's greedy log-probs are from transformers' with a checkpoint; the tokens are the same."""
+    model = AutoModelForCausalLM.from_pretrained(not_none(folder), dtype=torch.float32)
     policy.temperature = 0.0
     try:
         (done,) = await policy.draw(Context(keep=0, delta=PROMPT, ids=PROMPT), [1], 12)
     finally:
         policy.temperature = 1.0
     ids = torch.tensor(done.token_ids)
-    logits = model(input_ids=torch.tensor([[*PROMPT, *done.token_ids]]).to(model.device)).logits[0].float().cpu()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*PROMPT, *done.token_ids]])).logits[0]
     own = logits[len(PROMPT) - 1 : -1].log_softmax(-1)
     assert torch.equal(own.argmax(-1), ids)
     return float((own[torch.arange(len(ids)), ids] - torch.tensor(done.logprobs)).abs().max())
@@ -126,18 +128,18 @@ async def test_after_each_push_the_servers_draw_what_transformers_draws_with_the
     learner, many = await pushing(served, tmp_path), served.many
     for number in (1, 2):
         saved = changed(learner)
-        before = [await gap_or_more(policy, learner.trainer.model) for policy in served.each]
+        before = [await gap_or_more(policy, saved) for policy in served.each]
         version = await serve_from(learner, many, saved)
         for policy, was in zip(served.each, before, strict=True):
             assert policy.version == version == (await policy.ask("/weight_info"))["weight_version"]
-            assert await gap(policy, learner.trainer.model) < GAP < was
+            assert await gap(policy, saved) < GAP < was
         assert not_none(learner.push).pushes == number
     await not_none(learner.push).close()
 
 
-async def gap_or_more(policy: VLLMPolicy, model: Any) -> float:
+async def gap_or_more(policy: VLLMPolicy, folder: Path) -> float:
     try:
-        return await gap(policy, model)
+        return await gap(policy, folder)
     except AssertionError:  # other tokens
         return 1.0
 
@@ -153,7 +155,7 @@ async def test_a_loop_pushes_after_every_round_and_its_trees_are_of_the_weights_
     assert all(done.stats["sampler_gap"] < GAP and done.stats["push_s"] > 0 for done in learner.rounds)
     assert not_none(learner.push).pushes == 3, "before the first round, whose weights nobody knew, and after each"
     for policy in served.each:
-        assert await gap(policy, learner.trainer.model) < GAP
+        assert await gap(policy, learner.saved) < GAP
     await not_none(learner.push).close()
 
 
@@ -168,10 +170,10 @@ async def test_where_a_server_dies_within_a_push_the_other_is_mended_and_draws_r
     served.dies.unlink()
     good, dead = served.each
     assert good.version == version == many.version != dead.version and not good.torn
-    assert await gap(good, learner.trainer.model) < GAP
+    assert await gap(good, saved) < GAP
     again = changed(learner)
     version = await serve_from(learner, many, again)
-    assert good.version == version and await gap(good, learner.trainer.model) < GAP
+    assert good.version == version and await gap(good, again) < GAP
     assert not_none(learner.push).pushes == 1, "over a group without the dead one"
     with pytest.raises(TreewrightError):
         await dead.ask("/weight_info")

@@ -181,7 +181,12 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy, CutAfterwards):
     async def ask(self, path: str, deadline: float = 30.0) -> dict[str, Any]:
         """What the server says at a place of its root. Raises as `order`."""
         reply = await self._obeyed(path, self.wire.get(path, deadline))
-        found: dict[str, Any] = reply.json()
+        try:
+            found = reply.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise TreewrightError(f"{self.name}: {path} gave no JSON object; is this vLLM's server?")
         return found
 
     async def _obeyed(self, path: str, asked: Awaitable[httpx.Response]) -> httpx.Response:

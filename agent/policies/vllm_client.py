@@ -153,7 +153,7 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy, CutAfterwards):
         given others, but are taken whole again. Raises TreewrightError where it does not come back."""
         if not self.torn:
             return
-        if (await self.ask("/weight_info")).get("weight_version") == UNNAMED:
+        if (await self.ask("/weight_info", self.deadline)).get("weight_version") == UNNAMED:
             self.torn = False  # it was started again
             return
         try:

@@ -27,5 +27,8 @@ class Gloo:
         self.group.broadcast([tensor], options).wait()
 
     def destroy(self) -> None:
-        with suppress(RuntimeError):
-            self.group.abort()
+        """Whoever waits for this process in the group gets out."""
+        group, self.group = self.group, None
+        if group is not None:
+            with suppress(RuntimeError):
+                group.abort()

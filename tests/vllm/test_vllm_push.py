@@ -21,6 +21,7 @@ pytest.importorskip("vllm", reason="needs vLLM; make test-vllm builds a venv wit
 import torch
 from gloo_transfer import gloo_sender, plugged
 from not_none import not_none
+from speed import patient
 from transformers import AutoModelForCausalLM
 
 from treewright.agent.config import load_config
@@ -74,9 +75,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
             for number in range(min(2, GPUS - 1) if NCCL else 2):
                 if NCCL:
                     patch.setenv("CUDA_VISIBLE_DEVICES", str(GPUS - 1 - number))
-                starting.append(
-                    asyncio.create_task(stack.enter_async_context(vllm_server(SEEDLING, arguments, cpu=not NCCL)))
-                )
+                server = vllm_server(SEEDLING, arguments, cpu=not NCCL, deadline=patient(300))
+                starting.append(asyncio.create_task(stack.enter_async_context(server)))
                 await asyncio.sleep(0)  # it has read the environment
             patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
             urls = await asyncio.gather(*starting)
@@ -96,7 +96,7 @@ async def gap(policy: VLLMPolicy, folder: Path | None) -> float:
         policy.temperature = 1.0
     ids = torch.tensor(done.token_ids)
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([[*PROMPT, *done.token_ids]])).logits[0]
+        logits = model(input_ids=torch.tensor([[*PROMPT, *done.token_ids]])).logits[0].detach()
     own = logits[len(PROMPT) - 1 : -1].log_softmax(-1)
     assert NCCL or torch.equal(own.argmax(-1), ids)
     return float((own[torch.arange(len(ids)), ids] - torch.tensor(done.logprobs)).abs().max())

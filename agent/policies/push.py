@@ -13,6 +13,7 @@ import concurrent.futures
 import ipaddress
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -160,8 +161,8 @@ class Push:
         self.deadline, self.patience = deadline, patience
         self._sender: Sender | None = None
         self._client: Client | None = None
+        self._known: dict[VLLMPolicy, str] = {}  # what each server in the group calls its weights
         self.pushes = 0
-        self.seconds = 0.0
 
     # -- the group --------------------------------------------------------------------------------------------------
 
@@ -185,20 +186,21 @@ class Push:
         client = Client(list(sizes), list(sizes.values()), asyncio.get_running_loop(), self.deadline)
         try:
             self._sender = await self._done(lambda: self.open_sender(meeting, client, self.source), client)
-        except (TreewrightError, ImportError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # vLLM's and its libraries' own
             raise TreewrightError(_why_apart(error, meeting, len(sizes))) from error
         finally:
             client.stop()
-        self._client = client
-        for policy in sizes:  # so that one which begins anew is known by having none
-            policy.group = self
-            await policy.order("/update_weight_version", {"new_version": policy.version})
+        self._client, mark = client, f"not yet sent, {secrets.token_hex(4)}"
+        for policy in sizes:  # by this name it is known not to have begun anew, whatever its weights are
+            policy.group, self._known[policy] = self, mark
+            await policy.order("/update_weight_version", {"new_version": mark})
         return client
 
     async def close(self) -> None:
         """Ends the group; the servers go on."""
         sender, client = self._sender, self._client
         self._sender = self._client = None
+        self._known.clear()
         for policy in client.members if client is not None else ():
             if policy.group is self:
                 policy.group = None
@@ -213,7 +215,7 @@ class Push:
         """The group, formed anew unless all servers that answer are in it and none has begun anew since."""
         client, named = self._client, await asyncio.gather(*map(_named, policies))
         there = [(p, version) for p, version in zip(policies, named, strict=True) if version is not None]
-        same = all(p.group is self and version == p.version for p, version in there)
+        same = all(p.group is self and version == self._known[p] for p, version in there)
         if client is not None and same and client.members == [p for p, _ in there]:
             return client
         return await self._form(policies)
@@ -239,18 +241,18 @@ class Push:
                 for member in client.members:
                     member.torn = True
                 await self._done(sender.send_weights, client, sender)
+                self.pushes += 1
+                took = await asyncio.gather(*(self._took(m, version) for m in client.members))
+                return [m for m, good in zip(client.members, took, strict=True) if good]
             except RankLost:
                 raise
-            except (TreewrightError, RuntimeError, ValueError, OSError) as error:
+            except Exception as error:  # vLLM's and its libraries' own
                 log.warning("weights %s were not sent to all servers and go as files: %s", version[:8], error)
                 await self._broken(client)
                 return []
             finally:
                 client.stop()
                 await asyncio.gather(*(_resume(m) for m in client.members))
-            self.pushes += 1
-            took = await asyncio.gather(*(self._took(m, version) for m in client.members))
-            return [m for m, good in zip(client.members, took, strict=True) if good]
 
     async def _took(self, member: VLLMPolicy, version: str) -> bool:
         """The end of a transfer at one server, and its word for it."""
@@ -266,6 +268,7 @@ class Push:
             log.warning("%s has the weights %s and not %s that it was sent", member.name, said, version)
             return False
         member.took(version)
+        self._known[member] = version
         return True
 
     async def _broken(self, client: Client) -> None:

@@ -160,8 +160,8 @@ async def test_every_push_gives_all_engines_the_weights_of_that_moment_and_forge
             assert "/collective_rpc" not in state["seen"], "no file was read"
         assert all(policy.sure for policy in each)
     orders = [o for o in (await engines.ready(each[0]))["seen"] if o != "/v1/completions"]
-    again = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/resume",
-             "/reset_prefix_cache"]  # fmt: skip
+    again = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache",
+             "/resume"]  # fmt: skip
     assert orders == ["/init_weight_transfer_engine", "/update_weight_version", *again, *again]
     assert push.pushes == 2
     await push.close()

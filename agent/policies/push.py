@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from treewright.agent.policies.served import together
-from treewright.agent.policies.vllm_client import Unknown, VLLMPolicy
+from treewright.agent.policies.vllm_client import SENDING, Unknown, VLLMPolicy
 from treewright.envs.errors import TreewrightError
 from treewright.training.parallel.ranks import RankLost
 
@@ -92,7 +92,6 @@ class Client:
     """vLLM's `VLLMWeightSyncClient` for many servers: each order goes to all at once. Called from a sender's threads.
 
     sizes    workers of each server
-    version  what the weights that are being sent are called
     refused  the first order that a server did not obey
     """
 
@@ -100,7 +99,6 @@ class Client:
         self, members: Sequence[VLLMPolicy], sizes: Sequence[int], loop: asyncio.AbstractEventLoop, deadline: float
     ) -> None:
         self.members, self.sizes, self.loop, self.deadline = list(members), list(sizes), loop, deadline
-        self.version = ""
         self.refused: concurrent.futures.Future[TreewrightError] = concurrent.futures.Future()
         self._under_way: set[concurrent.futures.Future[None]] = set()
 
@@ -118,7 +116,7 @@ class Client:
         self._all("/update_weights", [{"update_info": update_info}] * len(self.members))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all("/finish_weight_update", [{"weight_version": weight_version or self.version}] * len(self.members))
+        self._all("/finish_weight_update")  # the version comes last, see `Push._took`
 
     def _all(self, path: str, bodies: Sequence[Any] = ()) -> None:
         job = asyncio.run_coroutine_threadsafe(self._orders(path, bodies or [None] * len(self.members)), self.loop)
@@ -182,6 +180,7 @@ class Push:
                 sizes[policy] = size
         if not sizes:
             raise TreewrightError("none of the servers answers")
+        await together([policy.mend() for policy in sizes])
         meeting = Meeting(_address(list(sizes)), _free_port(), 1 + sum(sizes.values()))
         client = Client(list(sizes), list(sizes.values()), asyncio.get_running_loop(), self.deadline)
         try:
@@ -193,7 +192,7 @@ class Push:
         self._client, mark = client, f"not yet sent, {secrets.token_hex(4)}"
         for policy in sizes:  # by this name it is known not to have begun anew, whatever its weights are
             policy.group, self._known[policy] = self, mark
-            await policy.order("/update_weight_version", {"new_version": mark})
+            await policy.order("/update_weight_version", _name(mark))
         return client
 
     async def close(self) -> None:
@@ -234,12 +233,12 @@ class Push:
             except TreewrightError as error:
                 log.warning("weights %s go as files: %s", version[:8], error)
                 return []
-            client.version, sender = version, self._sender
+            sender = self._sender
             assert sender is not None
             try:
+                # Named first: whoever finds a server so, after this process was killed, knows that it must be mended.
+                await together([m.order("/update_weight_version", _name(SENDING + version)) for m in client.members])
                 await together([m.order("/pause?mode=wait", None, self.deadline) for m in client.members])
-                for member in client.members:
-                    member.torn = True
                 await self._done(sender.send_weights, client, sender)
                 self.pushes += 1
                 took = await asyncio.gather(*(self._took(m, version) for m in client.members))
@@ -249,10 +248,9 @@ class Push:
             except Exception as error:  # vLLM's and its libraries' own
                 log.warning("weights %s were not sent to all servers and go as files: %s", version[:8], error)
                 await self._broken(client)
-                return []
+                return []  # who gives them the files mends them, and lets their draws go on
             finally:
                 client.stop()
-                await asyncio.gather(*(_resume(m) for m in client.members))
 
     async def _took(self, member: VLLMPolicy, version: str) -> bool:
         """The end of a transfer at one server, and its word for it."""
@@ -260,6 +258,8 @@ class Push:
             if member.extended:
                 await member.order("/collective_rpc", {"method": "tie_head"})
             await member.order("/reset_prefix_cache")
+            await member.order("/resume")
+            await member.order("/update_weight_version", _name(version))
             said = (await member.ask("/weight_info")).get("weight_version")
         except TreewrightError as error:
             log.warning("%s", error)
@@ -347,6 +347,10 @@ async def _workers(policy: VLLMPolicy) -> int | TreewrightError:
     return said
 
 
+def _name(version: str) -> dict[str, str]:
+    return {"new_version": version}
+
+
 async def _named(policy: VLLMPolicy) -> str | None:
     """What a server calls its weights; None where it does not answer."""
     try:
@@ -354,13 +358,6 @@ async def _named(policy: VLLMPolicy) -> str | None:
     except TreewrightError as error:
         log.debug("%s", error)
         return None
-
-
-async def _resume(policy: VLLMPolicy) -> None:
-    try:
-        await policy.order("/resume", None, ASKING)
-    except TreewrightError as error:
-        log.warning("%s", error)
 
 
 def _address(policies: Sequence[VLLMPolicy]) -> str:

@@ -29,12 +29,12 @@ from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.routes import decode_routes, encode_routes
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
-__all__ = ["Unknown", "VLLMPolicy"]
+__all__ = ["SENDING", "Unknown", "VLLMPolicy"]
 
 log = logging.getLogger(__name__)
 
-UNNAMED = "default"
-"""What vLLM calls weights that nobody has named since it was started."""
+SENDING = "being sent: "
+"""What a server's weights are called while they are sent: one that still says so later holds a mixture."""
 BLOCK = 16
 """Tokens of a block of the server's cache, by default: what stood in one that was not full may be routed once more."""
 
@@ -82,7 +82,6 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy, CutAfterwards):
         super().__init__(model, base_url, **{**given, **options})
         self.masked_exact, self.colocated, self.extended = masked_exact, colocated, extended
         self.routes = routes
-        self.torn = False  # a transfer of weights is under way, or was broken off
         self.group: object = None  # whose group for transfers it is in
         self._doubt = False
         self.template = template_for(tokenizer, self.window, template, **(template_options or {}))
@@ -146,22 +145,23 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy, CutAfterwards):
 
     def took(self, version: str) -> None:
         """The server has said that it has these weights."""
-        self._version, self.sure, self.torn, self._doubt = version, True, False, False
+        self._version, self.sure, self._doubt = version, True, False
 
     async def mend(self) -> None:
-        """Brings a server back to order in which a transfer was broken off: its weights stay a mixture until it is
-        given others, but are taken whole again. Raises TreewrightError where it does not come back."""
-        if not self.torn:
+        """Brings a server back to order in which a transfer was broken off, by whomever: its weights stay a mixture
+        until it is given others, but are taken whole again. Raises TreewrightError where it does not come back."""
+        try:
+            said = str((await self.ask("/weight_info", self.deadline)).get("weight_version"))
+        except Unknown:
             return
-        if (await self.ask("/weight_info", self.deadline)).get("weight_version") == UNNAMED:
-            self.torn = False  # it was started again
+        if not said.startswith(SENDING):
             return
         try:
             await self.order("/start_weight_update")
         except TreewrightError as error:
             log.debug("%s: %s", self.name, error)  # that update is under way still
         await self.order("/finish_weight_update")
-        self.torn = False
+        await self.order("/resume")
 
     async def sleep(self) -> bool:
         """Gives the accelerator back until `wake`, if the server shares it with the trainer (`colocated`)."""

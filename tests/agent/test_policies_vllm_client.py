@@ -206,6 +206,6 @@ async def test_weights_adapters_and_sleep_of_a_server(tmp_path: Path, local: HFP
             with pytest.raises(TreewrightError, match=says):
                 await policy.load_weights(tmp_path)
         await policy.close()
-    with pytest.raises(TreewrightError, match="collective_rpc failed: ConnectError"):
+    with pytest.raises(TreewrightError, match="weight_info failed: ConnectError"):
         await policy.load_weights(tmp_path)
     await policy.close()

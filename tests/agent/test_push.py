@@ -26,7 +26,7 @@ from treewright.agent.config import load_config
 from treewright.agent.policies.many import ManyPolicy
 from treewright.agent.policies.push import Push
 from treewright.agent.policies.scripted import ScriptedPolicy
-from treewright.agent.policies.vllm_client import VLLMPolicy
+from treewright.agent.policies.vllm_client import SENDING, VLLMPolicy
 from treewright.agent.runs.loop import Learner
 from treewright.agent.runs.pushing import push_for, serve_from
 from treewright.envs.errors import TreewrightError
@@ -160,9 +160,10 @@ async def test_every_push_gives_all_engines_the_weights_of_that_moment_and_forge
             assert "/collective_rpc" not in state["seen"], "no file was read"
         assert all(policy.sure for policy in each)
     orders = [o for o in (await engines.ready(each[0]))["seen"] if o != "/v1/completions"]
-    again = ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache",
-             "/resume"]  # fmt: skip
-    assert orders == ["/init_weight_transfer_engine", "/update_weight_version", *again, *again]
+    named = "/update_weight_version"
+    again = [named, "/pause", "/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache",
+             "/resume", named]  # fmt: skip
+    assert orders == ["/init_weight_transfer_engine", named, *again, *again]
     assert push.pushes == 2
     await push.close()
     assert (await engines.ready(each[0]))["seen"][-1] == "/shutdown_weight_transfer_engine"
@@ -183,7 +184,7 @@ async def test_an_engine_that_dies_within_a_push_is_left_out_and_the_others_get_
     for policy in (each[0], each[2]):
         state = await engines.ready(policy)
         assert state["digest"] == digest(weights) == digest(load_file(tmp_path / "step-1" / "model.safetensors"))
-        assert policy.version == "w1" and not state["paused"] and not policy.torn
+        assert policy.version == "w1" and not state["paused"]
     assert each[1].version == "v0" and many.version == "w1"
     engines.start(port=engines.kill(each[1]))  # begun anew, as whoever keeps it running does
     await engines.ready(each[1])
@@ -285,6 +286,29 @@ async def test_what_keeps_a_group_from_forming_is_told_with_what_to_type(
     bare.colocated = False
     assert await push_for(auto, trainer, bare, said.append, GlooSender) is None
     assert "new weights go as files" in said[0] and "--weight-transfer-config" in said[0]
+
+
+async def test_a_server_that_a_killed_trainer_left_within_a_transfer_is_mended_by_whoever_comes_next(
+    engines: Engines, trainer: Trainer, tmp_path: Path
+) -> None:
+    policy = engines.policy()
+    await engines.ready(policy)
+    weights = moved(trainer, tmp_path / "step-1")
+    for files in (True, False):
+        for path, body in (("/update_weight_version", {"new_version": SENDING + "w9"}), ("/pause", None),
+                           ("/start_weight_update", None)):  # fmt: skip
+            await policy.order(path, body)
+        assert (await engines.ready(policy))["paused"]
+        if files:
+            assert await policy.load_weights(tmp_path / "step-1", "w1") == "w1"
+        else:
+            push = pushing(trainer)
+            await push.open([policy])
+            assert await push.send([policy], "w1") == [policy]
+            await push.close()
+        state = await engines.ready(policy)
+        assert state["digest"] == digest(weights) and not state["paused"]
+        assert (await policy.ask("/weight_info"))["weight_version"] == "w1"
 
 
 async def test_a_loop_s_checkpoint_is_pushed_where_the_trainer_holds_it_and_read_where_it_does_not(

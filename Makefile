@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	test-harbor test-clients test-triton test-ray test-real lint clean bench-learning bench-real bench-real-servers bench-store \
 	bench-ab-mcts models-oldest check-trl payload-sweep kill-sweep kill-gateway kill-ranks unbiased planted bypass-sweep \
 	soak-web bench-web test-webarena-verified firstweek docs faults security locked supply-check licences sbom audit pair \
-	tests-pair bench-peers learn-ranks gpu test-reasoning bench-segments
+	tests-pair bench-peers learn-ranks gpu gpu-push test-reasoning bench-segments
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt scripts/chromium.sh
@@ -259,6 +259,21 @@ gpu: setup
 	mkdir -p runs/gpu
 	$(BIN)/treewright bench train --json runs/gpu/train.json
 	$(BIN)/treewright loop --name gpu --suites kg --gpus $(GPUS) --set loop.iterations=3 --set train.precision=bfloat16
+	if [ $(GPUS) -ge 2 ]; then $(MAKE) gpu-push; else echo "NOT run: weights over NCCL to vLLM, which takes two GPUs"; fi
+
+# Weights over NCCL from the trainer on the first GPU to vLLM's servers on the last ones, in a venv of its own.
+$(VENV)-gpu/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet vllm==0.32.0
+	$(VENV)-gpu/bin/python -m pip install --quiet --no-deps -e .
+	grep -v '^llguidance==' constraints.txt > $(VENV)-gpu/constraints.txt
+	$(VENV)-gpu/bin/python -m pip install --quiet -c $(VENV)-gpu/constraints.txt \
+		sqlalchemy alembic langgraph tantivy mcp jsonschema pytest pytest-asyncio hypothesis
+	touch $(VENV)-gpu/.ready
+
+gpu-push: $(VENV)-gpu/.ready
+	PYTHONPATH=tests/helpers $(VENV)-gpu/bin/python -P -m pytest tests/vllm/test_vllm_push.py --durations=5
+
 
 # Does a loop of two ranks and two collectors learn what one process learns? Three seeds, three arms (some minutes).
 LEARN_SEEDS ?= 3

@@ -24,12 +24,13 @@ from treewright.training.lora import is_adapted
 from treewright.training.manifest import MANIFEST, Checkpoint, CheckpointError, complete, latest, read_manifest
 from treewright.training.optimizer import flatten, unflatten
 from treewright.training.step import Trainer
+from treewright.training.streamed import Weights
 from treewright.training.versions import put_random, random_state
 
 if TYPE_CHECKING:
     from treewright.training.parallel.states import Sharded
 
-__all__ = ["Checkpoint", "CheckpointError", "latest", "restore", "save", "whole_weights"]
+__all__ = ["Checkpoint", "CheckpointError", "latest", "restore", "save", "streamed", "whole_weights"]
 
 
 Save = Callable[..., Checkpoint]
@@ -160,6 +161,12 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     """The trainer's weights by name, gathered from all its processes."""
     sharded = _sharded(trainer)
     return dict(trainer.model.state_dict()) if sharded is None else sharded.weights()
+
+
+def streamed(trainer: Trainer) -> Weights:
+    """The trainer's weights one after the other, as a checkpoint names them; whole one layer at a time."""
+    sharded, model = _sharded(trainer), trainer.model
+    return Weights(model, (lambda: iter(sorted(model.state_dict().items()))) if sharded is None else sharded.each)
 
 
 def _sharded(trainer: Trainer) -> Sharded | None:

@@ -85,6 +85,11 @@ class LoopSection(Section):
         "ray://HOST:PORT?workers=N of a Ray cluster; 0: only those that `treewright collector` starts anywhere; none: "
         "the loop grows them itself",
     )  # fmt: skip
+    push: Literal["auto", "files", "nccl"] = Field(
+        default="auto",
+        description="how vLLM's servers get new weights: as files in the run's folder, or over NCCL from the trainer's "
+        "GPU; auto: over NCCL where trainer and servers can, see docs/cluster.md",
+    )
     curriculum: CurriculumSection = CurriculumSection()
     lease: float = Field(default=30.0, gt=0, description="seconds that a tree stays with a collector that says nothing")
 

@@ -77,6 +77,7 @@ def loop(
         rule_of,
         run_loop,
     )
+    from treewright.agent.runs.pushing import push_for
     from treewright.agent.runs.ranks import following, leading
     from treewright.agent.runs.rounds import Round, untold
     from treewright.agent.runs.shared import shared_model
@@ -109,6 +110,7 @@ def loop(
 
     async def rounds(metrics: Metrics, learner: Learner) -> None:
         actor = open_proposer(cfg.policy, shared_model(cfg, learner.trainer))
+        learner.push = await push_for(cfg, learner.trainer, actor, say)
         first = await resume_loop(cfg, learner, actor)
         if first:
             console.print(f"going on from {learner.saved} with iteration {first + 1}")
@@ -139,6 +141,8 @@ def loop(
             if crew is not None:
                 crew.close(finished)
             store.close()
+            if learner.push is not None:
+                await learner.push.close()
             await actor.close()
         notes.tell()
         if total == 0:

@@ -227,7 +227,7 @@ class EnginePolicy(ExchangingPolicy, CutAfterwards):
 
     async def load_state(self, state: Mapping[str, Any], version: str) -> str:
         """Takes tensors by name (as in a `state_dict`) without a detour over files."""
-        async with self._exchange():
+        async with self.held():
             await self._surely(lambda: self.engine.load_state(state))
             self._version = version
         return version

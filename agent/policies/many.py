@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from treewright.agent.policies.policy import PolicyStats
+from treewright.agent.policies.policy import PolicyStats, Pusher
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
@@ -49,6 +49,10 @@ class ManyPolicy:
         self._first = policies[0]
         self.name = f"{self._first.name} on {len(policies)} engines"
         self._version: str = self._first.version
+
+    @property
+    def policies(self) -> list[Any]:
+        return [engine.policy for engine in self._engines]
 
     # what all engines have alike
 
@@ -143,15 +147,25 @@ class ManyPolicy:
         """
         return await self._exchange("load_weights", path, version, path)
 
+    async def load_pushed(self, push: Pusher, path: str | Path, version: str) -> str:
+        """The same from the trainer's memory; engines that `push` does not reach get the folder."""
+        took = await push.send(self.policies, version)
+        return await self._exchange("load_weights", path, version, path, took)
+
     async def load_adapter(self, path: str | Path, version: str = "") -> str:
         """The same for an adapter. Raises TreewrightError where an engine does not take it."""
         return await self._exchange("load_adapter", path, version, None)
 
-    async def _exchange(self, what: str, path: str | Path, version: str, folder: str | Path | None) -> str:
-        calls = [getattr(engine.policy, what)(path, version) for engine in self._engines]
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        good = [name for name in found if isinstance(name, str)]
-        for engine, result in zip(self._engines, found, strict=True):
+    async def _exchange(
+        self, what: str, path: str | Path, version: str, folder: str | Path | None, took: Sequence[Any] = ()
+    ) -> str:
+        """took: policies whose engines have the weights already."""
+        left = [engine for engine in self._engines if engine.policy not in took]
+        found = await asyncio.gather(
+            *(getattr(engine.policy, what)(path, version) for engine in left), return_exceptions=True
+        )
+        good = [version] * len(took) + [name for name in found if isinstance(name, str)]
+        for engine, result in zip(left, found, strict=True):
             if isinstance(result, BaseException):
                 if not isinstance(result, TreewrightError) or not good or folder is None:
                     raise result

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.types import Completion, Context, Exchange
@@ -22,6 +22,8 @@ __all__ = [
     "Colocated",
     "Policy",
     "PolicyStats",
+    "Pushable",
+    "Pusher",
     "Sleeper",
     "Templated",
     "Trusting",
@@ -115,6 +117,25 @@ class Updatable(Protocol):
 
     def load_weights(self, path: str | Path, version: str = "") -> str | Awaitable[str]:
         """Takes the weights of a `save_pretrained` folder and returns the new version, now or when it is done."""
+
+
+class Pusher(Protocol):
+    """Sends weights from a trainer's memory to served models."""
+
+    async def send(self, policies: Sequence[Any], version: str) -> Sequence[Any]:
+        """Those of the policies whose engines have said that they hold the weights called `version`."""
+
+
+@runtime_checkable
+class Pushable(Protocol):
+    """Is served where a trainer's weights can be sent to without files."""
+
+    @property
+    def policies(self) -> Sequence[Any]:
+        """One for each server."""
+
+    def load_pushed(self, push: Pusher, path: str | Path, version: str) -> Awaitable[str]:
+        """Takes weights as `push` sends them, else from the folder, which holds the same; the new version."""
 
 
 @runtime_checkable

@@ -164,7 +164,7 @@ class ExchangingPolicy(ServedPolicy):
         """
         name = version or await asyncio.to_thread(weights_in, path)
         folder = await asyncio.to_thread(lambda: served_folder(Path(path).resolve()))
-        async with self._exchange():
+        async with self.held():
             await self._take_weights(folder)
             self._version, self.sure = name, True
         return name
@@ -177,13 +177,13 @@ class ExchangingPolicy(ServedPolicy):
         """Draws from now on with the LoRA adapter in a `peft` folder; returns the new version."""
         mark = version or await asyncio.to_thread(weights_in, path)
         folder = str(await asyncio.to_thread(Path(path).resolve))
-        async with self._exchange():
+        async with self.held():
             await self._take_adapter(mark, folder)
             self._version = version or f"{self._version.partition('+')[0]}+{mark}"
         return self._version
 
     @asynccontextmanager
-    async def _exchange(self) -> AsyncIterator[None]:
+    async def held(self) -> AsyncIterator[None]:
         """Nobody draws meanwhile; a model that sleeps is woken, and who waited for that draws with the new weights."""
         async with self._swap:
             if self._asleep:

@@ -65,7 +65,7 @@ class Outage:
 
 
 class Transport:
-    """POSTs JSON to the server at `base_url`, a query in it (?api-version=…) included.
+    """Sends JSON to the server at `base_url`, a query in it (?api-version=…) included.
 
     key_env     environment variable with the key; no header is sent when it is not set
     key_header  where the key goes: Authorization as a bearer token, any other header as it is
@@ -91,6 +91,13 @@ class Transport:
 
     async def post(self, path: str, body: Any = None, timeout: float | None = None) -> httpx.Response:
         """Raises httpx.RequestError where no whole answer comes, Untrusted where the server cannot be trusted."""
+        return await self._request("POST", path, body, timeout)
+
+    async def get(self, path: str, timeout: float | None = None) -> httpx.Response:
+        """As `post`, of what is there to read."""
+        return await self._request("GET", path, None, timeout)
+
+    async def _request(self, method: str, path: str, body: Any, timeout: float | None) -> httpx.Response:
         # Half surrogates are refused as UTF-8 by httpx, and as JSON by most servers.
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         headers = {"Content-Type": "application/json", **self._headers()}
@@ -105,7 +112,7 @@ class Transport:
                 far.cancel()
 
         request = self._session().build_request(
-            "POST", self.url(path), content=content, headers=headers, timeout=self._patience(patience),
+            method, self.url(path), content=content, headers=headers, timeout=self._patience(patience),
             extensions={"trace": trace},
         )  # fmt: skip
         try:

@@ -5,7 +5,9 @@ Such draws are as exact as local ones. `vllm_server.py` starts such a server; `v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from treewright.agent.policies.actions import cached_grammar
 from treewright.agent.policies.answers import Choice, Logprobs, Malformed, Reply, refusal
 from treewright.agent.policies.cutting import CutAfterwards
 from treewright.agent.policies.openai import OpenAIPolicy
+from treewright.agent.policies.policy import Pusher
 from treewright.agent.policies.prompts import Template, template_for
 from treewright.agent.policies.routed import routes_in
 from treewright.agent.policies.served import ExchangingPolicy, tools_of, with_tools
@@ -26,10 +29,18 @@ from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.routes import decode_routes, encode_routes
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
-__all__ = ["VLLMPolicy"]
+__all__ = ["SENDING", "Unknown", "VLLMPolicy"]
 
+log = logging.getLogger(__name__)
+
+SENDING = "being sent: "
+"""What a server's weights are called while they are sent: one that still says so later holds a mixture."""
 BLOCK = 16
 """Tokens of a block of the server's cache, by default: what stood in one that was not full may be routed once more."""
+
+
+class Unknown(TreewrightError):
+    """A place that the server does not have."""
 
 
 class VLLMPolicy(OpenAIPolicy, ExchangingPolicy, CutAfterwards):
@@ -71,48 +82,127 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy, CutAfterwards):
         super().__init__(model, base_url, **{**given, **options})
         self.masked_exact, self.colocated, self.extended = masked_exact, colocated, extended
         self.routes = routes
+        self.group: object = None  # whose group for transfers it is in
+        self._doubt = False
         self.template = template_for(tokenizer, self.window, template, **(template_options or {}))
         self.stop_ids = tuple(sorted(self.template.stop_ids))
 
     # -- weights and memory: needs a server started with VLLM_SERVER_DEV_MODE=1 ---------------------------------------
 
     async def _take_weights(self, folder: str) -> None:
+        await self.mend()
+        self.group = None
         order = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
         if self.extended:
             order = {"method": "take_folder", "kwargs": {"folder": folder}}
-        await self._control("/collective_rpc", order)
-        await self._control("/reset_prefix_cache")
+        await self.order("/collective_rpc", order)
+        await self.order("/reset_prefix_cache")
 
     async def _take_adapter(self, mark: str, folder: str) -> None:
         """The server must be started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
-        await self._control("/v1/load_lora_adapter", {"lora_name": mark, "lora_path": folder})
+        await self.order("/v1/load_lora_adapter", {"lora_name": mark, "lora_path": folder})
         self.model = mark
+
+    async def load_weights(self, path: str | Path, version: str = "") -> str:
+        return await self._named(await super().load_weights(path, version))
+
+    async def load_adapter(self, path: str | Path, version: str = "") -> str:
+        return await self._named(await super().load_adapter(path, version))
+
+    async def _named(self, version: str) -> str:
+        """Tells the server what its weights are called now, for others that draw from it."""
+        self._doubt = False
+        with contextlib.suppress(Unknown):  # an older vLLM, which names none
+            await self.order("/update_weight_version", {"new_version": version})
+        return version
+
+    def given(self, version: str) -> None:
+        super().given(version)
+        self._doubt = True  # until the server says the same
+
+    async def _believe(self) -> None:
+        """Raises PolicyFault where a server to which others give weights has not got the ones that it should have."""
+        try:
+            said = await self.ask("/weight_info")
+        except Unknown:
+            said = {}
+        except TreewrightError as error:
+            raise PolicyFault(str(error)) from error
+        found = said.get("weight_version", self._version)
+        if found != self._version:
+            raise PolicyFault(f"{self.name} has the weights {found}, not {self._version}")
+        self._doubt = False
+
+    # from a trainer's memory, see push.py
+
+    @property
+    def policies(self) -> list[VLLMPolicy]:
+        return [self]
+
+    async def load_pushed(self, push: Pusher, path: str | Path, version: str) -> str:
+        """The weights that `push` sends; where it cannot, those of the folder."""
+        return version if await push.send([self], version) else await self.load_weights(path, version)
+
+    def took(self, version: str) -> None:
+        """The server has said that it has these weights."""
+        self._version, self.sure, self._doubt = version, True, False
+
+    async def mend(self) -> None:
+        """Brings a server back to order in which a transfer was broken off, by whomever: its weights stay a mixture
+        until it is given others, but are taken whole again. Raises TreewrightError where it does not come back."""
+        try:
+            said = str((await self.ask("/weight_info", self.deadline)).get("weight_version"))
+        except Unknown:
+            return
+        if not said.startswith(SENDING):
+            return
+        try:
+            await self.order("/start_weight_update")
+        except TreewrightError as error:
+            log.debug("%s: %s", self.name, error)  # that update is under way still
+        await self.order("/finish_weight_update")
+        await self.order("/resume")
 
     async def sleep(self) -> bool:
         """Gives the accelerator back until `wake`, if the server shares it with the trainer (`colocated`)."""
         return self.colocated and await super().sleep()
 
     async def _fall_asleep(self) -> bool:
-        await self._control("/sleep?level=1")
+        await self.order("/sleep?level=1")
         return True
 
     async def _wake_up(self) -> None:
-        await self._control("/wake_up")
+        await self.order("/wake_up")
 
-    async def _control(self, path: str, body: dict[str, Any] | None = None) -> None:
-        """One order to the server, at its root and not under /v1."""
+    async def order(self, path: str, body: dict[str, Any] | None = None, deadline: float | None = None) -> None:
+        """One order to the server, at its root and not under /v1. Raises TreewrightError where it is not obeyed."""
+        await self._obeyed(path, self.wire.post(path, body, deadline or self.deadline))
+
+    async def ask(self, path: str, deadline: float = 30.0) -> dict[str, Any]:
+        """What the server says at a place of its root. Raises as `order`."""
+        reply = await self._obeyed(path, self.wire.get(path, deadline))
         try:
-            reply = await self.wire.post(path, body, self.deadline)
+            found = reply.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise TreewrightError(f"{self.name}: {path} gave no JSON object; is this vLLM's server?")
+        return found
+
+    async def _obeyed(self, path: str, asked: Awaitable[httpx.Response]) -> httpx.Response:
+        try:
+            reply = await asked
         except (httpx.RequestError, Untrusted) as error:
             raise TreewrightError(f"{self.name}: {path} failed: {type(error).__name__}: {error}") from error
-        if reply.status_code == 404:
-            raise TreewrightError(
+        if reply.status_code in (404, 405):
+            raise Unknown(
                 f"{self.name}: the server does not know {path}; start it with VLLM_SERVER_DEV_MODE=1 "
                 "(and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters)"
             )
         if reply.status_code != 200:
             told = refusal(reply.status_code, reply.content)
             raise TreewrightError(f"{self.name}: {path} failed: {self.wire.explain(told.status, told.reason)}")
+        return reply
 
     # -- draws ------------------------------------------------------------------------------------------------------
 
@@ -148,6 +238,8 @@ class VLLMPolicy(OpenAIPolicy, ExchangingPolicy, CutAfterwards):
         }
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+        if self._doubt:
+            await self._believe()
         return [self._fresh(done, context) for done in await super().draw(context, seeds, max_tokens)]
 
     def _fresh(self, done: Completion, context: Context) -> Completion:

@@ -48,6 +48,10 @@ class WeightTaker:
         self.model_runner.reload_weights(weights_iterator=iter(load(data).items()))
         self._tie()
 
+    def tie_head(self) -> None:
+        """After weights that vLLM took by itself."""
+        self._tie()
+
     def _tie(self) -> None:
         model = self.model_runner.get_model()
         head = getattr(model, "lm_head", None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from treewright.agent.config import Config
 from treewright.agent.policies.fetch import local_model
-from treewright.agent.policies.opening import loading_model, serve_weights
+from treewright.agent.policies.opening import loading_model
 from treewright.agent.policies.policy import Colocated, Sleeper, Trusting
 from treewright.agent.policies.weights import folder_version
 from treewright.agent.runs.collect import Failure, World, collect
-from treewright.agent.runs.evaluate import without_result
 from treewright.agent.runs.guiding import guided, refresh
 from treewright.agent.runs.heap import give_back
+from treewright.agent.runs.pushing import serve_from
 from treewright.agent.runs.ranks import trainer_kind
 from treewright.agent.runs.rounds import Ahead, Grower, Round, RoundOrder
 from treewright.agent.runs.setup import (
@@ -38,7 +38,7 @@ from treewright.agent.runs.setup import (
     settings_of,
     tasks_for,
 )
-from treewright.agent.runs.success import success_by_suite
+from treewright.agent.runs.success import success_by_suite, useless
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Keeper
@@ -49,6 +49,7 @@ from treewright.training.manifest import ADAPTER
 from treewright.training.parallel.launched import launched
 
 if TYPE_CHECKING:
+    from treewright.agent.policies.push import Push
     from treewright.training.recipes.curriculum import Front
 
 __all__ = [
@@ -79,6 +80,7 @@ class Learner:
     saved  the folder of the trainer's present weights, once there is one
     ahead  of a loop that goes on one step behind: how the round that it stopped in was begun
     serving  the folder of the policy's weights when the loop was resumed;  adapted  what starts and schedules learned
+    push   what sends the trainer's weights to servers (see pushing.py); None: they go as files
     """
 
     trainer: Any
@@ -91,6 +93,7 @@ class Learner:
     ahead: Ahead | None = None
     serving: str | None = None
     adapted: dict[str, Any] = field(default_factory=dict)
+    push: Push | None = None
 
     def learn(self, trees: Sequence[Tree], extra: dict[str, Any]) -> tuple[dict[str, float], Any]:
         """Updates on the trees and saves a checkpoint. Blocking: call it in a thread."""
@@ -244,18 +247,6 @@ async def grow_for_training(
     )
 
 
-def _useless(trees: Sequence[Tree]) -> str:
-    """Why a round has no tree to train on, and what to do."""
-    causes = without_result(trees)
-    if causes:
-        return "\n".join([*causes, "mend that and type the same line again: they are grown anew"])
-    why = Counter(tree.reasons[0] for tree in trees).most_common(1)[0]
-    return (
-        f"none of the {len(trees)} trees of this iteration is exact, {why[1]} because: {why[0]}; mend that and give "
-        "the run another --name, or type --set train.allow_biased=true"
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Grown:
     """A round's trees, the version of the weights that drew them, and the seconds and whatever else that took.
@@ -286,7 +277,7 @@ async def resume_loop(config: Config, learner: Learner, policy: Any) -> int:
     folder: str | Path = saved.path
     if learner.ahead is not None:
         folder = learner.folder_of(learner.ahead["drawn_by"], model_folder(config.policy.spec))
-    await serve_weights(policy, folder)
+    await serve_from(learner, policy, folder)
     learner.serving = _whole_path(folder)
     return first
 
@@ -319,7 +310,7 @@ async def run_loop(
                 "loop.behind=0, or give the server an accelerator of its own and leave colocated out"
             )
     if trainer.versions is not None and (trainer.age_of(policy.version) is None or not _sure(policy)):
-        await serve_weights(policy, model_folder(config.policy.spec))  # a server that nobody knows the weights of
+        await serve_from(learner, policy, model_folder(config.policy.spec))  # a server whose weights nobody knows
 
     from treewright.agent.runs.adapting import Adapted
 
@@ -328,7 +319,7 @@ async def run_loop(
     serving: dict[str, str] = {}  # folders by the version that policies give them
 
     async def serve(folder: str | Path) -> None:
-        serving[await serve_weights(policy, folder)] = _whole_path(folder)
+        serving[await serve_from(learner, policy, folder)] = _whole_path(folder)
 
     if learner.serving is not None:
         serving[policy.version] = learner.serving
@@ -367,7 +358,7 @@ async def run_loop(
         every = [*batch.trees, *batch.begun]
         usable = [t for t in every if t.exact or config.train.allow_biased]
         if every and not usable:
-            raise TreewrightError(_useless(every))
+            raise TreewrightError(useless(every))
         success = success_by_suite([t for t in batch.trees if t.exact or config.train.allow_biased])
         moved, known, paid = adapted.note(
             batch.trees, batch.begun, batch.chosen, batch.rates, trainer.baselines, batch.seconds
@@ -382,7 +373,9 @@ async def run_loop(
             stats, saved, ahead = await _train_beside(learner, usable, told, coming, policy.version, rates)
         else:
             stats, saved = await _train_alone(learner, usable, told, policy)
+        handing = time.monotonic()
         await serve(saved.path)
+        stats |= {} if learner.push is None else {"push_s": time.monotonic() - handing}
         stats |= {
             "collect_s": batch.seconds,
             "inexact": float(len(every) - len(usable)),

@@ -15,7 +15,7 @@ import forked
 from speed import patient
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^<!-- run by [^\n]*\n```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 SMALL = ("--set", "search.expansions=2", "--set", "train.minibatches=1")
 TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run"]

@@ -183,10 +183,11 @@ async def test_a_loop_gives_a_server_its_weights_before_it_draws_whatever_it_is_
         policy, config = VLLMPolicy(str(folder), url), config_for(folder, tmp_path, url)
         learner = Learner(make_trainer(config, folder), config.home / "checkpoints")
         await run_loop(config, {}, policy, learner, first=1)
-        assert [path for path, _ in orders] == ["/collective_rpc", "/reset_prefix_cache"]
+        assert [path for path, _ in orders] == ["/collective_rpc", "/reset_prefix_cache", "/update_weight_version"]
         assert not_none(orders[0][1])["kwargs"]["weights_path"] == str(folder) and policy.sure
+        assert orders[2][1] == {"new_version": policy.version}
         await run_loop(config, {}, policy, learner, first=1)
-        assert len(orders) == 2, "its weights are known now"
+        assert len(orders) == 3, "its weights are known now"
         await policy.close()
 
 

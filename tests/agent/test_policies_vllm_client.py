@@ -196,14 +196,16 @@ async def test_weights_adapters_and_sleep_of_a_server(tmp_path: Path, local: HFP
         assert (await waits)[0].policy_version == version == policy.version != "v1"
         assert (await policy.load_adapter(tmp_path)).startswith(version + "+") and policy.model != "m"
         assert [c[0] for c in calls] == [
-            "/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache", "/v1/load_lora_adapter"
+            "/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version",
+            "/v1/load_lora_adapter", "/update_weight_version",
         ]  # fmt: skip
+        assert [calls[i][2] for i in (4, 6)] == [{"new_version": name} for name in (version, policy.version)]
         assert calls[2][2] == {"method": "take_folder", "kwargs": {"folder": str(tmp_path)}}
         for status, says in ((404, "VLLM_SERVER_DEV_MODE"), (500, "HTTP 500")):
             statuses.append(status)
             with pytest.raises(TreewrightError, match=says):
                 await policy.load_weights(tmp_path)
         await policy.close()
-    with pytest.raises(TreewrightError, match="collective_rpc failed: ConnectError"):
+    with pytest.raises(TreewrightError, match="weight_info failed: ConnectError"):
         await policy.load_weights(tmp_path)
     await policy.close()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from not_none import not_none
+from ranks_stream import passed_through
 from search_trees import random_tree, tiny_model
 
 from treewright.envs.errors import TreewrightError
@@ -209,7 +210,15 @@ def saving(ranks: Any, folder: Any) -> None:
         said = str(error)
     again = checkpoint.save(trainer, folder / "again", extra={"iteration": 2})
     (folder / "after.json").write_text(
-        json.dumps({"version": trainer.version(), "said": said, "again": again.step, "left": left_in(folder / "two")})
+        json.dumps(
+            {
+                "version": trainer.version(),
+                "said": said,
+                "again": again.step,
+                "left": left_in(folder / "two"),
+                "streamed": passed_through(trainer, again.path),
+            }
+        )
     )
     trainer.stop()
 

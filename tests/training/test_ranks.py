@@ -61,6 +61,9 @@ def test_checkpoints_go_from_two_processes_to_one_and_from_one_to_two(tmp_path: 
     full = told(tmp_path, "after.json")
     assert "not saved" in full["said"] and "make room and type the same line again" in full["said"]
     assert full["left"] == [saved.path.name] and full["again"] == 2, "the last good one stays, and the ranks go on"
+    through = full["streamed"]
+    assert through["same"] and through["again"] and through["begun"] == 3, "weights one by one, as they are in files"
+    assert through["most"] < 0.9, "they are never whole together"
     assert sorted(p.name for p in (saved.path / "state").iterdir())[0].startswith("shard-00001")
     from transformers import AutoModelForCausalLM
 

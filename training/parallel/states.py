@@ -7,7 +7,7 @@ is pickled into files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +52,12 @@ class Sharded:
         """The whole weights by name, on the CPU of the leader; with an adapter the adapter's."""
         self.trainer.ranks_of.tell({"do": "weights"})
         return dict(full_weights(self.trainer.model, keep=True))
+
+    def each(self) -> Iterator[tuple[str, Tensor]]:
+        """The same one after the other, on the leader's device; all must be gone through."""
+        self.trainer.ranks_of.tell({"do": "weights"})
+        with self.trainer.ranks_of.answering():
+            yield from full_weights(self.trainer.model, keep=False)
 
     def write(self, folder: Path) -> list[dict[str, Any]]:
         """Weights and optimizer into `folder`/state; the plain numbers of the optimizer's groups."""

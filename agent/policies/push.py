@@ -179,7 +179,7 @@ class Push:
             else:
                 sizes[policy] = size
         if not sizes:
-            raise TreewrightError("none of the servers answers")
+            raise TreewrightError("none of the servers answers; start them again, or set loop.push=files")
         await together([policy.mend() for policy in sizes])
         meeting = Meeting(_address(list(sizes)), _free_port(), 1 + sum(sizes.values()))
         client = Client(list(sizes), list(sizes.values()), asyncio.get_running_loop(), self.deadline)

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from treewright.agent.policies.prompts import WINDOWS
+from treewright.agent.policies.template import WINDOWS, window_of
 from treewright.agent.seedling.demos import VALUE, WORD, Demo
 
 __all__ = [
@@ -136,7 +136,7 @@ class Encoder:
 
         Responses are the tokens as sampled, `<|end|>` included. Observations outside the suite's window are empty.
         """
-        first_kept = max(0, len(observations) - WINDOWS.get(suite, len(observations)))
+        first_kept = max(0, len(observations) - (window_of(WINDOWS, suite) or len(observations)))
         ids = [self.task, *self.piece(f"{suite} {goal}")]
         for i, text in enumerate(observations):
             ids += [self.obs, *(self.piece(text) if i >= first_kept else ()), self.act]
@@ -148,7 +148,7 @@ class Encoder:
         """One row per episode; with a window one row per action, since earlier context changes with each."""
         seen = [demo.first, *(s.observation for s in demo.steps[:-1])]
         acts = [[*self.piece(s.action), self.end] for s in demo.steps]
-        if demo.suite in WINDOWS:
+        if window_of(WINDOWS, demo.suite) is not None:
             rows = []
             for i, act in enumerate(acts):
                 context = self.prompt(demo.suite, demo.goal, seen[: i + 1], acts[:i])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from treewright.agent.seedling.demos import (
     save_demos,
 )
 from treewright.agent.seedling.evaluate import evaluate
-from treewright.agent.seedling.text import Encoder, Example, demo_pieces, frame_words, train_tokenizer
+from treewright.agent.seedling.text import LINE, Encoder, Example, demo_pieces, frame_words, train_tokenizer
 from treewright.agent.seedling.train import Recipe, train
 from treewright.envs.registry import suite as suite_named
 from treewright.envs.types import Action, Suite, Task
@@ -168,6 +169,18 @@ def _rows(encoder: Encoder, demos: Iterable[Demo], right: bool = False) -> list[
     return [row for demo in demos for row, step in zip(encoder.examples(demo), demo.steps, strict=True) if step.right]
 
 
+def _drills(encoder: Encoder, demos: Mapping[str, Sequence[Demo]], seed: int, most: int = 20_000) -> list[Example]:
+    """Questions about the distinct pages of the demonstrations."""
+    rng = random.Random(seed)
+    seen = {
+        (name, text) for name in demos for d in demos[name] for text in (d.first, *(s.observation for s in d.steps))
+    }
+    pages = rng.sample(sorted(seen), min(most, len(seen)))
+    often = Counter(line for _, page in pages for line in {m[1] for m in map(LINE.match, page.splitlines()) if m})
+    menu = {line for line, count in often.items() if count > 0.2 * len(pages)}
+    return [row for name, page in pages if (row := encoder.drill(name, page, rng, menu)) is not None]
+
+
 def _renamed(demos: Sequence[Demo], frame: Iterable[str], seed: int) -> list[Demo]:
     """Every demonstration once more, with other names than those around which the suite's sentences are built."""
     keep, rng = frozenset(frame), random.Random(seed)
@@ -186,6 +199,7 @@ def build_seedling(
     plans: Mapping[str, Plan] = PLANS,
     shown: Callable[[Suite], Suite] = lambda suite: suite,
     begin: Path | None = None,
+    drills: float = 0.0,
     about: About | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
@@ -196,6 +210,7 @@ def build_seedling(
 
     shown  gives the suite in which demonstrations and held-out success of a suite are taken
     begin  the weights to begin with;  about  what the card calls the model
+    drills how often a step goes to questions about the demonstrations' pages (Encoder.drill), relative as `share` is
     """
     out, work, recipe = Path(out), Path(work), recipe or Recipe()
     torch.set_num_threads(threads)
@@ -224,6 +239,9 @@ def build_seedling(
     for name, size in sizes.items():
         say(f"{name}: {size}")
     recipe = replace(recipe, shares={name: plans[name].share for name in rows})
+    if drills:
+        rows["drills"] = _drills(encoder, demos, recipe.seed)
+        recipe = replace(recipe, shares={**recipe.shares, "drills": drills})
     prepared = time.monotonic() - started
     gentle = {name: _rows(encoder, found) for name, found in clean.items()}
     for name, found in demos.items():

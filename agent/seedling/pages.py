@@ -16,13 +16,13 @@ from treewright.envs.types import Suite
 __all__ = ["PLANS", "RECIPE", "build_web"]
 
 PLANS: Mapping[str, Plan] = {
-    "market": Plan(6000, noise=Noise(rate=0.42), share=2.0, right=True),
-    "bazaar": Plan(600, noise=Noise(rate=0.35), share=0.3, right=True),
+    "market": Plan(6000, noise=Noise(rate=0.3), share=1.6, right=True),
+    "bazaar": Plan(600, noise=Noise(rate=0.3), share=0.15, right=True),
     "miniwob:simple": Plan(
-        1000, noise=Noise(rate=0.7, terminal=0.45), share=1.0, gentle=1400, right=True, gives_up="done"
+        1000, noise=Noise(rate=0.7, terminal=0.45), share=0.8, gentle=1400, right=True, gives_up="done"
     ),
 }
-RECIPE = Recipe(steps=2000, batch_tokens=1536, gentle=0.72, seen_weight=0.0)
+RECIPE = Recipe(steps=2200, batch_tokens=1536, gentle=0.75, cool=0.4, seen_weight=0.0)
 
 
 def build_web(
@@ -31,7 +31,7 @@ def build_web(
     """Makes the model from nothing and writes it to `out`, see `build_seedling`."""
     return build_seedling(
         out, PLANS, recipe=RECIPE, threads=threads, work=work, plans=PLANS, shown=_without_browser, begin=FOLDER,
-        held_out=100, about=WEB, say=say,
+        drills=1.2, held_out=100, about=WEB, say=say,
     )  # fmt: skip
 
 

@@ -248,7 +248,7 @@ def build_seedling(
         if plans[name].right:
             gentle[name] = gentle.get(name, []) + _rows(encoder, found, right=True)
     model = train(rows, encoder, recipe, gentle=gentle, begin=begin, checkpoint=work / "checkpoint.pt", say=say)
-    trained = time.monotonic() - started - prepared
+    _spend(work / "training.jsonl", time.monotonic() - started - prepared)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -256,14 +256,15 @@ def build_seedling(
     report = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": asdict(recipe),
-        "plans": {name: asdict(plans[name]) for name in rows},
+        "plans": {name: asdict(plans[name]) for name in demos},
+        "drills": drills,
         "demonstrations": {name: len(found) for name, found in demos.items()},
         "tokens": sizes,
         "held_out": scores,
         "tasks": held_out,
         "seconds": {
             "demonstrations": round(sum(map(_spent, [*files.values(), *beside.values()]))),
-            "training": round(trained),
+            "training": round(_spent(work / "training.jsonl")),
             "tokenizer and rows": round(prepared),
         },
         "threads": threads,

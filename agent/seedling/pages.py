@@ -22,7 +22,7 @@ PLANS: Mapping[str, Plan] = {
         1000, noise=Noise(rate=0.7, terminal=0.45), share=0.8, gentle=1400, right=True, gives_up="done"
     ),
 }
-RECIPE = Recipe(steps=2200, batch_tokens=1536, gentle=0.75, cool=0.4, seen_weight=0.0)
+RECIPE = Recipe(steps=1400, batch_tokens=1536, gentle=0.85, cool=0.4, seen_weight=0.0)
 
 
 def build_web(

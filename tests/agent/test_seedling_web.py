@@ -53,10 +53,10 @@ async def test_it_knows_market_but_not_reliably() -> None:
     report = json.loads((SEEDLING_WEB / "seedling.json").read_text())
     assert sum(p.numel() for p in model.parameters()) == report["parameters"]
     plain = plain_suite(suite("market"))
-    tasks = plain.tasks("test", 60)
-    greedy = await evaluate(model, encoder, plain, tasks, greedy=True, sessions=60)
-    sampled = await evaluate(model, encoder, plain, tasks, seed=1, sessions=60)
-    wins = [sum(e.reward for e in episodes) / 60 for episodes in (sampled, greedy)]
+    tasks = plain.tasks("test", 40)
+    greedy = await evaluate(model, encoder, plain, tasks, greedy=True, sessions=40)
+    sampled = await evaluate(model, encoder, plain, tasks, seed=1, sessions=40)
+    wins = [sum(e.reward for e in episodes) / 40 for episodes in (sampled, greedy)]
     assert abs(wins[0] - report["held_out"]["market"]["sampled"]) <= 0.2
     assert abs(wins[1] - report["held_out"]["market"]["greedy"]) <= 0.2
 

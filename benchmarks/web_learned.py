@@ -21,7 +21,7 @@ async def learned(
     plan = DemoPlan(alone={SUITE: held_out}, searched={})
     with tempfile.TemporaryDirectory(prefix="treewright-web-") as folder:
         given = [f'worlds.suites=["{SUITE}"]', f"loop.iterations={rounds}", f"loop.tasks={each}", f"seed={seed}"]
-        found = await run_demo(demo_config(Path(folder) / "run", [*given, "loop.suite_tasks={}"]), plan, console)
+        found = await run_demo(demo_config(Path(folder) / "run", given), plan, console)
     kept = {"before": "%", "after": "%", "gain_points": "points", "gain_low": "points", "gain_high": "points"}
     return {
         **{f"miniwob_learned_{name}": (found[f"{SUITE}.policy_{name}"], unit) for name, unit in kept.items()},

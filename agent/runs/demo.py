@@ -347,8 +347,7 @@ def demo_config(home: Path, settings: Sequence[str] = ()) -> Config:
     """The configuration of the demo: the defaults, in a folder of its own."""
     from treewright.agent.config import load_config
 
-    market = 'loop.suite_tasks={"market": 24}'
-    return load_config(None, [f"folder={home}", "name=demo", "loop.iterations=18", market, *settings])
+    return load_config(None, [f"folder={home}", "name=demo", "loop.iterations=18", *settings])
 
 
 def fresh(folder: Path) -> None:

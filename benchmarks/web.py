@@ -240,7 +240,7 @@ async def _taught(asked: Asked) -> None:
 
 async def _learned(asked: Asked) -> None:
     """Twenty pages of MiniWoB, learned by trees alone."""
-    rounds, each, held_out = (2, 20, 20) if asked.quick else (15, 40, 200)
+    rounds, each, held_out = (2, 20, 20) if asked.quick else (15, 40, 100)
     for name, (value, unit) in (await learned(asked.console, rounds, each, held_out)).items():
         asked.put(name, value, unit)
 

@@ -21,6 +21,7 @@ from treewright.agent.runs.figures import commit, hardware, versions, write_resu
 from treewright.benchmarks.engine import click, speedup
 from treewright.benchmarks.peer_playwright_mcp import mcp_steps
 from treewright.benchmarks.web_before import demo_gain, paired_costs
+from treewright.benchmarks.web_learned import learned
 from treewright.benchmarks.web_pages import COUNT
 from treewright.benchmarks.web_same import against_apted, arrivals, timed_distances
 from treewright.benchmarks.web_taught import taught
@@ -246,12 +247,19 @@ async def _taught(asked: Asked) -> None:
     )
 
 
+async def _learned(asked: Asked) -> None:
+    """Twenty pages of MiniWoB, learned by trees alone."""
+    rounds, each, held_out = (2, 20, 20) if asked.quick else (15, 40, 100)
+    for name, (value, unit) in (await learned(asked.console, rounds, each, held_out)).items():
+        asked.put(name, value, unit)
+
+
 PARTS: Final[Mapping[str, Callable[[Asked], Awaitable[None]]]] = {
     "miniwob": _miniwob, "steps": _steps, "back": _back, "live": _live, "fingerprints": _fingerprints,
     "arrivals": _arrivals, "distance": _distance, "explored": _explored, "before": _before, "cpu": _cpu,
-    "where": _where, "sessions": _sessions, "demo": _demo, "taught": _taught,
+    "where": _where, "sessions": _sessions, "demo": _demo, "taught": _taught, "learned": _learned,
 }  # fmt: skip
-HEAVY = ("before", "cpu", "where", "sessions", "explored", "taught")  # left out of a quick run that does not name them
+HEAVY = ("before", "cpu", "where", "sessions", "explored", "taught", "learned")  # a quick run leaves them out unnamed
 
 
 async def _same_page(console: Console, figures: Figures, more: dict[str, Any], pages: int) -> None:

@@ -32,6 +32,7 @@ ROWS: Final[tuple[tuple[str, str, str], ...]] = (
     ("`explore_replay_share`: states, and so tasks, that a new session gets to by replay", "{explore_replay_share:.3f}", "≥ .95"),
     ("`market_gain_points`, `market_gain_low`: the demo's gain on `market` by trees alone, held-out tasks", "{market_gain_points:+.1f}, at least {market_gain_low:+.1f}", "≥ 20, > 5"),
     ("… by {market_taught_demos:.0f} episodes of the expert, imitated (`train sft --suites market`)", "{market_taught_before:.0f} → {market_taught_after:.0f} % of {market_taught_tasks:.0f} tasks: {market_taught_gain_points:+.0f} ({market_taught_gain_low:+.0f} … {market_taught_gain_high:+.0f})", ""),
+    ("`miniwob_learned_after`: 20 pages of MiniWoB (`miniwob:simple`), learned by {miniwob_learned_trees:.0f} trees alone, held-out seeds", "{miniwob_learned_before:.0f} → {miniwob_learned_after:.0f} % of {miniwob_learned_tasks:.0f} tasks: {miniwob_learned_gain_points:+.0f} ({miniwob_learned_gain_low:+.0f} … {miniwob_learned_gain_high:+.0f})", "< 30 → ≥ 60"),
     ("MiniWoB pages started, restored after two steps and verified; requests that left the machine", "{miniwob_started:.0f}, {miniwob_restored:.0f} of {miniwob_pages:.0f}; {miniwob_requests_out:.0f}", "130; 0"),
     ("experts that solved their page", "{miniwob_oracle_solved:.0f} of {miniwob_oracles:.0f}", ""),
     ("getting back to a node of `market`, share of reset and replay", "{back_vs_replay:.2f}", ""),

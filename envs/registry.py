@@ -32,6 +32,7 @@ SCHEMES = {
     "agentdojo": "treewright.envs.tools.agentdojo:agentdojo_suite",
     "gym": "treewright.envs.tools.gym:gym_suite",
     "web": "treewright.envs.web.own_site:web_suite",
+    "miniwob": "treewright.envs.web.miniwob:miniwob_suite",
     "webarena-verified": "treewright.envs.web.verified:verified_suite",
     "verifiers": "treewright.envs.tools.verifiers:verifiers_suite",
     "reasoning": "treewright.envs.reasoning.gym:reasoning_suite",

@@ -53,15 +53,21 @@ def demo(
 def seedling(
     folder: Annotated[Path, typer.Argument(help="Where the model goes, in save_pretrained layout.")],
     suites: Annotated[str, typer.Option(help="Suites it learns, comma separated.")] = "kg,stdlib,workbench,market",
-    work: Annotated[Path, typer.Option(help="Demonstrations and checkpoints; the same line resumes.")] = Path(
-        "runs/seedling"
-    ),
+    work: Annotated[
+        Path | None, typer.Option(help="Demonstrations and checkpoints; the same line resumes. [runs/seedling]")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the training.")] = 2,
+    web: Annotated[bool, typer.Option("--web", help="The one for web pages, `seedling:web`; needs a browser.")] = False,
 ) -> None:
     """Rebuild the small packaged model from nothing: demonstrations, tokenizer, training, held-out success.
 
     treewright seedling my-seedling && treewright eval --policy seedling:my-seedling
     """
     from treewright.agent.seedling.build import build_seedling
+    from treewright.agent.seedling.pages import build_web
 
-    build_seedling(folder, [s.strip() for s in suites.split(",")], work=work, threads=threads, say=console.print)
+    if web:
+        build_web(folder, threads=threads, work=work or Path("runs/seedling-web"), say=console.print)
+        return
+    names = [s.strip() for s in suites.split(",")]
+    build_seedling(folder, names, work=work or Path("runs/seedling"), threads=threads, say=console.print)

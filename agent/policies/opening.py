@@ -15,7 +15,7 @@ from typing import Any
 
 from treewright.agent.policies.fetch import local_model
 from treewright.agent.policies.headed import HeadedPolicy
-from treewright.agent.policies.policy import SEEDLING, Adaptable, Policy, Updatable
+from treewright.agent.policies.policy import SEEDLING, Adaptable, Policy, Updatable, seedling_folder
 from treewright.agent.policies.weights import folder_version
 from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
@@ -39,7 +39,7 @@ def open_policy(spec: str, **options: Any) -> Policy:
     """The policy that `spec` names; `options` go to its constructor.
 
     scripted:MODULE:FUNCTION   a plain function, for tests                (agent/policies/scripted.py)
-    seedling[:FOLDER]          the small packaged model, or one built since
+    seedling[:FOLDER]          the small packaged model, or one built since; seedling:web is the packaged one for pages
     hf:FOLDER_OR_NAME          any transformers causal language model     (agent/policies/hf.py); grammar=True: draws
                                are actions (grammar.py); speculate=True: fewer passes (drafting.py), draft_model=FOLDER:
                                by another model's guesses; they go together.
@@ -168,7 +168,7 @@ def _scripted(rest: str, options: dict[str, Any]) -> Policy:
 
 
 def _seedling(rest: str, options: dict[str, Any]) -> Policy:
-    folder = Path(rest) if rest else SEEDLING
+    folder = seedling_folder(rest)
     if not (folder / "config.json").is_file():
         raise TreewrightError(f"no seedling at {folder}: it holds no config.json; type: treewright seedling --help")
     return _hf(str(folder), {"name": "seedling", **options})

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEEDLING",
+    "SEEDLING_WEB",
     "Adaptable",
     "Colocated",
     "Policy",
@@ -30,9 +31,19 @@ __all__ = [
     "Uncertain",
     "Updatable",
     "Writer",
+    "seedling_folder",
 ]
 
 SEEDLING = Path(__file__).parents[1] / "seedling"
+SEEDLING_WEB = SEEDLING / "web"
+"""The second packaged model, `seedling:web`, which knows web pages a little."""
+
+
+def seedling_folder(rest: str) -> Path:
+    """The folder of `seedling[:REST]`: the packaged model, the one for the web, or one built since."""
+    if rest == "web" and not Path(rest, "config.json").is_file():
+        return SEEDLING_WEB
+    return Path(rest) if rest else SEEDLING
 
 
 @dataclass(slots=True)

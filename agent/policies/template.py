@@ -25,14 +25,20 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task, ToolSpec
 from treewright.search.types import Context, Exchange
 
-__all__ = ["MARKS", "WINDOWS", "CompactTemplate", "Template", "Window"]
+__all__ = ["MARKS", "WINDOWS", "CompactTemplate", "Template", "Window", "window_of"]
 
 log = logging.getLogger(__name__)
 
-WINDOWS = {"market": 1}  # the compact form's own windows: pages are long, and small models have short contexts
+WINDOWS = {"market": 1, "bazaar": 1, "miniwob": 1}
+"""The compact form's own windows: pages are long, and small models have short contexts."""
 MARKS = ("<|task|>", "<|obs|>", "<|act|>", "<|end|>")
 
 Window = int | Mapping[str, int] | None
+
+
+def window_of(windows: Mapping[str, int], suite: str) -> int | None:
+    """The window of a suite; that of `miniwob` is that of `miniwob:simple` too."""
+    return windows.get(suite, windows.get(suite.partition(":")[0]))
 
 
 class Template:
@@ -58,7 +64,7 @@ class Template:
         self.window, self._told = window, False
 
     def _window(self, task: Task) -> int | None:
-        return self.window.get(task.suite) if isinstance(self.window, Mapping) else self.window
+        return window_of(self.window, task.suite) if isinstance(self.window, Mapping) else self.window
 
     def opening(self, task: Task, tools: Sequence[ToolSpec], seen: str, last: bool) -> Ids:
         """Everything before the first response; `last` if the policy writes next, not long ago."""

@@ -61,9 +61,13 @@ class DemoPlan:
 
 
 PLAN = DemoPlan(
-    alone={"kg": 200, "stdlib": 200, "workbench": 200, "market": 60},
+    alone={"kg": 200, "stdlib": 200, "workbench": 200, "market": 100},
     searched={"kg": 60, "stdlib": 60, "workbench": 30, "market": 12},
 )
+
+
+WEB = frozenset({"market", "bazaar", "miniwob"})
+"""Suites that the packaged model for the web learns on, where the policy is the seedling."""
 
 
 @dataclass(slots=True)
@@ -146,37 +150,68 @@ async def run_demo(
     console = console or Console(emoji=False, markup=False)
     began = time.monotonic()
     names = open_suites(console, config.worlds.suites)
-    source = model_folder(config.policy.spec)
-    learner = Learner(make_trainer(config, source), config.home / "checkpoints", config.loop.checkpoints)
-    shared = shared_model(config, learner.trainer)
-    policy = open_policy(config.policy.spec, **config.policy.options, **({} if shared is None else {"model": shared}))
-    frozen = policy.version
+    before, after = Stage(), Stage()
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    frozen: dict[str, str] = {}
+    done, shown, decode = list[Round](), list[Tree](), dict[str, Any]()
     store = TreeStore.open(config.store_at)
     try:
-        async with open_worlds(names, config.worlds.sessions or None, config.worlds.deadline) as worlds:
-            before, _ = await measure(console, "before", worlds, policy, plan, f"{config.name} before")
-            last = await _learn(console, config, worlds, policy, learner, store)
-            after, searched = await measure(console, "after", worlds, policy, plan, f"{config.name} after")
+        for part, mine in parts_of(config, names):
+            word = "seedling" if part.policy.spec == config.policy.spec else "seedling_web"
+            source = model_folder(part.policy.spec)
+            folder = config.home / ("checkpoints" if word == "seedling" else "checkpoints-web")
+            learner = Learner(make_trainer(part, source), folder, part.loop.checkpoints)
+            shared = shared_model(part, learner.trainer)
+            given = {} if shared is None else {"model": shared}
+            policy = open_policy(part.policy.spec, **part.policy.options, **given)
+            frozen[word] = policy.version
+            try:
+                async with open_worlds(mine, part.worlds.sessions or None, part.worlds.deadline) as worlds:
+                    _add(before, (await measure(console, "before", worlds, policy, plan, f"{config.name} before"))[0])
+                    last = await _learn(console, part, worlds, policy, learner, store)
+                    found, searched = await measure(console, "after", worlds, policy, plan, f"{config.name} after")
+                    _add(after, found)
+            finally:
+                await policy.close()
+            rounds["rounds" if word == "seedling" else "web_rounds"] = [_told(r) for r in learner.rounds]
+            done += learner.rounds
+            samples = [t for group in (last, searched) for t in _samples(group)]
+            shown += samples
+            decode |= dict.fromkeys((t.tree_id for t in samples), policy.tokenizer.decode)  # type: ignore[attr-defined]
     finally:
         store.close()
-        await policy.close()
     table = _success_table(before, after)
     console.print(table)
-    console.print(_cost_table(before, after, learner.rounds))
+    console.print(_cost_table(before, after, done))
     figures = {**known, **_figures(before, after)}
     figures["seconds"] = (time.monotonic() - began, "s")
-    rounds = [
-        {"drawn_by": r.drawn_by, "trained": r.trained, "success": r.success, "stats": r.stats, "seconds": r.seconds}
-        for r in learner.rounds
-    ]
-    write_figures(config.home / "figures.json", figures, seedling=frozen, rounds=rounds)
-    shown = [t for group in (last, searched) for t in _samples(group)]
+    write_figures(config.home / "figures.json", figures, **frozen, **rounds)
     write_report(
         config.home / "report.html", shown, "treewright demo", _plain(table), advantages=_advantages(shown),
-        decode=policy.tokenizer.decode,  # type: ignore[attr-defined]
+        decode=decode,
     )  # fmt: skip
     console.print(f"figures: {config.home / 'figures.json'}   report: {config.home / 'report.html'}")
     return {name: value for name, (value, _) in figures.items()}
+
+
+def parts_of(config: Config, names: Sequence[str]) -> list[tuple[Config, list[str]]]:
+    """Suites and the policy that learns on them: web pages are learned by a packaged model of their own."""
+    web = [name for name in names if name.partition(":")[0] in WEB] if config.policy.spec == "seedling" else []
+    rest = [name for name in names if name not in web]
+    policy = config.policy.model_copy(update={"spec": "seedling:web"})
+    both = [(config, rest), (config.model_copy(update={"policy": policy}), web)]
+    return [(part, mine) for part, mine in both if mine]
+
+
+def _add(stage: Stage, more: Stage) -> None:
+    stage.alone |= more.alone
+    stage.searched |= more.searched
+    for word, seconds in more.seconds.items():
+        stage.seconds[word] = stage.seconds.get(word, 0.0) + seconds
+
+
+def _told(done: Round) -> dict[str, Any]:
+    return {name: getattr(done, name) for name in ("drawn_by", "trained", "success", "stats", "seconds")}
 
 
 async def _learn(
@@ -251,7 +286,7 @@ def _cost_table(before: Stage, after: Stage, rounds: Sequence[Round]) -> Table:
         for kind, found in (("policy alone", stage.alone), ("with search", stage.searched)):
             count = sum(len(e.tasks) for e in found.values())
             tokens, steps = sum(e.tokens for e in found.values()), sum(e.env_steps for e in found.values())
-            table.add_row(f"{word}: {kind}", f"{count}", f"{tokens}", f"{steps}", f"{stage.seconds[kind]:.0f}")
+            table.add_row(f"{word}: {kind}", f"{count}", f"{tokens}", f"{steps}", f"{stage.seconds.get(kind, 0):.0f}")
     if rounds:
         total = {k: sum(r.stats.get(k, 0.0) for r in rounds) for k in ("trees", "sampled_tokens", "env_steps")}
         seconds = f"{sum(r.seconds for r in rounds):.0f}"
@@ -312,8 +347,7 @@ def demo_config(home: Path, settings: Sequence[str] = ()) -> Config:
     """The configuration of the demo: the defaults, in a folder of its own."""
     from treewright.agent.config import load_config
 
-    market = 'loop.suite_tasks={"market": 6}'  # a browser costs more per step than the other suites together
-    return load_config(None, [f"folder={home}", "name=demo", "loop.iterations=18", market, *settings])
+    return load_config(None, [f"folder={home}", "name=demo", "loop.iterations=18", *settings])
 
 
 def fresh(folder: Path) -> None:

@@ -203,11 +203,11 @@ def open_trainer(config: Config) -> Any:
 
 def model_folder(spec: str) -> Path | str:
     """Where the weights of a trainable policy lie. Raises TreewrightError for one that is only served."""
-    from treewright.agent.policies.policy import SEEDLING
+    from treewright.agent.policies.policy import SEEDLING, seedling_folder
 
     kind, _, rest = spec.partition(":")
     if kind == "seedling":
-        return Path(rest) if rest else SEEDLING
+        return seedling_folder(rest)
     if kind in ("hf", "vllm") and rest:
         name = rest.partition("@http")[0]  # a server is started with the folder's name, so its model's name is that
         return SEEDLING if (kind, name) == ("vllm", "seedling") else local_model(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treewright.agent.seedling import FOLDER
-from treewright.agent.seedling.card import write_card
+from treewright.agent.seedling.card import SEEDLING, About, write_card
 from treewright.agent.seedling.demos import (
     VALUE,
     WORD,
@@ -31,10 +32,10 @@ from treewright.agent.seedling.demos import (
     save_demos,
 )
 from treewright.agent.seedling.evaluate import evaluate
-from treewright.agent.seedling.text import Encoder, Example, demo_pieces, frame_words, train_tokenizer
+from treewright.agent.seedling.text import LINE, Encoder, Example, demo_pieces, frame_words, train_tokenizer
 from treewright.agent.seedling.train import Recipe, train
 from treewright.envs.registry import suite as suite_named
-from treewright.envs.types import Suite, Task
+from treewright.envs.types import Action, Suite, Task
 
 __all__ = ["PLANS", "Plan", "build_seedling", "gather", "load_seedling"]
 
@@ -52,6 +53,9 @@ class Plan:
     gentle    demonstrations without mistakes: alone in the first part of the training, mixed with the others later,
               since what a model has learned from them is soon lost among mistakes
     rename    whether a second copy of every demonstration gets other names, so that copying is learned
+    right     whether the first part of the training shows the oracle's steps alone, of all demonstrations, and the
+              later part only demonstrations with mistakes
+    gives_up  the answer of a demonstrator who gives up, where the oracle never answers; a mistake like any other
     """
 
     tasks: int
@@ -60,6 +64,8 @@ class Plan:
     share: float = 1.0
     gentle: int = 0
     rename: bool = False
+    right: bool = False
+    gives_up: str = ""
 
 
 PLANS: Mapping[str, Plan] = {
@@ -106,6 +112,9 @@ async def gather(suite: Suite, plan: Plan, seed: int, path: Path, say: Say = pri
     if len(found) < wanted:
         async for _ in collect_demos(suite, tasks[:100], Noise(rate=0.0), seed, bank):
             pass  # fills the bank of argument values
+    if plan.gives_up:
+        bank.add(Action.of("answer", text=plan.gives_up))
+    began = time.monotonic()
     try:
         for episode in range(plan.episodes):
             done = max(0, min(len(tasks), len(found) - episode * len(tasks)))
@@ -115,11 +124,23 @@ async def gather(suite: Suite, plan: Plan, seed: int, path: Path, say: Say = pri
                 found += part
                 say(f"{suite.name}: {len(found)}/{wanted} demonstrations")
     finally:
+        _spend(path, time.monotonic() - began)
         if suite.close is not None:
             await suite.close()
     won = sum(demo.reward > 0 for demo in found) / max(1, len(found))
     say(f"{suite.name}: {len(found)} demonstrations of {len(tasks)} tasks, {won:.0%} succeed")
     return found
+
+
+def _spend(path: Path, seconds: float) -> None:
+    """Adds to the time that a file of demonstrations took, over all the calls that wrote it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".seconds").write_text(f"{_spent(path) + seconds:.1f}\n", encoding="utf-8")
+
+
+def _spent(path: Path) -> float:
+    beside = path.with_suffix(".seconds")
+    return float(beside.read_text(encoding="utf-8")) if beside.exists() else 0.0
 
 
 def _tokenizer(demos: Mapping[str, Sequence[Demo]], recipe: Recipe, kept: Path) -> Any:
@@ -141,8 +162,23 @@ def _gentle(plan: Plan) -> Plan:
     return replace(plan, tasks=plan.gentle, episodes=1, noise=Noise(rate=0.0))
 
 
-def _rows(encoder: Encoder, demos: Iterable[Demo]) -> list[Example]:
-    return [row for demo in demos for row in encoder.examples(demo)]
+def _rows(encoder: Encoder, demos: Iterable[Demo], right: bool = False) -> list[Example]:
+    """The rows of demonstrations; with `right`, in suites that have one row per action, those of the oracle's steps."""
+    if not right:
+        return [row for demo in demos for row in encoder.examples(demo)]
+    return [row for demo in demos for row, step in zip(encoder.examples(demo), demo.steps, strict=True) if step.right]
+
+
+def _drills(encoder: Encoder, demos: Mapping[str, Sequence[Demo]], seed: int, most: int = 20_000) -> list[Example]:
+    """Questions about the distinct pages of the demonstrations."""
+    rng = random.Random(seed)
+    seen = {
+        (name, text) for name in demos for d in demos[name] for text in (d.first, *(s.observation for s in d.steps))
+    }
+    pages = rng.sample(sorted(seen), min(most, len(seen)))
+    often = Counter(line for _, page in pages for line in {m[1] for m in map(LINE.match, page.splitlines()) if m})
+    menu = {line for line, count in often.items() if count > 0.2 * len(pages)}
+    return [row for name, page in pages if (row := encoder.drill(name, page, rng, menu)) is not None]
 
 
 def _renamed(demos: Sequence[Demo], frame: Iterable[str], seed: int) -> list[Demo]:
@@ -161,27 +197,34 @@ def build_seedling(
     held_out: int = 200,
     work: Path | str = "runs/seedling",
     plans: Mapping[str, Plan] = PLANS,
+    shown: Callable[[Suite], Suite] = lambda suite: suite,
+    begin: Path | None = None,
+    drills: float = 0.0,
+    about: About | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
     """Makes the seedling from nothing and writes it to `out` in the layout of `save_pretrained`, with its card.
 
     `work` keeps demonstrations and the last checkpoint; the same call goes on after an interruption, and starting
     afresh needs an empty `work`. Returns what the card reports, sizes, seeds and held-out success by suite.
+
+    shown  gives the suite in which demonstrations and held-out success of a suite are taken
+    begin  the weights to begin with;  about  what the card calls the model
+    drills how often a step goes to questions about the demonstrations' pages (Encoder.drill), relative as `share` is
     """
     out, work, recipe = Path(out), Path(work), recipe or Recipe()
     torch.set_num_threads(threads)
     started = time.monotonic()
     loaded = {name: suite_named(name) for name in suites}
+    files = {name: work / "demos" / f"{name.replace(':', '-')}.jsonl" for name in loaded}
     demos = {
-        name: asyncio.run(gather(suite, plans[name], recipe.seed, work / "demos" / f"{name}.jsonl", say))
+        name: asyncio.run(gather(shown(suite), plans[name], recipe.seed, files[name], say))
         for name, suite in loaded.items()
     }
+    beside = {name: path.with_name(f"{path.stem}-gentle.jsonl") for name, path in files.items() if plans[name].gentle}
     clean = {
-        name: asyncio.run(
-            gather(suite, _gentle(plans[name]), recipe.seed, work / "demos" / f"{name}-gentle.jsonl", say)
-        )
-        for name, suite in loaded.items()
-        if plans[name].gentle
+        name: asyncio.run(gather(shown(loaded[name]), _gentle(plans[name]), recipe.seed, path, say))
+        for name, path in beside.items()
     }
     tokenizer = _tokenizer(demos, recipe, work / "tokenizer")
     encoder = Encoder(tokenizer)
@@ -190,38 +233,50 @@ def build_seedling(
     for name in clean:
         if plans[name].rename:
             clean[name] += _renamed(clean[name] * 3, frame, recipe.seed + 1)
-    rows = {name: _rows(encoder, [*found, *copies[name], *clean.get(name, [])]) for name, found in demos.items()}
+    mixed = {name: [] if plans[name].right else clean.get(name, []) for name in demos}
+    rows = {name: _rows(encoder, [*found, *copies[name], *mixed[name]]) for name, found in demos.items()}
     sizes = {name: _sizes(encoder, demos[name], rows[name]) for name in rows}
     for name, size in sizes.items():
         say(f"{name}: {size}")
     recipe = replace(recipe, shares={name: plans[name].share for name in rows})
+    if drills:
+        rows["drills"] = _drills(encoder, demos, recipe.seed)
+        recipe = replace(recipe, shares={**recipe.shares, "drills": drills})
     prepared = time.monotonic() - started
     gentle = {name: _rows(encoder, found) for name, found in clean.items()}
-    model = train(rows, encoder, recipe, gentle=gentle, checkpoint=work / "checkpoint.pt", say=say)
-    trained = time.monotonic() - started - prepared
+    for name, found in demos.items():
+        if plans[name].right:
+            gentle[name] = gentle.get(name, []) + _rows(encoder, found, right=True)
+    model = train(rows, encoder, recipe, gentle=gentle, begin=begin, checkpoint=work / "checkpoint.pt", say=say)
+    _spend(work / "training.jsonl", time.monotonic() - started - prepared)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    scores = {name: measure(model, encoder, suite, held_out, say) for name, suite in loaded.items()}
+    scores = {name: measure(model, encoder, shown(suite), held_out, say) for name, suite in loaded.items()}
     report = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": asdict(recipe),
-        "plans": {name: asdict(plans[name]) for name in rows},
+        "plans": {name: asdict(plans[name]) for name in demos},
+        "drills": drills,
         "demonstrations": {name: len(found) for name, found in demos.items()},
         "tokens": sizes,
         "held_out": scores,
         "tasks": held_out,
-        "seconds": {"demonstrations": round(prepared), "training": round(trained)},
+        "seconds": {
+            "demonstrations": round(sum(map(_spent, [*files.values(), *beside.values()]))),
+            "training": round(_spent(work / "training.jsonl")),
+            "tokenizer and rows": round(prepared),
+        },
         "threads": threads,
     }
-    write_card(out, report)
+    write_card(out, report, about or SEEDLING)
     return report
 
 
 def measure(model: Any, encoder: Encoder, suite: Suite, count: int, say: Say = print) -> dict[str, float]:
     """Success on the first `count` test tasks, sampled at temperature 1 and greedy."""
     tasks = suite.tasks("test", count)
-    sessions = 100 if suite.name in ("kg", "stdlib") else 4
+    sessions = 100 if suite.name in ("kg", "stdlib") or suite.close is None else 4
 
     async def play(greedy: bool) -> float:
         try:

@@ -5,27 +5,62 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_card"]
+__all__ = ["SEEDLING", "WEB", "About", "write_card"]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a card calls a model: its title, what it knows, how its training went, and the command that rebuilds it."""
+
+    title: str
+    knows: str
+    training: str
+    windowed: str
+    began: str
+    command: str
+
+
+SEEDLING = About(
+    title="The seedling",
+    knows="four small worlds a little",
+    training="A part of the training shows `kg` and `stdlib` without mistakes, and half of the `stdlib` episodes have "
+    "other names put into them, so that copying is learned and not names.",
+    windowed="`market`",
+    began="random weights",
+    command="treewright seedling FOLDER",
+)
+WEB = About(
+    title="The seedling for the web",
+    knows="web pages a little: a small shop, a larger one, and twenty pages of MiniWoB",
+    training="The first part of the training shows the oracle's own steps alone, wherever the mistakes had led; the "
+    "rest shows all steps. 1,400 more demonstrations of `miniwob:simple` are without mistakes. About a third of the "
+    "steps are drills: a page, the name of an element of it, and its reference or the text behind it. Demonstrations "
+    "and success in `market` and `bazaar` are taken without a browser, from the sites' HTML, which gives the same "
+    "observations.",
+    windowed="all of them",
+    began="the seedling's weights",
+    command="treewright seedling --web FOLDER",
+)
 
 _CARD = """---
 license: apache-2.0
 library_name: transformers
 tags: [treewright, agent]
 ---
-# The seedling
+# {title}
 
 A language model of {parameters:,} parameters (Qwen3 architecture, float32, own byte-level BPE of {vocab} tokens) that
-knows four small worlds a little. It was trained from random weights, on a CPU, on demonstrations that the
-environments' own oracles computed on train tasks. No text and no weights from elsewhere went into it.
+knows {knows}. It was trained from {began}, on a CPU, on demonstrations that the environments' own oracles computed on
+train tasks. No text and no weights from elsewhere went into it.
 
 The demonstrator errs on purpose: at each step, with the probability below, it takes another well-formed action and
 goes on from there. So the model does the right thing most often, but not reliably, and training on tree rollouts has
-something to sharpen. A part of the training shows `kg` and `stdlib` without mistakes, and half of the `stdlib`
-episodes have other names put into them, so that copying is learned and not names.
+something to sharpen. {training}
 
 | suite | demonstrations | error rate | held-out success, sampled | greedy |
 |---|---|---|---|---|
@@ -35,20 +70,19 @@ Success is that of the model alone, without search, on the first {tasks} test ta
 demonstration; sampled at temperature 1.
 
 Prompt: `<|task|>{{suite}} {{goal}}<|obs|>{{observation}}<|act|>`, the answer ends with `<|end|>`, then
-`<|obs|>{{observation}}<|act|>` and so on; an answer is one line, `name {{"argument": "value"}}`. In `market`, older
+`<|obs|>{{observation}}<|act|>` and so on; an answer is one line, `name {{"argument": "value"}}`. In {windowed}, older
 observations are left out of the prompt.
 
 {made}Python {python}, torch {torch}, transformers {transformers}. `seedling.json` beside this file holds every setting.
 
-Rebuild: `treewright seedling FOLDER` (seed {seed}).
-{seed}, {steps} steps; {minutes:.0f} minutes of training after {gathering:.0f} of collecting, on {threads} threads of a
-shared machine).
+Rebuild: `{command}` (seed {seed}, {steps} steps; {minutes:.0f} minutes of training after {gathering:.0f} of collecting,
+on a busy machine).
 
 It is meant for trying out treewright and for its tests. It cannot converse and knows nothing of the world.
 """
 
 
-def write_card(out: Path, report: Mapping[str, Any]) -> None:
+def write_card(out: Path, report: Mapping[str, Any], about: About = SEEDLING) -> None:
     """README.md and seedling.json in the folder `out`."""
     rows = [
         f"| {name} | {report['demonstrations'][name]:,} | {report['plans'][name]['noise']['rate']:.2f} "
@@ -56,6 +90,7 @@ def write_card(out: Path, report: Mapping[str, Any]) -> None:
         for name, score in report["held_out"].items()
     ]
     text = _CARD.format(
+        **asdict(about),
         parameters=report["parameters"],
         vocab=report["recipe"]["vocab"],
         table="\n".join(rows),

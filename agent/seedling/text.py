@@ -8,21 +8,23 @@ become a special token.
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from treewright.agent.policies.prompts import WINDOWS
+from treewright.agent.policies.template import WINDOWS, window_of
 from treewright.agent.seedling.demos import VALUE, WORD, Demo
 
 __all__ = [
     "ACT",
     "END",
+    "LINE",
     "OBS",
     "PAD",
     "TASK",
@@ -34,6 +36,8 @@ __all__ = [
     "train_tokenizer",
 ]
 
+LINE = re.compile(r'\w+ "([^"\\]*)"(?: ([ea]\d+))?')
+"""A line of a page: its name, and its reference where it has one."""
 TASK, OBS, ACT, END, PAD = "<|task|>", "<|obs|>", "<|act|>", "<|end|>", "<|pad|>"
 
 
@@ -136,7 +140,7 @@ class Encoder:
 
         Responses are the tokens as sampled, `<|end|>` included. Observations outside the suite's window are empty.
         """
-        first_kept = max(0, len(observations) - WINDOWS.get(suite, len(observations)))
+        first_kept = max(0, len(observations) - (window_of(WINDOWS, suite) or len(observations)))
         ids = [self.task, *self.piece(f"{suite} {goal}")]
         for i, text in enumerate(observations):
             ids += [self.obs, *(self.piece(text) if i >= first_kept else ()), self.act]
@@ -144,11 +148,37 @@ class Encoder:
                 ids += responses[i]
         return ids
 
+    def drill(self, suite: str, page: str, rng: random.Random, but: Container[str] = ()) -> Example | None:
+        """A row of questions about a page: an element's name, and its reference or the text behind it.
+
+        One name stands before the page, where a goal would name it, up to five others after it; those in `but` are
+        not asked for. None for a page with less than two.
+        """
+        lines = [(m[1], m[2] or "") for line in page.splitlines() if (m := LINE.match(line))]
+        asked = [
+            (f"{name} text", f'answer {{"text": "{behind[0].split(" ")[-1]}"}}')
+            if behind[1] == "" and ref and rng.random() < 0.3
+            else (name, f'click {{"ref": "{ref}"}}')
+            for (name, ref), behind in zip(lines, [*lines[1:], ("", "-")], strict=False)
+            if ref and name and name not in but
+        ]
+        if len(asked) < 2:
+            return None
+        chosen = rng.sample(asked, min(6, len(asked)))
+        ids = [self.task, *self.piece(f"{suite} {chosen[0][0]}"), self.obs, *self.piece(page)]
+        marks = [0] * len(ids)
+        for i, (name, action) in enumerate(chosen):
+            said = [*self.piece(action), self.end]
+            before = [self.act] if i == 0 else [self.obs, *self.piece(name), self.act]
+            ids += [*before, *said]
+            marks += [0] * len(before) + [2] * len(said)
+        return Example(ids, marks)
+
     def examples(self, demo: Demo) -> list[Example]:
         """One row per episode; with a window one row per action, since earlier context changes with each."""
         seen = [demo.first, *(s.observation for s in demo.steps[:-1])]
         acts = [[*self.piece(s.action), self.end] for s in demo.steps]
-        if demo.suite in WINDOWS:
+        if window_of(WINDOWS, demo.suite) is not None:
             rows = []
             for i, act in enumerate(acts):
                 context = self.prompt(demo.suite, demo.goal, seen[: i + 1], acts[:i])

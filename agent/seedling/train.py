@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from treewright.agent.seedling.text import Encoder, Example
 from treewright.envs.types import seed_of
 
-__all__ = ["Recipe", "new_model", "rate_at", "train", "turns_of"]
+__all__ = ["Recipe", "begin_from", "new_model", "rate_at", "train", "turns_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,27 @@ def new_model(recipe: Recipe, encoder: Encoder) -> Qwen3ForCausalLM:
         pad_token_id=encoder.pad,
     )
     return Qwen3ForCausalLM(config)
+
+
+@torch.no_grad()
+def begin_from(model: Qwen3ForCausalLM, encoder: Encoder, folder: Path) -> None:
+    """Puts in the weights of a model of the same sizes with another tokenizer.
+
+    A token gets the embedding of the token of the same text, or the mean of those that its text had there.
+    """
+    old = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    before = Encoder(AutoTokenizer.from_pretrained(folder))
+    known, rows = before.tokenizer.get_vocab(), old.get_input_embeddings().weight
+    here = model.get_input_embeddings().weight
+    for token, place in encoder.tokenizer.get_vocab().items():
+        if token in known:
+            here[place] = rows[known[token]]
+        elif pieces := before.piece(encoder.tokenizer.decode([place])):
+            here[place] = rows[pieces].mean(0)
+    kept = {name: value for name, value in old.state_dict().items() if "embed" not in name and "lm_head" not in name}
+    missing = model.load_state_dict(kept, strict=False).missing_keys
+    if any("layers" in name for name in missing):
+        raise ValueError(f"{folder} holds other layers than the recipe: {missing[:3]} are missing")
 
 
 class Batches:
@@ -159,15 +180,19 @@ def train(
     recipe: Recipe,
     *,
     gentle: Mapping[str, Sequence[Example]] | None = None,
+    begin: Path | None = None,
     checkpoint: Path | None = None,
     save_every: float = 120.0,
     say: Callable[[str], None] = print,
 ) -> Qwen3ForCausalLM:
-    """Trains from random weights, or from `checkpoint` where that file exists; saves it every `save_every` seconds.
+    """Trains from random weights, those in `begin`, or `checkpoint` where that file exists; saves it every `save_every`
+    seconds.
 
     `gentle` holds rows without mistakes for some of the suites. Returns the model with the averaged weights.
     """
     model = new_model(recipe, encoder)
+    if begin is not None:
+        begin_from(model, encoder, begin)
     optimizers = _optimizers(model, recipe)
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     first = 0

@@ -67,19 +67,20 @@ def write_report(
     table: Table | None = None,
     *,
     advantages: Mapping[str, Sequence[float]] | None = None,
-    decode: Decode | None = None,
+    decode: Decode | Mapping[str, Decode] | None = None,
 ) -> Path:
     """Writes one self-contained HTML file about `trees` and returns its path.
 
     table       (header, rows) of an own table, shown first; cells may be text or numbers
     advantages  by tree_id, one number for each node; they then colour the nodes instead of the scores
-    decode      token ids to text, to show tokens as text; without it tokens show as characters where they are bytes,
-                and as numbers else
+    decode      token ids to text, one for all trees or by a tree's id, to show tokens as text; without it tokens show
+                as characters where they are bytes, and as numbers else
 
     The file is replaced as a whole or not at all. Raises OSError where it cannot be written.
     """
     given = advantages or {}
-    views = [_view(i, tree, given.get(tree.tree_id), decode) for i, tree in enumerate(trees)]
+    reads = decode if isinstance(decode, Mapping) else dict.fromkeys((tree.tree_id for tree in trees), decode)
+    views = [_view(i, tree, given.get(tree.tree_id), reads.get(tree.tree_id)) for i, tree in enumerate(trees)]
     css = _template("report.css").render()
     page = _template("report.html.jinja").render(
         title=title,

@@ -92,7 +92,7 @@ class Site:
     def _listen(self) -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = listener.getsockname()[1]
-        app: Any = Starlette(routes=self._routes(self))
+        app = self.app()
         config = uvicorn.Config(
             app, lifespan="off", ws="none", loop="asyncio", http="h11", access_log=False, log_config=None
         )
@@ -101,6 +101,10 @@ class Site:
             target=self._server.run, kwargs={"sockets": [listener]}, name="market", daemon=True
         )
         self._thread.start()
+
+    def app(self) -> Any:
+        """The site as an ASGI application, for whom a server would be in the way."""
+        return Starlette(routes=self._routes(self))
 
     async def stop(self) -> None:
         """Ends the server and forgets every shop; the ledger stays."""

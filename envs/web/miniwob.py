@@ -9,6 +9,7 @@ tasks included.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,10 +30,17 @@ from treewright.envs.web.miniwob_oracles import KNOWN, STEP, oracle
 from treewright.envs.web.tab import Tab
 from treewright.envs.web.view import PageView
 
-__all__ = ["STEP", "SUITE", "MiniWobEnvironment", "names", "open_session", "pages"]
+__all__ = ["SIMPLE", "STEP", "SUITE", "MiniWobEnvironment", "miniwob_suite", "names", "open_session", "pages"]
 
 VIEWPORT = (400, 640)
 _PATIENCE = 0.05  # seconds after which a page is drawn that has not answered: pictures may wait for that
+SIMPLE = (
+    *("click-test", "click-test-2", "click-test-transfer", "click-button", "click-button-sequence", "click-dialog"),
+    *("click-dialog-2", "click-tab", "click-widget", "click-option", "click-checkboxes-transfer", "choose-list"),
+    *("click-scroll-list", "focus-text", "focus-text-2", "enter-text", "enter-text-dynamic", "enter-password"),
+    *("login-user", "identify-shape"),
+)
+"""The pages of `miniwob:simple`: short, used by references alone, and every one has an expert."""
 _KINDS = ("click", "fill", "select", "check", "press", "type", "hover", "scroll", "drag", "part")
 # `__miniwob(seed, time, told)` starts the episode if there is a seed, lets time pass, and says, where it is told to:
 # over?, raw reward, why, a hash of the whole document, the task's words, and whether it had to wait. It stands in the
@@ -214,9 +222,9 @@ def make_tasks(split: str, count: int) -> list[Task]:
     return [make_task(split, order[i % len(order)], i // len(order)) for i in range(count)]
 
 
-def make_task(split: str, page: str, variant: int = 0) -> Task:
+def make_task(split: str, page: str, variant: int = 0, suite: str = "miniwob") -> Task:
     return Task(
-        suite="miniwob",
+        suite=suite,
         id=f"miniwob-{page}-{split}-{variant}",
         goal="do what the page asks",
         seed=seed_of("miniwob", split, page, variant),
@@ -224,6 +232,24 @@ def make_task(split: str, page: str, variant: int = 0) -> Task:
         horizon=30,
         data={"page": page},
     )
+
+
+def miniwob_suite(chosen: str) -> Suite:
+    """`miniwob:simple`, or pages by name with commas: `miniwob:click-test,enter-text`. Raises TreewrightError."""
+    wanted = SIMPLE if chosen == "simple" else tuple(page.strip() for page in chosen.split(",") if page.strip())
+    unknown = next((page for page in wanted if page not in names()), None)
+    if unknown is not None or not wanted:
+        near = difflib.get_close_matches(unknown or "", ["simple", *names()], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "write miniwob:simple, or pages such as miniwob:click-test"
+        raise TreewrightError(f"MiniWoB has no page {unknown or chosen!r}; {hint}")
+    suite = f"miniwob:{chosen}"
+
+    def tasks(split: str, count: int) -> list[Task]:
+        if split not in ("train", "test"):
+            raise ValueError(f"no split {split!r}; there are 'train' and 'test'")
+        return [make_task(split, wanted[i % len(wanted)], i // len(wanted), suite) for i in range(count)]
+
+    return replace(SUITE, name=suite, tasks=tasks, description=f"{len(wanted)} pages of MiniWoB: {', '.join(wanted)}.")
 
 
 async def open_session() -> MiniWobEnvironment:

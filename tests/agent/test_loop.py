@@ -22,6 +22,7 @@ from treewright.agent.policies.engine import EnginePolicy
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import SEEDLING
 from treewright.agent.policies.weights import folder_version
+from treewright.agent.runs import demo
 from treewright.agent.runs.collect import collect, open_worlds
 from treewright.agent.runs.demo import QUICK, demo_config, run_demo
 from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain
@@ -191,9 +192,10 @@ def test_only_weights_that_lie_here_can_be_trained() -> None:
         model_folder("openai:gpt@http://localhost")
 
 
-async def test_the_demo_runs_from_end_to_end(tmp_path: Path) -> None:
+async def test_the_demo_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
+    monkeypatch.setattr(demo, "WEB", frozenset({"stdlib"}))  # a second part, by the packaged model for web pages
     config = demo_config(tmp_path / "demo", [*QUICK.settings, 'worlds.suites=["kg","stdlib"]'])
     figures = await run_demo(config, QUICK.plan, Console(file=(tmp_path / "out").open("w")))
     for name in ("kg.policy_before", "kg.policy_gain_points", "stdlib.search_after", "best_other.policy_gain_points"):
@@ -201,6 +203,8 @@ async def test_the_demo_runs_from_end_to_end(tmp_path: Path) -> None:
     body = json.loads((tmp_path / "demo" / "figures.json").read_text())
     assert set(body["figures"]["kg.policy_after"]) == {"value", "unit"}
     assert body["hardware"]["cores"] and "python" in body["versions"]
+    assert body["seedling"] != body["seedling_web"]
+    assert [len(body[name]) for name in ("rounds", "web_rounds")] == [2, 2]
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<svg" in page and "kg-" in page
 

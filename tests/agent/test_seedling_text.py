@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -93,3 +94,22 @@ def test_a_tokenizer_grows_the_frame_and_leaves_names_alone() -> None:
     ada = small.piece("ada")
     assert len(ada) == 1
     assert ada[0] in small.piece('answer {"text": "ada"}') and ada[0] in small.piece("s who follows ada ?")
+
+
+PAGE = 'page "market" /c/cups\nlink "home" e1\nheading "cups"\nlink "red cup" e2\ntext "price 7"\nlink "old cup" e3'
+
+
+def test_a_drill_asks_for_the_reference_of_a_name_or_the_text_behind_it(encoder: Encoder) -> None:
+    row = encoder.drill("market", PAGE, random.Random(0), {"home"})
+    assert row is not None
+    shown = encoder.tokenizer.decode(row.ids)
+    said = encoder.tokenizer.decode([token for token, kind in zip(row.ids, row.kinds, strict=True) if kind == 2])
+    right = {'click {"ref": "e2"}', 'click {"ref": "e3"}', 'answer {"text": "7"}'}
+    answers = said.split(END)[:-1]
+    assert len(answers) == 2 and set(answers) <= right
+    assert shown.startswith(("<|task|>market red cup", "<|task|>market old cup")) and PAGE in shown
+
+
+def test_a_page_with_less_than_two_names_is_no_drill(encoder: Encoder) -> None:
+    assert encoder.drill("market", "error: no element 'e9' on this page", random.Random(0)) is None
+    assert encoder.drill("market", PAGE, random.Random(0), {"home", "red cup"}) is None

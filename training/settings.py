@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "LoraSettings", "TrainSettings", "bytes_of"]
 
 SMALL, SMALL_LR, LARGE_LR, ADAPTER_LR = 20_000_000, 1e-3, 3e-6, 1e-4
-LARGE_KL = 0.01
+LARGE_KL = 0.002
 PRECISIONS = ("float32", "bfloat16")
 UNITS = {"": 1, "B": 1, **{f"{letter}iB": 1 << 10 * i for i, letter in enumerate("KMGT", 1)},
          **{f"{letter}B": 10 ** (3 * i) for i, letter in enumerate("KMGT", 1)}}  # fmt: skip
@@ -162,7 +162,7 @@ class TrainSettings:
         default=None,
         metadata={
             "doc": "how far one optimizer step may move the policy, in nats per drawn token; a step that goes further "
-            "is shortened. Costs one forward pass and a copy of the weights. Else 0.01 where all weights of a model of "
+            "is shortened. Costs one forward pass and a copy of the weights. Else 0.002 where all weights of a model of "
             "20 million parameters or more are trained in one process (docs/real-models.md says why); 0: no bound"
         },
     )

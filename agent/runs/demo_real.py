@@ -35,8 +35,10 @@ class RealPlan:
 
 
 REAL = RealPlan(
-    demos=150, untouched=30, then=DemoPlan(alone={"kg": 100}, searched={"kg": 20}, expansions=6),
-    settings=("loop.iterations=4", "loop.tasks=16"),
+    demos=400, untouched=30, then=DemoPlan(alone={"kg": 100}, searched={"kg": 20}, expansions=6),
+    settings=(
+        "loop.iterations=8", "loop.tasks=24", "train.lr=2e-5", "train.minibatches=1", "train.max_kl=0.002",
+    ),
 )  # fmt: skip
 REAL_QUICK = RealPlan(
     demos=8, untouched=4, then=DemoPlan(alone={"kg": 4}, searched={"kg": 2}, expansions=2),

@@ -84,7 +84,7 @@ def test_a_divergence_bound_below_zero_is_refused() -> None:
 
 def test_models_of_20_million_parameters_have_a_bound_unless_told_otherwise() -> None:
     small, large = 19_999_999, 20_000_000
-    assert TrainSettings().kl_bound(small) is None and TrainSettings().kl_bound(large) == 0.01
+    assert TrainSettings().kl_bound(small) is None and TrainSettings().kl_bound(large) == 0.002
     assert TrainSettings(max_kl=0.0).kl_bound(large) is None and TrainSettings(max_kl=0.3).kl_bound(small) == 0.3
     assert TrainSettings(lora=LoraSettings(rank=8)).kl_bound(large) is None
 

@@ -93,6 +93,7 @@ def _valid(spec: str, name: str, way: str, tasks: int) -> Figures:
             f"valid/{way}/{name}": (one.share, "share of draws"),
             f"valid_low/{way}/{name}": (low, "share of draws"),
             f"valid_high/{way}/{name}": (high, "share of draws"),
+            f"refused/{way}/{name}": (one.refused / one.draws if one.draws else 0.0, "share of draws"),
             f"valid_draws/{way}/{name}": (float(one.draws), "draws"),
             f"solved/{way}/{name}": (one.solved, "share of tasks"),
         }

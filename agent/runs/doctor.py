@@ -25,22 +25,25 @@ KINDS = (  # what the message of an invalid action begins with, and what that is
     (f"{OPEN} is not closed", "a tool call without its end"),
 )
 OTHER = "arguments that do not fit the tool"
+REFUSED = "an action, which the world refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One suite under one policy.
 
-    draws, valid  completions, and those of them that were actions of the world
+    draws, valid  completions, and those of them that were actions: calls of a tool with arguments that it takes
+    refused       of these, those that the world refused, such as a look-up of what is not there
     cut           completions that ended because they were as long as they may be
     limit         that length, in tokens
-    causes        why the others were none, with counts;  shown  an invalid text as it was drawn
+    causes        why the others were none, and what was refused, with counts;  shown  a text of one as it was drawn
     prompt        the first prompt as text, its special tokens spelled out;  tokens  how many it has
     """
 
     suite: str
     draws: int
     valid: int
+    refused: int
     cut: int
     limit: int
     solved: float
@@ -55,11 +58,14 @@ class Finding:
 
 
 def causes(trees: Sequence[Tree]) -> list[tuple[str, int]]:
-    """For which reasons draws were no actions, the commonest first, each draw counted as often as it was made."""
+    """For which reasons draws were no actions, or refused, the commonest first, each draw counted as often as it was
+    made."""
     found = Counter[str]()
     for tree in trees:
-        for message, count in zip(tree.error, tree.mult, strict=True):
-            if message is not None:
+        for message, action, count in zip(tree.error, tree.action, tree.mult, strict=True):
+            if message is not None and action is not None:
+                found[REFUSED] += count
+            elif message is not None:
                 found[next((kind for start, kind in KINDS if message.startswith(start)), OTHER)] += count
     return found.most_common()
 
@@ -78,12 +84,14 @@ async def examined(
         mine = [tree for tree in trees if tree.task.suite == suite]
         nodes = [(tree, i) for tree in mine for i in range(1, len(tree))]
         wrong = [(tree, i) for tree, i in nodes if tree.error[i] is not None]
+        wrong.sort(key=lambda node: node[0].action[node[1]] is not None)  # what is no action at all is shown first
         limit = tokens_for(worlds[suite].suite, max_tokens)
         out.append(
             Finding(
                 suite=suite,
                 draws=sum(tree.mult[i] for tree, i in nodes),
-                valid=sum(tree.mult[i] for tree, i in nodes if tree.error[i] is None and tree.action[i] is not None),
+                valid=sum(tree.mult[i] for tree, i in nodes if tree.action[i] is not None),
+                refused=sum(tree.mult[i] for tree, i in wrong if tree.action[i] is not None),
                 cut=sum(tree.mult[i] for tree, i in nodes if len(tree.ids[i]) >= limit),
                 limit=limit,
                 solved=result.rate,

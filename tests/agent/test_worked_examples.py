@@ -116,8 +116,8 @@ def test_proposals_follow_from_what_was_seen() -> None:
 
     def finding(**changes: Any) -> Finding:
         given = dict(
-            suite="kg", draws=10, valid=1, cut=0, limit=48, solved=0.0, causes=(("x", 9),), shown="<tool_call>",
-            prompt="", tokens=9,
+            suite="kg", draws=10, valid=1, refused=0, cut=0, limit=48, solved=0.0, causes=(("x", 9),),
+            shown="<tool_call>", prompt="", tokens=9,
         )  # fmt: skip
         return Finding(**{**given, **changes})
 
@@ -127,3 +127,16 @@ def test_proposals_follow_from_what_was_seen() -> None:
     assert proposals([finding(valid=10)], "hf:some", {}, ["kg"]) == []
     assert "another policy" in proposals([finding(shown="")], "openai:x@http://y", {}, [])[0]
     assert causes([]) == []
+
+
+def test_an_action_that_the_world_refuses_is_an_action(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "asks.py").write_text(
+        "def talk(task, turns, tools, rng):\n"
+        '    return [\'search {"entity": "nobody", "relation": "mother"}\', \'fly {}\'][len(turns) % 2]\n'
+    )
+    line = ["doctor", "--suites", "kg", "--tasks", "1", "--policy", "scripted:asks:talk"]
+    told = CliRunner(env={"COLUMNS": "160"}).invoke(app, line)
+    assert told.exit_code == 0, f"{told.output}\n{told.exception!r}"
+    for word in ("57 %", "an action, which the world refused", "a tool that there is not", "written: 'fly {}'"):
+        assert word in told.output, told.output

@@ -36,8 +36,8 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
 }
 STEP = ("train.lr=2e-5", "train.minibatches=1", "train.max_kl=0.002")
-"""One step a round, from all of its trees, as far as the bound lets it: docs/real-models.md says what steps of .001 and
-.01 nats did to success."""
+"""One step a round, from all of its trees, as far as the bound lets it: two steps of up to .01 nats a round made trees
+of four rounds worse, not better."""
 MOST_ROUNDS = 10  # times as many rounds as trees took, in which chains must have drawn as many tokens
 
 

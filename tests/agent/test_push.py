@@ -311,7 +311,7 @@ async def test_a_server_that_a_killed_trainer_left_within_a_transfer_is_mended_b
         assert (await policy.ask("/weight_info"))["weight_version"] == "w1"
 
 
-async def test_a_loop_s_checkpoint_is_pushed_where_the_trainer_holds_it_and_read_where_it_does_not(
+async def test_a_loop_s_checkpoint_is_pushed_where_the_trainer_holds_it(
     engines: Engines, trainer: Trainer, tmp_path: Path
 ) -> None:
     policy = engines.policy()

@@ -62,6 +62,7 @@ ELSEWHERE = {
     "train.checkpointing": "training/test_exact_training.py::checkpointing",
     "train.replay_routes": "training/test_replay_trees.py::replay_routes=False",
     "train.memory": "training/test_memory.py::memory=",
+    "loop.push": "agent/test_push.py::test_a_loop_s_checkpoint_is_pushed_where_the_trainer_holds_it",
     "loop.collectors": "agent/test_ranks_loop.py::loop.collectors=2",
     "loop.lease": "helpers/ranks_loop.py::loop.lease=2",
     "train.lora.dropout": "training/test_optim.py::dropout",

@@ -27,7 +27,7 @@ from treewright.training.pack import PackedBatch, pack_trees
 from treewright.training.region import divergence
 from treewright.training.step import Trainer, TrainSettings
 
-__all__ = ["RATES", "exact_figures", "plain_gaps"]
+__all__ = ["RATES", "exact_figures", "packed_gradient", "plain_gaps"]
 
 SPEC = "hf:smollm2"
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
@@ -57,7 +57,7 @@ def _exact(spec: str, count: int, gradients: int) -> Figures:
     packs = _packs(few, _coefficients(few))
     with torch.no_grad():
         olds = [trainer.logprobs(pack)[0] for pack in packs]
-    gradient = _packed_gradient(trainer, packs)
+    gradient = packed_gradient(trainer, packs)
     plain, rows = _plain_gradient(model, few)
     plain = max([plain, *(_plain_gap(model, tree) for tree in trees[gradients:])])
     norm = float(torch.stack([g.double().square().sum() for g in rows]).sum().sqrt())
@@ -120,7 +120,7 @@ def _credit(arrays: TreeArrays, coef: np.ndarray[Any, Any]) -> Credit:
     return replace(estimate("split_loo", arrays, allow_biased=True), coef=coef)
 
 
-def _packed_gradient(trainer: Trainer, packs: Sequence[PackedBatch]) -> list[Tensor]:
+def packed_gradient(trainer: Trainer, packs: Sequence[PackedBatch]) -> list[Tensor]:
     """Of the update's loss, as a step of length 0 leaves it."""
     trainer.fixed_rate = 0.0
     trainer.descend_surrogate(packs)

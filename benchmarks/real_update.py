@@ -23,6 +23,7 @@ from treewright.agent.runs.collect import open_worlds
 from treewright.agent.runs.evaluate import Evaluation, evaluate
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.agent.runs.shared import shared_model
+from treewright.benchmarks.real_exact import packed_gradient
 from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_with, imitated
 from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
 from treewright.search.tree import Tree
@@ -139,13 +140,9 @@ def _packs(trees: Sequence[Tree]) -> list[PackedBatch]:
 
 
 def _gradient(trainer: Trainer, packs: Sequence[PackedBatch]) -> list[Tensor]:
-    trainer.fixed_rate = 0.0
-    trainer.descend_surrogate(packs)
-    trainer.fixed_rate = None
-    found = [p.grad.clone() for p in trainer.model.parameters()]
+    found = packed_gradient(trainer, packs)
     trainer.forget_moments()
-    for p in trainer.model.parameters():
-        p.grad = None
+    trainer.optimizer.zero_grad(set_to_none=True)
     return found
 
 

@@ -35,9 +35,8 @@ DEADLINE = 600.0  # seconds for forming a group, and for one transfer
 PATIENCE = 30.0  # seconds that a transfer has to end after its group was torn down
 ASKING = 20.0  # seconds for a server to answer a short question
 LOOKING = 120.0
-BUFFER = (
-    256 << 20
-)  # bytes that are sent at once; two such buffers stand beside the weights, larger ones where a weight is
+BUFFER = 256 << 20
+"""Bytes that are sent at once; two such buffers stand beside the weights, larger ones where a weight is."""
 SERVE = 'VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config \'{"backend": "nccl"}\''
 
 

@@ -13,14 +13,13 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from treewright.envs.errors import EnvFault, InvalidAction, RestoreUnsupported, TreewrightError
+from treewright.envs.errors import EnvFault, InvalidAction, TreewrightError
 from treewright.envs.types import (
     Action,
+    BaseEnvironment,
     Call,
     Effect,
     Observation,
-    Restore,
-    Snapshot,
     StepResult,
     Suite,
     Task,
@@ -153,12 +152,10 @@ def read_html(url: str, html: str) -> tuple[PageView, dict[str, _Field]]:
     return view, used
 
 
-class PlainEnvironment:
+class PlainEnvironment(BaseEnvironment):
     """A session at a site of its own; the way back is reset and replay, which costs next to nothing."""
 
-    restore_ways: frozenset[Restore] = frozenset({Restore.REPLAY})
     sandboxed = True
-    stochastic = False
 
     def __init__(self, site: Site, app: Any, rules: MarketEnvironment) -> None:
         self.site, self.app, self.rules = site, app, rules
@@ -196,12 +193,6 @@ class PlainEnvironment:
             reward = await self.rules.score(self.task, call.arguments["text"])
             return StepResult(Observation("answered", "", provenance="environment"), reward=reward, terminated=True)
         return StepResult(await self._do(call), effect=Effect.REVERSIBLE)
-
-    async def snapshot(self) -> Snapshot:
-        raise RestoreUnsupported(f"{self.name} without a browser comes back by reset and replay alone")
-
-    async def restore(self, snapshot: Snapshot) -> Observation:
-        raise RestoreUnsupported(f"{self.name} without a browser comes back by reset and replay alone")
 
     async def close(self) -> None:
         self.site.leave(self.rules.token)

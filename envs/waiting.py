@@ -1,14 +1,18 @@
-"""How long a server wants to be left alone, as the header Retry-After says it: seconds, or a date."""
+"""Waiting: as long as a server wants to be left alone (its header Retry-After), and for what nothing may interrupt."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
 
-__all__ = ["LONGEST", "seconds_until"]
+__all__ = ["LONGEST", "done_anyway", "seconds_until"]
 
 LONGEST = 3600.0
+T = TypeVar("T")
 
 
 def seconds_until(said: str | None, now: str | None = None) -> float:
@@ -33,3 +37,15 @@ def _date(text: str) -> datetime | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+async def done_anyway(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work`, which goes on where the waiting task is cancelled meanwhile; its error is then nobody's."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_heard)  # `shield` leaves it to the event loop's log
+    return await asyncio.shield(task)
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -19,7 +19,6 @@ A commit ends its tree. Search goes on in a new one, see `continue_from`.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +35,7 @@ from treewright.envs.types import (
     StepResult,
     Task,
 )
+from treewright.envs.waiting import done_anyway
 from treewright.search.approval import Approval, Approve, approves, open_approval
 from treewright.search.continued import continue_from
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint
@@ -344,7 +344,7 @@ class _Run:
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             doubt = Observation(reason, "", provenance="error")
-            await asyncio.shield(self._answer(entries, JournalState.IN_DOUBT, doubt))
+            await done_anyway(self._answer(entries, JournalState.IN_DOUBT, doubt))
             if not isinstance(error, Exception):
                 raise
             found = [entry for entry in self.journal.entries(tree_id) if entry.id in entries]

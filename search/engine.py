@@ -18,6 +18,7 @@ from typing import Any
 
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Effect, Environment, Restore, Suite, Task, is_sandboxed, seed_of
+from treewright.envs.waiting import done_anyway
 from treewright.search.evidence import Evidence, Told
 from treewright.search.expand import Expander
 from treewright.search.frontier import Allotting, Frontier, Proving
@@ -150,7 +151,7 @@ class Running:
         finally:
             if self.store is not None:
                 self._save()
-                await asyncio.shield(self.store.flush())
+                await done_anyway(self.store.flush())
         return await self.finish()
 
     async def start(self) -> Tree | None:

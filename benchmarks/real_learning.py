@@ -55,7 +55,8 @@ def learning_figures(quick: bool, spec: str = SPEC) -> Figures:
 async def _measured(home: Path, spec: str, size: Size) -> Figures:
     async with open_worlds(TAUGHT[: size.taught]) as worlds:
         todo = tasks_for(worlds, "test", 0, size.held_out)
-        untouched = await _alone(home / "untouched", spec, worlds, todo)
+        few = tasks_for(worlds, "test", 0, size.untouched)
+        untouched = await _alone(home / "untouched", spec, worlds, few)
         begun = await imitated(begun_with(home / "begun", spec), worlds, size.demos)
         before = await _alone(home / "begun", f"hf:{begun}", worlds, todo)
         out: Figures = {f"untouched/{name}": (100 * one.rate, "%") for name, one in untouched.items()}
@@ -64,6 +65,7 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
             out |= {f"imitation/{name}": (100 * one.rate, "%"), f"imitation_gain/{name}": (gain, "points")}
             out |= {f"imitation_low/{name}": (low, "points"), f"imitation_high/{name}": (high, "points")}
         out["imitation/demonstrations"] = (float(size.demos * size.taught), "episodes")
+        out["held_out_untouched"] = (float(size.untouched), "tasks of each suite")
         out["held_out"] = (float(size.held_out), "tasks of each suite")
         out["real_after_imitation_min"] = (100 * min(one.rate for one in before.values()), "%")
         arms = [arm for arm in ARMS if arm == "trees" or size.chains]

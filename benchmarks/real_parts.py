@@ -27,6 +27,7 @@ class Size:
     tasks     of each suite, one rollout for each way of prompting;  suites  of `SUITES`, from the first
     trees     whose log-probs are compared;  gradients  of those, whose gradient is, too
     demos, held_out, taught  of imitation: demonstrations and held-out tasks of each suite, and how many suites
+    untouched  held-out tasks of each suite that the untouched model plays, most of them to the end of each draw
     rounds, trees_a_round, seeds   of training by trees and by chains
     chains    1, or 0 to leave them out
     judged    held-out tasks that each rule with each judge searches
@@ -40,6 +41,7 @@ class Size:
     demos: int = 100
     held_out: int = 100
     taught: int = 2
+    untouched: int = 24
     rounds: int = 6
     trees_a_round: int = 24
     seeds: int = 3
@@ -57,6 +59,7 @@ QUICK = Size(
     demos=6,
     held_out=4,
     taught=1,
+    untouched=4,
     rounds=1,
     trees_a_round=2,
     seeds=1,

@@ -18,10 +18,12 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from treewright.agent.policies.heap import give_back
 from treewright.agent.policies.light import LightModel, LightTokenizer, is_light
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prefixes import PrefixCache
 from treewright.agent.policies.prompts import Template, Window, template_for
+from treewright.agent.policies.room import MANY, batch_tokens, token_bytes
 from treewright.agent.policies.runners import runner_for
 from treewright.agent.policies.sampling import Cut, Drawn, Request, generate
 from treewright.agent.policies.weights import folder_version
@@ -46,11 +48,6 @@ class _Waiting:
     request: Request
     future: asyncio.Future[list[Completion]]
 
-    def cost(self, shares: bool) -> int:
-        """Tokens kept for it, with one copy of the prompt or one for each draw."""
-        draws = len(self.request.seeds)
-        return len(self.request.ids) * (1 if shares else draws) + draws * self.request.max_tokens
-
 
 class HFPolicy:
     """Draws from `model`, a transformers causal language model in eval mode.
@@ -60,7 +57,7 @@ class HFPolicy:
     batch_requests    False runs each request alone: its draws then do not depend, even in the last bit, on who else
                       asks; True is faster, and draws differ only where a random number falls within the rounding of
                       the distribution's edges
-    max_batch_tokens  prompt and new tokens of all rows that run together
+    max_batch_tokens  prompt and new tokens of all rows that run together; None: see `room.batch_tokens`
     cache_bytes       for the keys and values of earlier prompts; 0 turns reuse between batches off, as does
                       batch_requests=False
     threads           CPU threads of the worker; None: 1 for small models, else torch's default
@@ -82,7 +79,7 @@ class HFPolicy:
         window: Window = None,
         temperature: float = 1.0,
         batch_requests: bool = True,
-        max_batch_tokens: int = 65_536,
+        max_batch_tokens: int | None = None,
         cache_bytes: int = 256 << 20,
         threads: int | None = None,
         template_options: dict[str, Any] | None = None,
@@ -95,7 +92,7 @@ class HFPolicy:
         self.template = template_for(tokenizer, window, template, **(template_options or {}))
         self.runner = runner_for(model)
         self.temperature, self.batch_requests = float(temperature), batch_requests
-        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens or batch_tokens(model, self.runner.device.type == "cpu")
         self.stats, self.work = PolicyStats(), work_of_config(model.config)
         self._folder = ""
         self._version = version or weights_version(model)
@@ -291,10 +288,10 @@ class HFPolicy:
     def _batch(self) -> list[_Waiting]:
         """Takes from the front of the queue what fits together; cancelled requests are dropped."""
         self._waiting = [w for w in self._waiting if not w.future.done()]
-        batch, room = self._waiting[:1], self.max_batch_tokens
-        room -= batch[0].cost(self.runner.shares) if batch else 0
+        batch, room, shares = self._waiting[:1], self.max_batch_tokens, self.runner.shares
+        room -= batch[0].request.cost(shares) if batch else 0
         for waiting in self._waiting[1:] if self.batch_requests else ():
-            cost = waiting.cost(self.runner.shares)
+            cost = waiting.request.cost(shares)
             apart = (waiting.request.temperature == 0) != (batch[0].request.temperature == 0)
             if cost > room or apart:
                 break
@@ -310,16 +307,21 @@ class HFPolicy:
         with self._lock:
             began = time.monotonic()
             try:
-                with torch.inference_mode():
-                    logits = [self._prefill(request.ids) for request in asked]
-                    paths = [self._cache.path(request.ids) for request in asked]
-                    drawn = generate(self.runner, asked, list(zip(paths, logits, strict=True)), self.stop_ids)
+                drawn = self._drawn(asked)
             finally:
                 self._cache.trim()
+                if token_bytes(self._model) * sum(r.cost(self.runner.shares) for r in asked) > MANY:
+                    give_back()
             self.stats.seconds += time.monotonic() - began
             self.stats.requests += len(requests)
             place = {i: draws for i, draws in zip(order, drawn, strict=True)}
             return [[self._completion(one, asked) for one in place[i]] for i, asked in enumerate(requests)]
+
+    @torch.inference_mode()
+    def _drawn(self, asked: Sequence[Request]) -> list[list[Drawn]]:
+        logits = [self._prefill(request.ids) for request in asked]
+        paths = [self._cache.path(request.ids) for request in asked]
+        return generate(self.runner, asked, list(zip(paths, logits, strict=True)), self.stop_ids)
 
     def _prefill(self, ids: tuple[int, ...]) -> Tensor:
         """The logits after `ids`, whose keys and values the cache holds then."""

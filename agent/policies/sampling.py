@@ -40,6 +40,11 @@ class Request:
     cut: Cut | None = None
     tempered: bool = False
 
+    def cost(self, shares: bool) -> int:
+        """Tokens kept for it, with one copy of the prompt or one for each draw."""
+        draws = len(self.seeds)
+        return len(self.ids) * (1 if shares else draws) + draws * self.max_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from treewright.agent.config import Config
 from treewright.agent.policies.fetch import local_model
+from treewright.agent.policies.heap import give_back
 from treewright.agent.policies.opening import loading_model
 from treewright.agent.policies.policy import Colocated, Sleeper, Trusting
 from treewright.agent.policies.weights import folder_version
 from treewright.agent.runs.collect import Failure, World, collect
 from treewright.agent.runs.guiding import guided, refresh
-from treewright.agent.runs.heap import give_back
 from treewright.agent.runs.pushing import serve_from
 from treewright.agent.runs.ranks import trainer_kind
 from treewright.agent.runs.rounds import Ahead, Grower, Round, RoundOrder

@@ -1,16 +1,12 @@
 """`treewright bench real`: the whole line with a real pretrained model, `hf:smollm2`, in the sections of `SECTIONS`.
 
-It takes hours on two cores; `--only valid|exact|servers|memory|learning|update|judges` measures a part and
+It takes hours on two cores; `--only valid|exact|servers|learning|memory|update|judges` measures a part and
 keeps the others' figures. Written as `bench search` writes its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -25,23 +21,20 @@ from treewright.agent.runs.imitation import worked_examples
 from treewright.agent.runs.setup import tasks_for
 from treewright.benchmarks import search
 from treewright.benchmarks.real_parts import FULL, QUICK, Figures, kept, measuring, share_interval, size_of, sized
-from treewright.envs.errors import TreewrightError
 
-__all__ = ["SECTIONS", "SPEC", "main", "memory_figures", "valid_figures"]
+__all__ = ["SECTIONS", "SPEC", "main", "valid_figures"]
 
 SPEC = "hf:smollm2"
 SECTIONS = (
     "treewright.benchmarks.real:valid_figures",
     "treewright.benchmarks.real_exact:exact_figures",
     "treewright.benchmarks.real_servers:servers_figures",
-    "treewright.benchmarks.real:memory_figures",
     "treewright.benchmarks.real_learning:learning_figures",
+    "treewright.benchmarks.real_memory:memory_figures",
     "treewright.benchmarks.real_update:update_figures",
     "treewright.benchmarks.real_judges:judges_figures",
 )
 SUITES = ("kg", "workbench", "stdlib")
-PACKS = ("train.max_tokens=512", "train.chunk_tokens=512")
-"""So few activations at once, for a peak of 4 GB."""
 
 
 def main(
@@ -100,38 +93,3 @@ def _valid(spec: str, name: str, way: str, tasks: int) -> Figures:
 
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(work(Path(folder)))
-
-
-def memory_figures(quick: bool, spec: str = SPEC) -> Figures:
-    """The largest resident memory of `treewright loop` on this model, one round, in a process of its own. An entropy
-    bonus sees to it that every draw is trained on, also where all trees fail."""
-    tasks = size_of(quick).loop
-    settings = [
-        "loop.iterations=1",
-        f"loop.tasks={tasks}",
-        "train.entropy_coef=0.001",
-        *(PACKS if spec == SPEC else ()),
-    ]
-    if tasks < 4:
-        settings += ["search.expansions=1", "search.root_draws=3"]
-    return kept({"part": "memory", "spec": spec, "settings": settings}, partial(_peak, spec, settings))
-
-
-def _peak(spec: str, settings: Sequence[str]) -> Figures:
-    with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-P", "-m", "treewright", "loop", "--name", "m", "--suites", "kg", "--policy", spec]
-        for setting in settings:
-            words += ["--set", setting]
-        done = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        told = done.stderr.read() if done.stderr is not None else b""
-        _, status, usage = os.wait4(done.pid, 0)  # of this process alone: RUSAGE_CHILDREN would hold the others' peak
-        if status:
-            raise TreewrightError(f"{' '.join(words)} failed: {told.decode()[-400:]}; type it to see why")
-        last = json.loads((Path(folder) / "runs/m/metrics.jsonl").read_text().splitlines()[-1])
-    return {
-        "real_peak_gb": (usage.ru_maxrss * 1024 / 1e9, "GB"),
-        "loop/trees": (float(last["trees"]), "trees"),
-        "loop/tokens": (float(last["tokens"]), "distinct tokens"),
-        "loop/seconds_a_round": (float(last["seconds"]), "s"),
-        "loop/sampler_gap": (float(last["sampler_gap"] or 0.0), "nats"),
-    }

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from treewright.agent.runs import loop
 from treewright.agent.policies.heap import give_back
+from treewright.agent.runs import loop
 
 
 class Told(Exception):

@@ -43,7 +43,9 @@ def test_a_batch_on_a_cpu_is_half_a_gigabyte_and_no_batch_is_more_than_65536_tok
 
 
 @pytest.mark.parametrize("many, given", [(0, 1), (1 << 40, 0)])
-async def test_pages_go_back_after_a_batch_that_was_large(many: int, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pages_go_back_after_a_batch_that_was_large(
+    many: int, given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = list[str]()
     monkeypatch.setattr(hf, "give_back", lambda: calls.append("back"))
     monkeypatch.setattr(hf, "MANY", many)

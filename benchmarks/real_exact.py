@@ -27,7 +27,7 @@ from treewright.training.pack import PackedBatch, pack_trees
 from treewright.training.region import divergence
 from treewright.training.step import Trainer, TrainSettings
 
-__all__ = ["RATES", "exact_figures", "packed_gradient", "plain_gaps"]
+__all__ = ["RATES", "exact_figures", "packed_gradient", "packs_by_lot", "plain_gaps"]
 
 SPEC = "hf:smollm2"
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
@@ -49,12 +49,12 @@ def _exact(spec: str, count: int, gradients: int) -> Figures:
     trees = asyncio.run(_grown(model, AutoTokenizer.from_pretrained(folder), count))
     sampler = tokens = 0.0
     trainer = _trainer(model)
-    for pack in _packs(trees, _coefficients(trees)):
+    for pack in packs_by_lot(trees):
         with torch.no_grad():
             logp = trainer.logprobs(pack)[0]
         sampler, tokens = max(sampler, _gap(logp, pack)), tokens + len(pack.target)
     few = trees[:gradients]
-    packs = _packs(few, _coefficients(few))
+    packs = packs_by_lot(few)
     with torch.no_grad():
         olds = [trainer.logprobs(pack)[0] for pack in packs]
     gradient = packed_gradient(trainer, packs)
@@ -92,8 +92,10 @@ def _coefficients(trees: Sequence[Tree]) -> tuple[TreeArrays, np.ndarray[Any, An
     return arrays, np.where(arrays.trainable, lot, 0.0)
 
 
-def _packs(trees: Sequence[Tree], credit: tuple[TreeArrays, np.ndarray[Any, Any]]) -> list[PackedBatch]:
-    return pack_trees(trees, credit[0], _credit(*credit), 1024)
+def packs_by_lot(trees: Sequence[Tree]) -> list[PackedBatch]:
+    """The trees in packs of 1,024 tokens, with a credit of +1 or −1 by lot on every draw that is trained."""
+    arrays, coef = _coefficients(trees)
+    return pack_trees(trees, arrays, _credit(arrays, coef), 1024)
 
 
 def _gap(logp: Tensor, pack: PackedBatch) -> float:

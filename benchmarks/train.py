@@ -39,7 +39,7 @@ from treewright.training.pack import TokenRow, pack_rows, pack_trees
 from treewright.training.precision import checkpoint_layers
 from treewright.training.settings import LoraSettings, TrainSettings
 
-__all__ = ["main"]
+__all__ = ["Mode", "main", "side_by_side"]
 
 NAMES = ("flat 2k + 16 x 1k", "binary depth 6 x 512", "random depth 6, 30-800", "comb 32 x (512 + 512)")
 SEEDLING = "trees that the seedling grew on kg"
@@ -51,7 +51,7 @@ Figures = dict[str, tuple[float, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Mode:
+class Mode:
     """A model and how it is trained."""
 
     name: str
@@ -153,25 +153,25 @@ def _cpu(console: Console, quick: bool, parts: Sequence[str]) -> list[dict[str, 
     for mode in _modes(model):
         for name, load in loads.items() if mode.name in parts else ():
             ways = WAYS if mode.name == "float32" else WAYS[:2]
-            table.append(_measured(mode, name, load, ways, repeats))
+            table.append(side_by_side(mode, name, load, ways, repeats))
             _show(console, table[-1])
     if "seedling" in parts:
         seedling, load = _grown(4 if quick else 12)
-        table.append(_measured(_Mode(name="float32", model=seedling), SEEDLING, load, WAYS, repeats + 1))
+        table.append(side_by_side(Mode(name="float32", model=seedling), SEEDLING, load, WAYS, repeats + 1))
         _show(console, table[-1])
     return table
 
 
-def _modes(model: Any) -> list[_Mode]:
+def _modes(model: Any) -> list[Mode]:
     prepare(model)
     adapted = attach(copy.deepcopy(model), LoraSettings(rank=16), "random weights")
     recomputed = copy.deepcopy(model)
     checkpoint_layers(recomputed, True)
     return [
-        _Mode(name="float32", model=model),
-        _Mode(name="bf16", model=model, dtype=torch.bfloat16),
-        _Mode(name="lora", model=adapted),
-        _Mode(name="checkpointed", model=recomputed),
+        Mode(name="float32", model=model),
+        Mode(name="bf16", model=model, dtype=torch.bfloat16),
+        Mode(name="lora", model=adapted),
+        Mode(name="checkpointed", model=recomputed),
     ]
 
 
@@ -206,7 +206,7 @@ def _grown(tasks: int) -> tuple[Any, Load]:
     return model, load_of(pack, model.config.vocab_size)
 
 
-def _measured(mode: _Mode, family: str, load: Load, ways: Sequence[str], repeats: int) -> dict[str, Any]:
+def side_by_side(mode: Mode, family: str, load: Load, ways: Sequence[str], repeats: int) -> dict[str, Any]:
     """One line of the table. What disturbs a run makes it longer, so the least of `repeats` is kept."""
     device = load.ids.device.type
     steps = {way: steps_of(load, way) for way in ways}
@@ -244,7 +244,7 @@ def _measured(mode: _Mode, family: str, load: Load, ways: Sequence[str], repeats
     return line | {"speedup": speedup, "ideal": ideal, "of ideal": speedup / ideal, "difference": max(gaps.values())}
 
 
-def _step(mode: _Mode, steps: Sequence[Any], optimizer: torch.optim.Optimizer) -> None:
+def _step(mode: Mode, steps: Sequence[Any], optimizer: torch.optim.Optimizer) -> None:
     backward(mode.model, steps, mode.dtype)
     optimizer.step()
 
@@ -337,13 +337,13 @@ def _gpu(console: Console, quick: bool, began: float) -> list[dict[str, Any]]:
             model: nn.Module = Qwen3ForCausalLM(config).eval()
         prepare(model)
         checkpoint_layers(model, size == "4B")
-        mode = _Mode(name="bf16", model=model, dtype=torch.bfloat16)
+        mode = Mode(name="bf16", model=model, dtype=torch.bfloat16)
         for family in (f for f in FAMILIES if f.name in NAMES):
             if time.monotonic() - began > GPU_SECONDS * (0.45 if size == "0.6B" else 0.8):
                 console.print(f"left out, no time: {size}, {family.name}")
                 continue
             load = load_of(family.plan(4096 if quick else 16_384), 151_936, "cuda")
-            line = _measured(mode, family.name, load, WAYS if size == "0.6B" else WAYS[:3], 2)
+            line = side_by_side(mode, family.name, load, WAYS if size == "0.6B" else WAYS[:3], 2)
             table.append(line | {"model": size})
             _show(console, line)
         del model, mode

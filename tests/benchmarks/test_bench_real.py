@@ -18,11 +18,12 @@ from treewright.benchmarks.real_learning import gains, learning_figures
 from treewright.benchmarks.real_memory import memory_figures
 from treewright.benchmarks.real_parts import FULL, QUICK, Figures, kept, measuring, share_interval, sized
 from treewright.benchmarks.real_servers import compared
+from treewright.benchmarks.real_step import step_figures
 from treewright.benchmarks.real_update import BOUNDS, CLOSE, update_figures
 from treewright.benchmarks.search import section
 from treewright.envs.errors import TreewrightError
 
-SMALL = replace(QUICK, held_out=3, demos=3, rounds=1, trees_a_round=2)
+SMALL = replace(QUICK, held_out=3, untouched=3, demos=3, rounds=1, trees_a_round=2)
 
 
 def test_every_section_is_there() -> None:
@@ -77,6 +78,14 @@ def test_gains_are_those_of_the_mean_over_seeds() -> None:
 def test_the_memory_of_a_loop_is_that_of_its_own_process() -> None:
     found = {name: value for name, (value, _) in memory_figures(True, "seedling").items()}
     assert 0.2 < found["real_peak_gb"] < 2 and found["loop/trees"] == 4 and found["loop/sampler_gap"] < 1e-3
+
+
+def test_a_step_on_trees_is_timed_beside_the_same_step_on_rows() -> None:
+    with measuring(SMALL, None):
+        found = {name: value for name, (value, _) in step_figures(True, "seedling").items()}
+    assert found["step/gradient_difference"] < 1e-4 and found["step/trees"] == 2
+    assert found["step/row_tokens"] > found["step/tokens"] and found["step/ideal"] > 1
+    assert found["real_step_over_ideal"] * found["step/ideal"] == pytest.approx(found["step/speedup"])
 
 
 def test_parts_that_were_measured_are_kept_by_what_they_are_of(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_keys_are_gathered_once_for_each_segment_of_a_path() -> None:
 
 def test_a_measured_line_and_its_figures(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     load = load_of(FAMILIES[2].plan(200), 97)
-    line = train._measured(train._Mode(name="float32", model=model), "f", load, WAYS, 1)
+    line = train.side_by_side(train.Mode(name="float32", model=model), "f", load, WAYS, 1)
     assert line["difference"] <= 1e-4 and line["speedup"] > 0 and line["ideal"] > 2
     assert {f"{way}_{what}" for way in WAYS for what in ("s", "peak")} <= set(line)
     figures = train._figures([line, line | {"mode": "bf16", "difference": 0.01, "of ideal": 0.5}])
@@ -65,7 +65,7 @@ def test_a_measured_line_and_its_figures(model: Any, monkeypatch: pytest.MonkeyP
     assert figures["train_step_over_ideal_min_bf16"][0] == 0.5
     monkeypatch.setitem(train.AGREE, None, 0.0)
     with pytest.raises(RuntimeError, match="nothing is timed"):
-        train._measured(train._Mode(name="float32", model=model), "f", load, WAYS, 1)
+        train.side_by_side(train.Mode(name="float32", model=model), "f", load, WAYS, 1)
 
 
 def test_planning_is_timed_with_and_without_trl(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,70 @@
+"""A training step of a real model on trees that it grew itself, beside the same step on one row for each trajectory.
+
+Both are in float32, of the same terms, by the same kernels; nothing is timed unless their gradients agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from treewright.agent.policies.opening import open_policy
+from treewright.agent.runs.collect import open_worlds
+from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
+from treewright.benchmarks.real_exact import packs_by_lot
+from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_with, imitated
+from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
+from treewright.benchmarks.train import Mode, side_by_side
+from treewright.benchmarks.train_ways import load_of
+from treewright.search.tree import Tree
+
+__all__ = ["step_figures"]
+
+REPEATS = 2
+
+
+def step_figures(quick: bool, spec: str = SPEC) -> Figures:
+    """On the first suite, with the weights of the section `learning`; the fullest pack of the trees of a round."""
+    size = size_of(quick)
+    part = {"spec": spec, "demos": size.demos, "taught": size.taught}
+    home = folder_of({"part": "learning", **part})
+    with tempfile.TemporaryDirectory() as folder:
+        of = {"part": "step", **part, "trees": size.trees_a_round}
+        return kept(of, partial(_measured, home or Path(folder), spec, size))
+
+
+def _measured(home: Path, spec: str, size: Size) -> Figures:
+    begun, trees = asyncio.run(_grown(home, spec, size))
+    pack = max(packs_by_lot(trees), key=len)
+    model = make_trainer(begun_with(home / "step", f"hf:{begun}"), str(begun)).model
+    load, threads = load_of(pack, model.config.vocab_size), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        line = side_by_side(Mode(name="float32", model=model), "own trees", load, ("tree", "rows"), REPEATS)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "step/trees": (float(pack.trees), "trees"),
+        "step/tokens": (float(line["tokens"]), "distinct tokens"),
+        "step/row_tokens": (float(line["row tokens"]), "tokens of rows"),
+        "step/ideal": (line["ideal"], "ratio of operations"),
+        "step/speedup": (line["speedup"], "ratio"),
+        "step/gradient_difference": (line["difference"], "relative"),
+        "real_step_over_ideal": (line["of ideal"], "ratio"),
+    }
+
+
+async def _grown(home: Path, spec: str, size: Size) -> tuple[Path, list[Tree]]:
+    async with open_worlds(TAUGHT[: size.taught]) as worlds:
+        begun = await imitated(begun_with(home / "begun", spec), worlds, size.demos)
+        policy = open_policy(f"hf:{begun}")
+        try:
+            one = {TAUGHT[0]: worlds[TAUGHT[0]]}
+            tasks = tasks_for(one, "train", 30, size.trees_a_round)
+            return begun, await grow_for_training(begun_with(home / "step", spec), tasks, one, policy, "step", 30)
+        finally:
+            await policy.close()

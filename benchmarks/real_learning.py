@@ -32,9 +32,10 @@ __all__ = ["ARMS", "MOST_ROUNDS", "SPEC", "TAUGHT", "begun_with", "gains", "imit
 
 SPEC, TAUGHT = "hf:smollm2", ("kg", "workbench")
 ARMS: Mapping[str, tuple[str, ...]] = {
-    "trees": (),
+    "trees": ("search.root_draws=12", "search.draws=4", "search.expansions=6"),
     "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
 }
+"""Large groups: what a model says that imitated is mostly the same, which a tree holds once."""
 STEP = ("train.lr=2e-5", "train.minibatches=1", "train.max_kl=0.002")
 """One step a round, from all of its trees, as far as the bound lets it: two steps of up to .01 nats a round made trees
 of four rounds worse, not better."""

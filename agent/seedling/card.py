@@ -38,7 +38,7 @@ WEB = About(
     title="The seedling for the web",
     knows="web pages a little: a small shop, a larger one, and twenty pages of MiniWoB",
     training="The first part of the training shows the oracle's own steps alone, wherever the mistakes had led; the "
-    "rest shows all steps. 1,400 more demonstrations of `miniwob:simple` are without mistakes. About a third of the "
+    "rest shows all steps. 1,400 more demonstrations of `miniwob:simple` are without mistakes. Two fifths of the "
     "steps are drills: a page, the name of an element of it, and its reference or the text behind it. Demonstrations "
     "and success in `market` and `bazaar` are taken without a browser, from the sites' HTML, which gives the same "
     "observations.",

@@ -16,13 +16,13 @@ from treewright.envs.types import Suite
 __all__ = ["PLANS", "RECIPE", "build_web"]
 
 PLANS: Mapping[str, Plan] = {
-    "market": Plan(6000, noise=Noise(rate=0.3), share=1.6, right=True),
+    "market": Plan(6000, noise=Noise(rate=0.38), share=2.2, right=True),
     "bazaar": Plan(600, noise=Noise(rate=0.3), share=0.15, right=True),
     "miniwob:simple": Plan(
-        1000, noise=Noise(rate=0.7, terminal=0.45), share=0.8, gentle=1400, right=True, gives_up="done"
+        1000, noise=Noise(rate=0.7, terminal=0.45), share=0.9, gentle=1400, right=True, gives_up="done"
     ),
 }
-RECIPE = Recipe(steps=1400, batch_tokens=1536, gentle=0.85, cool=0.4, seen_weight=0.0)
+RECIPE = Recipe(steps=3600, batch_tokens=2048, lr=4e-3, muon_lr=4e-3, gentle=0.85, cool=0.4, seen_weight=0.0)
 
 
 def build_web(
@@ -31,7 +31,7 @@ def build_web(
     """Makes the model from nothing and writes it to `out`, see `build_seedling`."""
     return build_seedling(
         out, PLANS, recipe=RECIPE, threads=threads, work=work, plans=PLANS, shown=_without_browser, begin=FOLDER,
-        drills=1.2, held_out=100, about=WEB, say=say,
+        drills=2.0, held_out=100, about=WEB, say=say,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from playwright.async_api import Browser, BrowserContext, CDPSession, Page, Route, WebSocketRoute
 from playwright.async_api import Error as PlaywrightError
@@ -28,6 +29,8 @@ STILL = ("--enable-begin-frame-control", "--run-all-compositor-stages-before-dra
 """Switches of a browser with still pages."""
 _FRAME: tuple[str, dict[str, Any]] = ("HeadlessExperimental.beginFrame", {"noDisplayUpdates": True})
 _PAUSE = 0.004  # seconds between two frames of a page that waits for them
+_TURN = 1.0  # seconds after which a page that does not come to draw, since it asks something, holds up no other
+_TURNS: WeakKeyDictionary[Browser, asyncio.Lock] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ async def open_context(
         cdp = await attach(context, page)
         if still and (other := await _still_page(browser, context, cdp)) is not None:
             await page.close()
-            return Opened(context, *other, Drawer(other[1]))
+            return Opened(context, *other, Drawer(other[1], _turns(browser)))
         return Opened(context, page, cdp)
     except BaseException:
         with suppress(PlaywrightError):
@@ -98,7 +101,8 @@ async def _still_page(browser: Browser, context: BrowserContext, cdp: CDPSession
             await root.send("Target.createTarget", wanted)
         page = await made.value
         session = await attach(context, page)
-        await session.send(*_FRAME)
+        async with _turns(browser):
+            await session.send(*_FRAME)
         return page, session
     except PlaywrightError:
         if page is not None:
@@ -108,11 +112,16 @@ async def _still_page(browser: Browser, context: BrowserContext, cdp: CDPSession
         await root.detach()
 
 
-class Drawer:
-    """Draws a still page, one frame at a time."""
+def _turns(browser: Browser) -> asyncio.Lock:
+    """What the frames of a browser's pages wait for: Chromium 156 ends where two of its pages draw at once."""
+    return _TURNS.setdefault(browser, asyncio.Lock())
 
-    def __init__(self, cdp: CDPSession) -> None:
-        self._cdp = cdp
+
+class Drawer:
+    """Draws a still page, one frame at a time; `turns` keeps it from drawing beside another page of the browser."""
+
+    def __init__(self, cdp: CDPSession, turns: asyncio.Lock) -> None:
+        self._cdp, self._turns = cdp, turns
         self._frame: asyncio.Future[Any] | None = None
 
     async def during(self, work: Awaitable[Any], patience: float = 0.0) -> Any:
@@ -132,9 +141,15 @@ class Drawer:
         """The frame that is under way, or the next one; one that fails is no trouble, since a page that is gone ends
         the work, too."""
         if self._frame is None or self._frame.done():
-            self._frame = asyncio.ensure_future(self._cdp.send(*_FRAME))
+            self._frame = asyncio.ensure_future(self._draw())
             self._frame.add_done_callback(lambda done: done.cancelled() or done.exception())
         return self._frame
+
+    async def _draw(self) -> None:
+        async with self._turns:
+            frame = asyncio.ensure_future(self._cdp.send(*_FRAME))
+            await asyncio.wait({frame}, timeout=_TURN)
+        await frame
 
 
 async def _stop_methods(gate: Gate, route: Route) -> None:

@@ -57,6 +57,19 @@ async def test_a_sample_of_pages_starts_offline_and_comes_back_after_two_steps(e
     assert len(found.solved) == found.experts
 
 
+async def test_sessions_of_one_browser_begin_side_by_side(env: home.MiniWobEnvironment) -> None:
+    sessions = [env, await open_session(), await open_session()]
+
+    async def begin(session: home.MiniWobEnvironment, which: int) -> int:
+        goals = [(await session.reset(make_task("train", page, which), 1)).text for page in home.SIMPLE[which::3]]
+        return sum("goal " in text for text in goals)
+
+    try:
+        assert sum(await asyncio.gather(*map(begin, sessions, range(3)))) == 20
+    finally:
+        await asyncio.gather(*(session.close() for session in sessions[1:]))
+
+
 async def test_nothing_moves_until_an_action_lets_time_pass(env: home.MiniWobEnvironment) -> None:
     first = await env.reset(make_task("test", "moving-items"), 0)
     await asyncio.sleep(0.3)

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -20,7 +20,7 @@ pytest.importorskip("playwright", reason="needs the extra 'web': pip install 'tr
 from treewright.envs.web import bazaar_world, browser, market_world, opening
 from treewright.envs.web.browser import close_browser, find_chromium, shared_browser
 from treewright.envs.web.guard import AllowList
-from treewright.envs.web.opening import STILL
+from treewright.envs.web.opening import STILL, Drawer
 from treewright.envs.web.reading import title_of
 from treewright.envs.web.tab import Tab
 
@@ -105,6 +105,34 @@ async def test_a_still_page_draws_when_the_mouse_moves_and_else_never() -> None:
         assert answer["result"]["value"] == 7
     finally:
         await tab.close()
+
+
+async def test_pages_draw_in_turn_and_one_that_never_comes_to_it_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(opening, "_TURN", 0.05)
+    under_way, most = 0, 0
+
+    class Drawn:
+        def __init__(self, stuck: bool) -> None:
+            self.stuck = stuck
+
+        async def send(self, method: str, params: dict[str, Any]) -> None:
+            nonlocal under_way, most
+            if self.stuck:
+                await asyncio.Event().wait()
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.01)
+            under_way -= 1
+
+    turns = asyncio.Lock()
+    drawers = [Drawer(cast("Any", Drawn(stuck)), turns) for stuck in (True, False, False)]
+    hangs = asyncio.ensure_future(drawers[0].during(asyncio.Event().wait()))
+    await asyncio.sleep(0.02)
+    await asyncio.wait_for(asyncio.gather(*(drawer.during(asyncio.sleep(0.2)) for drawer in drawers[1:])), 5)
+    assert most == 1
+    hangs.cancel()
 
 
 @in_browser

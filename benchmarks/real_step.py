@@ -15,12 +15,14 @@ import torch
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.runs.collect import open_worlds
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
+from treewright.benchmarks.families import trajectories
 from treewright.benchmarks.real_exact import packs_by_lot
-from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_with, imitated
+from treewright.benchmarks.real_learning import ARMS, SPEC, TAUGHT, begun_with, imitated
 from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
 from treewright.benchmarks.train import Mode, side_by_side
 from treewright.benchmarks.train_ways import load_of
 from treewright.search.tree import Tree
+from treewright.training.pack import PackedBatch
 
 __all__ = ["step_figures"]
 
@@ -28,18 +30,18 @@ REPEATS = 2
 
 
 def step_figures(quick: bool, spec: str = SPEC) -> Figures:
-    """On the first suite, with the weights of the section `learning`; the fullest pack of the trees of a round."""
+    """On the first suite, with the weights of the section `learning`: the pack of a round that shares most."""
     size = size_of(quick)
     part = {"spec": spec, "demos": size.demos, "taught": size.taught}
     home = folder_of({"part": "learning", **part})
     with tempfile.TemporaryDirectory() as folder:
-        of = {"part": "step", **part, "trees": size.trees_a_round}
+        of = {"part": "step", **part, "trees": size.trees_a_round, "search": ARMS["trees"]}
         return kept(of, partial(_measured, home or Path(folder), spec, size))
 
 
 def _measured(home: Path, spec: str, size: Size) -> Figures:
     begun, trees = asyncio.run(_grown(home, spec, size))
-    pack = max(packs_by_lot(trees), key=len)
+    pack = max(packs_by_lot(trees), key=_shared)
     model = make_trainer(begun_with(home / "step", f"hf:{begun}"), str(begun)).model
     load, threads = load_of(pack, model.config.vocab_size), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -58,13 +60,19 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
     }
 
 
+def _shared(pack: PackedBatch) -> float:
+    """Tokens of all rows for each distinct one."""
+    return sum(map(len, trajectories(pack.plan))) / len(pack)
+
+
 async def _grown(home: Path, spec: str, size: Size) -> tuple[Path, list[Tree]]:
     async with open_worlds(TAUGHT[: size.taught]) as worlds:
         begun = await imitated(begun_with(home / "begun", spec), worlds, size.demos)
         policy = open_policy(f"hf:{begun}")
         try:
             one = {TAUGHT[0]: worlds[TAUGHT[0]]}
+            cfg = begun_with(home / "step", spec, *ARMS["trees"])
             tasks = tasks_for(one, "train", 30, size.trees_a_round)
-            return begun, await grow_for_training(begun_with(home / "step", spec), tasks, one, policy, "step", 30)
+            return begun, await grow_for_training(cfg, tasks, one, policy, "step", 30)
         finally:
             await policy.close()

@@ -22,6 +22,7 @@ from treewright.training.crediting import NonFinite, best_paths, credit_of
 from treewright.training.decoders.experts import has_experts, routing_flips
 from treewright.training.decoders.replay import replaying
 from treewright.training.flops import spent_on
+from treewright.training.heap import give_back
 from treewright.training.lora import adapter_off, is_adapted
 from treewright.training.loss import LossInputs, LossOptions, LossStats, Mode, by_sequence, policy_loss
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
@@ -31,7 +32,7 @@ from treewright.training.precision import checkpoint_layers, compute_dtype, comp
 from treewright.training.progress import Progress, Underway
 from treewright.training.region import divergence, frozen, held_back, kept
 from treewright.training.routing import Routing
-from treewright.training.settings import TrainSettings
+from treewright.training.settings import SMALL, TrainSettings
 from treewright.training.versions import age_of, require_fresh, weights_version
 
 __all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
@@ -85,6 +86,7 @@ class Trainer:
             raise TreewrightError("train.clip_rows = true clips rows of turns; it does not go with train.unit")
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.lr, self.most_kl = s.rate_for(trained), self._bound(trained)
+        self._large = trained >= SMALL and self.model.device.type == "cpu"
         self.rate, self.dtype = rate_factor(s), compute_dtype(s.precision)
         checkpoint_layers(self.model, s.checkpointing)
         self.logit_rows = logit_rows(self.model)
@@ -99,6 +101,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer = field(init=False)
     lr: float = field(init=False)
     most_kl: float | None = field(init=False)  # train.max_kl, or what it is for a model of this size
+    _large: bool = field(init=False)  # whether free pages are worth giving back before each step
     rate: Callable[[int], float] = field(init=False)
     dtype: torch.dtype | None = field(init=False)
     logit_rows: int = field(init=False)
@@ -381,6 +384,8 @@ class Trainer:
         factor = self.rate(self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor if self.fixed_rate is None else self.fixed_rate
+        if self._large:
+            give_back()  # activations' pages, before the step's copies come on top of them
         before = kept(self.model) if self.recent else []
         self.optimizer.step()
         self.steps += 1

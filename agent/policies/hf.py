@@ -18,7 +18,6 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from treewright.agent.policies.heap import give_back
 from treewright.agent.policies.light import LightModel, LightTokenizer, is_light
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prefixes import PrefixCache
@@ -33,6 +32,7 @@ from treewright.kernels.decode import path_length
 from treewright.search.segments import Segments, ended
 from treewright.search.types import SEGMENT, Completion, Context, Exchange, PolicyFault
 from treewright.training.flops import work_of_config
+from treewright.training.heap import give_back
 from treewright.training.lora import load_model
 from treewright.training.manifest import is_adapter_folder
 from treewright.training.versions import weights_version

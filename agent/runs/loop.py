@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from treewright.agent.config import Config
 from treewright.agent.policies.fetch import local_model
-from treewright.agent.policies.heap import give_back
 from treewright.agent.policies.opening import loading_model
 from treewright.agent.policies.policy import Colocated, Sleeper, Trusting
 from treewright.agent.policies.weights import folder_version
@@ -45,6 +44,7 @@ from treewright.search.engine import Keeper
 from treewright.search.meter import Meter, measured, metering, work_of
 from treewright.search.tree import Tree
 from treewright.search.types import Evaluator, layers
+from treewright.training.heap import give_back
 from treewright.training.manifest import ADAPTER
 from treewright.training.parallel.launched import launched
 

@@ -1,4 +1,4 @@
-"""Free memory goes back to the system around an update."""
+"""Free memory goes back to the system around an update, and before a step of a large model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from treewright.agent.policies.heap import give_back
+from tests.agent.small import qwen3
 from treewright.agent.runs import loop
+from treewright.training import step
+from treewright.training.heap import give_back
+from treewright.training.pack import TokenRow, pack_rows
 
 
 class Told(Exception):
@@ -33,6 +36,19 @@ def test_what_the_sampler_held_goes_back_before_the_trainer_begins(
     with pytest.raises(Told):
         learner.learn([], {})
     assert calls == ["give back", "update"]
+
+
+@pytest.mark.parametrize("least, given", [(1, 2), (1 << 40, 0)])
+def test_activations_go_back_before_each_step_of_a_large_model(
+    least: int, given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+    monkeypatch.setattr(step, "give_back", lambda: calls.append("give back"))
+    monkeypatch.setattr(step, "SMALL", least)
+    trainer = step.Trainer(qwen3(), step.TrainSettings(minibatches=2, max_tokens=64, lr=1e-3))
+    rows = [[TokenRow(context=(5, i, 7), response=(8, 9) * 5, coef=1.0)] for i in range(20)]
+    trainer.descend_surrogate(pack_rows(rows, 64))
+    assert len(calls) == given and trainer.steps == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process holds")

@@ -22,7 +22,7 @@ from treewright.agent.policies.light import LightModel, LightTokenizer, is_light
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prefixes import PrefixCache
 from treewright.agent.policies.prompts import Template, Window, template_for
-from treewright.agent.policies.room import MANY, batch_tokens, token_bytes
+from treewright.agent.policies.room import batch_tokens, tidy
 from treewright.agent.policies.runners import runner_for
 from treewright.agent.policies.sampling import Cut, Drawn, Request, generate
 from treewright.agent.policies.weights import folder_version
@@ -32,7 +32,6 @@ from treewright.kernels.decode import path_length
 from treewright.search.segments import Segments, ended
 from treewright.search.types import SEGMENT, Completion, Context, Exchange, PolicyFault
 from treewright.training.flops import work_of_config
-from treewright.training.heap import give_back
 from treewright.training.lora import load_model
 from treewright.training.manifest import is_adapter_folder
 from treewright.training.versions import weights_version
@@ -310,8 +309,7 @@ class HFPolicy:
                 drawn = self._drawn(asked)
             finally:
                 self._cache.trim()
-                if token_bytes(self._model) * sum(r.cost(self.runner.shares) for r in asked) > MANY:
-                    give_back()
+                tidy(self._model, sum(request.cost(self.runner.shares) for request in asked))
             self.stats.seconds += time.monotonic() - began
             self.stats.requests += len(requests)
             place = {i: draws for i, draws in zip(order, drawn, strict=True)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["MANY", "batch_tokens", "token_bytes"]
+from treewright.training.heap import give_back
+
+__all__ = ["MANY", "batch_tokens", "tidy", "token_bytes"]
 
 MOST_TOKENS, MOST_BYTES = 65_536, 512 << 20
 MANY = 64 << 20
@@ -24,3 +26,9 @@ def token_bytes(model: Any) -> int:
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return 2 * int(getattr(config, "num_hidden_layers", 0)) * int(kv_heads) * int(width) * int(model.dtype.itemsize)
+
+
+def tidy(model: Any, tokens: int) -> None:
+    """Hands the pages that a batch of so many tokens left free back to the system, where they are many."""
+    if tokens * token_bytes(model) > MANY:
+        give_back()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from treewright.agent.policies import hf
+from treewright.agent.policies import room
 from treewright.agent.policies.hf import HFPolicy
 from treewright.agent.policies.room import batch_tokens, token_bytes
 from treewright.search.types import Context
@@ -47,8 +47,8 @@ async def test_pages_go_back_after_a_batch_that_was_large(
     many: int, given: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = list[str]()
-    monkeypatch.setattr(hf, "give_back", lambda: calls.append("back"))
-    monkeypatch.setattr(hf, "MANY", many)
+    monkeypatch.setattr(room, "give_back", lambda: calls.append("back"))
+    monkeypatch.setattr(room, "MANY", many)
     one, ids = HFPolicy(qwen3(), compact()), tuple(range(4, 24))
     await asyncio.wait_for(one.draw(Context(keep=0, delta=ids, ids=ids), [1, 2], 3), 60)
     await one.close()

@@ -1,4 +1,4 @@
-"""Transformers models held to a grammar by llguidance; see clients/actions.py for what that means."""
+"""Transformers models held to a grammar by llguidance; see actions.py, and closing.py for how draws end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from treewright.agent.policies.actions import cached_grammar
+from treewright.agent.policies.closing import Closers, Held
 from treewright.agent.policies.drafting import DraftingPolicy
 from treewright.agent.policies.hf import HFPolicy
 from treewright.agent.policies.sampling import Request, Rows, Runner, generate
@@ -42,6 +43,7 @@ class GrammarPolicy(HFPolicy):
             raise TreewrightError("grammars need llguidance; type: pip install 'treewright[grammar]'") from error
         self._matcher = LLMatcher
         self._tokens = from_tokenizer(tokenizer, n_vocab=model.config.vocab_size, eos_token=sorted(self.stop_ids))
+        self._closers = Closers(tokenizer, self.stop_ids)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -62,13 +64,13 @@ class GrammarPolicy(HFPolicy):
         grammar = cached_grammar(tools_of(context))
         return _GrammarRequest(context.ids, seeds, max_tokens, grammar=grammar, **self._heat(context))
 
-    def _matching(self, request: Request) -> Any:
-        """A fresh matcher of the request's grammar. Raises TreewrightError where the tools make none."""
+    def _matching(self, request: Request) -> Held:
+        """What holds a draw to the request's grammar. Raises TreewrightError where the tools make none."""
         assert isinstance(request, _GrammarRequest)
         matcher = self._matcher(self._tokens, request.grammar)
         if matcher.is_error():
             raise TreewrightError(f"the tools make no grammar: {matcher.get_error()}")
-        return matcher
+        return Held(matcher, self._closers, request.max_tokens)
 
     def _run(self, requests: Sequence[Request]) -> list[list[Completion]]:
         with self._lock:
@@ -77,8 +79,8 @@ class GrammarPolicy(HFPolicy):
                 for request in requests:
                     first = self._matching(request)
                     logits = self._prefill(request.ids)
-                    masked = _MaskedRunner(self.runner, first, len(request.seeds))
                     prompt = (self._cache.path(request.ids), masked_logits(logits[None], [first])[0])
+                    masked = _MaskedRunner(self.runner, first, len(request.seeds))
                     (drawn,) = generate(masked, [request], [prompt], self.stop_ids)
                     self._cache.trim()
                     out.append([self._completion(one, request) for one in drawn])
@@ -87,34 +89,39 @@ class GrammarPolicy(HFPolicy):
             return out
 
 
-def masked_logits(logits: Tensor, matchers: Sequence[Any]) -> Tensor:
+def masked_logits(logits: Tensor, held: Sequence[Held]) -> Tensor:
     """logits [B, V] with −inf where the row's grammar does not go on; rows that are done stay as they are."""
     from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
 
     size = logits.shape[-1]
-    bits = allocate_token_bitmask(len(matchers), size)
-    for row, matcher in enumerate(matchers):
-        fill_next_token_bitmask(matcher, bits, row)
+    bits = allocate_token_bitmask(len(held), size)
+    for row, one in enumerate(held):
+        fill_next_token_bitmask(one.matcher, bits, row)
     allowed = ((bits[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1).bool().flatten(1)[:, :size]
     allowed[~allowed.any(1)] = True
+    for row, one in enumerate(held):
+        if (only := one.only()) is not None:
+            allowed[row] = False
+            allowed[row, only] = True
     return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
 
 
 class _Matching:
-    """One response's matcher as the `Constraint` of a drafted draw."""
+    """What holds one response, as the `Constraint` of a drafted draw."""
 
-    def __init__(self, matcher: Any) -> None:
-        self.matcher = matcher
+    def __init__(self, held: Held) -> None:
+        self.held = held
 
     def mask(self, logits: Tensor) -> Tensor:
-        return masked_logits(logits[None], [self.matcher])[0]
+        return masked_logits(logits[None], [self.held])[0]
 
     def allows(self, tokens: Sequence[int]) -> bool:
-        return bool(self.matcher.validate_tokens(list(tokens)) == len(tokens))
+        """Not where the end may be near: what may come there is not asked of the grammar alone."""
+        known = self.held.matcher.validate_tokens(list(tokens)) == len(tokens)
+        return bool(known) and not self.held.ends_within(len(tokens))
 
     def take(self, token: int) -> None:
-        if not self.matcher.is_stopped():
-            self.matcher.consume_token(token)
+        self.held.take(token)
 
 
 class DraftingGrammarPolicy(DraftingPolicy, GrammarPolicy):
@@ -122,15 +129,15 @@ class DraftingGrammarPolicy(DraftingPolicy, GrammarPolicy):
 
     def _constraints(self, request: Request) -> Sequence[_Matching]:
         first = self._matching(request)
-        return [_Matching(first.deep_copy()) for _ in request.seeds]
+        return [_Matching(first.copy()) for _ in request.seeds]
 
 
 class _MaskedRunner:
     """A runner whose rows give −inf to every token that the grammar does not allow there."""
 
-    def __init__(self, runner: Runner, first: Any, count: int) -> None:
+    def __init__(self, runner: Runner, first: Held, count: int) -> None:
         self.shares = runner.shares
-        self.runner, self.matchers = runner, [first.deep_copy() for _ in range(count)]
+        self.runner, self.held = runner, [first.copy() for _ in range(count)]
 
     @property
     def device(self) -> torch.device:
@@ -146,19 +153,18 @@ class _MaskedRunner:
         return self.runner.prefill(ids, path)
 
     def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> Rows:
-        return _MaskedRows(self.runner.rows(paths, repeats, room), list(self.matchers))
+        return _MaskedRows(self.runner.rows(paths, repeats, room), list(self.held))
 
 
 class _MaskedRows:
-    def __init__(self, rows: Rows, matchers: list[Any]) -> None:
-        self.rows, self.matchers = rows, matchers
+    def __init__(self, rows: Rows, held: list[Held]) -> None:
+        self.rows, self.held = rows, held
 
     def step(self, tokens: Tensor) -> Tensor:
-        for token, matcher in zip(tokens.tolist(), self.matchers, strict=True):
-            if not matcher.is_stopped():
-                matcher.consume_token(token)
-        return masked_logits(self.rows.step(tokens), self.matchers)
+        for token, held in zip(tokens.tolist(), self.held, strict=True):
+            held.take(token)
+        return masked_logits(self.rows.step(tokens), self.held)
 
     def select(self, rows: Tensor) -> None:
         self.rows.select(rows)
-        self.matchers = [self.matchers[i] for i in rows.tolist()]
+        self.held = [self.held[i] for i in rows.tolist()]

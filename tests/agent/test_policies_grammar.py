@@ -242,3 +242,51 @@ def test_schemas_beside_each_other_keep_their_references() -> None:
         ({"x": {"kids": [{"kids": []}]}}, True), ({"x": {"kids": [3]}}, False), ({"y": 2}, True), ({"y": "a"}, False),
     ]:  # fmt: skip
         assert check.is_valid({"name": "grow", "arguments": arguments}) is right
+
+
+WORDS = {
+    "type": "object",
+    "properties": {"to": {"type": "string"}, "text": {"type": "string"}},
+    "required": ["to", "text"],
+}
+SAY = ToolSpec("say", "", WORDS)
+
+
+async def said_freely(policy: Any, count: int, max_tokens: int) -> Any:
+    context = policy.context(TASK, (SAY,), Observation("start"), (), ())
+    return await policy.draw(context, range(count), max_tokens)
+
+
+@pytest.mark.parametrize("limit", [24, 40, 64])
+async def test_a_draw_that_rambles_ends_as_an_action_within_its_limit(policy: GrammarPolicy, limit: int) -> None:
+    done = await said_freely(policy, 40, limit)
+    lengths = [len(one.token_ids) for one in done]
+    assert all(one.finish_reason == "stop" for one in done)
+    for one in done:
+        validate_action(parse_action(one.text, (SAY,)), (SAY,))
+    assert max(lengths) <= limit and sum(length > limit - 8 for length in lengths) > 20  # random weights end no string
+
+
+async def test_the_end_is_no_choice_and_what_was_drawn_before_is_what_a_longer_limit_gives(
+    policy: GrammarPolicy,
+) -> None:
+    short, long = await said_freely(policy, 12, 32), await said_freely(policy, 12, 64)
+    for a, b in zip(short, long, strict=True):
+        same = next((i for i, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=False)) if x != y), 32)
+    XX
+        assert_near(a.logprobs[:same], b.logprobs[:same])
+        assert all(logprob == 0 for logprob in a.logprobs[same + 1 :])
+
+
+async def test_drafts_change_no_draw_that_has_to_end(policy: GrammarPolicy) -> None:
+    fast = DraftingGrammarPolicy(qwen3(), compact())
+    want, got = await said_freely(policy, 20, 32), await said_freely(fast, 20, 32)
+    await fast.close()
+    for a, b in zip(got, want, strict=True):
+        assert a.token_ids == b.token_ids
+        assert_near(a.logprobs, b.logprobs)
+
+
+async def test_a_limit_that_no_action_fits_cuts_the_draw(policy: GrammarPolicy) -> None:
+    (cut,) = await said_freely(policy, 1, 6)
+    assert cut.finish_reason == "length" and len(cut.token_ids) == 6

@@ -38,11 +38,11 @@ class Size:
     suites: int = 3
     trees: int = 50
     gradients: int = 50
-    demos: int = 100
+    demos: int = 400
     held_out: int = 100
     taught: int = 2
     untouched: int = 24
-    rounds: int = 6
+    rounds: int = 30
     trees_a_round: int = 24
     seeds: int = 3
     chains: int = 1

@@ -28,7 +28,7 @@ __all__ = ["judges_figures"]
 
 RULES = ("best_first", "astar", "beam")
 JUDGES = ("likelihood", "checklist", "prm")
-PER_TASK = 200  # sampled tokens of a tree, some eight times those of a rollout
+PER_TASK = 600  # sampled tokens of a tree at most, ten times those of a rollout; draws under way count in full
 
 
 def judges_figures(quick: bool, spec: str = SPEC) -> Figures:
@@ -41,7 +41,7 @@ def judges_figures(quick: bool, spec: str = SPEC) -> Figures:
         out: Figures = {"judges/tasks": (float(size.judged), "tasks")}
         for way, judge in [("alone", "none"), *((way, judge) for judge in JUDGES for way in RULES)]:
             of = {"part": "judges", "spec": spec, "demos": size.demos, "taught": size.taught, "tasks": size.judged,
-                  "way": way, "judge": judge}  # fmt: skip
+                  "way": way, "judge": judge, "tokens": PER_TASK}  # fmt: skip
             out |= kept(of, partial(_searched, begun, way, judge, named.get(judge, "none"), size.judged))
     return out
 

@@ -28,7 +28,17 @@ from treewright.benchmarks.real_parts import Figures, Size, folder_of, size_of
 from treewright.envs.whole import write_whole
 from treewright.training.checkpoint import latest
 
-__all__ = ["ARMS", "MOST_ROUNDS", "SPEC", "TAUGHT", "begun_with", "gains", "imitated", "learning_figures"]
+__all__ = [
+    "ARMS",
+    "MOST_ROUNDS",
+    "SPEC",
+    "TAUGHT",
+    "begun_model",
+    "begun_with",
+    "gains",
+    "imitated",
+    "learning_figures",
+]
 
 SPEC, TAUGHT = "hf:smollm2", ("kg", "workbench")
 ARMS: Mapping[str, tuple[str, ...]] = {
@@ -106,6 +116,12 @@ def gains(arm: str, before: Mapping[str, Evaluation], after: Sequence[Mapping[st
 def begun_with(home: Path, spec: str, *settings: str) -> Config:
     given = ["train.max_tokens=1024", "train.chunk_tokens=1024", f"folder={home}", *settings]
     return load_config(None, given, {"policy.spec": spec, "name": home.name})
+
+
+async def begun_model(home: Path, spec: str, size: Size) -> Path:
+    """The weights that imitated, as the section `learning` keeps them in `home`; made now where they are not there."""
+    async with open_worlds(TAUGHT[: size.taught]) as worlds:
+        return await imitated(begun_with(home / "begun", spec), worlds, size.demos)
 
 
 async def imitated(cfg: Config, worlds: Mapping[str, World], demos: int) -> Path:

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from treewright.agent.runs.collect import open_worlds
-from treewright.benchmarks.real_learning import SPEC, STEP, TAUGHT, begun_with, imitated
-from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
+from treewright.benchmarks.real_learning import SPEC, STEP, TAUGHT, begun_model
+from treewright.benchmarks.real_parts import Figures, folder_of, kept, size_of
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["memory_figures"]
@@ -37,14 +36,9 @@ def memory_figures(quick: bool, spec: str = SPEC) -> Figures:
     home = folder_of({"part": "learning", **part})
     settings = [f"loop.iterations={ROUNDS}", f"loop.tasks={size.loop}", *STEP, *PACKS, *EVERY]
     with tempfile.TemporaryDirectory() as folder:
-        begun = asyncio.run(_begun(home or Path(folder), spec, size))
+        begun = asyncio.run(begun_model(home or Path(folder), spec, size))
         of = {"part": "memory", **part, "settings": settings}
         return kept(of, partial(_peak, f"hf:{begun.resolve()}", settings))
-
-
-async def _begun(home: Path, spec: str, size: Size) -> Path:
-    async with open_worlds(TAUGHT[: size.taught]) as worlds:
-        return await imitated(begun_with(home / "begun", spec), worlds, size.demos)
 
 
 def _peak(spec: str, settings: Sequence[str]) -> Figures:

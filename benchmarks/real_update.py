@@ -24,7 +24,7 @@ from treewright.agent.runs.evaluate import Evaluation, evaluate
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks.real_exact import packed_gradient
-from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_with, imitated
+from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_model, begun_with
 from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
 from treewright.search.tree import Tree
 from treewright.training.credit import estimate
@@ -52,7 +52,7 @@ def update_figures(quick: bool, spec: str = SPEC) -> Figures:
 
 
 def _measured(home: Path, spec: str, size: Size) -> Figures:
-    begun = asyncio.run(_begun(home, spec, size))
+    begun = asyncio.run(begun_model(home, spec, size))
     cfg = begun_with(home / "update", f"hf:{begun}")
     first = make_trainer(cfg, str(begun))
     model = shared_model(cfg, first)
@@ -106,11 +106,6 @@ def _within(moved: Callable[[float], float], bound: float) -> tuple[float, float
             break
         share *= min(30.0, (bound / max(found, 1e-12)) ** 0.5)
     return share, found
-
-
-async def _begun(home: Path, spec: str, size: Size) -> Path:
-    async with open_worlds(TAUGHT[: size.taught]) as worlds:
-        return await imitated(begun_with(home / "begun", spec), worlds, size.demos)
 
 
 async def _grown(cfg: Any, begun: str, options: dict[str, Any], count: int, index: int) -> list[Tree]:

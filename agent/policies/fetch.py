@@ -166,9 +166,12 @@ def _listed(value: Any) -> list[Any]:
 
 def _require_gguf() -> None:
     try:
-        importlib.metadata.version("gguf")
+        for package in ("gguf", "accelerate"):
+            importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
-        raise TreewrightError("a GGUF file is read with the package gguf: pip install 'treewright[gguf]'") from error
+        raise TreewrightError(
+            "transformers reads a GGUF file with the packages gguf and accelerate: pip install 'treewright[gguf]'"
+        ) from error
 
 
 def _version(package: str) -> str:

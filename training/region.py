@@ -41,32 +41,42 @@ def divergence(before: Tensor, after: Tensor) -> float:
 
 @torch.no_grad()
 def held_back(
-    model: nn.Module, before: Sequence[Tensor], most: float, measure: Callable[[], float]
+    model: nn.Module,
+    before: Sequence[Tensor],
+    most: float,
+    measure: Callable[[], float],
+    rough: Callable[[], float] | None = None,
 ) -> tuple[float, float]:
     """Shortens the step from the weights `before` to the model's own until `measure` gives at most `most`.
 
     measure  the divergence of the model as it is from what it was, in nats
+    rough    the same on a sample: a first guess of how much too long the step is, which costs less
 
-    Returns (divergence of what was taken, share of the step that was taken). After four attempts, or where the
-    divergence is not a number, the step is not taken at all: (0, 0).
+    Returns (divergence of what was taken, share of the step that was taken), as `measure` has it. After four attempts,
+    or where the divergence is not a number, the step is not taken at all: (0, 0).
     """
     share = 1.0
-    for _ in range(TRIES):
-        found = measure()
-        if found <= most:
+    for found, decides in _measurements(measure, rough):
+        if found <= most and decides:
             return found, share
         if not math.isfinite(found):
             break
-        shorter = ROOM * math.sqrt(most / found)
-        for weight, old in zip(_trained(model), before, strict=True):
-            weight.lerp_(old, 1 - shorter)
-        share *= shorter
-    found = measure()
-    if found <= most:
-        return found, share
+        if found > most:
+            shorter = ROOM * math.sqrt(most / found)
+            for weight, old in zip(_trained(model), before, strict=True):
+                weight.lerp_(old, 1 - shorter)
+            share *= shorter
     for weight, old in zip(_trained(model), before, strict=True):
         weight.copy_(old)
     return 0.0, 0.0
+
+
+def _measurements(measure: Callable[[], float], rough: Callable[[], float] | None) -> Iterator[tuple[float, bool]]:
+    """What is measured in turn, and whether the step may be taken by it."""
+    if rough is not None:
+        yield rough(), False
+    for _ in range(TRIES + 1):
+        yield measure(), True
 
 
 def frozen(model: Any) -> Any:

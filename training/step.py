@@ -38,6 +38,7 @@ from treewright.training.versions import age_of, require_fresh, weights_version
 __all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
 
 
+SAMPLED_PACKS = 4  # of so many packs one makes the first guess of how far a step went
 REMEMBERED, FORGETS = 1000, 50  # weights whose consumed trees are known, which bounds max_staleness; and how often
 PackLoss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
 
@@ -391,7 +392,9 @@ class Trainer:
         self.steps += 1
         if before and self.most_kl is not None:
             self.optimizer.zero_grad(set_to_none=True)
-            self.moves.append(held_back(self.model, before, self.most_kl, self._moved))
+            few = self.recent[::SAMPLED_PACKS]
+            rough = (lambda: self._moved(few)) if len(few) < len(self.recent) else None
+            self.moves.append(held_back(self.model, before, self.most_kl, lambda: self._moved(self.recent), rough))
         self.recent.clear()
         return norm
 
@@ -399,9 +402,9 @@ class Trainer:
         """The gradient's norm, which is then at most train.grad_clip."""
         return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
 
-    def _moved(self) -> float:
-        """How far the weights are from those of `recent`, in nats per drawn token."""
-        pairs = [(logp, self.logprobs(pack)[0], torch.from_numpy(pack.mode == Mode.PG)) for pack, logp in self.recent]
+    def _moved(self, packs: Sequence[tuple[PackedBatch, Tensor]]) -> float:
+        """How far the weights are from those under which the packs had these log-probs, in nats per drawn token."""
+        pairs = [(logp, self.logprobs(pack)[0], torch.from_numpy(pack.mode == Mode.PG)) for pack, logp in packs]
         before, after = (torch.cat([pair[i][pair[2].to(pair[i].device)] for pair in pairs]) for i in (0, 1))
         return divergence(before, after)
 

@@ -22,13 +22,13 @@ from treewright.agent.policies.light import LightModel, LightTokenizer, is_light
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prefixes import PrefixCache
 from treewright.agent.policies.prompts import Template, Window, template_for
+from treewright.agent.policies.reading import read, read_all
 from treewright.agent.policies.room import batch_tokens, tidy
 from treewright.agent.policies.runners import runner_for
 from treewright.agent.policies.sampling import Cut, Drawn, Request, generate
 from treewright.agent.policies.weights import folder_version
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
-from treewright.kernels.decode import path_length
 from treewright.search.segments import Segments, ended
 from treewright.search.types import SEGMENT, Completion, Context, Exchange, PolicyFault
 from treewright.training.flops import work_of_config
@@ -317,23 +317,13 @@ class HFPolicy:
 
     @torch.inference_mode()
     def _drawn(self, asked: Sequence[Request]) -> list[list[Drawn]]:
-        logits = [self._prefill(request.ids) for request in asked]
+        logits = read_all(self.runner, self._cache, [request.ids for request in asked], self.stats)
         paths = [self._cache.path(request.ids) for request in asked]
         return generate(self.runner, asked, list(zip(paths, logits, strict=True)), self.stop_ids)
 
     def _prefill(self, ids: tuple[int, ...]) -> Tensor:
         """The logits after `ids`, whose keys and values the cache holds then."""
-        path, logits = self._cache.longest(ids)
-        if logits is None and path_length(path) == len(ids):
-            path, _ = self._cache.longest(ids[:-1])  # held as part of a longer prompt: the last token runs again
-        length = path_length(path)
-        self.stats.cached_tokens += length
-        self.stats.prompt_tokens += len(ids) - length
-        if logits is not None and length == len(ids):
-            return logits
-        stretch, logits = self.runner.prefill(ids[length:], path)
-        self._cache.put(ids, stretch, logits)
-        return logits
+        return read(self.runner, self._cache, ids, self.stats)
 
     def _completion(self, drawn: Drawn, asked: Request) -> Completion:
         stopped = drawn.ids[-1] in self.stop_ids

@@ -44,8 +44,8 @@ class PrefixCache:
         nodes = self._walk(ids)
         return [node.stretch for node in nodes], nodes[-1].logits if nodes else None
 
-    def put(self, ids: tuple[int, ...], stretch: Stretch, logits: Tensor) -> None:
-        """Adds the last tokens of `ids`, computed behind what `longest` gave."""
+    def put(self, ids: tuple[int, ...], stretch: Stretch, logits: Tensor | None) -> None:
+        """Adds the last tokens of `ids`, computed behind what `longest` gave, and the logits after them if wanted."""
         nodes = self._walk(ids)
         length = sum(len(node.ids) for node in nodes)
         if length < len(ids):
@@ -56,7 +56,7 @@ class PrefixCache:
             self._nodes[node] = None
             nodes.append(node)
             self._touch(nodes)
-        if nodes[-1].logits is None:
+        if logits is not None and nodes[-1].logits is None:
             nodes[-1].logits = logits
             self.size += _nbytes(logits)
 

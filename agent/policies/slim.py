@@ -89,26 +89,21 @@ class SlimRunner:
         return self.table[positions].unsqueeze(-2)
 
     def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
-        before, count = path_length(path), len(ids)
-        tokens = torch.tensor(ids, device=self.device)
-        rotation = self._rotation(torch.arange(before, before + count, device=self.device), before + count)
-        mask = None
-        if before:
-            mask = torch.ones(count, before + count, dtype=torch.bool, device=self.device).tril(before)
-        x, new = self.embed[tokens], []
-        for i, layer in enumerate(self.layers):
-            q, k, v = layer.project(x, rotation, self.eps)
-            k, v = k.transpose(0, 1), v.transpose(0, 1)
-            new.append((k, v))
-            if path:
-                k, v = torch.cat([*(s.keys[i] for s in path), k], 1), torch.cat([*(s.values[i] for s in path), v], 1)
-            grouped = self.heads != self.kv_heads
-            seen = F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None], k[None], v[None], mask, is_causal=mask is None, enable_gqa=grouped
-            )
-            x = layer.mix(x, seen[0].transpose(0, 1).reshape(count, -1), self.eps)
-        keys, values = zip(*new, strict=True)
-        return Stretch(before, torch.stack(keys), torch.stack(values)), self._logits(x[-1:])[0]
+        return self.prefill_many([(ids, path)])[0]
+
+    def prefill_many(self, parts: Sequence[tuple[Sequence[int], Path]]) -> list[tuple[Stretch, Tensor]]:
+        """`prefill` of each part: all their tokens [N] meet each weight together, and each sees its own path alone."""
+        seen_by = [_Part(path, len(ids), self.device) for ids, path in parts]
+        positions = torch.cat([part.positions for part in seen_by])
+        rotation = self._rotation(positions, max(part.before + part.count for part in seen_by))
+        x = self.embed[torch.tensor([token for ids, _ in parts for token in ids], device=self.device)]
+        sizes = [part.count for part in seen_by]
+        for layer in self.layers:
+            q, k, v = (each.split(sizes) for each in layer.project(x, rotation, self.eps))
+            seen = [part.attend(*qkv) for part, qkv in zip(seen_by, zip(q, k, v, strict=True), strict=True)]
+            x = layer.mix(x, seen[0] if len(seen) == 1 else torch.cat(seen), self.eps)
+        last = torch.tensor(sizes, device=self.device).cumsum(0) - 1
+        return [(part.stretch(), logits) for part, logits in zip(seen_by, self._logits(x[last]), strict=True)]
 
     def _logits(self, x: Tensor) -> Tensor:
         x = F.rms_norm(x, x.shape[-1:], self.norm, self.eps)
@@ -116,6 +111,35 @@ class SlimRunner:
 
     def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _SlimRows:
         return _SlimRows(self, BranchCache(paths, repeats, room), max(map(path_length, paths)) + room)
+
+
+class _Part:
+    """The next `count` tokens behind a path; its layers are met in turn."""
+
+    def __init__(self, path: Path, count: int, device: torch.device) -> None:
+        self.path, self.count, self.before = path, count, path_length(path)
+        self.positions = torch.arange(self.before, self.before + count, device=device)
+        self.mask: Tensor | None = None
+        if self.before:
+            self.mask = torch.ones(count, self.before + count, dtype=torch.bool, device=device).tril(self.before)
+        self.new: list[tuple[Tensor, Tensor]] = []
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What q [count, heads, dim] sees of the path and of k, v [count, kv heads, dim]: [count, heads · dim]."""
+        i, grouped = len(self.new), q.shape[1] != k.shape[1]
+        k, v = k.transpose(0, 1), v.transpose(0, 1)
+        self.new.append((k, v))
+        if self.path:
+            k = torch.cat([*(s.keys[i] for s in self.path), k], 1)
+            v = torch.cat([*(s.values[i] for s in self.path), v], 1)
+        seen = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], k[None], v[None], self.mask, is_causal=self.mask is None, enable_gqa=grouped
+        )
+        return seen[0].transpose(0, 1).reshape(self.count, -1)
+
+    def stretch(self) -> Stretch:
+        keys, values = zip(*self.new, strict=True)
+        return Stretch(self.before, torch.stack(keys), torch.stack(values))
 
 
 def _packed(weight: Tensor) -> Tensor:

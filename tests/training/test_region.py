@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -63,6 +65,43 @@ def test_a_step_whose_divergence_cannot_be_measured_is_not_taken() -> None:
     assert held_back(model, before, 0.1, lambda: math.nan) == (0.0, 0.0)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
     assert held_back(model, before, 0.1, lambda: 0.5) == (0.0, 0.0)
+
+
+def test_a_guess_on_some_packs_shortens_a_step_and_never_lets_it_pass() -> None:
+    """The divergence is quadratic in the distance here: a good guess leaves one measurement to make, and a wrong one
+    that says nothing of the step is found out by the measurement."""
+    model = tiny_model()
+    before = kept(model)
+
+    @torch.no_grad()
+    def far() -> float:
+        return float(sum(((p - q) ** 2).sum() for p, q in zip(model.parameters(), before, strict=True)))
+
+    def moved() -> None:
+        with torch.no_grad():
+            for p, q in zip(model.parameters(), before, strict=True):
+                p.copy_(q + 1.0)
+
+    for guess, measured in ((far, 1), (lambda: 0.0, 2)):
+        moved()
+        most, measure = far() / 100, Mock(side_effect=far)
+        found, share = held_back(model, before, most, measure, guess)
+        assert 0.8 * most < found <= most and share == pytest.approx(0.095, rel=0.01)
+        assert measure.call_count == measured
+    moved()
+    assert held_back(model, before, 1.0, far, lambda: math.nan) == (0.0, 0.0)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_of_many_packs_some_make_the_first_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, seen = Trainer.logprobs, Counter[int]()
+    monkeypatch.setattr(Trainer, "logprobs", lambda self, pack: seen.update([id(pack)]) or own(self, pack))
+    settings = TrainSettings(lr=0.02, minibatches=1, max_tokens=60, max_kl=1e-4)
+    stats = Trainer(tiny_model(), settings).update([random_tree(s) for s in range(6)])
+    assert 0 < stats["step_kl"] <= 1e-4
+    least = min(seen.values())
+    guessed = [times for times in seen.values() if times == least + 1]
+    assert len(seen) > 4 and len(guessed) == -(-len(seen) // 4) and max(seen.values()) == least + 1
 
 
 def test_the_divergence_is_that_of_the_distributions() -> None:

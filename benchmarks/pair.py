@@ -102,6 +102,10 @@ WORKLOADS: Final = (
     ),
     Workload("hf_known", "hf_known", 64, 4, "µs/token", "the same, the prompt known", rounds=3, heavy=True),
     Workload(
+        "hf_episodes", "episodes", 24, 4, "µs/token", "`hf:`, 24 episodes at once whose prompts grow, wall clock",
+        rounds=3, heavy=True,
+    ),
+    Workload(
         "loop_135m", "loop", 2, 1, "GB", "most resident memory of a loop's round, SmolLM2-135M, packs of 1,024 tokens",
         rounds=2, heavy=True,
     ),

@@ -34,6 +34,7 @@ TOKENS, WIDTH = 200, 4  # of a node of a store: token ids, children
 DRAWS, PROMPT = 8, 1_000  # draws of a prompt, its tokens
 SPREAD = 0.1  # of random weights: with .02 the likeliest token is the last one of the prompt, whatever stands before it
 WHOLE = 32  # tokens of a draw from which the model has its full size
+EPISODES = 16  # episodes at once from which it has its full size, too
 
 
 def part(name: str, *modules: str) -> Any:
@@ -277,6 +278,39 @@ def hf(size: int, known: bool = False) -> Done:
     return cost * 1e6, hashlib.sha256(repr(likeliest).encode()).hexdigest()
 
 
+def episodes(size: int) -> Done:
+    """µs of wall clock per sampled token of `size` episodes at once, as an agent's prompts grow: 110 tokens that all
+    share, 30 of their own, then three turns of 40 more; two draws of 16 tokens at each turn."""
+    full = size >= EPISODES
+    policy, rng = hf_policy(30 if full else 2, 2048), Random(0)
+    shared = prompt_of(0, 110).ids
+    context = part("Context", "treewright.search.types")
+
+    def more(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(2000, 49_000) for _ in range(length))
+
+    async def timed() -> tuple[float, Any]:
+        costs = []
+        for _ in range(3):
+            prompts, cost, drawn = [shared + more(30) for _ in range(size)], 0.0, 0
+            for _ in range(4):
+                began = time.perf_counter()
+                asked = (policy.draw(context(keep=0, delta=(), ids=ids), [0, 1], 16) for ids in prompts)
+                done = await asyncio.gather(*asked)
+                cost += time.perf_counter() - began
+                drawn += sum(len(one.token_ids) for row in done for one in row)
+                prompts = [ids + more(40) for ids in prompts]
+            costs.append(cost / drawn)
+        policy.temperature = 0.0
+        asked = (policy.draw(context(keep=0, delta=(), ids=ids), [0], 2) for ids in prompts)
+        likeliest = await asyncio.gather(*asked)
+        await policy.close()
+        return min(costs), [one.token_ids for row in likeliest for one in row]
+
+    cost, likeliest = asyncio.run(timed())
+    return cost * 1e6, hashlib.sha256(repr(likeliest).encode()).hexdigest()
+
+
 def command(*words: str) -> Done:
     """A command line in this process, whose whole cost the parent measures; both must end well and say something."""
     main = part("main", "treewright.agent.cli.main", "treewright.agent.cli")
@@ -319,6 +353,7 @@ WORK: dict[str, Callable[[int], Done]] = {
     "viewer": viewer,
     "hf": hf,
     "hf_known": lambda size: hf(size, known=True),
+    "episodes": episodes,
     "run": lambda _: command("run", "kg/3"),
     "help": lambda _: command("--help"),
     "config": lambda _: command("config"),

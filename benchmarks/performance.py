@@ -30,6 +30,7 @@ NAMED: Final[Mapping[str, tuple[str, ...]]] = {
     "run_start_vs_before": ("pairs", "run_start"),
     "hf_vs_before": ("pairs", "hf"),
     "hf_known_vs_before": ("pairs", "hf_known"),
+    "hf_episodes_vs_before": ("pairs", "hf_episodes"),
     "hf_vs_generate": ("unpaired", "generate", "vs_peer"),
     "hf_known_vs_generate": ("unpaired", "generate", "known_vs_peer"),
     "viewer_open_s": ("unpaired", "viewing", "open_s"),
@@ -45,6 +46,7 @@ NAMED: Final[Mapping[str, tuple[str, ...]]] = {
 OTHERWISE: Final = {
     "hf_vs_before": "no run on a machine quiet enough; see where sampling spends its time",
     "hf_known_vs_before": "no run on a machine quiet enough; see where sampling spends its time",
+    "hf_episodes_vs_before": "no run on a machine quiet enough",
     "loop_135m_peak_gb": "needs the model: treewright model fetch smollm2",
     "loop_135m_vs_before": "needs the model: treewright model fetch smollm2",
     "tests_vs_before": "`make tests-pair` was not run whole",

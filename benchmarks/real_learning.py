@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from treewright.agent.runs.imitation import episode_rows, oracle_episodes
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks.real_parts import Figures, Size, folder_of, size_of
+from treewright.envs.types import Task
 from treewright.envs.whole import write_whole
 from treewright.training.checkpoint import latest
 
@@ -40,7 +43,7 @@ __all__ = [
     "learning_figures",
 ]
 
-SPEC, TAUGHT = "hf:smollm2", ("kg", "workbench")
+SPEC, TAUGHT = "hf:smollm2", ("kg", "stdlib")
 ARMS: Mapping[str, tuple[str, ...]] = {
     "trees": ("search.root_draws=12", "search.draws=4", "search.expansions=6"),
     "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
@@ -76,6 +79,7 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
             out |= {f"imitation/{name}": (100 * one.rate, "%"), f"imitation_gain/{name}": (gain, "points")}
             out |= {f"imitation_low/{name}": (low, "points"), f"imitation_high/{name}": (high, "points")}
         out["imitation/demonstrations"] = (float(size.demos * size.taught), "episodes")
+        out |= {f"oracle/{name}": (share, "%") for name, share in (await _oracles(worlds, todo)).items()}
         out["held_out_untouched"] = (float(size.untouched), "tasks of each suite")
         out["held_out"] = (float(size.held_out), "tasks of each suite")
         out["real_after_imitation_min"] = (100 * min(one.rate for one in before.values()), "%")
@@ -85,14 +89,17 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
             wanted = 0.0
             for arm in arms:
                 named = f"{arm}-{size.trees_a_round}-{seed}"
-                more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.tasks={size.trees_a_round}")
+                each = max(1, size.trees_a_round // len(worlds))
+                more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.tasks={each}")
                 cfg = begun_with(home / named, f"hf:{begun}", *more)
-                tokens, rounds = await _looped(cfg, worlds, size.rounds, wanted)
+                done = await _looped(cfg, worlds, size.rounds, wanted)
+                tokens, rounds = sum(one.tokens for one in done), len(done)
                 wanted = wanted or tokens
                 found = await _alone(home / f"{named}-{rounds}", f"hf:{_newest(cfg)}", worlds, todo)
                 after[arm].append(found)
                 out[f"{arm}/{seed}/sampled_tokens"] = (tokens, "tokens")
                 out[f"{arm}/{seed}/rounds"] = (float(rounds), "rounds")
+                out[f"{arm}/{seed}/minutes"] = (sum(one.seconds for one in done) / 60, "minutes")
                 out |= {f"{arm}/{seed}/{name}": (100 * one.rate, "%") for name, one in found.items()}
         for arm, every in after.items():
             out |= gains(arm, before, every)
@@ -138,16 +145,30 @@ async def imitated(cfg: Config, worlds: Mapping[str, World], demos: int) -> Path
     return Path(learner.save({"recipe": "sft"}).path)
 
 
-async def _looped(cfg: Config, worlds: Mapping[str, World], rounds: int, wanted: float) -> tuple[float, int]:
-    """The sampled tokens of a loop of so many rounds, or of as many as it takes to draw `wanted`; and its rounds."""
+async def _oracles(worlds: Mapping[str, World], tasks: Sequence[Task]) -> dict[str, float]:
+    """By suite, the percentage of the tasks that its oracle solves, which is not all where a world errs."""
+    solved = Counter(one.task.suite for one in await oracle_episodes(worlds, tasks))
+    return {name: 100 * solved[name] / many for name, many in Counter(task.suite for task in tasks).items()}
+
+
+class _Done(NamedTuple):
+    """A round: sampled tokens, and what it took."""
+
+    tokens: float
+    seconds: float
+
+
+async def _looped(cfg: Config, worlds: Mapping[str, World], rounds: int, wanted: float) -> list[_Done]:
+    """A loop of so many rounds, or of as many as it takes to draw `wanted` tokens."""
     file = cfg.home / "rounds.json"
-    done: list[float] = json.loads(file.read_text()) if file.exists() else []
+    done = [_Done(*one) for one in json.loads(file.read_text())] if file.exists() else []
 
     def over() -> bool:
-        return sum(done) >= wanted or len(done) >= MOST_ROUNDS * rounds if wanted else len(done) >= rounds
+        drawn = sum(one.tokens for one in done)
+        return drawn >= wanted or len(done) >= MOST_ROUNDS * rounds if wanted else len(done) >= rounds
 
     if over():
-        return sum(done), len(done)
+        return done
     learner = Learner(make_trainer(cfg, model_folder(cfg.policy.spec)), cfg.home / "checkpoints", 1, cfg.policy.spec)
     model = shared_model(cfg, learner.trainer)
     policy = open_policy(cfg.policy.spec, **({} if model is None else {"model": model}))
@@ -155,14 +176,15 @@ async def _looped(cfg: Config, worlds: Mapping[str, World], rounds: int, wanted:
         first = await resume_loop(cfg, learner, policy)
         del done[first:]
         while not over():
+            began = time.monotonic()
             few = cfg.model_copy(update={"loop": cfg.loop.model_copy(update={"iterations": first + 1})})
             await run_loop(few, worlds, policy, learner, first=first)
-            done.append(learner.rounds[-1].stats["sampled_tokens"])
+            done.append(_Done(learner.rounds[-1].stats["sampled_tokens"], time.monotonic() - began))
             write_whole(file, json.dumps(done) + "\n")
             first += 1
     finally:
         await policy.close()
-    return sum(done), len(done)
+    return done
 
 
 def _newest(cfg: Config) -> Path:

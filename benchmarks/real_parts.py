@@ -28,7 +28,7 @@ class Size:
     trees     whose log-probs are compared;  gradients  of those, whose gradient is, too
     demos, held_out, taught  of imitation: demonstrations and held-out tasks of each suite, and how many suites
     untouched  held-out tasks of each suite that the untouched model plays, most of them to the end of each draw
-    rounds, trees_a_round, seeds   of training by trees and by chains
+    rounds, trees_a_round, seeds   of training by trees and by chains; the trees of all suites that are taught
     chains    1, or 0 to leave them out
     judged    held-out tasks that each rule with each judge searches
     loop      tasks of the round whose memory is measured
@@ -38,11 +38,11 @@ class Size:
     suites: int = 3
     trees: int = 50
     gradients: int = 50
-    demos: int = 400
+    demos: int = 260
     held_out: int = 100
     taught: int = 2
     untouched: int = 24
-    rounds: int = 30
+    rounds: int = 20
     trees_a_round: int = 24
     seeds: int = 3
     chains: int = 1

@@ -62,7 +62,7 @@ def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_pat
     with measuring(replace(SMALL, rounds=2), tmp_path):
         more = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
     rounds = json.loads((home / "trees-2-0/rounds.json").read_text())
-    assert len(rounds) == 2 and rounds[0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
+    assert len(rounds) == 2 and rounds[0][0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
 
 
 def test_gains_are_those_of_the_mean_over_seeds() -> None:

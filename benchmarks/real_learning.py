@@ -10,7 +10,6 @@ import asyncio
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.prompts import template_for
 from treewright.agent.runs.collect import World, open_worlds
 from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain
-from treewright.agent.runs.imitation import episode_rows, oracle_episodes
+from treewright.agent.runs.imitation import SOLVED, demonstrations, episode_rows, oracle_episodes
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks.real_parts import Figures, Size, folder_of, size_of
@@ -147,8 +146,9 @@ async def imitated(cfg: Config, worlds: Mapping[str, World], demos: int) -> Path
 
 async def _oracles(worlds: Mapping[str, World], tasks: Sequence[Task]) -> dict[str, float]:
     """By suite, the percentage of the tasks that its oracle solves, which is not all where a world errs."""
-    solved = Counter(one.task.suite for one in await oracle_episodes(worlds, tasks))
-    return {name: 100 * solved[name] / many for name, many in Counter(task.suite for task in tasks).items()}
+    played = await demonstrations(worlds, tasks)
+    solved = {name: [one.reward >= SOLVED for one in played if one.task.suite == name] for name in worlds}
+    return {name: 100 * float(np.mean(found)) for name, found in solved.items()}
 
 
 class _Done(NamedTuple):

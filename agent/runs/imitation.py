@@ -28,7 +28,7 @@ from treewright.training.loss import Mode
 from treewright.training.pack import TokenRow
 from treewright.training.step import Trainer
 
-__all__ = ["Episode", "alone", "demonstrate", "episode_rows", "oracle_episodes", "worked_examples"]
+__all__ = ["Episode", "alone", "demonstrate", "demonstrations", "episode_rows", "oracle_episodes", "worked_examples"]
 
 SOLVED = 1.0 - 1e-6
 
@@ -72,28 +72,31 @@ async def demonstrate(env: Environment, suite: Suite, task: Task, seed: int) -> 
     return Episode(task, offered, first, tuple(turns), reward)
 
 
-async def oracle_episodes(worlds: Mapping[str, World], tasks: Sequence[Task], seed: int = 0) -> list[Episode]:
-    """The oracles' episodes in the order of the tasks; those that the oracle itself does not solve are left out.
-
-    Each suite opens one session. Raises TreewrightError where a suite's oracle solves none of its tasks.
-    """
+async def demonstrations(worlds: Mapping[str, World], tasks: Sequence[Task], seed: int = 0) -> list[Episode]:
+    """The oracles' episodes in the order of the tasks, solved or not; each suite opens one session."""
 
     async def play(name: str, world: World) -> list[Episode]:
-        mine = [task for task in tasks if task.suite == name]
         env = await world.suite.open()
         try:
-            found = [await demonstrate(env, world.suite, task, seed_of("demo", seed, task.id)) for task in mine]
+            mine = (task for task in tasks if task.suite == name)
+            return [await demonstrate(env, world.suite, task, seed_of("demo", seed, task.id)) for task in mine]
         finally:
             await env.close()
-        solved = [episode for episode in found if episode.reward >= SOLVED]
-        if mine and not solved:
-            raise TreewrightError(f"the oracle of {name} solves none of {len(mine)} tasks; nothing to imitate")
-        return solved
 
     found = await asyncio.gather(*(play(name, world) for name, world in worlds.items()))
     place = {(task.suite, task.id): i for i, task in enumerate(tasks)}
     every = [episode for group in found for episode in group]
     return sorted(every, key=lambda one: place[one.task.suite, one.task.id])
+
+
+async def oracle_episodes(worlds: Mapping[str, World], tasks: Sequence[Task], seed: int = 0) -> list[Episode]:
+    """Those of `demonstrations` that solve their task. Raises TreewrightError where a suite's oracle solves none."""
+    every = await demonstrations(worlds, tasks, seed)
+    solved = [episode for episode in every if episode.reward >= SOLVED]
+    for name in sorted({one.task.suite for one in every} - {one.task.suite for one in solved}):
+        many = sum(one.task.suite == name for one in every)
+        raise TreewrightError(f"the oracle of {name} solves none of {many} tasks; nothing to imitate")
+    return solved
 
 
 def episode_rows(episode: Episode, template: Template) -> list[TokenRow]:

@@ -55,6 +55,7 @@ def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_pat
         made = {file: file.stat().st_mtime_ns for file in first}
         assert len(first) == 6  # untouched, begun, trees and chains; the rounds of both
         assert found["real_after_imitation_min"] == found["imitation/kg"]
+        assert 0 <= found["oracle/kg"] <= 100 and found["trees/0/minutes"] > 0
         assert found["chains/0/sampled_tokens"] >= found["trees/0/sampled_tokens"] > 0
         assert found["real_gain_points_min"] == pytest.approx(found["trees/0/kg"] - found["imitation/kg"])
         again = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}

@@ -43,6 +43,22 @@ def test_page_and_readme_tell_the_gap_between_sampler_and_trainer_and_on_how_muc
         assert gap in said and much in said
 
 
+def test_page_and_readme_tell_what_trees_gained_on_each_suite(figures: dict[str, float]) -> None:
+    seeds, head = range(int(figures["seeds"])), " ".join(README.partition("## What holds")[0].split())
+    for suite in ("kg", "stdlib"):
+        gain, low, high = (f"{figures[f'trees_{kind}/{suite}']:+.0f}" for kind in ("gain", "low", "high"))
+        assert f"{gain} ({low} … {high})" in PAGE and f"{gain}, {low} … {high}" in head
+    for text in (PAGE, head):
+        for shares in (
+            [figures[f"imitation/{suite}"] for suite in ("kg", "stdlib")],
+            [sum(figures[f"trees/{i}/{suite}"] for i in seeds) / len(seeds) for suite in ("kg", "stdlib")],
+        ):
+            first, second = (f"{share:.0f} %" for share in shares)
+            assert first in text and second in text
+    assert {figures[f"trees/{i}/rounds"] for i in seeds} == {13.0} and "thirteen rounds" in head
+    assert f"{max(figures[f'trees/{i}/minutes'] for i in seeds):.0f} minutes" in head
+
+
 def test_the_page_says_of_no_figure_that_it_is_to_be_measured_once_it_is_there(figures: dict[str, float]) -> None:
     wanted = {
         "the shares of valid draws": "real_valid_share_min",

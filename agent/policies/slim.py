@@ -127,7 +127,7 @@ class _Part:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What q [count, heads, dim] sees of the path and of k, v [count, kv heads, dim]: [count, heads · dim]."""
         i, grouped = len(self.new), q.shape[1] != k.shape[1]
-        k, v = k.transpose(0, 1), v.transpose(0, 1)
+        k, v = k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()  # else the others' tokens stay with them
         self.new.append((k, v))
         if self.path:
             k = torch.cat([*(s.keys[i] for s in self.path), k], 1)

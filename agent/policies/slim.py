@@ -99,7 +99,7 @@ class SlimRunner:
         x = self.embed[torch.tensor([token for ids, _ in parts for token in ids], device=self.device)]
         sizes = [part.count for part in seen_by]
         for layer in self.layers:
-            q, k, v = (each.split(sizes) for each in layer.project(x, rotation, self.eps))
+            q, k, v = (torch.split(each, sizes) for each in layer.project(x, rotation, self.eps))
             seen = [part.attend(*qkv) for part, qkv in zip(seen_by, zip(q, k, v, strict=True), strict=True)]
             x = layer.mix(x, seen[0] if len(seen) == 1 else torch.cat(seen), self.eps)
         last = torch.tensor(sizes, device=self.device).cumsum(0) - 1

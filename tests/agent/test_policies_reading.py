@@ -43,11 +43,12 @@ class Counted:
 def test_each_level_goes_on_from_the_one_before_and_shares_nothing_more(prompts: list[tuple[int, ...]]) -> None:
     found = levels(prompts)
     assert {ids for level in found for ids in level} >= set(prompts)
-    for above, level in zip([[()], *found], found, strict=False):
-        begun = [max((a for a in above if ids[: len(a)] == a), key=len, default=None) for ids in level]
-        assert None not in begun and len(set(level)) == len(level)
-        firsts = [(a, ids[len(a)]) for a, ids in zip(begun, level, strict=True) if a is not None]
-        assert len(set(firsts)) == len(firsts)  # no two of a level go on with the same token
+    above: list[tuple[int, ...]] = [()]
+    for level in found:
+        begun = [max((a for a in above if ids[: len(a)] == a), key=len) for ids in level]
+        firsts = [(a, ids[len(a)]) for a, ids in zip(begun, level, strict=True)]
+        assert len(set(level)) == len(level) == len(set(firsts))  # no two of a level go on with the same token
+        above = level
 
 
 @settings(deadline=None, max_examples=25)
@@ -70,7 +71,10 @@ def test_logits_are_those_of_prompts_read_one_by_one(
 
 def test_what_many_prompts_share_is_run_first_and_the_rest_at_once() -> None:
     made = random.Random(0)
-    drawn = lambda n: tuple(made.randrange(3, 60) for _ in range(n))  # noqa: E731
+
+    def drawn(count: int) -> tuple[int, ...]:
+        return tuple(made.randrange(3, 60) for _ in range(count))
+
     shared = drawn(30)
     prompts = [(*shared, i, *drawn(9)) for i in range(8)]
     runner, cache, seen = Counted(RUNNER), PrefixCache(1 << 30), counts()

@@ -18,8 +18,8 @@ from treewright.agent.policies.opening import open_policy
 from treewright.agent.runs.collect import UNLIMITED, World, open_worlds
 from treewright.agent.runs.evaluate import acting_rule, evaluate
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
-from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_with, imitated
-from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
+from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_of, begun_with, imitated, learning_home
+from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
 from treewright.search.engine import Settings
 from treewright.search.rules import rule
 from treewright.search.types import Budget
@@ -34,14 +34,14 @@ PER_TASK = 600  # sampled tokens of a tree at most, ten times those of a rollout
 def judges_figures(quick: bool, spec: str = SPEC) -> Figures:
     """Success on held-out tasks of the first suite; `judged` tasks each."""
     size = size_of(quick)
-    home = folder_of({"part": "learning", "spec": spec, "demos": size.demos, "taught": size.taught})
+    home = learning_home(spec, size)
     with tempfile.TemporaryDirectory() as folder:
         begun, prm = asyncio.run(_models(home or Path(folder), spec, size))
         named = {"likelihood": "likelihood", "checklist": f"checklist:{spec}", "prm": f"prm:{prm}"}
         out: Figures = {"judges/tasks": (float(size.judged), "tasks")}
         for way, judge in [("alone", "none"), *((way, judge) for judge in JUDGES for way in RULES)]:
-            of = {"part": "judges", "spec": spec, "demos": size.demos, "taught": size.taught, "tasks": size.judged,
-                  "way": way, "judge": judge, "tokens": PER_TASK}  # fmt: skip
+            of = {"part": "judges", **begun_of(spec, size), "tasks": size.judged, "way": way, "judge": judge,
+                  "tokens": PER_TASK}  # fmt: skip
             out |= kept(of, partial(_searched, begun, way, judge, named.get(judge, "none"), size.judged))
     return out
 

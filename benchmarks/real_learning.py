@@ -36,10 +36,12 @@ __all__ = [
     "SPEC",
     "TAUGHT",
     "begun_model",
+    "begun_of",
     "begun_with",
     "gains",
     "imitated",
     "learning_figures",
+    "learning_home",
 ]
 
 SPEC, TAUGHT = "hf:smollm2", ("kg", "stdlib")
@@ -57,8 +59,7 @@ MOST_ROUNDS = 10  # times as many rounds as trees took, in which chains must hav
 def learning_figures(quick: bool, spec: str = SPEC) -> Figures:
     """Imitation of oracles, then training by trees and by chains with several seeds, on held-out tasks."""
     size = size_of(quick)
-    part = {"spec": spec, "demos": size.demos, "taught": size.taught}
-    home = folder_of({"part": "learning", **part})
+    home = learning_home(spec, size)
     if home is not None:
         return asyncio.run(_measured(home, spec, size))
     with tempfile.TemporaryDirectory() as folder:
@@ -122,6 +123,16 @@ def gains(arm: str, before: Mapping[str, Evaluation], after: Sequence[Mapping[st
 def begun_with(home: Path, spec: str, *settings: str) -> Config:
     given = ["train.max_tokens=1024", "train.chunk_tokens=1024", f"folder={home}", *settings]
     return load_config(None, given, {"policy.spec": spec, "name": home.name})
+
+
+def begun_of(spec: str, size: Size) -> dict[str, object]:
+    """What tells weights that imitated from others."""
+    return {"spec": spec, "demos": size.demos, "suites": TAUGHT[: size.taught]}
+
+
+def learning_home(spec: str, size: Size) -> Path | None:
+    """Where the weights that imitated are kept, and what was trained from them; None where nothing is."""
+    return folder_of({"part": "learning", **begun_of(spec, size)})
 
 
 async def begun_model(home: Path, spec: str, size: Size) -> Path:

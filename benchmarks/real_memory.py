@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from treewright.benchmarks.real_learning import SPEC, STEP, TAUGHT, begun_model
-from treewright.benchmarks.real_parts import Figures, folder_of, kept, size_of
+from treewright.benchmarks.real_learning import SPEC, STEP, TAUGHT, begun_model, begun_of, learning_home
+from treewright.benchmarks.real_parts import Figures, kept, size_of
 from treewright.envs.errors import TreewrightError
 
 __all__ = ["memory_figures"]
@@ -32,12 +32,11 @@ EVERY = ("train.entropy_coef=0.001",)
 def memory_figures(quick: bool, spec: str = SPEC) -> Figures:
     """Of a process of its own, on the first suite."""
     size = size_of(quick)
-    part = {"spec": spec, "demos": size.demos, "taught": size.taught}
-    home = folder_of({"part": "learning", **part})
+    home = learning_home(spec, size)
     settings = [f"loop.iterations={ROUNDS}", f"loop.tasks={size.loop}", *STEP, *PACKS, *EVERY]
     with tempfile.TemporaryDirectory() as folder:
         begun = asyncio.run(begun_model(home or Path(folder), spec, size))
-        of = {"part": "memory", **part, "settings": settings}
+        of = {"part": "memory", **begun_of(spec, size), "settings": settings}
         return kept(of, partial(_peak, f"hf:{begun.resolve()}", settings))
 
 

@@ -17,8 +17,8 @@ from treewright.agent.runs.collect import open_worlds
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.benchmarks.families import trajectories
 from treewright.benchmarks.real_exact import packs_by_lot
-from treewright.benchmarks.real_learning import ARMS, SPEC, TAUGHT, begun_with, imitated
-from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
+from treewright.benchmarks.real_learning import ARMS, SPEC, TAUGHT, begun_of, begun_with, imitated, learning_home
+from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
 from treewright.benchmarks.train import Mode, side_by_side
 from treewright.benchmarks.train_ways import load_of
 from treewright.search.tree import Tree
@@ -32,10 +32,9 @@ REPEATS = 2
 def step_figures(quick: bool, spec: str = SPEC) -> Figures:
     """On the first suite, with the weights of the section `learning`: the pack of a round that shares most."""
     size = size_of(quick)
-    part = {"spec": spec, "demos": size.demos, "taught": size.taught}
-    home = folder_of({"part": "learning", **part})
+    home = learning_home(spec, size)
     with tempfile.TemporaryDirectory() as folder:
-        of = {"part": "step", **part, "trees": size.trees_a_round, "search": ARMS["trees"]}
+        of = {"part": "step", **begun_of(spec, size), "trees": size.trees_a_round, "search": ARMS["trees"]}
         return kept(of, partial(_measured, home or Path(folder), spec, size))
 
 

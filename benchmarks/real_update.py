@@ -24,8 +24,8 @@ from treewright.agent.runs.evaluate import Evaluation, evaluate
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks.real_exact import packed_gradient
-from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_model, begun_with
-from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
+from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_model, begun_of, begun_with, learning_home
+from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
 from treewright.search.tree import Tree
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
@@ -42,9 +42,8 @@ CLOSE = (0.7, 1.4)  # of a bound
 def update_figures(quick: bool, spec: str = SPEC) -> Figures:
     """On the first suite, from the weights of the section `learning`."""
     size = size_of(quick)
-    of = {"part": "update", "spec": spec, "demos": size.demos, "taught": size.taught, "trees": size.trees_a_round,
-          "held_out": size.held_out}  # fmt: skip
-    home = folder_of({"part": "learning", "spec": spec, "demos": size.demos, "taught": size.taught})
+    of = {"part": "update", **begun_of(spec, size), "trees": size.trees_a_round, "held_out": size.held_out}
+    home = learning_home(spec, size)
     if home is not None:
         return kept(of, partial(_measured, home, spec, size))
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from treewright.envs.errors import TreewrightError
 
-__all__ = ["ORDERS", "PrefixLine"]
+__all__ = ["ORDERS", "PrefixLine", "shared"]
 
 ORDERS = ("prefix", "arrival")
 PATIENCE = 32  # times the limit that others may be let in before one that waits

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from treewright.agent.policies.line import shared
 from treewright.agent.policies.prefixes import PrefixCache
 from treewright.kernels.decode import Path, Stretch, path_length
 
@@ -60,10 +61,10 @@ def read_all(runner: Reads, cache: PrefixCache, prompts: Sequence[Ids], counts: 
 
 def levels(prompts: Sequence[Ids]) -> list[list[Ids]]:
     """The beginnings of prompts that end where prompts part or end: each goes on from one of the level before."""
-    inner = sorted(set(prompts))
-    shared = {b[: _common(a, b)] for a, b in itertools.pairwise(inner)}
+    inner = sorted(set(prompts))  # so that those with the most in common are neighbours
+    parting = {b[: shared(a, b)] for a, b in itertools.pairwise(inner)}
     out, above = list[list[Ids]](), list[Ids]()
-    for ids in sorted({*inner, *shared} - {()}):
+    for ids in sorted({*inner, *parting} - {()}):
         while above and ids[: len(above[-1])] != above[-1]:
             above.pop()
         if len(above) == len(out):
@@ -96,7 +97,3 @@ def _begun(cache: PrefixCache, ids: Ids) -> tuple[Path, Tensor | None]:
     if path_length(path) < len(ids):
         return path, None
     return (path, logits) if logits is not None else (cache.longest(ids[:-1])[0], None)
-
-
-def _common(a: Ids, b: Ids) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -93,14 +93,15 @@ class SlimRunner:
 
     def prefill_many(self, parts: Sequence[tuple[Sequence[int], Path]]) -> list[tuple[Stretch, Tensor]]:
         """`prefill` of each part: all their tokens [N] meet each weight together, and each sees its own path alone."""
-        seen_by = [_Part(path, len(ids), self.device) for ids, path in parts]
+        shape = (len(self.layers), self.kv_heads, self.dim)
+        seen_by = [_Part(path, len(ids), shape, self.embed) for ids, path in parts]
         positions = torch.cat([part.positions for part in seen_by])
         rotation = self._rotation(positions, max(part.before + part.count for part in seen_by))
         x = self.embed[torch.tensor([token for ids, _ in parts for token in ids], device=self.device)]
         sizes = [part.count for part in seen_by]
-        for layer in self.layers:
-            q, k, v = (torch.split(each, sizes) for each in layer.project(x, rotation, self.eps))
-            seen = [part.attend(*qkv) for part, qkv in zip(seen_by, zip(q, k, v, strict=True), strict=True)]
+        for i, layer in enumerate(self.layers):
+            qkv = zip(*(torch.split(each, sizes) for each in layer.project(x, rotation, self.eps)), strict=True)
+            seen = [part.attend(i, *mine) for part, mine in zip(seen_by, qkv, strict=True)]
             x = layer.mix(x, seen[0] if len(seen) == 1 else torch.cat(seen), self.eps)
         last = torch.tensor(sizes, device=self.device).cumsum(0) - 1
         return [(part.stretch(), logits) for part, logits in zip(seen_by, self._logits(x[last]), strict=True)]
@@ -114,21 +115,23 @@ class SlimRunner:
 
 
 class _Part:
-    """The next `count` tokens behind a path; its layers are met in turn."""
+    """The next `count` tokens behind a path; their keys and values are written where they will be kept."""
 
-    def __init__(self, path: Path, count: int, device: torch.device) -> None:
+    def __init__(self, path: Path, count: int, shape: tuple[int, int, int], like: Tensor) -> None:
+        layers, heads, dim = shape
         self.path, self.count, self.before = path, count, path_length(path)
-        self.positions = torch.arange(self.before, self.before + count, device=device)
+        self.positions = torch.arange(self.before, self.before + count, device=like.device)
         self.mask: Tensor | None = None
         if self.before:
-            self.mask = torch.ones(count, self.before + count, dtype=torch.bool, device=device).tril(self.before)
-        self.new: list[tuple[Tensor, Tensor]] = []
+            self.mask = torch.ones(count, self.before + count, dtype=torch.bool, device=like.device).tril(self.before)
+        self.keys, self.values = (like.new_empty(layers, heads, count, dim) for _ in range(2))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What q [count, heads, dim] sees of the path and of k, v [count, kv heads, dim]: [count, heads · dim]."""
-        i, grouped = len(self.new), q.shape[1] != k.shape[1]
-        k, v = k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()  # else the others' tokens stay with them
-        self.new.append((k, v))
+    def attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What q [count, heads, dim] sees in layer i of the path and of k, v [count, kv heads, dim]: [count, heads ·
+        dim]."""
+        grouped = q.shape[1] != k.shape[1]
+        self.keys[i], self.values[i] = k.transpose(0, 1), v.transpose(0, 1)
+        k, v = self.keys[i], self.values[i]
         if self.path:
             k = torch.cat([*(s.keys[i] for s in self.path), k], 1)
             v = torch.cat([*(s.values[i] for s in self.path), v], 1)
@@ -138,8 +141,7 @@ class _Part:
         return seen[0].transpose(0, 1).reshape(self.count, -1)
 
     def stretch(self) -> Stretch:
-        keys, values = zip(*self.new, strict=True)
-        return Stretch(self.before, torch.stack(keys), torch.stack(values))
+        return Stretch(self.before, self.keys, self.values)
 
 
 def _packed(weight: Tensor) -> Tensor:

@@ -93,8 +93,8 @@ async def oracle_episodes(worlds: Mapping[str, World], tasks: Sequence[Task], se
     """Those of `demonstrations` that solve their task. Raises TreewrightError where a suite's oracle solves none."""
     every = await demonstrations(worlds, tasks, seed)
     solved = [episode for episode in every if episode.reward >= SOLVED]
-    for name in sorted({one.task.suite for one in every} - {one.task.suite for one in solved}):
-        many = sum(one.task.suite == name for one in every)
+    if unsolved := sorted({one.task.suite for one in every} - {one.task.suite for one in solved}):
+        name, many = unsolved[0], sum(one.task.suite == unsolved[0] for one in every)
         raise TreewrightError(f"the oracle of {name} solves none of {many} tasks; nothing to imitate")
     return solved
 

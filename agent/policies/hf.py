@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from treewright.agent.policies.batches import Waiting, all_have_asked, fitting
 from treewright.agent.policies.light import LightModel, LightTokenizer, is_light
 from treewright.agent.policies.policy import PolicyStats
 from treewright.agent.policies.prefixes import PrefixCache
@@ -40,12 +41,6 @@ __all__ = ["HFPolicy", "weights_version"]
 
 Result = TypeVar("Result")
 SMALL = 20_000_000  # parameters up to which one CPU thread beats several
-
-
-@dataclass(slots=True)
-class _Waiting:
-    request: Request
-    future: asyncio.Future[list[Completion]]
 
 
 class HFPolicy:
@@ -109,7 +104,7 @@ class HFPolicy:
         self._lock = threading.Lock()
         self._awake = asyncio.Event()
         self._awake.set()
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -224,7 +219,7 @@ class HFPolicy:
             return []
         loop = asyncio.get_running_loop()
         request = self._request(context, tuple(seeds), max_tokens)
-        waiting = _Waiting(replace(request, cut=cut) if cut is not None else request, loop.create_future())
+        waiting = Waiting(replace(request, cut=cut) if cut is not None else request, loop.create_future())
         self._waiting.append(waiting)
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._work())
@@ -265,8 +260,9 @@ class HFPolicy:
 
     async def _work(self) -> None:
         """Runs what waits, batch after batch, until nothing does."""
-        await asyncio.sleep(0)  # let others that are about to ask join the first batch
         while self._waiting:
+            if self.batch_requests:
+                await all_have_asked(self._waiting, self.max_batch_tokens, self.runner.shares)
             batch = self._batch()
             if not batch:
                 continue
@@ -284,18 +280,11 @@ class HFPolicy:
                 if not waiting.future.done():
                     waiting.future.set_result(completions)
 
-    def _batch(self) -> list[_Waiting]:
-        """Takes from the front of the queue what fits together; cancelled requests are dropped."""
+    def _batch(self) -> list[Waiting]:
+        """Takes from the front of the queue what runs together; cancelled requests are dropped."""
         self._waiting = [w for w in self._waiting if not w.future.done()]
-        batch, room, shares = self._waiting[:1], self.max_batch_tokens, self.runner.shares
-        room -= batch[0].request.cost(shares) if batch else 0
-        for waiting in self._waiting[1:] if self.batch_requests else ():
-            cost = waiting.request.cost(shares)
-            apart = (waiting.request.temperature == 0) != (batch[0].request.temperature == 0)
-            if cost > room or apart:
-                break
-            room -= cost
-            batch.append(waiting)
+        taken = self._waiting if self.batch_requests else self._waiting[:1]
+        batch = fitting(taken, self.max_batch_tokens, self.runner.shares)
         del self._waiting[: len(batch)]
         return batch
 

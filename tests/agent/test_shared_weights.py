@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from treewright.agent.config import Config, load_config
+from treewright.agent.policies.hf import HFPolicy
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.policy import SEEDLING
 from treewright.agent.policies.slim import is_slim
@@ -56,6 +58,19 @@ async def test_trees_and_weights_are_those_of_two_copies(tmp_path: Path, monkeyp
     one = await looped(config(tmp_path / "one"), True, policies)
     assert held == [0, 0], "while the trainer works the sampler holds neither copies of weights nor keys and values"
     assert one == await looped(config(tmp_path / "two"), False, policies)
+
+
+async def test_a_slow_processor_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"loop.tasks": 12, "search.expansions": 3, "loop.iterations": 1}
+    one = await looped(config(tmp_path / "one", **settings), False, [])
+    context, calls = HFPolicy.context, iter(range(1 << 30))
+
+    def slowly(*given: Any) -> Context:
+        time.sleep(0.01 * (next(calls) % 3))
+        return context(*given)
+
+    monkeypatch.setattr(HFPolicy, "context", slowly)
+    assert one == await looped(config(tmp_path / "two", **settings), False, [])
 
 
 def test_a_second_copy_is_made_where_the_two_may_differ(tmp_path: Path) -> None:

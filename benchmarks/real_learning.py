@@ -21,6 +21,7 @@ from treewright.agent.config import Config, load_config
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.policies.prompts import template_for
 from treewright.agent.runs.collect import World, open_worlds
+from treewright.agent.runs.demo_real import STEP, TREES
 from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain
 from treewright.agent.runs.imitation import SOLVED, demonstrations, episode_rows, oracle_episodes
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
@@ -46,13 +47,9 @@ __all__ = [
 
 SPEC, TAUGHT = "hf:smollm2", ("kg", "stdlib")
 ARMS: Mapping[str, tuple[str, ...]] = {
-    "trees": ("search.root_draws=12", "search.draws=4", "search.expansions=6"),
+    "trees": TREES,
     "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
 }
-"""Large groups: what a model says that imitated is mostly the same, which a tree holds once."""
-STEP = ("train.lr=2e-5", "train.minibatches=1", "train.max_kl=0.002")
-"""One step a round, from all of its trees, as far as the bound lets it: two steps of up to .01 nats a round made trees
-of four rounds worse, not better."""
 MOST_ROUNDS = 10  # times as many rounds as trees took, in which chains must have drawn as many tokens
 
 

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from treewright.benchmarks.real_learning import SPEC, STEP, TAUGHT, begun_model, begun_of, learning_home
+from treewright.agent.runs.demo_real import STEP
+from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_model, begun_of, learning_home
 from treewright.benchmarks.real_parts import Figures, kept, size_of
 from treewright.envs.errors import TreewrightError
 

@@ -21,7 +21,7 @@ from treewright.agent.runs.setup import tasks_for
 from treewright.envs.errors import TreewrightError
 from treewright.envs.fetched import KNOWN
 
-__all__ = ["REAL", "REAL_QUICK", "RealPlan", "fetched_spec", "real_demo_config", "run_real_demo"]
+__all__ = ["REAL", "REAL_QUICK", "STEP", "TREES", "RealPlan", "fetched_spec", "real_demo_config", "run_real_demo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,19 @@ class RealPlan:
     settings: tuple[str, ...]
 
 
+TREES = ("search.root_draws=12", "search.draws=4", "search.expansions=6")
+"""Large groups: what a model says that imitated is mostly the same, which a tree holds once."""
+STEP = ("train.lr=2e-5", "train.minibatches=1", "train.max_kl=0.002")
+"""One step a round, from all of its trees, as far as the bound lets it: two steps of up to .01 nats a round made trees
+of four rounds worse, not better."""
 REAL = RealPlan(
-    demos=400, untouched=30, then=DemoPlan(alone={"kg": 100}, searched={"kg": 20}, expansions=6),
-    settings=(
-        "loop.iterations=8", "loop.tasks=24", "train.lr=2e-5", "train.minibatches=1", "train.max_kl=0.002",
-    ),
+    demos=260, untouched=8,
+    then=DemoPlan(alone={"kg": 100, "stdlib": 100}, searched={"kg": 20, "stdlib": 20}, expansions=6),
+    settings=("loop.iterations=8", "loop.tasks=12", *TREES, *STEP),
 )  # fmt: skip
 REAL_QUICK = RealPlan(
-    demos=8, untouched=4, then=DemoPlan(alone={"kg": 4}, searched={"kg": 2}, expansions=2),
+    demos=8, untouched=4,
+    then=DemoPlan(alone={"kg": 4, "stdlib": 4}, searched={"kg": 2, "stdlib": 2}, expansions=2),
     settings=("loop.iterations=1", "loop.tasks=2"),
 )  # fmt: skip
 
@@ -59,7 +64,7 @@ def fetched_spec(model: str, say: Any) -> str:
 
 
 def real_demo_config(home: Path, spec: str, settings: Sequence[str] = ()) -> Config:
-    """The configuration of the demo with a real model: one suite, and small packs for little memory.
+    """The configuration of the demo with a real model: two suites, and small packs for little memory.
 
     Raises TreewrightError where the model lies in `home`, which a demo empties.
     """
@@ -68,7 +73,7 @@ def real_demo_config(home: Path, spec: str, settings: Sequence[str] = ()) -> Con
     if Path(spec.partition(":")[2]).resolve().is_relative_to(home.resolve()):
         raise TreewrightError(f"{spec} lies in {home}, which the demo empties; give it another --folder")
     packs = ("train.max_tokens=512", "train.chunk_tokens=512")
-    given = [f"folder={home}", "name=demo", 'worlds.suites=["kg"]', *packs, *settings]
+    given = [f"folder={home}", "name=demo", 'worlds.suites=["kg","stdlib"]', *packs, *settings]
     return load_config(None, given, {"policy.spec": spec})
 
 

@@ -24,12 +24,13 @@ async def test_it_imitates_then_searches_and_trains_from_there(tmp_path: Path) -
         figures = await run_real_demo(config, REAL_QUICK, Console(file=out, width=200))
     told = (tmp_path / "out").read_text()
     assert "the untouched model solves" in told and "held-out success" in told and "round 1" in told
-    assert {"kg.policy_untouched", "kg.policy_before", "kg.policy_after", "kg.search_after"} <= figures.keys()
+    parts = ("policy_untouched", "policy_before", "policy_after", "search_after")
+    assert {f"{name}.{part}" for name in ("kg", "stdlib") for part in parts} <= figures.keys()
     assert json.loads((home / "figures.json").read_text())["figures"]["kg.policy_untouched"]["unit"] == "%"
     (begun,) = (home / "begun").glob("step-*/manifest.json")
     (after,) = (home / "checkpoints").glob("step-*/manifest.json")
     imitated = json.loads(begun.read_text())
-    assert imitated["extra"]["recipe"] == "sft" and imitated["step"] == 1
+    assert imitated["extra"]["recipe"] == "sft" and imitated["step"] == 2
     assert json.loads(after.read_text())["extra"]["drawn_by"] in (imitated["versions"][-1], imitated["version"])
     assert "<svg" in (home / "report.html").read_text()
 

@@ -10,8 +10,9 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +68,9 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
     async with open_worlds(TAUGHT[: size.taught]) as worlds:
         todo = tasks_for(worlds, "test", 0, size.held_out)
         few = tasks_for(worlds, "test", 0, size.untouched)
-        untouched = await _alone(home / "untouched", spec, worlds, few)
+        untouched = await _alone(home / "untouched", lambda: spec, worlds, few)
         begun = await imitated(begun_with(home / "begun", spec), worlds, size.demos)
-        before = await _alone(home / "begun", f"hf:{begun}", worlds, todo)
+        before = await _alone(home / "begun", lambda: f"hf:{begun}", worlds, todo)
         out: Figures = {f"untouched/{name}": (100 * one.rate, "%") for name, one in untouched.items()}
         for name, one in before.items():
             gain, low, high = paired_gain(untouched[name], one)
@@ -92,7 +93,7 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
                 done = await _looped(cfg, worlds, size.rounds, wanted)
                 tokens, rounds = sum(one.tokens for one in done), len(done)
                 wanted = wanted or tokens
-                found = await _alone(home / f"{named}-{rounds}", f"hf:{_newest(cfg)}", worlds, todo)
+                found = await _alone(home / f"{named}-{rounds}", partial(_newest, cfg), worlds, todo)
                 after[arm].append(found)
                 out[f"{arm}/{seed}/sampled_tokens"] = (tokens, "tokens")
                 out[f"{arm}/{seed}/rounds"] = (float(rounds), "rounds")
@@ -187,32 +188,42 @@ async def _looped(cfg: Config, worlds: Mapping[str, World], rounds: int, wanted:
             began = time.monotonic()
             few = cfg.model_copy(update={"loop": cfg.loop.model_copy(update={"iterations": first + 1})})
             await run_loop(few, worlds, policy, learner, first=first)
-            done.append(_Done(learner.rounds[-1].stats["sampled_tokens"], time.monotonic() - began))
+            last = learner.rounds[-1]
+            done.append(_Done(last.stats["sampled_tokens"], time.monotonic() - began))
             write_whole(file, json.dumps(done) + "\n")
+            _tell(f"{cfg.home.name}, round {len(done)}: sampled success of its trees", last.success, began)
             first += 1
     finally:
         await policy.close()
     return done
 
 
-def _newest(cfg: Config) -> Path:
+def _tell(what: str, success: Mapping[str, float], began: float) -> None:
+    found = ", ".join(f"{name} {100 * rate:.0f} %" for name, rate in success.items())
+    print(f"{what} {found} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+def _newest(cfg: Config) -> str:
     found = latest(cfg.home / "checkpoints")
     assert found is not None
-    return found.path
+    return f"hf:{found.path}"
 
 
-async def _alone(home: Path, spec: str, worlds: Mapping[str, World], tasks: Sequence[Any]) -> dict[str, Evaluation]:
-    """One sampled rollout for each task; kept in a file."""
+async def _alone(
+    home: Path, spec: Callable[[], str], worlds: Mapping[str, World], tasks: Sequence[Any]
+) -> dict[str, Evaluation]:
+    """One sampled rollout for each task, of the policy that is asked for where no file keeps them."""
     file = home.with_name(f"{home.name}-alone-{len(tasks)}.json")
     if file.exists():
         return {name: Evaluation(**_tuples(one)) for name, one in json.loads(file.read_text("utf-8")).items()}
-    policy = open_policy(spec)
+    began, policy = time.monotonic(), open_policy(spec())
     try:
         found = (await evaluate(tasks, worlds, policy))[0]
     finally:
         await policy.close()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps({name: asdict(one) for name, one in found.items()}) + "\n")
+    _tell(f"{home.name}: alone, {len(tasks)} tasks,", {name: one.rate for name, one in found.items()}, began)
     return found
 
 

@@ -50,7 +50,9 @@ class HFPolicy:
     temperature       1 for training; 0 (greedy) and others act but are marked untrainable
     batch_requests    False runs each request alone: its draws then do not depend, even in the last bit, on who else
                       asks; True is faster, and draws differ only where a random number falls within the rounding of
-                      the distribution's edges
+                      the distribution's edges. A batch begins when nobody in this process is about to ask, so that it
+                      holds the same requests in every run of worlds that answer within it, however busy the machine;
+                      of worlds in other processes it holds those that have answered
     max_batch_tokens  prompt and new tokens of all rows that run together; None: see `room.batch_tokens`
     cache_bytes       for the keys and values of earlier prompts; 0 turns reuse between batches off, as does
                       batch_requests=False

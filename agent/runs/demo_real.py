@@ -81,8 +81,6 @@ async def run_real_demo(config: Config, plan: RealPlan = REAL, console: Console 
     """Imitation into config.home/begun, then `run_demo` from there; the figures of both."""
     console = console or Console(emoji=False, markup=False)
     untouched, begun = await _begun(config, plan, console)
-    for name, one in untouched.items():
-        console.print(f"{name}: the untouched model solves {100 * one.rate:.0f} % of {len(one.tasks)} held-out tasks")
     policy = config.policy.model_copy(update={"spec": f"hf:{begun}"})
     usual = max(plan.then.alone.values())
     then = replace(plan.then, alone={name: plan.then.alone.get(name, usual) for name in untouched})
@@ -102,6 +100,8 @@ async def _begun(config: Config, plan: RealPlan, console: Console) -> tuple[dict
     async with open_worlds(open_suites(console, config.worlds.suites)) as worlds:
         todo = tasks_for(worlds, "test", 0, plan.untouched)
         untouched = await alone(trainer, config.policy.options, worlds, todo, config.seed)
+        for name, one in untouched.items():
+            console.print(f"{name}: the untouched model solves {100 * one.rate:.0f} % of {len(one.tasks)} held-out tasks")
         episodes = await oracle_episodes(worlds, tasks_for(worlds, "train", 0, plan.demos), config.seed)
     rows = [episode_rows(episode, template) for episode in episodes]
     with progress_bar(console, "imitate oracles", -(-len(rows) // 8)) as advance:

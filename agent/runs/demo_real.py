@@ -101,7 +101,8 @@ async def _begun(config: Config, plan: RealPlan, console: Console) -> tuple[dict
         todo = tasks_for(worlds, "test", 0, plan.untouched)
         untouched = await alone(trainer, config.policy.options, worlds, todo, config.seed)
         for name, one in untouched.items():
-            console.print(f"{name}: the untouched model solves {100 * one.rate:.0f} % of {len(one.tasks)} held-out tasks")
+            share = f"{100 * one.rate:.0f} % of {len(one.tasks)}"
+            console.print(f"{name}: the untouched model solves {share} held-out tasks")
         episodes = await oracle_episodes(worlds, tasks_for(worlds, "train", 0, plan.demos), config.seed)
     rows = [episode_rows(episode, template) for episode in episodes]
     with progress_bar(console, "imitate oracles", -(-len(rows) // 8)) as advance:

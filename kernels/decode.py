@@ -116,6 +116,7 @@ class BranchCache:
         least = (PAYS if pays is None else pays) / (sample.shape[1] * sample.shape[3])
         self._shared, own = _divided(paths, list(accumulate(repeats, initial=0)), least)
         keys, values, depth = assembled(own, repeats, room, sample)
+        self._own = keys, values  # [layers, B, Hkv, L, D]
         self._keys, self._values = list(keys), list(values)
         self._at, self._lowest = depth.shape[1] - room, torch.finfo(keys.dtype).min
         lengths = [path_length(path) for path in paths]
@@ -178,7 +179,8 @@ class BranchCache:
         rows = branches.tolist()
         if any(a >= b for a, b in pairwise(rows)):
             raise ValueError(f"branches to keep must rise, not {rows[:8]}; they stay in their order")
-        self._keys, self._values = ([x[branches] for x in y] for y in (self._keys, self._values))
+        keys, values = self._own = tuple(_kept(x, branches, rows, self._at) for x in self._own)
+        self._keys, self._values = list(keys), list(values)
         self._depth, self._padding = self._depth[branches], self._padding[branches]
         self.positions = self.positions[branches]
         for part in self._shared:
@@ -206,6 +208,19 @@ class BranchCache:
             seen = _near(depth, self.positions[part.first : part.stop], window, chunk)
             self._masks[key] = self._bias(seen, grouped.dtype)[:, 0].expand(-1, grouped.shape[2], -1).flatten(0, 1)
         return self._masks[key][None, None]
+
+
+def _kept(own: Tensor, branches: Tensor, rows: Sequence[int], filled: int) -> Tensor:
+    """`branches`, which are `rows` and rise, of own [layers, B, Hkv, L, D], of which L columns so many are filled.
+
+    On a CPU they move up in place: new pages for a copy of all cost more than what is read and written.
+    """
+    if own.device.type != "cpu":
+        return own[:, branches]
+    for to, row in enumerate(rows):
+        if to != row:
+            own[:, to, :, :filled] = own[:, row, :, :filled]
+    return own[:, : len(rows)]
 
 
 def _near(depth: Tensor, at: Tensor, window: int | None, chunk: int | None) -> Tensor:

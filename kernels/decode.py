@@ -179,7 +179,8 @@ class BranchCache:
         rows = branches.tolist()
         if any(a >= b for a, b in pairwise(rows)):
             raise ValueError(f"branches to keep must rise, not {rows[:8]}; they stay in their order")
-        keys, values = self._own = tuple(_kept(x, branches, rows, self._at) for x in self._own)
+        keys, values = (_kept(x, branches, rows, self._at) for x in self._own)
+        self._own = keys, values
         self._keys, self._values = list(keys), list(values)
         self._depth, self._padding = self._depth[branches], self._padding[branches]
         self.positions = self.positions[branches]

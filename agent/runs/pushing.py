@@ -50,7 +50,7 @@ async def push_for(
     elif config.loop.push == "auto":
         told = False  # nobody asked for it, and nothing here is made for it
     if config.loop.push == "nccl":
-        why = why.removesuffix(", or set loop.push=files")
+        why = (why or "").removesuffix(", or set loop.push=files")
         raise TreewrightError(f"loop.push = nccl: {why}; loop.push=files needs none of this")
     if told:
         say(f"new weights go as files: {why}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -276,51 +275,6 @@ async def test_requests_that_wait_together_run_together(monkeypatch: pytest.Monk
     one.max_batch_tokens = 30  # a request of 2 draws costs 9 + 6
     await asyncio.gather(*(one.draw(context(prompt(i, 9)), [1, 2], 3) for i in range(5)))
     assert sizes == [5, 2, 2, 1]
-    await one.close()
-
-
-@pytest.mark.parametrize("slow", [0.0, 0.003], ids=["at once", "slowly"])
-async def test_a_batch_waits_for_callers_of_this_process_not_for_the_clock(
-    slow: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, sizes = policy(), list[int]()
-    run = one._run
-
-    def counted(requests: Any) -> Any:
-        sizes.append(len(requests))
-        time.sleep(slow * (len(sizes) % 2))
-        return run(requests)
-
-    async def caller(number: int) -> None:
-        ids = prompt(number, 9)
-        for _ in range(3):
-            for _ in range(number):  # what a search does between two draws
-                await asyncio.sleep(0)
-            (done,) = await one.draw(context(ids), [number], 3)
-            ids += done.token_ids
-
-    monkeypatch.setattr(one, "_run", counted)
-    await asyncio.gather(*(caller(number) for number in range(8)))
-    assert sizes == [8, 8, 8]
-    await one.close()
-
-
-async def test_callers_that_never_rest_do_not_keep_a_full_batch_waiting() -> None:
-    one = policy(max_batch_tokens=60)
-    asked = list[asyncio.Task[Any]]()
-
-    async def flood() -> None:
-        while True:
-            asked.append(asyncio.ensure_future(one.draw(context(prompt(0, 9)), [1], 3)))
-            await asyncio.sleep(0)
-
-    flooding = asyncio.ensure_future(flood())
-    await asyncio.sleep(0.01)
-    await asyncio.wait_for(asyncio.shield(asked[0]), 60)
-    flooding.cancel()
-    for task in asked:
-        task.cancel()
-    await asyncio.gather(flooding, *asked, return_exceptions=True)
     await one.close()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from payloads import payloads
+from speed import patient
 from view_pages import SIZE, Watched, expect, looking, marks, serving, until
 from view_trees import Growth, write_store
 
@@ -59,14 +60,14 @@ async def canary() -> AsyncIterator[tuple[str, list[Any]]]:
         server.close()
 
 
-FRAMES_THAT_RAN = """async (texts) => {
+FRAMES_THAT_RAN = """async ([texts, milliseconds]) => {
     const frames = texts.map((text) => {
         const frame = document.createElement('iframe');
         frame.srcdoc = text;
         document.body.append(frame);
         return frame;
     });
-    await new Promise((done) => setTimeout(done, 1500));
+    await new Promise((done) => setTimeout(done, milliseconds));
     const ran = (frame) => { try { return Boolean(frame.contentWindow.owned); } catch { return true; } };
     return frames.filter(ran).length;
 }"""
@@ -78,7 +79,7 @@ async def test_the_payloads_do_their_work_on_a_page_that_trusts_them(browser: An
         texts, owned = payloads(COUNT, address), 0
         for first in range(0, COUNT, 100):  # a thousand frames at once would need more time than they are given
             page = await browser.new_page()
-            owned += await page.evaluate(FRAMES_THAT_RAN, texts[first : first + 100])
+            owned += await page.evaluate(FRAMES_THAT_RAN, [texts[first : first + 100], 1000 * patient(1.5)])
             await page.close()
         worked = owned + len({line for line in calls if b" /f" not in line})
         assert worked > COUNT // 2, worked

@@ -186,8 +186,10 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--inputs", type=int, default=None, help=f"how many in all ({FULL})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="names of parsers, with commas")
+    parser.add_argument("--hang", type=float, default=HANG, help=f"seconds that one input may take ({HANG:g})")
     parser.add_argument("--json", type=Path, default=None)
     asked = parser.parse_args(words)
+    globals()["HANG"] = asked.hang
     found = run_all(
         asked.inputs or (QUICK if asked.quick else FULL), asked.seed, [x for x in asked.only.split(",") if x], True
     )

@@ -18,6 +18,7 @@ import pytest
 from mutations import changed_text
 from outside_calls import PartialWrite
 from outside_parsers import PARSERS, Parser
+from speed import patient
 
 from treewright.envs.errors import TreewrightError
 
@@ -46,7 +47,8 @@ NAMES = [parser.name for parser in PARSERS]
 def fuzzed(folder: Path, *words: str) -> tuple[int, str, dict[str, int]]:
     """The harness in a process of its own, which it bounds: exit code, what it said, counts."""
     out = folder / "counts.json"
-    done = forked.run([str(HERE), *words, "--json", str(out)], folder, os.environ, timeout=300)
+    bound = ("--hang", str(patient(FUZZ.HANG)))  # a processor that others share is charged with their share, too
+    done = forked.run([str(HERE), *bound, *words, "--json", str(out)], folder, os.environ, timeout=300)
     return done.returncode, done.stdout + done.stderr, json.loads(out.read_text()) if out.exists() else {}
 
 

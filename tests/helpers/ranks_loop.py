@@ -57,11 +57,12 @@ class Group:
 
     def mend(self) -> bool:
         """Begins again what has ended; True once the loop is through."""
-        ended = [one.wait().returncode for one in self.ranks if not one.alive()]
-        if self.ranks and not self.ranks[0].alive() and self.ranks[0].code == 0:
+        lives = [one.alive() for one in self.ranks]  # asked once: a rank may end between two questions
+        ended = [one.wait().returncode for one, alive in zip(self.ranks, lives, strict=True) if not alive]
+        if lives and not lives[0] and self.ranks[0].code == 0:
             return True
         self._end_of_the_other(any(ended))
-        if not any(one.alive() for one in self.ranks):
+        if not any(lives):
             self.begun, self.since = self.begun + 1, time.time()
             group = {"WORLD_SIZE": "2", "TREEWRIGHT_LAUNCHER": str(self.folder / f"meeting{self.begun}")}
             self.ranks = [

@@ -116,8 +116,7 @@ class BranchCache:
         least = (PAYS if pays is None else pays) / (sample.shape[1] * sample.shape[3])
         self._shared, own = _divided(paths, list(accumulate(repeats, initial=0)), least)
         keys, values, depth = assembled(own, repeats, room, sample)
-        self._own = keys, values  # [layers, B, Hkv, L, D]
-        self._keys, self._values = list(keys), list(values)
+        self._keys, self._values = keys, values  # [layers, B, Hkv, L, D]
         self._at, self._lowest = depth.shape[1] - room, torch.finfo(keys.dtype).min
         lengths = [path_length(path) for path in paths]
         count = torch.tensor(repeats, device=keys.device)
@@ -139,7 +138,7 @@ class BranchCache:
     @property
     def nbytes(self) -> int:
         """Of the branches' own parts."""
-        return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values))
+        return sum(x.numel() * x.element_size() for x in (self._keys, self._values))
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None,
@@ -179,9 +178,7 @@ class BranchCache:
         rows = branches.tolist()
         if any(a >= b for a, b in pairwise(rows)):
             raise ValueError(f"branches to keep must rise, not {rows[:8]}; they stay in their order")
-        keys, values = (_kept(x, branches, rows, self._at) for x in self._own)
-        self._own = keys, values
-        self._keys, self._values = list(keys), list(values)
+        self._keys, self._values = (_kept(x, branches, rows, self._at) for x in (self._keys, self._values))
         self._depth, self._padding = self._depth[branches], self._padding[branches]
         self.positions = self.positions[branches]
         for part in self._shared:

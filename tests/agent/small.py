@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from treewright.search.types import Context
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -81,3 +84,14 @@ def randomised(model: Any, seed: int = 0) -> Any:
             scale = 0.3 if weight.dim() > 1 else 0.2
             weight.copy_(torch.randn(weight.shape, generator=made) * scale + (1.0 if "norm" in name else 0.0))
     return model.eval()
+
+
+def prompt(seed: int, length: int) -> tuple[Any, ...]:
+    """Ids of a prompt that no other seed has."""
+    rng = random.Random(seed)
+    return tuple(rng.randrange(4, 300) for _ in range(length))
+
+
+def context(ids: tuple[Any, ...]) -> Context:
+    """A first prompt."""
+    return Context(keep=0, delta=tuple(ids), ids=tuple(ids))

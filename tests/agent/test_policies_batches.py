@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from typing import Any
 
 import pytest
 
 from treewright.agent.policies.hf import HFPolicy
-from treewright.search.types import Context
 
-from .small import compact, qwen3
-
-
-def prompt(seed: int, length: int) -> tuple[int, ...]:
-    rng = random.Random(seed)
-    return tuple(rng.randrange(4, 300) for _ in range(length))
-
-
-def context(ids: tuple[int, ...]) -> Context:
-    return Context(keep=0, delta=ids, ids=ids)
+from .small import compact, context, prompt, qwen3
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.003], ids=["at once", "slowly"])

@@ -25,22 +25,13 @@ from treewright.agent.policies.slim import SlimRunner
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task
 from treewright.kernels import BranchCache, Stretch, decode
-from treewright.search.types import Context, Exchange, PolicyFault
+from treewright.search.types import Exchange, PolicyFault
 
-from .small import chatml, compact, qwen3, randomised
+from .small import chatml, compact, context, prompt, qwen3, randomised
 
 torch.set_num_threads(1)
 TOKENIZER = compact()
 TASK = Task("kg", "1", "Who is ada's mother?")
-
-
-def prompt(seed: int, length: int) -> tuple[Any, ...]:
-    rng = random.Random(seed)
-    return tuple(rng.randrange(4, 300) for _ in range(length))
-
-
-def context(ids: tuple[Any, ...]) -> Context:
-    return Context(keep=0, delta=tuple(ids), ids=tuple(ids))
 
 
 def policy(model: Any = None, **options: Any) -> HFPolicy:

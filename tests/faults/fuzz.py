@@ -181,6 +181,7 @@ def figures(found: dict[str, Found]) -> dict[str, int]:
 
 
 def main(words: Sequence[str]) -> int:
+    global HANG
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} inputs")
     parser.add_argument("--inputs", type=int, default=None, help=f"how many in all ({FULL})")
@@ -189,7 +190,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--hang", type=float, default=HANG, help=f"seconds that one input may take ({HANG:g})")
     parser.add_argument("--json", type=Path, default=None)
     asked = parser.parse_args(words)
-    globals()["HANG"] = asked.hang
+    HANG = asked.hang
     found = run_all(
         asked.inputs or (QUICK if asked.quick else FULL), asked.seed, [x for x in asked.only.split(",") if x], True
     )

@@ -6,6 +6,7 @@ interpreter and its packages; each turn is a process of its own. What they give 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -23,9 +24,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from treewright.agent.policies.prompts import template_for
 from treewright.agent.runs.figures import commit, hardware, versions, write_result
-from treewright.benchmarks.pair_work import MODEL, POSTGRES
+from treewright.benchmarks.pair_work import MODEL, POSTGRES, PROMPTS
 from treewright.benchmarks.unpaired import UNPAIRED, Unpaired
+from treewright.envs import suite
 from treewright.envs.errors import TreewrightError
 from treewright.envs.fetched import is_whole, known_folder
 
@@ -36,6 +39,7 @@ BEFORE: Final = "6f1348a"
 SCRIPT, ROOT = Path(__file__).with_name("pair_work.py"), Path(__file__).resolve().parents[1]
 DRAWS, LIMIT = 2000, 900.0  # resamples of a bootstrap; seconds that one turn may take
 WORSE = 1.2  # times the committed ratio, which is worth a failure
+REAL = ("loop", "nodes")  # works that need a real model
 CHECKED, CHECK_ROUNDS = ("engine_1e3", "langgraph", "config"), 3
 
 
@@ -106,6 +110,10 @@ WORKLOADS: Final = (
         rounds=3, heavy=True,
     ),
     Workload(
+        "hf_nodes", "nodes", 24, 2, "µs/token", "`hf:`, SmolLM2-135M, 8 draws at each of 24 nodes, wall clock",
+        rounds=3, heavy=True,
+    ),
+    Workload(
         "loop_135m", "loop", 2, 1, "GB", "most resident memory of a loop's round, SmolLM2-135M, packs of 1,024 tokens",
         rounds=2, heavy=True,
     ),
@@ -146,19 +154,20 @@ def main(
     if POSTGRES not in os.environ and any(w.work == "postgres" for w in chosen):
         console.print(f"postgres is left out: name a server in {POSTGRES}")
         chosen = [w for w in chosen if w.work != "postgres"]
-    if any(w.work == "loop" for w in chosen) and MODEL not in os.environ:
+    if (real := [w for w in chosen if w.work in REAL]) and MODEL not in os.environ:
         if is_whole(folder := known_folder("smollm2")):
             os.environ[MODEL] = str(folder)
         else:
-            console.print(f"loop_135m is left out: type treewright model fetch smollm2, or name a folder in {MODEL}")
-            chosen = [w for w in chosen if w.work != "loop"]
+            for w in real:
+                console.print(f"{w.name} is left out: type treewright model fetch smollm2, or name a folder in {MODEL}")
+            chosen = [w for w in chosen if w.work not in REAL]
     old, new = (*between, *(BEFORE, str(ROOT))[len(between) :])
     pairs: dict[str, dict[str, Any]] = {}
     figures: dict[str, dict[str, Any]] = {}
     others = _alone(alone, quick, None if json_path is None or quick else Path(json_path), console)
     if not chosen:
         return {"quick": quick, "pairs": {}, "unpaired": others, "figures": {}}
-    with checkout(old) as first, checkout(new) as second:
+    with checkout(old) as first, checkout(new) as second, _prompts(chosen):
         builds = {"old": _named(first, old), "new": _named(second, new)}
         for workload in chosen:
             found = _paired(workload, (first, second), quick, rounds)
@@ -170,6 +179,37 @@ def main(
                 keep(Path(json_path), {"small": part} if quick else {**part, "figures": figures})
     console.print(_table({**builds, "pairs": pairs}))
     return {**builds, "quick": quick, "pairs": pairs, "unpaired": others, "figures": figures}
+
+
+@contextmanager
+def _prompts(chosen: Sequence[Workload]) -> Iterator[None]:
+    """Lists the tokens of an agent's first prompts for both builds, where a workload needs them."""
+    if not any(w.work == "nodes" for w in chosen):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[PROMPTS] = str(Path(folder, "prompts.json"))
+        most = max(w.size for w in chosen if w.work == "nodes")
+        Path(os.environ[PROMPTS]).write_text(json.dumps(asyncio.run(first_prompts(os.environ[MODEL], "kg", most))))
+        try:
+            yield
+        finally:
+            del os.environ[PROMPTS]
+
+
+async def first_prompts(model: str, name: str, count: int) -> list[tuple[int, ...]]:
+    """Tokens of the first prompts of a suite's training tasks, for the model in that folder."""
+    from transformers import AutoTokenizer
+
+    template = template_for(AutoTokenizer.from_pretrained(model))
+    found, env = [], await suite(name).open()
+    try:
+        for task in suite(name).tasks("train", count):
+            first = await env.reset(task, 0)
+            found.append(template.context(task, await env.actions(), first, (), ()).ids)
+    finally:
+        await env.close()
+    return found
 
 
 def _alone(chosen: Sequence[Unpaired], quick: bool, path: Path | None, console: Console) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from typing import Any
 __all__ = ["WORK"]
 
 Done = tuple[float, str]
-POSTGRES, MODEL = "TREEWRIGHT_BENCH_POSTGRES", "TREEWRIGHT_BENCH_MODEL"
+POSTGRES, MODEL, PROMPTS = "TREEWRIGHT_BENCH_POSTGRES", "TREEWRIGHT_BENCH_MODEL", "TREEWRIGHT_BENCH_PROMPTS"
 MOVES = [*(f'move {{"to": "{way}"}}' for way in ("north", "east", "south", "west")), "stop {}"]
 WAYS = [(f'move {{"to": "{way}"}}', 0.25) for way in ("north", "east", "south", "west")]
 PER_POP, SIDE, TRIES = 2.9, 8, 3  # nodes of a pop of four draws, cells of a side, repetitions of which the least counts
@@ -311,6 +311,31 @@ def episodes(size: int) -> Done:
     return cost * 1e6, hashlib.sha256(repr(likeliest).encode()).hexdigest()
 
 
+def nodes(size: int) -> Done:
+    """µs of wall clock per sampled token of `size` nodes at once, eight draws of up to 24 tokens, of the model that
+    TREEWRIGHT_BENCH_MODEL names, behind the prompts whose tokens the file TREEWRIGHT_BENCH_PROMPTS lists."""
+    policy_of = part("HFPolicy", "treewright.agent.policies.hf", "treewright.agent.clients.hf")
+    context = part("Context", "treewright.search.types")
+    policy = policy_of.load(os.environ[MODEL])
+    listed = json.loads(Path(os.environ[PROMPTS]).read_text())[:size]
+    prompts = [context(keep=0, delta=(), ids=tuple(ids)) for ids in listed]
+
+    async def timed() -> tuple[float, Any]:
+        costs = []
+        for turn in range(TRIES):
+            began, before = time.perf_counter(), policy.stats.sampled_tokens
+            seeds = [1000 * turn + i for i in range(DRAWS)]
+            await asyncio.gather(*(policy.draw(prompt, seeds, 24) for prompt in prompts))
+            costs.append((time.perf_counter() - began) / (policy.stats.sampled_tokens - before))
+        policy.temperature = 0.0
+        likeliest = await asyncio.gather(*(policy.draw(prompt, [0], 8) for prompt in prompts))
+        await policy.close()
+        return min(costs), [one.token_ids for row in likeliest for one in row]
+
+    cost, likeliest = asyncio.run(timed())
+    return cost * 1e6, hashlib.sha256(repr(likeliest).encode()).hexdigest()
+
+
 def command(*words: str) -> Done:
     """A command line in this process, whose whole cost the parent measures; both must end well and say something."""
     main = part("main", "treewright.agent.cli.main", "treewright.agent.cli")
@@ -354,6 +379,7 @@ WORK: dict[str, Callable[[int], Done]] = {
     "hf": hf,
     "hf_known": lambda size: hf(size, known=True),
     "episodes": episodes,
+    "nodes": nodes,
     "run": lambda _: command("run", "kg/3"),
     "help": lambda _: command("--help"),
     "config": lambda _: command("config"),

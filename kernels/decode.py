@@ -106,17 +106,25 @@ class BranchCache:
     paths      equal prefixes are shared where they are the same `Stretch` objects of neighbouring paths
     room       how many tokens each branch can take
     pays       what is read again less than this is copied; None: `PAYS`
+    most       how many branches each path will fork to, for which there is room; None: `repeats`
     positions  int64 [B, 1], the depth of each branch's next token
 
     One token of every branch is an `attend` per layer, then `advance`.
     """
 
-    def __init__(self, paths: Sequence[Path], repeats: Sequence[int], room: int, pays: int | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], repeats: Sequence[int], room: int, pays: int | None = None,
+        most: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         sample = paths[0][0].keys
         least = (PAYS if pays is None else pays) / (sample.shape[1] * sample.shape[3])
-        self._shared, own = _divided(paths, list(accumulate(repeats, initial=0)), least)
-        keys, values, depth = assembled(own, repeats, room, sample)
-        self._keys, self._values = keys, values  # [layers, B, Hkv, L, D]
+        bounds = list(accumulate(repeats, initial=0))
+        will = bounds if most is None else list(accumulate(most, initial=0))
+        parts, own = _divided(paths, will, least)
+        self._shared = [_Shared(part, bounds[first], bounds[stop]) for part, first, stop in parts]
+        keys, values, depth = assembled(own, repeats, room, sample, will[-1])
+        self._with_room = keys, values  # [layers, most branches, Hkv, L, D]
+        self._keys, self._values = keys[:, : bounds[-1]], values[:, : bounds[-1]]  # [layers, B, Hkv, L, D]
         self._at, self._lowest = depth.shape[1] - room, torch.finfo(keys.dtype).min
         lengths = [path_length(path) for path in paths]
         count = torch.tensor(repeats, device=keys.device)
@@ -174,11 +182,13 @@ class BranchCache:
         self._masks.clear()
 
     def keep(self, branches: Tensor) -> None:
-        """Goes on with these branches only, int64 [B'], rising."""
+        """Goes on with these branches, int64 [B'], not falling; one that is named n times forks into n."""
         rows = branches.tolist()
-        if any(a >= b for a, b in pairwise(rows)):
-            raise ValueError(f"branches to keep must rise, not {rows[:8]}; they stay in their order")
-        self._keys, self._values = (_kept(x, branches, rows, self._at) for x in (self._keys, self._values))
+        if any(a > b for a, b in pairwise(rows)):
+            raise ValueError(f"branches to keep must not fall, as {rows[:8]} do; they stay in their order")
+        keys, values = (_moved(x, rows, self._at) for x in self._with_room)
+        self._with_room = keys, values
+        self._keys, self._values = keys[:, : len(rows)], values[:, : len(rows)]
         self._depth, self._padding = self._depth[branches], self._padding[branches]
         self.positions = self.positions[branches]
         for part in self._shared:
@@ -208,17 +218,24 @@ class BranchCache:
         return self._masks[key][None, None]
 
 
-def _kept(own: Tensor, branches: Tensor, rows: Sequence[int], filled: int) -> Tensor:
-    """`branches`, which are `rows` and rise, of own [layers, B, Hkv, L, D], of which L columns so many are filled.
+def _moved(own: Tensor, rows: Sequence[int], filled: int) -> Tensor:
+    """own [layers, most branches, Hkv, L, D], of which L so many are filled, with `rows`, not falling, in front.
 
-    On a CPU they move up in place: new pages for a copy of all cost more than what is read and written.
+    In place where there is room, on a CPU one by one: new pages for copies cost more than what is read and written.
     """
+    if len(rows) > own.shape[1]:
+        grown = own.new_empty(own.shape[0], len(rows), *own.shape[2:])
+        grown[:, :, :, :filled] = own[:, list(rows), :, :filled]
+        return grown
+    moved = [(to, row) for to, row in enumerate(rows) if to != row]
     if own.device.type != "cpu":
-        return own[:, branches]
-    for to, row in enumerate(rows):
-        if to != row:
-            own[:, to, :, :filled] = own[:, row, :, :filled]
-    return own[:, : len(rows)]
+        own[:, [to for to, _ in moved], :, :filled] = own[:, [row for _, row in moved], :, :filled]
+        return own
+    # Nothing is written before it was read: what moves down is read from further up only, and the other way round.
+    down, up = [one for one in moved if one[0] < one[1]], [one for one in moved if one[0] > one[1]]
+    for to, row in (*down, *reversed(up)):
+        own[:, to, :, :filled] = own[:, row, :, :filled]
+    return own
 
 
 def _near(depth: Tensor, at: Tensor, window: int | None, chunk: int | None) -> Tensor:
@@ -229,9 +246,12 @@ def _near(depth: Tensor, at: Tensor, window: int | None, chunk: int | None) -> T
     return seen if chunk is None else seen & (depth // chunk == at // chunk)
 
 
-def _divided(paths: Sequence[Path], bounds: Sequence[int], least: float) -> tuple[list[_Shared], list[list[Stretch]]]:
-    """The stretches to share and, for each path, those to copy. Path i has branches [bounds[i], bounds[i + 1])."""
-    shared: list[_Shared] = []
+def _divided(
+    paths: Sequence[Path], bounds: Sequence[int], least: float
+) -> tuple[list[tuple[Stretch, int, int]], list[list[Stretch]]]:
+    """The stretches to share, with the paths [first, stop) that do, and, for each path, those to copy. Path i has
+    branches [bounds[i], bounds[i + 1])."""
+    shared = list[tuple[Stretch, int, int]]()
     own: list[list[Stretch]] = [[] for _ in paths]
     todo = [(0, len(paths), 0)]  # paths [a, b) agree in their first `level` stretches
     while todo:
@@ -246,7 +266,7 @@ def _divided(paths: Sequence[Path], bounds: Sequence[int], least: float) -> tupl
             chain = _common(paths[a:b], level)
             again = (bounds[b] - bounds[a] - 1) * sum(s.length for s in chain)
             if again >= least:
-                shared.append(_Shared(_joined(chain), bounds[a], bounds[b]))
+                shared.append((_joined(chain), a, b))
             else:
                 for i in range(a, b):
                     own[i] += chain
@@ -272,18 +292,20 @@ def _joined(chain: Sequence[Stretch]) -> Stretch:
 
 
 def assembled(
-    paths: Sequence[Path], repeats: Sequence[int], room: int, sample: Tensor
+    paths: Sequence[Path], repeats: Sequence[int], room: int, sample: Tensor, most: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values [layers, B, Hkv, longest + room, D] of path i ``repeats[i]`` times, at the right edge of the
     first part, and the depth of each column, int64 [B, longest + room], −1 where nothing is.
 
     sample  any stretch's keys. Padding is zero, so that a masked column is 0 and never NaN.
+    most    room for so many branches, of which those behind the B hold anything; None: B
     """
     sizes = [sum(s.length for s in path) for path in paths]
     width, total = max(sizes), sum(repeats)
     stretches = [s for path in paths for s in path]
     shapes = [stretches[0].keys.shape, stretches[0].values.shape] if stretches else [sample.shape] * 2
-    keys, values = (sample.new_zeros(s[0], total, s[1], width + room, s[3]) for s in shapes)
+    keys, values = (sample.new_empty(s[0], max(total, most or 0), s[1], width + room, s[3]) for s in shapes)
+    keys[:, :total, :, :width], values[:, :total, :, :width] = 0, 0
     depth = torch.full((total, width + room), -1, device=sample.device)
     row = 0
     for path, n, size in zip(paths, repeats, sizes, strict=True):

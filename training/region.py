@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 __all__ = ["divergence", "frozen", "held_back", "kept"]
 
-TRIES, ROOM, MORE_ROOM = 4, 0.95, 0.9  # room that a measurement of all tokens leaves, and one of a sample
+TRIES, GUESSES = 4, 2  # measurements of all tokens after the first, and of a sample
+ROOM, MORE_ROOM = 0.95, 0.9  # what these leave
 
 
 def kept(model: nn.Module) -> list[Tensor]:
@@ -50,7 +51,8 @@ def held_back(
     """Shortens the step from the weights `before` to the model's own until `measure` gives at most `most`.
 
     measure  the divergence of the model as it is from what it was, in nats
-    rough    the same on a sample: a first guess of how much too long the step is, which costs less
+    rough    the same on a sample: guesses of how much too long the step is, which cost less. Two, since the first is
+             made where the step is long, and the divergence no longer quadratic
 
     Returns (divergence of what was taken, share of the step that was taken), as `measure` has it. After four attempts,
     or where the divergence is not a number, the step is not taken at all: (0, 0).
@@ -61,7 +63,7 @@ def held_back(
             return found, share
         if not math.isfinite(found):
             break
-        if found > most:
+        if found > (most if decides else MORE_ROOM * most):
             shorter = (ROOM if decides else MORE_ROOM) * math.sqrt(most / found)
             for weight, old in zip(_trained(model), before, strict=True):
                 weight.lerp_(old, 1 - shorter)
@@ -74,7 +76,8 @@ def held_back(
 def _measurements(measure: Callable[[], float], rough: Callable[[], float] | None) -> Iterator[tuple[float, bool]]:
     """What is measured in turn, and whether the step may be taken by it."""
     if rough is not None:
-        yield rough(), False
+        for _ in range(GUESSES):
+            yield rough(), False
     for _ in range(TRIES + 1):
         yield measure(), True
 

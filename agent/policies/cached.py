@@ -96,7 +96,7 @@ class CacheRunner:
         out = self.model(input_ids=ids, use_cache=True, **more)
         return out.logits[:, -1], out[_name(self.model)]
 
-    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _CacheRows:
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int, most: Sequence[int]) -> _CacheRows:
         return _CacheRows(self, paths, repeats)
 
 
@@ -117,7 +117,7 @@ def _chosen(cache: Any, rows: Tensor) -> Any:
 
 
 class _CacheRows:
-    """Draws in progress: for each prompt its cache, one row per draw."""
+    """Draws in progress: for each prompt its cache, with a row for each way in which it goes on."""
 
     def __init__(self, runner: CacheRunner, paths: Sequence[Path], repeats: Sequence[int]) -> None:
         self.runner = runner
@@ -146,6 +146,6 @@ class _CacheRows:
         for i, count in enumerate(self.counts):
             kept = rows[(rows >= start) & (rows < start + count)] - start
             start += count
-            if len(kept) < count:
+            if kept.tolist() != list(range(count)):
                 self.counts[i] = len(kept)
                 self.caches[i] = _chosen(self.caches[i], kept) if len(kept) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class GrammarPolicy(HFPolicy):
                     first = self._matching(request)
                     logits = self._prefill(request.ids)
                     prompt = (self._cache.path(request.ids), masked_logits(logits[None], [first])[0])
-                    masked = _MaskedRunner(self.runner, first, len(request.seeds))
+                    masked = _MaskedRunner(self.runner, first)
                     (drawn,) = generate(masked, [request], [prompt], self.stop_ids)
                     self._cache.trim()
                     out.append([self._completion(one, request) for one in drawn])
@@ -135,9 +136,9 @@ class DraftingGrammarPolicy(DraftingPolicy, GrammarPolicy):
 class _MaskedRunner:
     """A runner whose rows give −inf to every token that the grammar does not allow there."""
 
-    def __init__(self, runner: Runner, first: Held, count: int) -> None:
+    def __init__(self, runner: Runner, first: Held) -> None:
         self.shares = runner.shares
-        self.runner, self.held = runner, [first.copy() for _ in range(count)]
+        self.runner, self.first = runner, first
 
     @property
     def device(self) -> torch.device:
@@ -152,8 +153,9 @@ class _MaskedRunner:
     def prefill(self, ids: Sequence[int], path: Path) -> tuple[Stretch, Tensor]:
         return self.runner.prefill(ids, path)
 
-    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> Rows:
-        return _MaskedRows(self.runner.rows(paths, repeats, room), list(self.held))
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int, most: Sequence[int]) -> Rows:
+        held = [self.first.copy() for _ in range(sum(repeats))]
+        return _MaskedRows(self.runner.rows(paths, repeats, room, most), held)
 
 
 class _MaskedRows:
@@ -167,4 +169,5 @@ class _MaskedRows:
 
     def select(self, rows: Tensor) -> None:
         self.rows.select(rows)
-        self.held = [self.held[i] for i in rows.tolist()]
+        chosen = pairwise([-1, *rows.tolist()])
+        self.held = [self.held[i].copy() if i == before else self.held[i] for before, i in chosen]

@@ -87,7 +87,7 @@ def _plain(model: Any, ids: Sequence[int], device: torch.device) -> Tensor:
 def _tried(runner: Tried, ids: Sequence[int]) -> Tensor:
     first, _ = runner.prefill(ids[:8], ())
     second, _ = runner.prefill(ids[8:16], (first,))
-    rows = runner.rows([(first, second), (first,)], [1, 1], 1)
+    rows = runner.rows([(first, second), (first,)], [1, 1], 1, [1, 1])
     return rows.step(torch.tensor(ids[-2:], device=runner.device)).float()
 
 
@@ -115,8 +115,8 @@ class BranchRunner:
             logits = branch_logits(self.model, torch.tensor([ids], device=self.device), cache)
         return cache.stretch(), logits[0]
 
-    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _BranchRows:
-        return _BranchRows(self.model, BranchCache(paths, repeats, room))
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int, most: Sequence[int]) -> _BranchRows:
+        return _BranchRows(self.model, BranchCache(paths, repeats, room, most=most))
 
 
 class _BranchRows:
@@ -173,7 +173,7 @@ class ModelRunner:
         keys, values = zip(*held, strict=True)
         return Stretch(before, torch.stack(keys), torch.stack(values)), out.logits[0, -1]
 
-    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _ModelRows:
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int, most: Sequence[int]) -> _ModelRows:
         return _ModelRows(self, paths, repeats)
 
 

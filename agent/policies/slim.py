@@ -110,8 +110,9 @@ class SlimRunner:
         x = F.rms_norm(x, x.shape[-1:], self.norm, self.eps)
         return _times(x, self.head, self.head_bias)
 
-    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int) -> _SlimRows:
-        return _SlimRows(self, BranchCache(paths, repeats, room), max(map(path_length, paths)) + room)
+    def rows(self, paths: Sequence[Path], repeats: Sequence[int], room: int, most: Sequence[int]) -> _SlimRows:
+        cache = BranchCache(paths, repeats, room, most=most)
+        return _SlimRows(self, cache, max(map(path_length, paths)) + room)
 
 
 class _Part:

@@ -79,14 +79,14 @@ def test_random_numbers_are_splitmix64_of_seed_and_position() -> None:
 
 
 def test_draws_follow_the_softmax_and_never_take_an_impossible_token() -> None:
-    logits = torch.tensor([[1.0, -torch.inf, 0.0, 2.0, -torch.inf]]).expand(20_000, -1)
-    tokens, logprobs = pick(logits, torch.from_numpy(uniforms(range(20_000), 1)[:, 0]), 1.0)
+    logits, same = torch.tensor([[1.0, -torch.inf, 0.0, 2.0, -torch.inf]]), torch.zeros(20_000, dtype=torch.long)
+    tokens, logprobs = pick(logits, torch.from_numpy(uniforms(range(20_000), 1)[:, 0]), 1.0, same)
     share = torch.bincount(tokens, minlength=5) / 20_000
     assert torch.allclose(share, logits[0].softmax(-1), atol=0.01) and share[1] == share[4] == 0
     assert_near(logprobs, logits[0].log_softmax(-1)[tokens])
-    edge, _ = pick(logits[:2], torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64), 1.0)
+    edge, _ = pick(logits, torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64), 1.0, same[:2])
     assert edge.tolist() == [0, 3]
-    warm, lp = pick(logits, torch.from_numpy(uniforms(range(20_000), 1)[:, 0]), 2.0)
+    warm, lp = pick(logits, torch.from_numpy(uniforms(range(20_000), 1)[:, 0]), 2.0, same)
     assert_near(lp, (logits[0] / 2).log_softmax(-1)[warm])
 
 
@@ -120,7 +120,7 @@ def test_the_slim_forward_equals_the_models_own(
         first = [(slim.prefill(ids, ()), own.prefill(ids, ())) for ids in prompts]
         for (_, a), (_, b) in first:
             assert_near(a, b)
-        rows = [r.rows([[pair[i][0]] for pair in first], [1, 2, 3], 8) for i, r in enumerate(runners)]
+        rows = [r.rows([[pair[i][0]] for pair in first], [1, 2, 3], 8, [1, 2, 3]) for i, r in enumerate(runners)]
         for t, tokens in enumerate(steps):
             if t == 3:
                 keep = torch.tensor([1, 2, 5])
@@ -190,7 +190,7 @@ def test_a_shared_prefix_is_kept_once_however_many_draw_from_it(monkeypatch: pyt
     shared = prompt(0, 300)
     with torch.inference_mode():
         paths, _ = paths_of(runner, [shared + prompt(i, 10) for i in range(6)])
-        few, many = (runner.rows(paths, [n] * 6, 5).cache for n in (1, 8))
+        few, many = (runner.rows(paths, [n] * 6, 5, [n] * 6).cache for n in (1, 8))
     assert many.shared_tokens == 300 + 6 * 10
     assert many.nbytes <= 8 * few.nbytes and few.nbytes < paths[0][0].nbytes
 

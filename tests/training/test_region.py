@@ -69,7 +69,8 @@ def test_a_step_whose_divergence_cannot_be_measured_is_not_taken() -> None:
 
 def test_a_guess_on_some_packs_shortens_a_step_and_never_lets_it_pass() -> None:
     """The divergence is quadratic in the distance here: a good guess leaves one measurement to make, and a wrong one
-    that says nothing of the step is found out by the measurement."""
+    that says nothing of the step is found out by the measurement. Where it grows more slowly far away, as divergences
+    do, the second guess mends the first."""
     model = tiny_model()
     before = kept(model)
 
@@ -82,7 +83,12 @@ def test_a_guess_on_some_packs_shortens_a_step_and_never_lets_it_pass() -> None:
             for p, q in zip(model.parameters(), before, strict=True):
                 p.copy_(q + 1.0)
 
-    for guess, measured, expected in ((far, 1, 0.09), (lambda: 0.0, 2, 0.095)):
+    def saturated() -> float:
+        return far() / (1 + far() / far_away)
+
+    moved()
+    far_away = far()
+    for guess, measured, expected in ((far, 1, 0.09), (lambda: 0.0, 2, 0.095), (saturated, 1, 0.09)):
         moved()
         most, measure = far() / 100, Mock(side_effect=far)
         found, share = held_back(model, before, most, measure, guess)
@@ -93,15 +99,15 @@ def test_a_guess_on_some_packs_shortens_a_step_and_never_lets_it_pass() -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-def test_of_many_packs_some_make_the_first_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_packs_some_make_the_first_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     own, seen = Trainer.logprobs, Counter[int]()
     monkeypatch.setattr(Trainer, "logprobs", lambda self, pack: seen.update([id(pack)]) or own(self, pack))
     settings = TrainSettings(lr=0.02, minibatches=1, max_tokens=60, max_kl=1e-4)
     stats = Trainer(tiny_model(), settings).update([random_tree(s) for s in range(6)])
     assert 0 < stats["step_kl"] <= 1e-4
     least = min(seen.values())
-    guessed = [times for times in seen.values() if times == least + 1]
-    assert len(seen) > 4 and len(guessed) == -(-len(seen) // 4) and max(seen.values()) == least + 1
+    guessed = [times for times in seen.values() if times == least + 2]
+    assert len(seen) > 4 and len(guessed) == -(-len(seen) // 4) and max(seen.values()) == least + 2
 
 
 def test_the_divergence_is_that_of_the_distributions() -> None:

@@ -86,9 +86,9 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
         for seed in range(size.seeds):
             wanted = 0.0
             for arm in arms:
-                named = f"{arm}-{size.trees_a_round}-{seed}"
-                each = max(1, size.trees_a_round // len(worlds))
-                more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.tasks={each}")
+                named = f"{arm}-{size.trees_a_round}-{size.first}-{seed}"
+                share = json.dumps(_shares(tuple(worlds), size))
+                more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.suite_tasks={share}")
                 cfg = begun_with(home / named, f"hf:{begun}", *more)
                 done = await _looped(cfg, worlds, size.rounds, wanted)
                 tokens, rounds = sum(one.tokens for one in done), len(done)
@@ -105,6 +105,13 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
     out["real_gain_low_min"] = min(out[f"trees_low/{name}"] for name in before)
     out["seeds"] = (float(size.seeds), "seeds")
     return out
+
+
+def _shares(suites: Sequence[str], size: Size) -> dict[str, int]:
+    """Trees a round of each suite."""
+    first, *others = suites
+    most = size.first or size.trees_a_round // len(suites)
+    return {first: max(1, most)} | {name: max(1, (size.trees_a_round - most) // len(others)) for name in others}
 
 
 def gains(arm: str, before: Mapping[str, Evaluation], after: Sequence[Mapping[str, Evaluation]]) -> Figures:

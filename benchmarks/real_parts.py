@@ -29,6 +29,7 @@ class Size:
     demos, held_out, taught  of imitation: demonstrations and held-out tasks of each suite, and how many suites
     untouched  held-out tasks of each suite that the untouched model plays, most of them to the end of each draw
     rounds, trees_a_round, seeds   of training by trees and by chains; the trees of all suites that are taught
+    first     trees a round of the first suite, the others share the rest; 0: all have as many
     chains    1, or 0 to leave them out
     judged    held-out tasks that each rule with each judge searches
     loop      tasks of the round whose memory is measured
@@ -44,6 +45,7 @@ class Size:
     untouched: int = 24
     rounds: int = 20
     trees_a_round: int = 24
+    first: int = 0
     seeds: int = 3
     chains: int = 1
     judged: int = 40
@@ -74,7 +76,7 @@ def sized(text: str | None, base: Size = FULL) -> Size:
     given = dict[str, int]()
     for part in (text or "").replace(" ", "").split(","):
         name, _, value = part.partition("=")
-        if part and (name not in known or not value.isdecimal() or not (int(value) or name == "chains")):
+        if part and (name not in known or not value.isdecimal() or not (int(value) or name in ("chains", "first"))):
             raise TreewrightError(
                 f"--size {part}: write NAME=NUMBER, separated by commas; names: {', '.join(sorted(known))}"
             )

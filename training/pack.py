@@ -180,6 +180,7 @@ def pack_trees(
     tokens: Sequence[NDArray[np.float64]] | None = None,
     replay: bool = True,
     imitate: NDArray[np.float64] | None = None,
+    share: bool = True,
 ) -> list[PackedBatch]:
     """Packs of at most `max_tokens` tokens (one longer tree makes a pack of its own; a tree is never cut).
 
@@ -190,6 +191,7 @@ def pack_trees(
     tokens  by node, a coefficient for each of its tokens, instead of one for the node
     replay  packs hold the routes that their trees were drawn with, and tokens that were routed differently stand apart
     imitate  [N] what the best path earned that the node lies on, see `best_paths`
+    share  trees of a pack that follow each other store what they begin with once, such as a suite's instructions
 
     Trees without any credit cost nothing, but `trees` over all packs sums to the number generated: the surrogate
     divides by it. Raises TreewrightError if the arrays do not belong to the trees, ValueError for unknown terms.
@@ -213,7 +215,7 @@ def pack_trees(
     if imitate is not None:
         trained |= (mode != Mode.NONE) & (imitate != 0)
     if tokens is not None:
-        return pack_token_credit(trees, tokens, mode, trained, max_tokens, terms, imitate, replay)
+        return pack_token_credit(trees, tokens, mode, trained, max_tokens, terms, imitate, replay, share)
     parts: list[PackedBatch | None] = []
     start = 0
     for tree, size in zip(trees, sizes, strict=True):
@@ -222,7 +224,7 @@ def pack_trees(
         best = None if imitate is None else imitate[mine]
         own = (coefs[mine], mode[mine], terms, arrays.importance[mine], best, replay)
         parts.append(_one(tree, trained[mine], *own) if trained[mine].any() else None)
-    return filled(parts, max_tokens)
+    return filled(parts, max_tokens, share)
 
 
 def pack_rows(groups: Sequence[Sequence[TokenRow]], max_tokens: int = 16384) -> list[PackedBatch]:

@@ -98,11 +98,12 @@ def pack_token_credit(
     terms: str = "token",
     imitate: NDArray[np.float64] | None = None,
     replay: bool = True,
+    share: bool = True,
 ) -> list[PackedBatch]:
     """Packs of trees of at most `max_tokens` tokens, a tree never cut, with a coefficient for every token.
 
     tokens, mode, trained, imitate  by node of the trees, one tree after the other
-    replay  packs hold their trees' routes
+    replay  packs hold their trees' routes;  share  as in `pack_trees`
     Raises TreewrightError for a draw without exact log-probs.
     """
     parts: list[PackedBatch | None] = []
@@ -127,4 +128,4 @@ def pack_token_credit(
         start += len(tree)
         table = None if routes is None else routes.table
         parts.append(pack_draws(draws, terms=terms, table=table) if draws else None)
-    return filled(parts, max_tokens)
+    return filled(parts, max_tokens, share)

@@ -89,30 +89,81 @@ def masses(tree: Tree, importance: NDArray[np.float64]) -> list[float]:
     return out
 
 
-def join_packs(parts: Sequence[PackedBatch], trees: int | None = None) -> PackedBatch:
-    """One pack of several; it counts `trees`, or as many as they do."""
-    starts = np.cumsum([0] + [len(p) for p in parts])
-    targets = np.cumsum([0] + [len(p.target) for p in parts])
-    draws = np.cumsum([0] + [int(p.sequence.max(initial=-1)) + 1 for p in parts])
-    return PackedBatch(
-        ids=np.concatenate([p.ids for p in parts]),
-        parent=np.concatenate(
-            [np.where(p.parent >= 0, p.parent + s, -1) for p, s in zip(parts, starts, strict=False)]
-        ).astype(np.int32),
-        target=np.concatenate([p.target + s for p, s in zip(parts, starts, strict=False)]),
-        coef=np.concatenate([p.coef for p in parts]),
-        behaviour=np.concatenate([p.behaviour for p in parts]),
-        trees=sum(p.trees for p in parts) if trees is None else trees,
-        weight=np.concatenate([p.weight for p in parts]),
-        mode=np.concatenate([p.mode for p in parts]),
-        term=np.concatenate([p.term + s for p, s in zip(parts, targets, strict=False)]),
-        term_coef=np.concatenate([p.term_coef for p in parts]),
-        sequence=np.concatenate(
-            [np.where(p.sequence >= 0, p.sequence + s, -1) for p, s in zip(parts, draws, strict=False)]
-        ),
-        routes=_joined([(len(p), p.routes) for p in parts]),
-        imitate=np.concatenate([p.imitate for p in parts]),
-    )
+def join_packs(parts: Sequence[PackedBatch], trees: int | None = None, share: bool = True) -> PackedBatch:
+    """One pack of several; it counts `trees`, or as many as they do.
+
+    share  what a part begins with is stored once with the same beginning of the part before it, up to the first token
+           that is trained on: instructions that all tasks of a suite have
+    """
+    forest = Forest(share)
+    for part in parts:
+        forest.add(part)
+    return forest.pack(trees)
+
+
+class Forest:
+    """A pack that is being made of parts, one after the other; `share` as in `join_packs`."""
+
+    def __init__(self, share: bool = True) -> None:
+        self._share, self._size = share, 0
+        self._parts: list[tuple[PackedBatch, NDArray[np.int64], int]] = []  # where tokens stand; how many stood there
+        self._trunk = np.zeros(0, np.int64)  # the tokens above everything in the last part, as they stand here
+
+    def __len__(self) -> int:
+        return self._size
+
+    def begun(self, part: PackedBatch) -> int:
+        """How many of the part's first tokens are here already, in a place where it can go on."""
+        if not self._share or not len(self._trunk):
+            return 0
+        last = self._parts[-1][0]
+        most = min(len(self._trunk), _branch(part)[0], int(part.target.min(initial=len(part))))
+        differ = last.ids[:most] != part.ids[:most]
+        if last.routes is not None and part.routes is not None and last.routes.shape[1:] == part.routes.shape[1:]:
+            differ = differ | (last.routes[:most] != part.routes[:most]).any((1, 2))
+        elif last.routes is not None or part.routes is not None:
+            return 0
+        return int(differ.argmax()) if differ.any() else most
+
+    def add(self, part: PackedBatch) -> None:
+        """The part behind those that are here."""
+        known = self.begun(part)
+        new = np.arange(self._size, self._size + len(part) - known)
+        place = np.concatenate([self._trunk[:known], new])
+        self._parts.append((part, place, known))
+        self._size += len(new)
+        self._trunk = place[: _branch(part)[1]]
+
+    def pack(self, trees: int | None = None) -> PackedBatch:
+        """All parts as one pack; it counts `trees`, or as many as they do."""
+        parts = [part for part, _, _ in self._parts]
+        targets = np.cumsum([0] + [len(p.target) for p in parts])
+        draws = np.cumsum([0] + [int(p.sequence.max(initial=-1)) + 1 for p in parts])
+        return PackedBatch(
+            ids=np.concatenate([p.ids[known:] for p, _, known in self._parts]),
+            parent=np.concatenate(
+                [np.where(p.parent >= 0, place[p.parent], -1)[known:] for p, place, known in self._parts]
+            ).astype(np.int32),
+            target=np.concatenate([place[p.target] for p, place, _ in self._parts]),
+            coef=np.concatenate([p.coef for p in parts]),
+            behaviour=np.concatenate([p.behaviour for p in parts]),
+            trees=sum(p.trees for p in parts) if trees is None else trees,
+            weight=np.concatenate([p.weight for p in parts]),
+            mode=np.concatenate([p.mode for p in parts]),
+            term=np.concatenate([p.term + s for p, s in zip(parts, targets, strict=False)]),
+            term_coef=np.concatenate([p.term_coef for p in parts]),
+            sequence=np.concatenate(
+                [np.where(p.sequence >= 0, p.sequence + s, -1) for p, s in zip(parts, draws, strict=False)]
+            ),
+            routes=_joined([(len(p) - n, None if p.routes is None else p.routes[n:]) for p, _, n in self._parts]),
+            imitate=np.concatenate([p.imitate for p in parts]),
+        )
+
+
+def _branch(part: PackedBatch) -> tuple[int, int]:
+    """How many first tokens follow each other, and how many of them are above all the rest."""
+    apart = np.flatnonzero(part.parent != np.arange(-1, len(part) - 1))
+    return (int(apart[0]), int(part.parent[apart].min()) + 1) if len(apart) else (len(part), len(part))
 
 
 def _joined(parts: Sequence[tuple[int, NDArray[np.int16] | None]]) -> NDArray[np.int16] | None:
@@ -126,19 +177,17 @@ def _joined(parts: Sequence[tuple[int, NDArray[np.int16] | None]]) -> NDArray[np
     return np.concatenate([np.full((n, *shapes[0]), -1, np.int16) if routes is None else routes for n, routes in parts])
 
 
-def filled(parts: Sequence[PackedBatch | None], max_tokens: int) -> list[PackedBatch]:
-    """Packs in order; the last one counts the trees that are in none."""
-    packs: list[list[PackedBatch]] = []
-    room = 0
+def filled(parts: Sequence[PackedBatch | None], max_tokens: int, share: bool = True) -> list[PackedBatch]:
+    """Packs in order; the last one counts the trees that are in none. `share` as in `join_packs`."""
+    forests, counts = list[Forest](), list[int]()
     for part in parts:
         if part is None:
             continue
-        if not packs or len(part) > room:
-            packs.append([])
-            room = max_tokens
-        packs[-1].append(part)
-        room -= len(part)
-    counts = [len(p) for p in packs]
+        if not forests or len(forests[-1]) + len(part) - forests[-1].begun(part) > max_tokens:
+            forests.append(Forest(share))
+            counts.append(0)
+        forests[-1].add(part)
+        counts[-1] += 1
     if counts:
         counts[-1] += len(parts) - sum(counts)
-    return [join_packs(p, n) for p, n in zip(packs, counts, strict=True)]
+    return [forest.pack(n) for forest, n in zip(forests, counts, strict=True)]

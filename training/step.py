@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from treewright.training.versions import age_of, require_fresh, weights_version
 __all__ = ["NonFinite", "PackLoss", "TrainSettings", "Trainer", "frozen"]
 
 
-SAMPLED_PACKS = 4  # of so many packs one makes the first guess of how far a step went
+SAMPLED_PACKS = 4  # of so many packs one says how far a step went, to guess by; two at least, which may differ in kind
 REMEMBERED, FORGETS = 1000, 50  # weights whose consumed trees are known, which bounds max_staleness; and how often
 PackLoss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
 
@@ -111,6 +111,9 @@ class Trainer:
     routing: Routing = field(init=False, default_factory=Routing)
     moves: list[tuple[float, float]] = field(init=False, default_factory=list)  # (divergence, share) of its steps
 
+    cuts_packs: ClassVar[bool] = False
+    """Packs are cut where trees end before they are trained on, so that trees must stand apart in them."""
+
     def _place(self) -> None:
         """Before the optimizer is made: a trainer of many processes shards the weights here."""
 
@@ -163,7 +166,7 @@ class Trainer:
         packs = pack_trees(
             trees, arrays, credit, s.max_tokens, terms="row" if rows is not None else "draw" if by_draw else "token",
             rows=rows, mode=mode, every=bool(s.kl_coef or s.entropy_coef), tokens=tokens, replay=s.replay_routes,
-            imitate=best_paths(trees) if s.sft_coef else None,
+            imitate=best_paths(trees) if s.sft_coef else None, share=not self.cuts_packs,
         )  # fmt: skip
         routing = self._routing(packs[0]) if packs and not self.steps else {}
         stats = routing | self.descend_surrogate(packs, s.loss_settings(stale), on_pack) if packs else {}
@@ -392,8 +395,9 @@ class Trainer:
         self.steps += 1
         if before and self.most_kl is not None:
             self.optimizer.zero_grad(set_to_none=True)
-            few = self.recent[::SAMPLED_PACKS]
-            rough = (lambda: self._moved(few)) if len(few) < len(self.recent) else None
+            many = len(self.recent)
+            few = [self.recent[round(i)] for i in np.linspace(0, many - 1, max(2, -(-many // SAMPLED_PACKS)))]
+            rough = (lambda: self._moved(few)) if many >= SAMPLED_PACKS else None
             self.moves.append(held_back(self.model, before, self.most_kl, lambda: self._moved(self.recent), rough))
         self.recent.clear()
         return norm

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ class RankedTrainer(Trainer):
     ranks: Ranks | None = None
     costs: Costs | None = None
     whole: bool | None = None
+    cuts_packs: ClassVar[bool] = True
 
     @property
     def ranks_of(self) -> Ranks:

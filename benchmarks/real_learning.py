@@ -86,7 +86,7 @@ async def _measured(home: Path, spec: str, size: Size) -> Figures:
         for seed in range(size.seeds):
             wanted = 0.0
             for arm in arms:
-                named = f"{arm}-{size.trees_a_round}-{size.first}-{seed}"
+                named = "-".join(map(str, (arm, size.trees_a_round, *([size.first] if size.first else []), seed)))
                 share = json.dumps(_shares(tuple(worlds), size))
                 more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.suite_tasks={share}")
                 cfg = begun_with(home / named, f"hf:{begun}", *more)

@@ -18,6 +18,7 @@ from treewright.benchmarks.real_judges import PER_TASK, judges_figures
 from treewright.benchmarks.real_learning import gains, learning_figures
 from treewright.benchmarks.real_memory import memory_figures
 from treewright.benchmarks.real_parts import FULL, QUICK, Figures, kept, measuring, share_interval, sized
+from treewright.benchmarks.real_sampling import sampling_figures
 from treewright.benchmarks.real_servers import compared
 from treewright.benchmarks.real_step import step_figures
 from treewright.benchmarks.real_update import BOUNDS, CLOSE, update_figures
@@ -66,6 +67,17 @@ def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_pat
         more = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
     rounds = json.loads((home / "trees-2-0/rounds.json").read_text())
     assert len(rounds) == 2 and rounds[0][0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
+
+
+def test_sampling_is_compared_between_two_builds_on_the_weights_that_imitated(tmp_path: Path) -> None:
+    build = str(Path(__file__).resolve().parents[2])
+    with measuring(SMALL, tmp_path):
+        found = {name: value for name, (value, _) in sampling_figures(True, "seedling", (build, build)).items()}
+        assert list(tmp_path.glob("learning-*/begun/checkpoints/step-*"))
+        again = sampling_figures(True, "seedling", ("nowhere", "nowhere"))  # is read, not measured again
+    assert {name: value for name, (value, _) in again.items()} == found
+    assert found["sampling/low"] <= found["real_tokens_per_s_vs_before"] <= found["sampling/high"]
+    assert found["sampling/before"] > 0 and found["sampling/after"] > 0
 
 
 def test_gains_are_those_of_the_mean_over_seeds() -> None:

@@ -110,7 +110,7 @@ WORKLOADS: Final = (
         rounds=3, heavy=True,
     ),
     Workload(
-        "hf_nodes", "nodes", 24, 2, "µs/token", "`hf:`, SmolLM2-135M, 8 draws at each of 24 nodes, wall clock",
+        "hf_nodes", "nodes", 24, 2, "µs/token", "`hf:`, a real model, 8 draws at each of 24 nodes, wall clock",
         rounds=3, heavy=True,
     ),
     Workload(

@@ -43,6 +43,21 @@ def test_page_and_readme_tell_the_gap_between_sampler_and_trainer_and_on_how_muc
         assert gap in said and much in said
 
 
+def test_the_page_tells_how_fast_the_real_model_is_sampled_as_the_pair_of_builds_has_it(
+    figures: dict[str, float],
+) -> None:
+    pairs = json.loads((ROOT / "docs/performance.json").read_text("utf-8"))["pairs"]
+    assert figures["real_tokens_per_s_vs_before"] == pytest.approx(1 / pairs["hf_nodes"]["ratio"])
+    after, before, ratio, low, high = (
+        figures[name]
+        for name in (
+            "sampling/after", "sampling/before", "real_tokens_per_s_vs_before", "sampling/low", "sampling/high",
+        )
+    )  # fmt: skip
+    assert f"{after:.0f} beside {before:.0f} of the build before" in PAGE
+    assert f"| {ratio:.1f} times as many ({low:.1f} … {high:.1f}) | 2 times |" in PAGE
+
+
 def test_page_and_readme_tell_what_trees_gained_on_each_suite(figures: dict[str, float]) -> None:
     seeds, head = range(int(figures["seeds"])), " ".join(README.partition("## What holds")[0].split())
     for suite in ("kg", "stdlib"):

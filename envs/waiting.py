@@ -1,15 +1,16 @@
-"""Waiting: as long as a server wants to be left alone (its header Retry-After), and for what nothing may interrupt."""
+"""Waiting: as long as a server wants to be left alone (its header Retry-After), for what nothing may interrupt, and for
+several things at once."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-__all__ = ["LONGEST", "done_anyway", "seconds_until"]
+__all__ = ["LONGEST", "done_anyway", "seconds_until", "together"]
 
 LONGEST = 3600.0
 T = TypeVar("T")
@@ -49,3 +50,13 @@ async def done_anyway(work: Coroutine[Any, Any, T]) -> T:
 def _heard(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()
+
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order. The first failure cancels the others, and is raised when they have ended: nothing runs on."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

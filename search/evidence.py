@@ -15,12 +15,12 @@ action. The judge says how likely both are; it reads what the policy has seen an
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from treewright.envs.types import Action, Observation, Task, ToolSpec
+from treewright.envs.waiting import together
 from treewright.search.segments import Segments, segmenting
 from treewright.search.types import Completion, Context, Draft, Exchange, Proposer, Score
 
@@ -114,7 +114,7 @@ class Evidence:
             if draft.action is not None
             for span in self.split(draft.completion.text)[0]
         ]
-        scores = await asyncio.gather(*(judge.supports(task, seen, span, action) for _, span, action in asked))
+        scores = await together(judge.supports(task, seen, span, action) for _, span, action in asked)
         out = list(drafts)
         for (i, span, _), score in zip(asked, scores, strict=True):
             if score.value < self.least and out[i].action is not None:

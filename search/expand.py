@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from treewright.envs.errors import (
 )
 from treewright.envs.naming import own_place
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, ToolSpec, seed_of
+from treewright.envs.waiting import together
 from treewright.search.asking import context_of, scores_of
 from treewright.search.evidence import Evidence
 from treewright.search.execute import Executor, executed
@@ -191,7 +191,7 @@ class Expander(Executor):
             return await self._spread(spot, drafts)
         firsts = self._firsts(drafts)
         alone = [i for i, first in enumerate(firsts) if first is None]
-        taken = await asyncio.gather(*(self._execute(spot, drafts[i]) for i in alone))
+        taken = await together(self._execute(spot, drafts[i]) for i in alone)
         found = dict(zip(alone, taken, strict=True))
         for i, first in enumerate(firsts):
             if first is not None:
@@ -205,7 +205,7 @@ class Expander(Executor):
         count = max(min(self.pool.spare, len(drafts)), 1)
         if count == 1:
             return await self._share(spot, drafts)
-        shares = await asyncio.gather(*(self._share(spot, drafts[i::count]) for i in range(count)))
+        shares = await together(self._share(spot, drafts[i::count]) for i in range(count))
         return [shares[i % count][i // count] for i in range(len(drafts))]
 
     async def _share(self, spot: Spot, drafts: Sequence[Draft]) -> list[Outcome]:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from treewright.agent.policies.actions import cached_grammar
 from treewright.agent.policies.cutting import CutAfterwards
 from treewright.agent.policies.prompts import Template
-from treewright.agent.policies.served import ExchangingPolicy, together, tools_of, with_tools
+from treewright.agent.policies.served import ExchangingPolicy, tools_of, with_tools
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.envs.waiting import together
 from treewright.search.meter import Work
 from treewright.search.routes import fresh_routes
 from treewright.search.types import Completion, Context, Exchange, PolicyFault

@@ -23,11 +23,12 @@ from treewright.agent.policies.actions import action_schema, repair_action
 from treewright.agent.policies.answers import Choice, Malformed, Refused, Reply, Usage, read, refusal, whole
 from treewright.agent.policies.pictures import message_json
 from treewright.agent.policies.prompts import chat_messages, native_text
-from treewright.agent.policies.served import ServedPolicy, ToolContext, amount, together, tools_of, with_tools
+from treewright.agent.policies.served import ServedPolicy, ToolContext, amount, tools_of, with_tools
 from treewright.agent.policies.transport import Outage, Transport, Untrusted, passing, retry_after
 from treewright.agent.policies.ways import Ways
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.envs.waiting import together
 from treewright.search.screen import parse_action
 from treewright.search.types import Completion, Context, Exchange, Message, PolicyFault
 

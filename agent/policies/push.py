@@ -21,9 +21,9 @@ from contextlib import AbstractContextManager, AsyncExitStack, nullcontext, supp
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from treewright.agent.policies.served import together
 from treewright.agent.policies.vllm_client import SENDING, Unknown, VLLMPolicy
 from treewright.envs.errors import TreewrightError
+from treewright.envs.waiting import together
 from treewright.training.parallel.ranks import RankLost
 
 __all__ = ["Client", "Meeting", "OpenSender", "Push", "PushStuck", "Sender", "Source", "nccl_sender"]

@@ -20,7 +20,7 @@ from treewright.search.types import Context, PolicyFault
 
 T = TypeVar("T")
 
-__all__ = ["ExchangingPolicy", "ServedPolicy", "ToolContext", "amount", "together", "tools_of", "with_tools"]
+__all__ = ["ExchangingPolicy", "ServedPolicy", "ToolContext", "amount", "tools_of", "with_tools"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +39,6 @@ def with_tools(context: Context, tools: Sequence[ToolSpec]) -> ToolContext:
 def tools_of(context: Context) -> tuple[ToolSpec, ...]:
     """The tools at the context's node; none where it does not know them."""
     return context.tools if isinstance(context, ToolContext) else ()
-
-
-async def together(coroutines: Sequence[Any]) -> list[Any]:
-    """Results in order; the first failure cancels the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(c) for c in coroutines]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def amount(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, hint: str = "") -> None:

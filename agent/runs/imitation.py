@@ -7,7 +7,6 @@ the tokens that the policy meets when it acts.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from treewright.agent.runs.evaluate import Evaluation, evaluate
 from treewright.agent.runs.setup import tasks_for
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.types import Environment, Observation, Suite, Task, ToolSpec, Turn, require_sandbox, seed_of
+from treewright.envs.waiting import together
 from treewright.search.types import Exchange
 from treewright.training.decoders.check import running
 from treewright.training.loss import Mode
@@ -83,7 +83,7 @@ async def demonstrations(worlds: Mapping[str, World], tasks: Sequence[Task], see
         finally:
             await env.close()
 
-    found = await asyncio.gather(*(play(name, world) for name, world in worlds.items()))
+    found = await together(play(name, world) for name, world in worlds.items())
     place = {(task.suite, task.id): i for i, task in enumerate(tasks)}
     every = [episode for group in found for episode in group]
     return sorted(every, key=lambda one: place[one.task.suite, one.task.id])

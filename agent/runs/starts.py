@@ -13,6 +13,7 @@ from treewright.agent.runs.collect import World, tokens_for
 from treewright.agent.runs.setup import budget_of, evaluator_of, rule_of, settings_of
 from treewright.agent.runs.stores import find_store
 from treewright.envs.errors import TreewrightError
+from treewright.envs.waiting import together
 from treewright.search.engine import Keeper
 from treewright.search.meter import Meter, Work, measured
 from treewright.search.rooted import Start, search_from
@@ -63,7 +64,7 @@ async def grow_from(
                 budget=budget_of(section), settings=settings, store=store, respond=respond,
             )  # fmt: skip
 
-    return list(await asyncio.gather(*(one(i, start) for i, start in enumerate(starts))))
+    return await together(one(i, start) for i, start in enumerate(starts))
 
 
 class Starts:

@@ -16,6 +16,7 @@ from treewright.agent.seedling.demos import error_text
 from treewright.agent.seedling.text import Encoder
 from treewright.envs.errors import InvalidAction
 from treewright.envs.types import Environment, Suite, Task, require_sandbox, seed_of
+from treewright.envs.waiting import together
 from treewright.search.screen import parse_action, validate_action
 
 __all__ = ["Episode", "evaluate", "respond"]
@@ -87,7 +88,7 @@ async def evaluate(
     try:
         for at in range(0, len(tasks), len(envs)):
             pairs = zip(tasks[at : at + len(envs)], envs, strict=False)
-            episodes = await asyncio.gather(*(_begin(task, env, seed) for task, env in pairs))
+            episodes = await together(_begin(task, env, seed) for task, env in pairs)
             await _play(model, encoder, suite, episodes, generator, seed)
             done += episodes
     finally:
@@ -107,7 +108,7 @@ async def _play(
     while under_way := [e for e in episodes if not e.ended]:
         prompts = [encoder.prompt(e.task.suite, e.task.goal, e.observations, e.responses) for e in under_way]
         answers = respond(model, encoder, prompts, suite.max_tokens or 64, generator)
-        await asyncio.gather(*(_act(e, ids, encoder, seed) for e, ids in zip(under_way, answers, strict=True)))
+        await together(_act(e, ids, encoder, seed) for e, ids in zip(under_way, answers, strict=True))
 
 
 async def _act(episode: Episode, ids: list[int], encoder: Encoder, seed: int) -> None:

@@ -45,6 +45,21 @@ class _Request:
     once: bool = False  # never sent again, whatever is answered in the server's place
 
 
+class _Life(asyncio.Task[None]):
+    """A connection's task. Nobody cuts it short while its server is being ended; that takes seconds at most.
+
+    The `mcp` package keeps its own cancel scopes from doing so, but not `Task.cancel`, which an event loop that closes
+    calls on every task: the server would then run on, and this task wait for ever for the last of its output.
+    """
+
+    ending = False
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.ending and msg is None:  # with a message it is a time limit of the ending itself
+            return False
+        return super().cancel(msg)
+
+
 class Connection:
     """A running server and the client that talks to it; one call at a time, in the order asked.
 
@@ -77,7 +92,7 @@ class Connection:
         self.wire = Wire(self._what(), place.rewrite if place is not None else None)
         self.over = OverHttp()
         self._queue: asyncio.Queue[_Request | None] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
+        self._task: _Life | None = None
         self._stderr: TextIO | None = None
         self._lost = False  # no call is answered any more; the process may still be on its way out
 
@@ -87,8 +102,9 @@ class Connection:
 
     async def open(self) -> None:
         """Starts the server and reads its tools. Raises SessionDied or ActionTimeout, quoting the server's stderr."""
-        ready: asyncio.Future[tuple[Tool, ...]] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._live(ready), name="mcp connection")
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[tuple[Tool, ...]] = loop.create_future()
+        self._task = _Life(self._live(ready), loop=loop, name="mcp connection")
         try:
             self.tools = await asyncio.wait_for(asyncio.shield(ready), self.deadline)
         except TimeoutError as error:
@@ -130,14 +146,21 @@ class Connection:
             self._task.cancel()
 
     async def close(self) -> None:
-        """Ends the server and waits for it; closing twice is fine."""
-        task = self._task
-        if task is not None:
-            self._queue.put_nowait(None)
+        """Ends the server and waits for it, even when cancelled: who comes next may use its folder. Closing twice is
+        fine."""
+        if (task := self._task) is None:
+            return
+        self._queue.put_nowait(None)
+        try:
             await asyncio.wait([task])
-        if self._stderr is not None:
-            self._stderr.close()
-            self._stderr = None
+        except asyncio.CancelledError:
+            self.abandon()
+            await asyncio.wait([task])
+            raise
+        finally:
+            if self._stderr is not None:
+                self._stderr.close()
+                self._stderr = None
 
     async def _live(self, ready: asyncio.Future[tuple[Tool, ...]]) -> None:
         try:
@@ -237,7 +260,16 @@ class Connection:
             self._stderr = cast(TextIO, tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115 (closed by close)
         kind = self.server if self.place is None else self.place.parameters(self.server)
         kind = kind.model_copy(update={"encoding_error_handler": "replace"})
-        return Client(self.wire.through(stdio_client(kind, errlog=self._stderr)), **self.answers.options())
+        return Client(self.wire.through(self._over_pipes(kind, self._stderr)), **self.answers.options())
+
+    @contextlib.asynccontextmanager
+    async def _over_pipes(self, kind: StdioServerParameters, stderr: TextIO) -> AsyncIterator[Any]:
+        async with stdio_client(kind, errlog=stderr) as streams:
+            try:
+                yield streams
+            finally:
+                if self._task is not None:
+                    self._task.ending = True
 
     @contextlib.asynccontextmanager
     async def _over_http(self, url: str) -> AsyncIterator[Any]:

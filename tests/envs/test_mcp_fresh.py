@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 from collections.abc import Callable
@@ -94,8 +95,10 @@ async def explored(spec: str, sessions: int = 1) -> Tree:
 async def test_a_graph_in_a_file_is_refused_before_one_branch_sees_another_again(
     flags: str, sessions: int, command: Callable[..., Any]
 ) -> None:
+    before = asyncio.all_tasks()
     with pytest.raises(TreewrightError, match=REFUSED % "read_graph"):
         await explored(f"mcp:{flags} {command('file', 'still')}", sessions)
+    assert asyncio.all_tasks() == before, "every session has ended with the search"
 
 
 @pytest.mark.parametrize("changing", ["still", "pid", "count"])

@@ -1,4 +1,4 @@
-"""What nothing may interrupt: it goes on when whoever waits is cancelled, and nobody's error makes no noise."""
+"""What nothing may interrupt goes on when whoever waits is cancelled; what is done together ends together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from treewright.envs.waiting import done_anyway
+from treewright.envs.waiting import done_anyway, together
 
 
 async def test_it_gives_what_the_work_gives_and_raises_what_it_raises() -> None:
@@ -55,3 +55,36 @@ async def test_the_work_goes_on_when_the_wait_is_cancelled_and_its_error_is_not_
     gc.collect()
     await asyncio.sleep(0)
     assert not logged
+
+
+async def test_what_is_done_together_comes_in_order() -> None:
+    async def late(i: int) -> int:
+        await asyncio.sleep(0.01 * (3 - i))
+        return i
+
+    assert await together(late(i) for i in range(3)) == [0, 1, 2]
+    assert await together([]) == []
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_what_is_done_together_has_ended_when_one_failed_or_all_were_cancelled(cancelled: bool) -> None:
+    ended = list[int]()
+
+    async def work(i: int) -> None:
+        try:
+            if i == 1 and not cancelled:
+                raise OSError("the first to fail")
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(i)
+
+    before = asyncio.all_tasks()
+    doing = asyncio.create_task(together(work(i) for i in range(3)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    if cancelled:
+        doing.cancel()
+    with pytest.raises(asyncio.CancelledError if cancelled else OSError):
+        await doing
+    assert sorted(ended) == [0, 1, 2] and asyncio.all_tasks() == before

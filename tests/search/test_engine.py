@@ -18,6 +18,7 @@ from walker import MOVES, Likelihood, Walker
 from treewright.agent.policies.scripted import ScriptedPolicy, scripted_choice
 from treewright.envs import EnvFault, Restore, TreewrightError
 from treewright.envs.maze import SUITE, Faults, Maze
+from treewright.envs.types import Action, StepResult
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
 from treewright.search.rules import best_first, breadth_first, chains, random_on_policy, rule
@@ -261,3 +262,24 @@ async def test_a_session_that_cannot_be_opened_is_no_crash() -> None:
 
     tree = await grow(Pool(once, 4), settings=Settings(in_flight=1, close=True))
     assert len(tree) > 4 and len(opened) == 1
+
+
+@pytest.mark.parametrize("share_results", [False, True])
+async def test_an_error_that_ends_a_search_leaves_nothing_running_and_no_session_held(share_results: bool) -> None:
+    class Contradicting(Maze):
+        async def step(self, action: Action, key: int) -> StepResult:
+            steps.append(self)
+            if len(steps) == 2:
+                raise TreewrightError("one world is not what it said")
+            await asyncio.sleep(600)  # still under way when the second one fails
+            return await super().step(action, key)
+
+    async def opened() -> Maze:
+        return Contradicting()
+
+    steps = list[Maze]()
+    before, worlds = asyncio.all_tasks(), Pool(opened, 4, deadline=1000)
+    with pytest.raises(TreewrightError, match="not what it said"):
+        settings = Settings(in_flight=1, share_results=share_results)
+        await grow(worlds, rule=best_first(4, 4, eager=True), settings=settings)
+    assert len(set(steps)) == 2 and asyncio.all_tasks() == before and worlds.spare == 4

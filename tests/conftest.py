@@ -16,7 +16,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+
+from treewright.agent.cli.lean import leave_out_sklearn
 
 # Before torch is imported: several threads in each of several processes mostly wait for one another, and wait by
 # spinning. On a busy machine an update took ten times the processor time of one thread.
@@ -34,6 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What the collection has imported stays: no collection of garbage looks through it again."""
     gc.freeze()
+    gc.enable()
 
 
 def _file(item: pytest.Item) -> str:
@@ -68,7 +72,17 @@ class Clock:
         Path(MEASURED).write_text(json.dumps(most, indent=0) + "\n")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """The processes of tests fork their programs from one process, which imports what these need once."""
+    node.workerinput["forked"] = forked.address()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until everything is imported: hardly any of it is garbage
     gc.set_threshold(20_000, 20, 20)  # as the command line sets it
+    leave_out_sklearn()  # as the command line does
+    if shared := getattr(config, "workerinput", {}).get("forked"):
+        forked.use(shared)
     if MEASURED:
         config.pluginmanager.register(Clock(config))

@@ -12,7 +12,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 COSTS = Path(__file__).parent / "costs.json"
 MEASURED = os.environ.get("TREEWRIGHT_COSTS", "")  # where to write what was measured
+
+
+@pytest.fixture(scope="session")
+def new_database() -> Iterator[Callable[[], str]]:
+    """Makes URLs of empty PostgreSQL databases in a cluster that lives as long as the tests."""
+    from databases import cluster, missing
+
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    with cluster() as new:
+        yield new
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

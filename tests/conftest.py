@@ -12,11 +12,14 @@ import gc
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+
+from treewright.agent.cli.lean import leave_out_sklearn
 
 # Before torch is imported: several threads in each of several processes mostly wait for one another, and wait by
 # spinning. On a busy machine an update took ten times the processor time of one thread.
@@ -24,6 +27,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 COSTS = Path(__file__).parent / "costs.json"
 MEASURED = os.environ.get("TREEWRIGHT_COSTS", "")  # where to write what was measured
+
+
+@pytest.fixture(scope="session")
+def new_database() -> Iterator[Callable[[], str]]:
+    """Makes URLs of empty PostgreSQL databases in a cluster that lives as long as the tests."""
+    from databases import cluster, missing
+
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    with cluster() as new:
+        yield new
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What the collection has imported stays: no collection of garbage looks through it again."""
     gc.freeze()
+    gc.enable()
 
 
 def _file(item: pytest.Item) -> str:
@@ -68,7 +83,17 @@ class Clock:
         Path(MEASURED).write_text(json.dumps(most, indent=0) + "\n")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """The processes of tests fork their programs from one process, which imports what these need once."""
+    node.workerinput["forked"] = forked.address()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until everything is imported: hardly any of it is garbage
     gc.set_threshold(20_000, 20, 20)  # as the command line sets it
+    leave_out_sklearn()  # as the command line does
+    if shared := getattr(config, "workerinput", {}).get("forked"):
+        forked.use(shared)
     if MEASURED:
         config.pluginmanager.register(Clock(config))

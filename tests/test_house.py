@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import importlib
 import os
@@ -37,8 +38,14 @@ def modules(floor: str) -> list[Any]:
     return sorted(p for p in (ROOT / floor).rglob("*.py"))
 
 
+@functools.cache
+def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Every import in a file, in functions and for type checkers too; several tests look at each file."""
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imported(path: Any) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -84,7 +91,7 @@ def module_name(path: Any) -> str:
 
 def imported_modules(path: Any, named: dict[str, Any]) -> Iterator[str | None]:
     """Every module of ours that a file imports anywhere, in functions and for type checkers too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in named)
         elif isinstance(node, ast.ImportFrom):

@@ -1,24 +1,14 @@
-"""A PostgreSQL server for the tests of this floor that need one."""
+"""What tests of this floor share: a folder for indexes, a browser, pages of the viewer."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from databases import cluster, missing
 from view_trees import walks, write_store
-
-
-@pytest.fixture(scope="session")
-def new_database() -> Iterator[Callable[[], str]]:
-    """Makes URLs of empty PostgreSQL databases in a cluster that lives as long as the tests."""
-    if (why := missing()) is not None:
-        pytest.skip(why)
-    with cluster() as new:
-        yield new
 
 
 @pytest.fixture(scope="session", autouse=True)

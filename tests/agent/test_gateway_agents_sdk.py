@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from not_none import not_none
 from served import KEY, helper, served
@@ -24,6 +23,7 @@ from treewright.envs.types import Task
 from treewright.search.store import TreeStore
 
 pytest.importorskip("agents.models.openai_chatcompletions", reason="with make test-clients")
+openai: Any = pytest.importorskip("openai")  # not before: it takes a second
 sdk: Any = pytest.importorskip("agents")
 
 TRAFFIC = Path(__file__).parent / "traffic.jsonl"

@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import anthropic
 import openai
 import pytest
+from later import later
 from not_none import not_none
 from served import FIND, KEY, helper, served
 
@@ -20,6 +20,7 @@ from treewright.envs.types import Observation, Task, ToolSpec
 from treewright.search.store import TreeStore
 from treewright.search.types import Completion, Context, Exchange, Message
 
+anthropic = later("anthropic")
 FIND_ANTHROPIC = {"name": "find", "description": "Finds a word.", "input_schema": FIND["function"]["parameters"]}
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from langchain_core.messages import HumanMessage, ToolMessage
-from langchain_openai import ChatOpenAI
+from later import later
 from not_none import not_none
 from pydantic import SecretStr
 from served import FIND, KEY, helper, served
@@ -17,12 +16,13 @@ from treewright.agent.gateway.record import request_of
 from treewright.agent.policies.scripted import ScriptedPolicy, scripted_choice
 from treewright.search.store import TreeStore
 
+messages, chat_models = later("langchain_core.messages"), later("langchain_openai")
 BOTH = pytest.mark.parametrize("responses", [False, True], ids=["chat", "responses"])
 
 
 def model(at: str, responses: bool, session: str = "", key: str = KEY) -> Any:
     base = f"{at}/s/{session}/v1" if session else f"{at}/v1"
-    return ChatOpenAI(
+    return chat_models.ChatOpenAI(
         model="m", base_url=base, api_key=SecretStr(key), max_retries=0, use_responses_api=responses
     )  # fmt: skip
 
@@ -32,9 +32,9 @@ async def test_langchain_gets_answers_and_nothing_of_them_is_logged(
     responses: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with served(ScriptedPolicy(helper)) as at:
-        message = await model(at, responses).ainvoke([HumanMessage("my secret")])
+        message = await model(at, responses).ainvoke([messages.HumanMessage("my secret")])
         assert message.text == "You said: my secret" and not_none(message.usage_metadata)["output_tokens"] == 20
-        pieces = [piece async for piece in model(at, responses).astream([HumanMessage("my secret")])]
+        pieces = [piece async for piece in model(at, responses).astream([messages.HumanMessage("my secret")])]
         assert "".join(piece.text for piece in pieces) == "You said: my secret" and len(pieces) > 2
         assert "secret" not in caplog.text and KEY not in caplog.text
 
@@ -44,16 +44,16 @@ async def test_langchain_calls_tools_and_its_session_is_one_tree(responses: bool
     with TreeStore.open(tmp_path / "t.sqlite") as store:
         async with served(ScriptedPolicy(helper), store) as at:
             asks = model(at, responses, "one").bind_tools([FIND])
-            said: list[Any] = [HumanMessage("find twice")]
+            said: list[Any] = [messages.HumanMessage("find twice")]
             called = await asks.ainvoke(said)
             assert called.text == "Two." and [c["args"] for c in called.tool_calls] == [
                 {"word": "tea"},
                 {"word": "milk"},
             ]
-            said += [called, *(ToolMessage("hot", tool_call_id=c["id"]) for c in called.tool_calls)]
+            said += [called, *(messages.ToolMessage("hot", tool_call_id=c["id"]) for c in called.tool_calls)]
             assert (await asks.ainvoke(said)).text == "It is tool: hot\ntool: hot."
             whole: Any = None
-            async for piece in asks.astream([HumanMessage("find")]):
+            async for piece in asks.astream([messages.HumanMessage("find")]):
                 whole = piece if whole is None else whole + piece
             assert whole.tool_calls[0]["args"] == {"word": "tea"}
         (row,) = store.trees()
@@ -67,7 +67,7 @@ async def test_langchain_gets_a_schema_that_it_insists_on(responses: bool) -> No
     schema = {"title": "age", "type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
     async with served(scripted_choice([("no json", 0.5), ('{"age": 3}', 0.5)]), tries=40) as at:
         asks = model(at, responses).with_structured_output(schema, method="json_schema")
-        assert await asks.ainvoke([HumanMessage("how old?")]) == {"age": 3}
+        assert await asks.ainvoke([messages.HumanMessage("how old?")]) == {"age": 3}
 
 
 @BOTH

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from speed import patiently
 
 from treewright.envs import TreewrightError, suite
@@ -26,16 +28,24 @@ def opened(name: str) -> Suite:
     return found
 
 
-@pytest.mark.parametrize("name", list(BUILT_IN))
-async def test_the_conformance_kit_passes(name: Any) -> None:
-    found = opened(name)
-    try:
-        at = PLAYED.get(name, 0)
-        tasks = (found.tasks("train", at + 1) or found.tasks("test", at + 1))[at:]
-        report = await check_env(patiently(found.open), tasks, oracle=found.oracle)
-    finally:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def played() -> AsyncIterator[list[Suite]]:
+    """The suites that were played, closed at the end: those with equal browsers share one."""
+    suites: list[Suite] = []
+    yield suites
+    for found in suites:
         if found.close is not None:
             await found.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", list(BUILT_IN))
+async def test_the_conformance_kit_passes(name: Any, played: list[Suite]) -> None:
+    found = opened(name)
+    played.append(found)
+    at = PLAYED.get(name, 0)
+    tasks = (found.tasks("train", at + 1) or found.tasks("test", at + 1))[at:]
+    report = await check_env(patiently(found.open), tasks, oracle=found.oracle)
     report.raise_if_failed()
 
 

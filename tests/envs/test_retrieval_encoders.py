@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import pytest
 from treewright.envs import TreewrightError
 from treewright.envs.retrieval.corpus import Corpus, Doc
 from treewright.envs.retrieval.dense import DenseIndex, encode_queries
-
-pytest.importorskip("sentence_transformers")
-
 from treewright.envs.retrieval.encoders import SentenceEncoder
+
+pytestmark = pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="needs sentence_transformers")
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", ":", "passage", "cat", "dog", "bird", "fish", "."]
 DOCS = Corpus([Doc("1", "1", "cat dog"), Doc("2", "2", "bird \ud83d fish"), Doc("3", "3", "dog fish")])

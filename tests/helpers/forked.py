@@ -213,11 +213,21 @@ def begin() -> None:
     _address.append(address)
 
 
-def _connected() -> socket.socket:
+def address() -> str:
+    """Of the server, which is started where nobody has; it imports things when a first program is asked for."""
     if not _address:
         begin()
+    return _address[0]
+
+
+def use(address: str) -> None:
+    """Of the server that another process has started."""
+    _address[:] = [address]
+
+
+def _connected() -> socket.socket:
     line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    line.connect(_address[0])
+    line.connect(address())
     return line
 
 
@@ -226,6 +236,9 @@ def main() -> None:
 
     leave_out_sklearn()  # as the command does
     listener, lifeline = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    watched: list[Any] = [listener, lifeline]
+    if lifeline in select.select(watched, [], [])[0]:
+        return
     for heavy in HEAVY:
         try:
             importlib.import_module(heavy)
@@ -237,7 +250,6 @@ def main() -> None:
 
     get_checkpoint_conversion_mapping("qwen3")  # a table of patterns that loading any model compiles
     gc.freeze()  # what is here already is not visited, and so not copied, by a program's collections
-    watched: list[Any] = [listener, lifeline]
     while lifeline not in select.select(watched, [], [])[0]:
         line = listener.accept()[0]
         if os.fork() == 0:

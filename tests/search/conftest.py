@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from databases import cluster, missing
-
-
-@pytest.fixture(scope="session")
-def new_database() -> Iterator[Callable[[], str]]:
-    """Makes URLs of empty PostgreSQL databases in a cluster that lives as long as the tests."""
-    if (why := missing()) is not None:
-        pytest.skip(why)
-    with cluster() as new:
-        yield new
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

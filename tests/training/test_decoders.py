@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -164,13 +165,21 @@ def checkpointed(model: Any, reentrant: bool) -> None:
             module._gradient_checkpointing_func = lambda fn, *args, own=own: own(again(fn), *args)
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-@pytest.mark.parametrize("name", [*RECURRENT, "DeepseekV3", "Llama4", "Gemma2"])
-@pytest.mark.parametrize("checkpointing", [None, False, True])
-def test_chunks_and_gradient_checkpointing_give_the_gradient_of_rows(name: str, checkpointing: bool | None) -> None:
+@functools.lru_cache(maxsize=1)
+def small_problem(name: str) -> tuple[Any, TreePlan, tuple[Any, ...], dict[str, Any]]:
+    """A model as it was made, a tree, what is asked of it, and the gradient by rows, for the tests of one family."""
     model, plan = model_of(name), tree(depth=3)
-    ids, rows, targets, weight = problem(model, plan)
-    *_, expected = row_results(model, ids, plan, weight)
+    given = problem(model, plan)
+    *_, expected = row_results(copy.deepcopy(model), given[0], plan, given[3])
+    return model, plan, given, expected
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("checkpointing", [None, False, True])
+@pytest.mark.parametrize("name", [*RECURRENT, "DeepseekV3", "Llama4", "Gemma2"])
+def test_chunks_and_gradient_checkpointing_give_the_gradient_of_rows(name: str, checkpointing: bool | None) -> None:
+    made, plan, (ids, rows, targets, weight), expected = small_problem(name)
+    model = copy.deepcopy(made)
     prepare(model)
     if checkpointing is not None:
         checkpointed(model, checkpointing)

@@ -186,7 +186,7 @@ def test_chunks_and_gradient_checkpointing_give_the_gradient_of_rows(name: str, 
     model.zero_grad()
     if checkpointing is False:
         logp, entropy = tree_logprobs(model, ids, plan, rows, targets)
-        (logp * weight[0] + entropy * weight[1]).sum().backward()  # type: ignore[no-untyped-call]
+        (logp * weight[0] + entropy * weight[1]).sum().backward()
     else:
         chunked_backward(
             model, ids, plan, rows, targets, lambda p, e: (p * weight[0] + e * weight[1]).sum(), 10, chunk=7

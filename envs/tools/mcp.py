@@ -25,6 +25,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -46,7 +47,7 @@ from treewright.envs.tools.asked import Answers
 from treewright.envs.tools.connection import Connection
 from treewright.envs.tools.episode import Episode, episode_from_json, episode_to_json
 from treewright.envs.tools.folder import clear_folder, folder_digest, pack_folder, unpack_folder
-from treewright.envs.tools.fresh import Freshness
+from treewright.envs.tools.fresh import Doubt, Freshness
 from treewright.envs.tools.listing import Listing, harmless_calls, say_what_waits
 from treewright.envs.tools.living import Living, living_server
 from treewright.envs.tools.room import Place
@@ -320,9 +321,8 @@ class MCPEnvironment(BaseEnvironment):
         if self._state is None and self._is_final(call):
             living.sent = True
             episode.server = living.id if self._fresh else ""
-        if self._probe is not None:
-            self._probe.wrote(for_good=self._is_final(call))
-        text, failed, parts = await self._call(call)
+        with self._probe.writing(for_good=self._is_final(call)) if self._probe is not None else nullcontext():
+            text, failed, parts = await self._call(call)
         if self._state is None:
             episode.journal = (*episode.journal, (key, text))
         living.made.append((key, text))
@@ -392,20 +392,20 @@ class MCPEnvironment(BaseEnvironment):
             self._know_tools(connection)
             say_what_waits(self.name, self._specs, is_sandboxed(self))
             harmless = harmless_calls(connection.tools, self._specs, is_sandboxed(self))
-            if self._probe is not None and (differing := await self._probe.started(self._ask, harmless)):
-                connection = await self._judged(self._probe, differing)
+            if self._probe is not None and (doubt := await self._probe.started(self._ask, harmless)):
+                connection = await self._judged(self._probe, doubt)
         except TreewrightError:
             await self._disconnect()
             raise
         return connection
 
-    async def _judged(self, probe: Freshness, differing: Mapping[Action, str]) -> Connection:
+    async def _judged(self, probe: Freshness, doubt: Doubt) -> Connection:
         """The server of one more start, if that tells that a restart brings the first state back."""
         self._probe = None  # the next start is part of this probe
         try:
             await self._disconnect()
             connection = await self._connect()
-            await probe.judge(self._ask, differing)
+            await probe.judge(self._ask, doubt)
         finally:
             self._probe = probe
         return connection

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from raw_server import RAW
 from small_policies import script_policy
 
 from treewright.envs import Action, Effect, Task, TreewrightError, suite
+from treewright.envs.tools.fresh import DOUBTS, Doubt, Freshness
 from treewright.envs.tools.mcp import MCPEnvironment
 from treewright.search.engine import Settings, search
 from treewright.search.restore import Pool
@@ -75,7 +77,7 @@ def command(tmp_path: Path) -> Callable[..., Any]:
 def writer(task: Task, turns: Any, tools: Any, rng: Random) -> str:
     if len(turns) == 2:
         return 'done {"answer": ""}'
-    return str(Action.of("create", name=rng.choice("abcdef"))) if not turns else "read_graph {}"
+    return str(Action.of("create", name=f"n{rng.randrange(10**9)}")) if not turns else "read_graph {}"
 
 
 async def explored(spec: str, sessions: int = 1) -> Tree:
@@ -99,6 +101,57 @@ async def test_a_graph_in_a_file_is_refused_before_one_branch_sees_another_again
     with pytest.raises(TreewrightError, match=REFUSED % "read_graph"):
         await explored(f"mcp:{flags} {command('file', 'still')}", sessions)
     assert asyncio.all_tasks() == before, "every session has ended with the search"
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+async def test_a_change_by_another_session_meanwhile_is_no_sign_of_a_clock(under_way: bool) -> None:
+    """One session reads after its restart, another writes, the first reads again: the state still outlives restarts."""
+    kept, probe, read = list[str](), Freshness("graph"), Action.of("read_graph")
+
+    async def ask(_: Action) -> str:
+        return str(kept)
+
+    def write(name: str) -> None:
+        with probe.writing(for_good=False):
+            kept.append(name)
+
+    assert await probe.started(ask, [read]) is None
+    write("a")
+    with probe.writing(for_good=False) if under_way else nullcontext():
+        doubt = not_none(await probe.started(ask, [read]))
+        if under_way:
+            kept.append("b")
+        else:
+            write("b")
+        await probe.judge(ask, doubt)
+    doubt = not_none(await probe.started(ask, [read]))  # is still asked at the next start
+    with pytest.raises(TreewrightError, match=REFUSED % "read_graph"):
+        await probe.judge(ask, doubt)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_what_changes_with_every_restart_is_not_asked_for_ever(busy: bool) -> None:
+    starts, probe = 0, Freshness("clock")
+
+    async def ask(_: Action) -> str:
+        return str(starts)
+
+    async def start() -> Doubt | None:
+        nonlocal starts
+        starts += 1
+        return await probe.started(ask, [Action.of("time")])
+
+    assert await start() is None
+    judged = 0
+    with probe.writing(for_good=False):
+        pass
+    while (doubt := await start()) is not None:
+        starts, judged = starts + 1, judged + 1
+        if busy:
+            with probe.writing(for_good=False):
+                pass
+        await probe.judge(ask, doubt)
+    assert judged == (DOUBTS if busy else 1)
 
 
 @pytest.mark.parametrize("changing", ["still", "pid", "count"])

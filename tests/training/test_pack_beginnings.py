@@ -73,6 +73,14 @@ def test_targets_terms_and_paths_are_those_of_parts_that_stand_apart(seed: int) 
         seen.append(i)
 
 
+def test_what_is_trained_on_stands_in_each_tree_by_itself() -> None:
+    """Two trees of one task in which the same was drawn: their terms may pull to different sides."""
+    rows = [TokenRow(context=(1, 2, 3), response=(4, 5), coef=coef) for coef in (1.0, -1.0)]
+    shared = join_packs([pack_rows([[row]])[0] for row in rows])
+    assert shared.ids.tolist() == [1, 2, 3, 4, 5, 4, 5] and shared.parent.tolist() == [-1, 0, 1, 2, 3, 2, 5]
+    assert shared.target.tolist() == [3, 4, 5, 6] and shared.term_coef.tolist() == [1, 1, -1, -1]
+
+
 def test_beginnings_of_other_routes_stand_apart() -> None:
     one, other = (replace(p, routes=np.full((len(p), 2, 2), 1, np.int16)) for p in parts(0)[:2])
     together = join_packs([one, other])

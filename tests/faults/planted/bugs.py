@@ -72,7 +72,7 @@ BUGS = (
          "        parent=np.where(up >= 0, rank[up], -1).astype(np.int32),",
          "        parent=(np.arange(len(up)) - 1).astype(np.int32),", "tests/training/test_pack_and_step.py"),
     _bug("joined_packs_mix", "trees of a pack do not see each other", "training/packed.py",
-         "[np.where(p.parent >= 0, p.parent + s, -1) for", "[np.where(p.parent >= 0, p.parent + s, s - 1) for",
+         "np.where(p.parent >= 0, place[p.parent], -1)", "np.where(p.parent >= 0, place[p.parent], place[0] - 1)",
          "tests/training/test_pack_and_step.py"),
     _bug("trains_on_nan", "what is not finite never reaches the weights", "training/step.py",
          "        if not math.isfinite(norm):", "        if False:", "tests/training/test_pack_and_step.py"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 __all__ = ["divergence", "frozen", "held_back", "kept"]
 
-TRIES, GUESSES = 4, 2  # measurements of all tokens after the first, and of a sample
+TRIES = 4  # measurements of all tokens after the first
 ROOM, MORE_ROOM = 0.95, 0.9  # what these leave
 
 
@@ -47,18 +47,19 @@ def held_back(
     most: float,
     measure: Callable[[], float],
     rough: Callable[[], float] | None = None,
+    guesses: int = 2,
 ) -> tuple[float, float]:
     """Shortens the step from the weights `before` to the model's own until `measure` gives at most `most`.
 
     measure  the divergence of the model as it is from what it was, in nats
-    rough    the same on a sample: guesses of how much too long the step is, which cost less. Two, since the first is
-             made where the step is long, and the divergence no longer quadratic
+    rough    the same on a sample: guesses of how much too long the step is, which cost less
+    guesses  how many of them: the first is made where the step is long, and the divergence no longer quadratic
 
     Returns (divergence of what was taken, share of the step that was taken), as `measure` has it. After four attempts,
     or where the divergence is not a number, the step is not taken at all: (0, 0).
     """
     share = 1.0
-    for found, decides in _measurements(measure, rough):
+    for found, decides in _measurements(measure, rough, guesses):
         if found <= most and decides:
             return found, share
         if not math.isfinite(found):
@@ -73,10 +74,12 @@ def held_back(
     return 0.0, 0.0
 
 
-def _measurements(measure: Callable[[], float], rough: Callable[[], float] | None) -> Iterator[tuple[float, bool]]:
+def _measurements(
+    measure: Callable[[], float], rough: Callable[[], float] | None, guesses: int
+) -> Iterator[tuple[float, bool]]:
     """What is measured in turn, and whether the step may be taken by it."""
     if rough is not None:
-        for _ in range(GUESSES):
+        for _ in range(guesses):
             yield rough(), False
     for _ in range(TRIES + 1):
         yield measure(), True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -398,7 +399,9 @@ class Trainer:
             many = len(self.recent)
             few = [self.recent[round(i)] for i in np.linspace(0, many - 1, max(2, -(-many // SAMPLED_PACKS)))]
             rough = (lambda: self._moved(few)) if many >= SAMPLED_PACKS else None
-            self.moves.append(held_back(self.model, before, self.most_kl, lambda: self._moved(self.recent), rough))
+            guesses = 2 if 3 * len(few) <= many else 1  # a second one must cost less than what it spares
+            whole = partial(self._moved, self.recent)
+            self.moves.append(held_back(self.model, before, self.most_kl, whole, rough, guesses))
         self.recent.clear()
         return norm
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import numpy as np
 from rich.console import Console
@@ -187,14 +188,11 @@ def _prompts(chosen: Sequence[Workload]) -> Iterator[None]:
     if not any(w.work == "nodes" for w in chosen):
         yield
         return
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[PROMPTS] = str(Path(folder, "prompts.json"))
-        most = max(w.size for w in chosen if w.work == "nodes")
-        Path(os.environ[PROMPTS]).write_text(json.dumps(asyncio.run(first_prompts(os.environ[MODEL], "kg", most))))
-        try:
-            yield
-        finally:
-            del os.environ[PROMPTS]
+    most = max(w.size for w in chosen if w.work == "nodes")
+    listed = json.dumps(asyncio.run(first_prompts(os.environ[MODEL], "kg", most)))
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {PROMPTS: str(Path(folder, "prompts.json"))}):
+        Path(os.environ[PROMPTS]).write_text(listed)
+        yield
 
 
 async def first_prompts(model: str, name: str, count: int) -> list[tuple[int, ...]]:
@@ -202,9 +200,10 @@ async def first_prompts(model: str, name: str, count: int) -> list[tuple[int, ..
     from transformers import AutoTokenizer
 
     template = template_for(AutoTokenizer.from_pretrained(model))
-    found, env = [], await suite(name).open()
+    source = suite(name)
+    found, env = [], await source.open()
     try:
-        for task in suite(name).tasks("train", count):
+        for task in source.tasks("train", count):
             first = await env.reset(task, 0)
             found.append(template.context(task, await env.actions(), first, (), ()).ids)
     finally:

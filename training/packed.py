@@ -109,15 +109,13 @@ class Forest:
         self._parts: list[tuple[PackedBatch, NDArray[np.int64], int]] = []  # where tokens stand; how many stood there
         self._trunk = np.zeros(0, np.int64)  # the tokens above everything in the last part, as they stand here
 
-    def __len__(self) -> int:
-        return self._size
-
-    def begun(self, part: PackedBatch) -> int:
-        """How many of the part's first tokens are here already, in a place where it can go on."""
+    def _begun(self, part: PackedBatch, run: int) -> int:
+        """How many of the part's first tokens, of which `run` follow each other, are here already, in a place where it
+        can go on."""
         if not self._share or not len(self._trunk):
             return 0
         last = self._parts[-1][0]
-        most = min(len(self._trunk), _branch(part)[0], int(part.target.min(initial=len(part))))
+        most = min(len(self._trunk), run, int(part.target.min(initial=len(part))))
         differ = last.ids[:most] != part.ids[:most]
         if last.routes is not None and part.routes is not None and last.routes.shape[1:] == part.routes.shape[1:]:
             differ = differ | (last.routes[:most] != part.routes[:most]).any((1, 2))
@@ -125,14 +123,19 @@ class Forest:
             return 0
         return int(differ.argmax()) if differ.any() else most
 
-    def add(self, part: PackedBatch) -> None:
-        """The part behind those that are here."""
-        known = self.begun(part)
+    def add(self, part: PackedBatch, most: float = math.inf) -> bool:
+        """Puts the part behind those that are here, if there are at most so many tokens then, or none are now; whether
+        it did."""
+        run, above = _branch(part)
+        known = self._begun(part, run)
+        if self._parts and self._size + len(part) - known > most:
+            return False
         new = np.arange(self._size, self._size + len(part) - known)
         place = np.concatenate([self._trunk[:known], new])
         self._parts.append((part, place, known))
         self._size += len(new)
-        self._trunk = place[: _branch(part)[1]]
+        self._trunk = place[:above]
+        return True
 
     def pack(self, trees: int | None = None) -> PackedBatch:
         """All parts as one pack; it counts `trees`, or as many as they do."""
@@ -183,10 +186,10 @@ def filled(parts: Sequence[PackedBatch | None], max_tokens: int, share: bool = T
     for part in parts:
         if part is None:
             continue
-        if not forests or len(forests[-1]) + len(part) - forests[-1].begun(part) > max_tokens:
+        if not forests or not forests[-1].add(part, max_tokens):
             forests.append(Forest(share))
             counts.append(0)
-        forests[-1].add(part)
+            forests[-1].add(part)
         counts[-1] += 1
     if counts:
         counts[-1] += len(parts) - sum(counts)

@@ -18,7 +18,7 @@ from treewright.agent.policies.opening import open_policy
 from treewright.agent.runs.collect import UNLIMITED, World, open_worlds
 from treewright.agent.runs.evaluate import acting_rule, evaluate
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
-from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_of, begun_with, imitated, learning_home
+from treewright.benchmarks.real_learning import SPEC, begun_of, begun_with, imitated, learning_home
 from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
 from treewright.search.engine import Settings
 from treewright.search.rules import rule
@@ -42,19 +42,19 @@ def judges_figures(quick: bool, spec: str = SPEC) -> Figures:
         for way, judge in [("alone", "none"), *((way, judge) for judge in JUDGES for way in RULES)]:
             of = {"part": "judges", **begun_of(spec, size), "tasks": size.judged, "way": way, "judge": judge,
                   "tokens": PER_TASK}  # fmt: skip
-            out |= kept(of, partial(_searched, begun, way, judge, named.get(judge, "none"), size.judged))
+            out |= kept(of, partial(_searched, begun, way, judge, named.get(judge, "none"), size))
     return out
 
 
 async def _models(home: Path, spec: str, size: Size) -> tuple[Path, Path]:
     """The folders of the weights that imitated, and of their reward model."""
-    async with open_worlds(TAUGHT[: size.taught]) as worlds:
-        begun = await imitated(begun_with(home / "begun", spec), worlds, size.demos)
-        one = {TAUGHT[0]: worlds[TAUGHT[0]]}
+    async with open_worlds(size.taught) as worlds:
+        begun = await imitated(begun_with(home / "begun", spec), worlds, size)
+        one = {size.taught[0]: worlds[size.taught[0]]}
         return begun, await _reward_model(home / f"prm-{size.trees_a_round}", begun, one, size.trees_a_round)
 
 
-def _searched(begun: Path, way: str, judge: str, opened: str, count: int) -> Figures:
+def _searched(begun: Path, way: str, judge: str, opened: str, size: Size) -> Figures:
     async def work() -> Figures:
         policy = open_policy(f"hf:{begun}")
         evaluator, chosen, budget = None, None, Budget(expansions=0)
@@ -62,9 +62,9 @@ def _searched(begun: Path, way: str, judge: str, opened: str, count: int) -> Fig
             evaluator, budget = open_evaluator(opened, policy), Budget(policy_tokens=PER_TASK)
             chosen = acting_rule(evaluator) if way == "best_first" else rule(way, draws=2, root_draws=4)
         try:
-            async with open_worlds(TAUGHT[:1]) as worlds:
+            async with open_worlds(size.taught[:1]) as worlds:
                 found, trees = await evaluate(
-                    tasks_for(worlds, "test", 0, count), worlds, policy, rule=chosen, evaluator=evaluator,
+                    tasks_for(worlds, "test", 0, size.judged), worlds, policy, rule=chosen, evaluator=evaluator,
                     budget=budget, settings=Settings(run="judges", seed=0, max_tokens=UNLIMITED),
                 )  # fmt: skip
         finally:

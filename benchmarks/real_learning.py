@@ -11,12 +11,15 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from treewright.agent.config import Config, load_config
 from treewright.agent.policies.opening import open_policy
@@ -36,7 +39,6 @@ __all__ = [
     "ARMS",
     "MOST_ROUNDS",
     "SPEC",
-    "TAUGHT",
     "begun_model",
     "begun_of",
     "begun_with",
@@ -46,7 +48,7 @@ __all__ = [
     "learning_home",
 ]
 
-SPEC, TAUGHT = "hf:smollm2", ("kg", "stdlib")
+SPEC = "hf:smollm2"
 ARMS: Mapping[str, tuple[str, ...]] = {
     "trees": TREES,
     "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
@@ -59,52 +61,114 @@ def learning_figures(quick: bool, spec: str = SPEC) -> Figures:
     size = size_of(quick)
     home = learning_home(spec, size)
     if home is not None:
-        return asyncio.run(_measured(home, spec, size))
+        return _measured(home, spec, size)
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(_measured(Path(folder), spec, size))
+        return _measured(Path(folder), spec, size)
 
 
-async def _measured(home: Path, spec: str, size: Size) -> Figures:
-    async with open_worlds(TAUGHT[: size.taught]) as worlds:
+def _measured(home: Path, spec: str, size: Size) -> Figures:
+    began = asyncio.run(_begun(home, spec, size))
+    out = began.figures
+    arms = [arm for arm in ARMS if arm == "trees" or size.chains]
+    after: dict[str, list[dict[str, Evaluation]]] = {arm: [] for arm in arms}
+    for seed, by_arm in enumerate(_trained(home, began.model, size, arms)):
+        for arm, one in by_arm.items():
+            after[arm].append(one.alone)
+            out[f"{arm}/{seed}/sampled_tokens"] = (one.tokens, "tokens")
+            out[f"{arm}/{seed}/rounds"] = (float(len(one.rounds)), "rounds")
+            out[f"{arm}/{seed}/minutes"] = (sum(done.seconds for done in one.rounds) / 60, "minutes")
+            out |= {f"{arm}/{seed}/{name}": (100 * found.rate, "%") for name, found in one.alone.items()}
+    for arm, every in after.items():
+        out |= gains(arm, began.alone, every)
+    out["real_gain_points_min"] = min(out[f"trees_gain/{name}"] for name in began.alone)
+    out["real_gain_low_min"] = min(out[f"trees_low/{name}"] for name in began.alone)
+    out |= {"seeds": (float(size.seeds), "seeds"), "beside": (float(size.beside), "loops at once")}
+    return out
+
+
+class _Begun(NamedTuple):
+    """The weights that imitated, their success alone, and the figures so far."""
+
+    model: Path
+    alone: dict[str, Evaluation]
+    figures: Figures
+
+
+async def _begun(home: Path, spec: str, size: Size) -> _Begun:
+    async with open_worlds(size.taught) as worlds:
         todo = tasks_for(worlds, "test", 0, size.held_out)
         few = tasks_for(worlds, "test", 0, size.untouched)
         untouched = await _alone(home / "untouched", lambda: spec, worlds, few)
-        begun = await imitated(begun_with(home / "begun", spec), worlds, size.demos)
+        begun = await imitated(begun_with(home / "begun", spec), worlds, size)
         before = await _alone(home / "begun", lambda: f"hf:{begun}", worlds, todo)
         out: Figures = {f"untouched/{name}": (100 * one.rate, "%") for name, one in untouched.items()}
         for name, one in before.items():
             gain, low, high = paired_gain(untouched[name], one)
             out |= {f"imitation/{name}": (100 * one.rate, "%"), f"imitation_gain/{name}": (gain, "points")}
             out |= {f"imitation_low/{name}": (low, "points"), f"imitation_high/{name}": (high, "points")}
-        out["imitation/demonstrations"] = (float(size.demos * size.taught), "episodes")
+        out["imitation/demonstrations"] = (float(sum(size.shown.values())), "episodes")
         out |= {f"oracle/{name}": (share, "%") for name, share in (await _oracles(worlds, todo)).items()}
-        out["held_out_untouched"] = (float(size.untouched), "tasks of each suite")
-        out["held_out"] = (float(size.held_out), "tasks of each suite")
-        out["real_after_imitation_min"] = (100 * min(one.rate for one in before.values()), "%")
-        arms = [arm for arm in ARMS if arm == "trees" or size.chains]
-        after: dict[str, list[dict[str, Evaluation]]] = {arm: [] for arm in arms}
-        for seed in range(size.seeds):
-            wanted = 0.0
-            for arm in arms:
-                named = "-".join(map(str, (arm, size.trees_a_round, *([size.first] if size.first else []), seed)))
-                share = json.dumps(_shares(tuple(worlds), size))
-                more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.suite_tasks={share}")
-                cfg = begun_with(home / named, f"hf:{begun}", *more)
-                done = await _looped(cfg, worlds, size.rounds, wanted)
-                tokens, rounds = sum(one.tokens for one in done), len(done)
-                wanted = wanted or tokens
-                found = await _alone(home / f"{named}-{rounds}", partial(_newest, cfg), worlds, todo)
-                after[arm].append(found)
-                out[f"{arm}/{seed}/sampled_tokens"] = (tokens, "tokens")
-                out[f"{arm}/{seed}/rounds"] = (float(rounds), "rounds")
-                out[f"{arm}/{seed}/minutes"] = (sum(one.seconds for one in done) / 60, "minutes")
-                out |= {f"{arm}/{seed}/{name}": (100 * one.rate, "%") for name, one in found.items()}
-        for arm, every in after.items():
-            out |= gains(arm, before, every)
-    out["real_gain_points_min"] = min(out[f"trees_gain/{name}"] for name in before)
-    out["real_gain_low_min"] = min(out[f"trees_low/{name}"] for name in before)
-    out["seeds"] = (float(size.seeds), "seeds")
-    return out
+    out["held_out_untouched"] = (float(size.untouched), "tasks of each suite")
+    out["held_out"] = (float(size.held_out), "tasks of each suite")
+    out["real_after_imitation_min"] = (100 * min(one.rate for one in before.values()), "%")
+    return _Begun(begun, before, out)
+
+
+class _Done(NamedTuple):
+    """A round: sampled tokens, and what it took."""
+
+    tokens: float
+    seconds: float
+
+
+class _Arm(NamedTuple):
+    """A loop that is over: its rounds, and what its policy solves alone."""
+
+    rounds: list[_Done]
+    alone: dict[str, Evaluation]
+
+    @property
+    def tokens(self) -> float:
+        return sum(one.tokens for one in self.rounds)
+
+
+def _trained(home: Path, begun: Path, size: Size, arms: Sequence[str]) -> list[dict[str, _Arm]]:
+    """By seed and arm. Several loops at once are processes that divide the threads; chains wait for the trees of their
+    seed, whose tokens they must reach."""
+    if size.beside == 1:
+        return [_of_seed(_arm, home, begun, size, arms, seed) for seed in range(size.seeds)]
+    threads = max(1, torch.get_num_threads() // size.beside)
+    with (
+        ProcessPoolExecutor(size.beside, get_context("spawn"), torch.set_num_threads, (threads,)) as pool,
+        ThreadPoolExecutor(size.seeds) as waiting,
+    ):
+        work = partial(_of_seed, lambda *given: pool.submit(_arm, *given).result(), home, begun, size, arms)
+        return list(waiting.map(work, range(size.seeds)))
+
+
+def _of_seed(
+    run: Callable[..., _Arm], home: Path, begun: Path, size: Size, arms: Sequence[str], seed: int
+) -> dict[str, _Arm]:
+    done: dict[str, _Arm] = {}
+    for arm in arms:
+        done[arm] = run(home, begun, size, arm, seed, done["trees"].tokens if done else 0.0)
+    return done
+
+
+def _arm(home: Path, begun: Path, size: Size, arm: str, seed: int, wanted: float) -> _Arm:
+    """One loop, as far as it is not in its folder yet: so many rounds, or until it has drawn `wanted` tokens."""
+
+    async def work() -> _Arm:
+        async with open_worlds(size.taught) as worlds:
+            named = "-".join(map(str, (arm, size.trees_a_round, *([size.first] if size.first else []), seed)))
+            share = json.dumps(_shares(size.taught, size))
+            more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.suite_tasks={share}")
+            cfg = begun_with(home / named, f"hf:{begun}", *more)
+            done = await _looped(cfg, worlds, size.rounds, wanted)
+            todo = tasks_for(worlds, "test", 0, size.held_out)
+            return _Arm(done, await _alone(home / f"{named}-{len(done)}", partial(_newest, cfg), worlds, todo))
+
+    return asyncio.run(work())
 
 
 def _shares(suites: Sequence[str], size: Size) -> dict[str, int]:
@@ -132,7 +196,7 @@ def begun_with(home: Path, spec: str, *settings: str) -> Config:
 
 def begun_of(spec: str, size: Size) -> dict[str, object]:
     """What tells weights that imitated from others."""
-    return {"spec": spec, "demos": size.demos, "suites": TAUGHT[: size.taught]}
+    return {"spec": spec, "demos": size.demos, "suites": size.taught}
 
 
 def learning_home(spec: str, size: Size) -> Path | None:
@@ -142,11 +206,11 @@ def learning_home(spec: str, size: Size) -> Path | None:
 
 async def begun_model(home: Path, spec: str, size: Size) -> Path:
     """The weights that imitated, as the section `learning` keeps them in `home`; made now where they are not there."""
-    async with open_worlds(TAUGHT[: size.taught]) as worlds:
-        return await imitated(begun_with(home / "begun", spec), worlds, size.demos)
+    async with open_worlds(size.taught) as worlds:
+        return await imitated(begun_with(home / "begun", spec), worlds, size)
 
 
-async def imitated(cfg: Config, worlds: Mapping[str, World], demos: int) -> Path:
+async def imitated(cfg: Config, worlds: Mapping[str, World], size: Size) -> Path:
     """The folder of the weights that imitated the oracles."""
     from treewright.training.recipes.imitate import imitation_rate, learn_rows
 
@@ -154,9 +218,15 @@ async def imitated(cfg: Config, worlds: Mapping[str, World], demos: int) -> Path
         return done.path
     learner = Learner(make_trainer(cfg, model_folder(cfg.policy.spec)), cfg.home / "checkpoints", 1, cfg.policy.spec)
     template = template_for(learner.trainer.tokenizer)
-    episodes = await oracle_episodes(worlds, tasks_for(worlds, "train", 0, demos))
+    episodes = await oracle_episodes(worlds, tasks_for(worlds, "train", 0, max(size.demos), size.shown))
     rows = [episode_rows(episode, template) for episode in episodes]
-    learn_rows(learner.trainer, rows, lr=imitation_rate(learner.trainer.model))
+    began = time.monotonic()
+
+    def told(done: int, steps: int, loss: float) -> None:
+        if done % 10 == 0 or done == steps:
+            print(f"imitation, step {done} of {steps}: {loss:.3f} nats ({time.monotonic() - began:.0f} s)", flush=True)
+
+    learn_rows(learner.trainer, rows, lr=imitation_rate(learner.trainer.model), on_step=told)
     return Path(learner.save({"recipe": "sft"}).path)
 
 
@@ -165,13 +235,6 @@ async def _oracles(worlds: Mapping[str, World], tasks: Sequence[Task]) -> dict[s
     played = await demonstrations(worlds, tasks)
     solved = {name: [one.reward >= SOLVED for one in played if one.task.suite == name] for name in worlds}
     return {name: 100 * float(np.mean(found)) for name, found in solved.items()}
-
-
-class _Done(NamedTuple):
-    """A round: sampled tokens, and what it took."""
-
-    tokens: float
-    seconds: float
 
 
 async def _looped(cfg: Config, worlds: Mapping[str, World], rounds: int, wanted: float) -> list[_Done]:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from treewright.agent.runs.demo_real import STEP
-from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_model, begun_of, learning_home
+from treewright.benchmarks.real_learning import SPEC, begun_model, begun_of, learning_home
 from treewright.benchmarks.real_parts import Figures, kept, size_of
 from treewright.envs.errors import TreewrightError
 
@@ -38,12 +38,12 @@ def memory_figures(quick: bool, spec: str = SPEC) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         begun = asyncio.run(begun_model(home or Path(folder), spec, size))
         of = {"part": "memory", **begun_of(spec, size), "settings": settings}
-        return kept(of, partial(_peak, f"hf:{begun.resolve()}", settings))
+        return kept(of, partial(_peak, f"hf:{begun.resolve()}", size.taught[0], settings))
 
 
-def _peak(spec: str, settings: Sequence[str]) -> Figures:
+def _peak(spec: str, suite: str, settings: Sequence[str]) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-P", "-m", "treewright", "loop", "--name", "m", "--suites", TAUGHT[0]]
+        words = [sys.executable, "-P", "-m", "treewright", "loop", "--name", "m", "--suites", suite]
         words += ["--policy", spec, *(word for setting in settings for word in ("--set", setting))]
         done = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         told = done.stderr.read() if done.stderr is not None else b""

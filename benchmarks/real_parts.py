@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.registry import suite
 from treewright.envs.whole import write_whole
 
 __all__ = ["FULL", "QUICK", "Figures", "Size", "folder_of", "kept", "measuring", "share_interval", "size_of", "sized"]
@@ -26,11 +28,13 @@ class Size:
 
     tasks     of each suite, one rollout for each way of prompting;  suites  of `SUITES`, from the first
     trees     whose log-probs are compared;  gradients  of those, whose gradient is, too
-    demos, held_out, taught  of imitation: demonstrations and held-out tasks of each suite, and how many suites
+    demos, held_out, taught  of imitation: training tasks that oracles play, one number or one for each suite;
+              held-out tasks of each suite; the suites
     untouched  held-out tasks of each suite that the untouched model plays, most of them to the end of each draw
     rounds, trees_a_round, seeds   of training by trees and by chains; the trees of all suites that are taught
     first     trees a round of the first suite, the others share the rest; 0: all have as many
     chains    1, or 0 to leave them out
+    beside    loops that are trained at once, each in a process of its own
     judged    held-out tasks that each rule with each judge searches
     loop      tasks of the round whose memory is measured
     """
@@ -39,15 +43,24 @@ class Size:
     suites: int = 3
     trees: int = 50
     gradients: int = 50
-    demos: int = 260
+    demos: tuple[int, ...] = (300,)
     held_out: int = 100
-    taught: int = 2
+    taught: tuple[str, ...] = ("stdlib", "workbench")
     untouched: int = 24
     rounds: int = 20
     trees_a_round: int = 24
     first: int = 0
     seeds: int = 3
     chains: int = 1
+    beside: int = 1
+
+    @property
+    def shown(self) -> dict[str, int]:
+        """`demos` by suite."""
+        return dict(
+            zip(self.taught, self.demos * len(self.taught) if len(self.demos) == 1 else self.demos, strict=True)
+        )
+
     judged: int = 40
     loop: int = 16
 
@@ -58,9 +71,9 @@ QUICK = Size(
     suites=1,
     trees=8,
     gradients=8,
-    demos=6,
+    demos=(6,),
     held_out=4,
-    taught=1,
+    taught=("kg",),
     untouched=4,
     rounds=1,
     trees_a_round=2,
@@ -71,18 +84,31 @@ QUICK = Size(
 
 
 def sized(text: str | None, base: Size = FULL) -> Size:
-    """`tasks=4,trees=10` as a size, the rest as in `base`. Raises TreewrightError for what it does not know."""
+    """`tasks=4,taught=kg+stdlib,demos=60+90` as a size, the rest as in `base`.
+
+    Raises TreewrightError for what it does not know."""
     known = {field.name for field in dataclasses.fields(Size)}
-    given = dict[str, int]()
+    given = dict[str, Any]()
     for part in (text or "").replace(" ", "").split(","):
         name, _, value = part.partition("=")
-        if part and (name not in known or not value.isdecimal() or not (int(value) or name in ("chains", "first"))):
+        words = value.split("+")
+        numbers = all(word.isdecimal() and (int(word) or name in ("chains", "first")) for word in words)
+        if name == "taught":
+            given[name] = tuple(suite(word).name for word in words)
+        elif part and (name not in known or not numbers or (len(words) > 1 and name != "demos")):
             raise TreewrightError(
-                f"--size {part}: write NAME=NUMBER, separated by commas; names: {', '.join(sorted(known))}"
+                f"--size {part}: write NAME=NUMBER, taught=SUITE+SUITE or demos=NUMBER+NUMBER, separated by commas; "
+                f"names: {', '.join(sorted(known))}"
             )
-        if part:
-            given[name] = int(value)
-    return dataclasses.replace(base, **given)
+        elif part:
+            given[name] = tuple(map(int, words)) if name == "demos" else int(value)
+    size = dataclasses.replace(base, **given)
+    if len(size.demos) not in (1, len(size.taught)):
+        raise TreewrightError(
+            f"--size demos={'+'.join(map(str, size.demos))}: write one number, or one for each of "
+            f"taught={'+'.join(size.taught)}"
+        )
+    return size
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from treewright.agent.runs.collect import open_worlds
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.benchmarks.families import trajectories
 from treewright.benchmarks.real_exact import packs_by_lot
-from treewright.benchmarks.real_learning import ARMS, SPEC, TAUGHT, begun_of, begun_with, imitated, learning_home
+from treewright.benchmarks.real_learning import ARMS, SPEC, begun_of, begun_with, imitated, learning_home
 from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
 from treewright.benchmarks.train import Mode, side_by_side
 from treewright.benchmarks.train_ways import load_of
@@ -65,11 +65,11 @@ def _shared(pack: PackedBatch) -> float:
 
 
 async def _grown(home: Path, spec: str, size: Size) -> tuple[Path, list[Tree]]:
-    async with open_worlds(TAUGHT[: size.taught]) as worlds:
-        begun = await imitated(begun_with(home / "begun", spec), worlds, size.demos)
+    async with open_worlds(size.taught) as worlds:
+        begun = await imitated(begun_with(home / "begun", spec), worlds, size)
         policy = open_policy(f"hf:{begun}")
         try:
-            one = {TAUGHT[0]: worlds[TAUGHT[0]]}
+            one = {size.taught[0]: worlds[size.taught[0]]}
             cfg = begun_with(home / "step", spec, *ARMS["trees"])
             tasks = tasks_for(one, "train", 30, size.trees_a_round)
             return begun, await grow_for_training(cfg, tasks, one, policy, "step", 30)

@@ -24,7 +24,7 @@ from treewright.agent.runs.evaluate import Evaluation, evaluate
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks.real_exact import packed_gradient
-from treewright.benchmarks.real_learning import SPEC, TAUGHT, begun_model, begun_of, begun_with, learning_home
+from treewright.benchmarks.real_learning import SPEC, begun_model, begun_of, begun_with, learning_home
 from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
 from treewright.search.tree import Tree
 from treewright.training.credit import estimate
@@ -56,7 +56,8 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
     first = make_trainer(cfg, str(begun))
     model = shared_model(cfg, first)
     options: dict[str, Any] = {} if model is None else {"model": model}
-    grown = [asyncio.run(_grown(cfg, str(begun), options, size.trees_a_round, index)) for index in (20, 21)]
+    name = size.taught[0]
+    grown = [asyncio.run(_grown(cfg, str(begun), options, name, size.trees_a_round, index)) for index in (20, 21)]
     trainer = Trainer(first.model, TrainSettings(max_tokens=1024, minibatches=1, grad_clip=1e9, max_kl=0.0))
     packs = [_packs(trees) for trees in grown]
     own, other = _gradient(trainer, packs[0]), _gradient(trainer, packs[1])
@@ -73,7 +74,7 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
                 p.copy_(old - share * torch.sign(g))
         return divergence(before, _logprobs(trainer, packs[0]))
 
-    base = asyncio.run(_alone(str(begun), options, size.held_out))
+    base = asyncio.run(_alone(str(begun), options, name, size.held_out))
     out: Figures = {
         "update/gradients_alike": (alike, "cosine of the gradients of other tasks"),
         "update/before": (100 * base.rate, "%"),
@@ -82,7 +83,7 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
     promised = sum(float(g.abs().double().sum()) for g in own)
     for bound in BOUNDS:
         share, found = _within(moved, bound)
-        after = asyncio.run(_alone(str(begun), options, size.held_out))
+        after = asyncio.run(_alone(str(begun), options, name, size.held_out))
         difference = np.subtract(after.success, base.success)
         out |= {
             f"update/{bound:g}/divergence": (found, "nats per token"),
@@ -107,23 +108,23 @@ def _within(moved: Callable[[float], float], bound: float) -> tuple[float, float
     return share, found
 
 
-async def _grown(cfg: Any, begun: str, options: dict[str, Any], count: int, index: int) -> list[Tree]:
+async def _grown(cfg: Any, begun: str, options: dict[str, Any], name: str, count: int, index: int) -> list[Tree]:
     policy = open_policy(f"hf:{begun}", **options)
     try:
-        async with open_worlds(TAUGHT[:1]) as worlds:
+        async with open_worlds([name]) as worlds:
             tasks = tasks_for(worlds, "train", index, count)
             return await grow_for_training(cfg, tasks, worlds, policy, "update", index)
     finally:
         await policy.close()
 
 
-async def _alone(begun: str, options: dict[str, Any], count: int) -> Evaluation:
+async def _alone(begun: str, options: dict[str, Any], name: str, count: int) -> Evaluation:
     """The trainer's model as it is now: one sampled rollout for each held-out task, the same seeds each time."""
     policy = open_policy(f"hf:{begun}", **options)
     try:
-        async with open_worlds(TAUGHT[:1]) as worlds:
+        async with open_worlds([name]) as worlds:
             found, _ = await evaluate(tasks_for(worlds, "test", 0, count), worlds, policy, seed=1)
-            return found[TAUGHT[0]]
+            return found[name]
     finally:
         await policy.close()
 

@@ -234,11 +234,11 @@ def pack_rows(groups: Sequence[Sequence[TokenRow]], max_tokens: int = 16384) -> 
     without context, whose first token nothing would predict, or without response.
     """
     packs, trie, held = [], TokenTrie(), list[_Draw]()
-    count = 0
+    count, last = 0, np.zeros(0, np.int64)
     for group in groups:
         if any(not len(row.context) or not len(row.response) for row in group):
             raise TreewrightError("a row has no context or no response: there is nothing to predict; leave it out")
-        size = _at_most(group)
+        size, last = _at_most(group, last)
         if held and len(trie) + size > max_tokens:
             packs.append(_laid(trie, held, "draw", count))
             trie, held, count = TokenTrie(), [], 0
@@ -249,17 +249,18 @@ def pack_rows(groups: Sequence[Sequence[TokenRow]], max_tokens: int = 16384) -> 
     return [*packs, _laid(trie, held, "draw", count)] if held else packs
 
 
-def _at_most(rows: Sequence[TokenRow]) -> int:
-    """No fewer tokens than the rows have in a trie, where each shares with the row before it what both begin with: the
-    steps of one episode are counted once, not each with all that went before."""
-    size, before = 0, np.zeros(0, np.int64)
+def _at_most(rows: Sequence[TokenRow], before: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:
+    """No fewer tokens than the rows add to a trie that holds the row `before`, where each shares with the one before it
+    what both begin with: the steps of one episode are counted once, not each with all that went before. And the last
+    row."""
+    size = 0
     for row in rows:
         ids = np.concatenate([row.context, row.response]).astype(np.int64)
         most = min(len(before), len(ids))
         differ = before[:most] != ids[:most]
         size += len(ids) - (int(differ.argmax()) if differ.any() else most)
         before = ids
-    return size
+    return size, before
 
 
 def rows_of(pack: PackedBatch) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:

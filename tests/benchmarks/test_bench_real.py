@@ -25,7 +25,7 @@ from treewright.benchmarks.real_update import BOUNDS, CLOSE, update_figures
 from treewright.benchmarks.search import section
 from treewright.envs.errors import TreewrightError
 
-SMALL = replace(QUICK, held_out=3, untouched=3, demos=3, rounds=1, trees_a_round=2)
+SMALL = replace(QUICK, held_out=3, untouched=3, demos=(3,), rounds=1, trees_a_round=2)
 
 
 def test_every_section_is_there() -> None:
@@ -67,6 +67,20 @@ def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_pat
         more = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
     rounds = json.loads((home / "trees-2-0/rounds.json").read_text())
     assert len(rounds) == 2 and rounds[0][0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
+
+
+def test_loops_of_several_seeds_run_side_by_side_as_they_do_one_after_another(tmp_path: Path) -> None:
+    two = replace(SMALL, seeds=2, chains=0)
+    with measuring(two, tmp_path / "in turn"):
+        learning_figures(True, "seedling")
+    with measuring(replace(two, beside=2), tmp_path / "beside"):
+        found = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
+    drawn = [
+        [json.loads(file.read_text())[0][0] for file in sorted(folder.glob("learning-*/trees-2-*/rounds.json"))]
+        for folder in (tmp_path / "in turn", tmp_path / "beside")
+    ]
+    assert found["beside"] == 2 and drawn[1] == [found[f"trees/{seed}/sampled_tokens"] for seed in (0, 1)]
+    assert drawn[0] == drawn[1]
 
 
 def test_sampling_is_compared_between_two_builds_on_the_weights_that_imitated(tmp_path: Path) -> None:
@@ -119,8 +133,16 @@ def test_parts_that_were_measured_are_kept_by_what_they_are_of(tmp_path: Path) -
 def test_a_size_is_told_by_name() -> None:
     assert sized("tasks=4, trees=10") == replace(FULL, tasks=4, trees=10) and sized(None, QUICK) == QUICK
     assert sized("chains=0").chains == 0
-    for wrong in ("tasks=0", "tasks", "task=3", "trees=-1"):
+    assert sized("taught=kg+stdlib,demos=3+4") == replace(FULL, taught=("kg", "stdlib"), demos=(3, 4))
+    assert sized("demos=3").shown == {"stdlib": 3, "workbench": 3}
+    assert sized("demos=3+4").shown == {"stdlib": 3, "workbench": 4}
+    for wrong in ("tasks=0", "tasks", "task=3", "trees=-1", "trees=1+2", "demos=0", "demos=3+"):
         with pytest.raises(TreewrightError, match="NAME=NUMBER"):
+            sized(wrong)
+    with pytest.raises(TreewrightError, match="did you mean 'kg'"):
+        sized("taught=kgg")
+    for wrong in ("demos=3+4+5", "taught=kg+stdlib,demos=3+4+5", "taught=kg,demos=3+4"):
+        with pytest.raises(TreewrightError, match=r"demos=\S+: write one number, or one for each"):
             sized(wrong)
 
 

@@ -93,6 +93,10 @@ def sft(
     return stats | {"first_loss": first, "paths": float(len(found)), "trained_tokens": float(tokens)}
 
 
+def _begins(rows: Sequence[TokenRow]) -> tuple[int, ...]:
+    return tuple(rows[0].context)
+
+
 def imitation_rate(model: Any) -> float:
     """The rate of `learn_rows` for a model of this size where none is given."""
     return SMALL_RATE if sum(p.numel() for p in model.parameters()) < SMALL else LARGE_RATE
@@ -136,7 +140,7 @@ def learn_rows(
         for _ in range(epochs):
             rng.shuffle(order)
             for start in range(0, len(order), batch):
-                chosen = [groups[i] for i in order[start : start + batch]]
+                chosen = sorted((groups[i] for i in order[start : start + batch]), key=_begins)  # neighbours share
                 tokens = sum(len(row.response) for rows in chosen for row in rows)
                 weighted = [[replace(row, coef=len(chosen) / tokens) for row in rows] for rows in chosen]
                 trainer.fixed_rate = lr * rate_at(done, steps, round(warmup * steps))

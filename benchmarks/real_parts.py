@@ -39,30 +39,28 @@ class Size:
     loop      tasks of the round whose memory is measured
     """
 
-    tasks: int = 16
+    tasks: int = 6
     suites: int = 3
     trees: int = 50
     gradients: int = 50
-    demos: tuple[int, ...] = (300,)
+    demos: tuple[int, ...] = (300, 110)
     held_out: int = 100
     taught: tuple[str, ...] = ("stdlib", "workbench")
-    untouched: int = 24
-    rounds: int = 20
+    untouched: int = 8
+    rounds: int = 12
     trees_a_round: int = 24
     first: int = 0
     seeds: int = 3
     chains: int = 1
-    beside: int = 1
+    beside: int = 3
+    judged: int = 16
+    loop: int = 16
 
     @property
     def shown(self) -> dict[str, int]:
         """`demos` by suite."""
-        return dict(
-            zip(self.taught, self.demos * len(self.taught) if len(self.demos) == 1 else self.demos, strict=True)
-        )
-
-    judged: int = 40
-    loop: int = 16
+        each = self.demos * len(self.taught) if len(self.demos) == 1 else self.demos
+        return dict(zip(self.taught, each, strict=True))
 
 
 FULL = Size()
@@ -78,6 +76,7 @@ QUICK = Size(
     rounds=1,
     trees_a_round=2,
     seeds=1,
+    beside=1,
     judged=2,
     loop=2,
 )

@@ -10,13 +10,13 @@ judge tokens, and there after a resume:
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Sequence
 
 from treewright.agent.policies.once import Once
 from treewright.agent.policies.policy import Writer
 from treewright.envs.types import Task, digest, seed_of
+from treewright.envs.waiting import together
 from treewright.search.types import Candidate, NodeStatus, Score
 
 __all__ = ["Imagined", "steps_left"]
@@ -39,7 +39,7 @@ class Imagined:
         self._known: Once[str, int] = Once(REMEMBERED)
 
     async def evaluate(self, task: Task, candidates: Sequence[Candidate]) -> Sequence[Score]:
-        return list(await asyncio.gather(*(self._one(task, c) for c in candidates)))
+        return await together(self._one(task, c) for c in candidates)
 
     async def _one(self, task: Task, candidate: Candidate) -> Score:
         done = len(candidate.turns) + 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from treewright.agent.judges.uncertainty import Entropy
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
+from treewright.envs.waiting import together
 from treewright.search.types import Candidate, Evaluator, Score
 
 __all__ = ["ValueGuided"]
@@ -40,9 +40,7 @@ class ValueGuided:
         if value is None:
             unsure, worth = await self.entropy.evaluate(task, candidates), [Score(UNKNOWN)] * len(candidates)
         else:
-            unsure, found = await asyncio.gather(
-                self.entropy.evaluate(task, candidates), value.evaluate(task, candidates)
-            )
+            unsure, found = await together([self.entropy.evaluate(task, candidates), value.evaluate(task, candidates)])
             worth = list(found)
         return [
             Score((v.value + self.weight * h.value) / (1 + self.weight), v.tokens + h.tokens)

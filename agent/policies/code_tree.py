@@ -9,7 +9,6 @@ trained on. In other worlds than `code`, where no tests are reported, strategies
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from treewright.agent.policies.wrapped import Wrapped
 from treewright.envs.code.world import share_passed
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
+from treewright.envs.waiting import together
 from treewright.search.types import Completion, Context, Exchange, layers
 
 __all__ = ["CodeTree"]
@@ -87,8 +87,8 @@ class CodeTree(Wrapped):
         seen = context.turns[-1].observation if context.turns else context.first
         shown = [self.inner.context(replace(context.task, goal=goal), context.tools, seen, (), ()) for goal in goals]
         groups = [list(range(v, len(seeds), len(shown))) for v in range(len(shown))]
-        drawn = await asyncio.gather(
-            *(self.inner.draw(c, [seeds[i] for i in g], max_tokens) for c, g in zip(shown, groups, strict=True))
+        drawn = await together(
+            self.inner.draw(c, [seeds[i] for i in g], max_tokens) for c, g in zip(shown, groups, strict=True)
         )
         out = {i: one for group, done in zip(groups, drawn, strict=True) for i, one in zip(group, done, strict=True)}
         return [replace(out[i], trainable=False) for i in range(len(seeds))]

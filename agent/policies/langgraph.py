@@ -31,6 +31,7 @@ from treewright.agent.policies.prompts import chat_messages
 from treewright.agent.policies.served import ToolContext
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec
+from treewright.envs.waiting import together
 from treewright.search.types import Completion, Context, Exchange, PolicyFault
 
 __all__ = ["GraphPolicy"]
@@ -93,7 +94,7 @@ class GraphPolicy:
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
         """One run of the graph for each seed. Raises PolicyFault where the graph fails or takes too long."""
-        return list(await asyncio.gather(*(self._one(context, seed) for seed in seeds)))
+        return await together(self._one(context, seed) for seed in seeds)
 
     async def _one(self, context: Context, seed: int) -> Completion:
         said = [

@@ -14,7 +14,6 @@ and the credit by `training.credit.graphs.without_replacement` need are those of
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import math
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from treewright.agent.policies.wrapped import Wrapped
 from treewright.envs.doors import Door
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Observation, Task, ToolSpec, seed_of
+from treewright.envs.waiting import together
 from treewright.search.tree import Tree
 from treewright.search.types import Completion, Context, Costly, Exchange, PolicyFault, layers
 
@@ -229,8 +229,8 @@ class Variety(Wrapped):
         count = len(self.variants)
         groups = [list(range(v, len(seeds), count)) for v in range(min(count, len(seeds)))]
         shown = [context.others[v] or context.own for v in range(len(groups))]
-        drawn = await asyncio.gather(
-            *(self.inner.draw(c, [seeds[i] for i in g], max_tokens) for c, g in zip(shown, groups, strict=True))
+        drawn = await together(
+            self.inner.draw(c, [seeds[i] for i in g], max_tokens) for c, g in zip(shown, groups, strict=True)
         )
         out: dict[int, Completion] = {}
         for v, (group, done) in enumerate(zip(groups, drawn, strict=True)):

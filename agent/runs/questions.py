@@ -14,7 +14,6 @@ and not by the last child's year.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from treewright.agent.runs.probtree import Calibration
 from treewright.envs.errors import TreewrightError
 from treewright.envs.retrieval.index import Retriever
 from treewright.envs.types import seed_of
+from treewright.envs.waiting import together
 from treewright.search.planning.all_nodes import REFERENCE, Answer, Option, Parts
 
 __all__ = ["REASON", "Asker", "Prompts", "sub_questions"]
@@ -96,8 +96,7 @@ class Asker:
         """The options of a goal, the surest answer first. Raises PolicyFault where the model cannot be asked."""
         if goal.startswith(REASON):
             return [await self.reasoned(goal)]
-        ways = [self.answer(name, goal) for name in self.ways]
-        answers = await asyncio.gather(*ways)
+        answers = await together(self.answer(name, goal) for name in self.ways)
         parts = await self.split(goal) if self._depth(goal) < self.depth else None
         return [*sorted(answers, key=lambda a: -a.confidence), *([parts] if parts is not None else [])]
 

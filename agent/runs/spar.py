@@ -37,6 +37,7 @@ from treewright.envs.types import (
     digest,
     seed_of,
 )
+from treewright.envs.waiting import together
 from treewright.search.engine import Keeper
 from treewright.search.restore import Pool
 from treewright.search.rules import rule_with
@@ -106,7 +107,7 @@ class Judge:
             "Say what is wrong, if anything is, and end with a line 'Verdict: yes' or 'Verdict: no'."
         )
         seeds = [seed_of(task.seed, "judge", prompt, i) & 0x7FFFFFFF for i in range(self.votes)]
-        texts = await asyncio.gather(*(said_by(self.policy, prompt, seed, self.max_tokens) for seed in seeds))
+        texts = await together(said_by(self.policy, prompt, seed, self.max_tokens) for seed in seeds)
         self.asked += len(texts)
         votes = [(verdict, text) for text in texts if (verdict := verdict_of(text)) is not None]
         if not votes:

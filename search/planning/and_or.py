@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.waiting import together
 
 __all__ = ["Found", "Route", "Step", "plan"]
 
@@ -228,11 +229,15 @@ class _Asking:
             names = [self.graph.names[goal] for goal in goals]
             said = [self.solver(name) for name in names]
             waits = [answer for answer in said if isinstance(answer, Awaitable)]
-            late = iter(await asyncio.gather(*waits)) if waits else iter(())
+            late = iter(await together(map(_awaited, waits)))
             steps = [next(late) if isinstance(answer, Awaitable) else answer for answer in said]
             changed += [goal for goal, some in zip(goals, steps, strict=True) if not self.graph.add(goal, some)]
             await self.graph.breathe()
         return changed
+
+
+async def _awaited(answer: Awaitable[Sequence[Step]]) -> Sequence[Step]:
+    return await answer
 
 
 async def _search(graph: _Graph, ask: _Asking) -> None:

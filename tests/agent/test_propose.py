@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -32,7 +34,7 @@ from treewright.envs.maze import SUITE
 from treewright.search.engine import Settings, search
 from treewright.search.rules import best_first
 from treewright.search.store import TreeStore
-from treewright.search.types import Budget, Completion, Exchange, PolicyFault
+from treewright.search.types import Budget, Completion, Context, Exchange, PolicyFault
 from treewright.training.credit.graphs import without_replacement
 
 TASK = SUITE.tasks("train", 3)[2]
@@ -62,6 +64,25 @@ async def test_which_draw_has_which_context_is_fixed_by_its_number() -> None:
     assert "move 2" in done[1].text and "move 1" not in done[1].text and "move" not in done[2].text
     assert all(f"cell {i}" in done[3].text for i in range(4))
     assert [one.trainable for one in done] == [True, False, False, False, True, False]
+
+
+async def test_a_draw_that_fails_ends_those_of_other_contexts_before_it_is_told() -> None:
+    ended = []
+
+    class Failing(ScriptedPolicy):
+        async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> list[Completion]:
+            if context.messages and "please" in str(context.messages):
+                raise PolicyFault("no answer")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append(tuple(seeds))
+            return []
+
+    proposer = Variety(Failing(told), [plain, rephrased(lambda task: f"please: {task.goal}")])
+    with pytest.raises(PolicyFault, match="no answer"):
+        await drawn(proposer, range(4))
+    assert ended == [(0, 2)]
 
 
 async def test_with_the_plain_context_alone_nothing_changes() -> None:

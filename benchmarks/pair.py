@@ -27,7 +27,7 @@ from rich.table import Table
 
 from treewright.agent.policies.prompts import template_for
 from treewright.agent.runs.figures import commit, hardware, versions, write_result
-from treewright.benchmarks.pair_work import MODEL, POSTGRES, PROMPTS
+from treewright.benchmarks.pair_work import MODEL, POSTGRES, PROMPTED, PROMPTS
 from treewright.benchmarks.unpaired import UNPAIRED, Unpaired
 from treewright.envs import suite
 from treewright.envs.errors import TreewrightError
@@ -189,7 +189,7 @@ def _prompts(chosen: Sequence[Workload]) -> Iterator[None]:
         yield
         return
     most = max(w.size for w in chosen if w.work == "nodes")
-    listed = json.dumps(asyncio.run(first_prompts(os.environ[MODEL], "kg", most)))
+    listed = json.dumps(asyncio.run(first_prompts(os.environ[MODEL], os.environ.get(PROMPTED, "kg"), most)))
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {PROMPTS: str(Path(folder, "prompts.json"))}):
         Path(os.environ[PROMPTS]).write_text(listed)
         yield

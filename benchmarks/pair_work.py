@@ -27,6 +27,7 @@ __all__ = ["WORK"]
 
 Done = tuple[float, str]
 POSTGRES, MODEL, PROMPTS = "TREEWRIGHT_BENCH_POSTGRES", "TREEWRIGHT_BENCH_MODEL", "TREEWRIGHT_BENCH_PROMPTS"
+PROMPTED = "TREEWRIGHT_BENCH_SUITE"  # whose tasks `hf_nodes` prompts with; kg where it is not set
 MOVES = [*(f'move {{"to": "{way}"}}' for way in ("north", "east", "south", "west")), "stop {}"]
 WAYS = [(f'move {{"to": "{way}"}}', 0.25) for way in ("north", "east", "south", "west")]
 PER_POP, SIDE, TRIES = 2.9, 8, 3  # nodes of a pop of four draws, cells of a side, repetitions of which the least counts

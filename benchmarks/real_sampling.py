@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from treewright.benchmarks import pair
-from treewright.benchmarks.pair_work import MODEL
+from treewright.benchmarks.pair_work import MODEL, PROMPTED
 from treewright.benchmarks.real_learning import SPEC, begun_model, begun_of, learning_home
 from treewright.benchmarks.real_parts import Figures, kept, size_of
 
@@ -21,7 +21,8 @@ WORKLOAD = "hf_nodes"
 
 
 def sampling_figures(quick: bool, spec: str = SPEC, between: Sequence[str] = ()) -> Figures:
-    """Eight draws at each of the first prompts of `kg`, of the weights that the section `learning` begins with.
+    """Eight draws at each of the first prompts of the first suite that was taught, of the weights that the section
+    `learning` begins with.
 
     between  two builds, as `bench pair` takes them
     """
@@ -30,11 +31,11 @@ def sampling_figures(quick: bool, spec: str = SPEC, between: Sequence[str] = ())
     with tempfile.TemporaryDirectory() as folder:
         begun = asyncio.run(begun_model(home or Path(folder), spec, size))
         of = {"part": "sampling", **begun_of(spec, size)}
-        return kept(of, partial(_beside, begun.resolve(), quick, between))
+        return kept(of, partial(_beside, begun.resolve(), size.taught[0], quick, between))
 
 
-def _beside(model: Path, quick: bool, between: Sequence[str]) -> Figures:
-    with patch.dict(os.environ, {MODEL: str(model)}):
+def _beside(model: Path, suite: str, quick: bool, between: Sequence[str]) -> Figures:
+    with patch.dict(os.environ, {MODEL: str(model), PROMPTED: suite}):
         found = pair.main(quick, between=between, only=[WORKLOAD])["pairs"][WORKLOAD]
     return {
         "sampling/nodes": (float(found["size"]), "nodes"),

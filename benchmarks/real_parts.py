@@ -47,7 +47,7 @@ class Size:
     held_out: int = 100
     taught: tuple[str, ...] = ("stdlib", "workbench")
     untouched: int = 8
-    rounds: int = 12
+    rounds: int = 13
     trees_a_round: int = 24
     first: int = 0
     seeds: int = 3

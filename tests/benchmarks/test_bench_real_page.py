@@ -60,18 +60,26 @@ def test_the_page_tells_how_fast_the_real_model_is_sampled_as_the_pair_of_builds
 
 def test_page_and_readme_tell_what_trees_gained_on_each_suite(figures: dict[str, float]) -> None:
     seeds, head = range(int(figures["seeds"])), " ".join(README.partition("## What holds")[0].split())
-    for suite in ("kg", "stdlib"):
+    suites = ("stdlib", "workbench")
+    for suite in suites:
         gain, low, high = (f"{figures[f'trees_{kind}/{suite}']:+.0f}" for kind in ("gain", "low", "high"))
         assert f"{gain} ({low} … {high})" in PAGE and f"{gain}, {low} … {high}" in head
     for text in (PAGE, head):
         for shares in (
-            [figures[f"imitation/{suite}"] for suite in ("kg", "stdlib")],
-            [sum(figures[f"trees/{i}/{suite}"] for i in seeds) / len(seeds) for suite in ("kg", "stdlib")],
+            [figures[f"imitation/{suite}"] for suite in suites],
+            [sum(figures[f"trees/{i}/{suite}"] for i in seeds) / len(seeds) for suite in suites],
         ):
             first, second = (f"{share:.0f} %" for share in shares)
             assert first in text and second in text
     assert {figures[f"trees/{i}/rounds"] for i in seeds} == {13.0} and "thirteen rounds" in head
     assert f"{max(figures[f'trees/{i}/minutes'] for i in seeds):.0f} minutes" in head
+
+
+def test_the_page_tells_what_trees_gained_in_an_earlier_run(figures: dict[str, float]) -> None:
+    (line,) = (line for line in PAGE.splitlines() if line.startswith("| an earlier run"))
+    for suite in ("kg", "stdlib"):
+        gain, low, high = (f"{figures[f'early/trees_{kind}/{suite}']:+.0f}" for kind in ("gain", "low", "high"))
+        assert f"{gain} ({low} … {high})" in line and f"{figures[f'early/imitation/{suite}']:.0f} %" in line
 
 
 def test_the_page_says_of_no_figure_that_it_is_to_be_measured_once_it_is_there(figures: dict[str, float]) -> None:

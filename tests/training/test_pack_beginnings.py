@@ -132,3 +132,42 @@ def test_log_probs_are_the_same_where_a_beginning_is_shared() -> None:
         found.append(tree_logprobs(model, ids, pack.plan, rows, ids[target], 64)[0].detach())
     assert len(packs[0][0]) == len(packs[1][0]) - 12 * 3
     assert torch.allclose(found[0], found[1], atol=1e-12)
+
+
+def test_groups_of_rows_fill_a_pack_by_what_they_add_and_never_beyond_its_bound() -> None:
+    head = tuple(range(60))
+    groups = [[TokenRow(context=(*head, 100 + i), response=(200 + i, 300 + i))] for i in range(6)]
+    packs = pack_rows(groups, 72)
+    assert [len(pack) for pack in packs] == [72, 66] and [pack.trees for pack in packs] == [4, 2]
+    for seed in range(20):
+        lots = random.Random(seed)
+        some = [[row] for row in _rows(lots, head, 30)]
+        packs = pack_rows(some, 80)
+        assert max(len(pack) for pack in packs) <= 80 and sum(pack.trees for pack in packs) == 30
+
+
+def _rows(lots: random.Random, head: tuple[int, ...], count: int) -> list[TokenRow]:
+    return [
+        TokenRow(
+            context=(*head[: lots.randrange(1, 60)], lots.randrange(9)), response=tuple(lots.choices(range(9), k=3))
+        )
+        for _ in range(count)
+    ]
+
+
+def test_imitation_puts_episodes_that_begin_alike_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    from treewright.training.recipes import imitate
+
+    sizes = list[int]()
+
+    def packed(groups: Any, most: int) -> list[PackedBatch]:
+        packs = pack_rows(groups, most)
+        sizes.append(sum(len(pack) for pack in packs))
+        return packs
+
+    monkeypatch.setattr(imitate, "pack_rows", packed)
+    suites = ((0,) * 20, (1,) * 20)
+    groups = [[TokenRow(context=(*suites[i % 2], 2 + i), response=(10, 11))] for i in range(8)]
+    trainer = Trainer(tiny_model(), TrainSettings(max_tokens=32))
+    imitate.learn_rows(trainer, groups, lr=1e-4, batch=8)
+    assert sizes == [2 * (20 + 4 * 3)]  # a pack for each suite, its beginning once

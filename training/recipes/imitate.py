@@ -94,7 +94,7 @@ def sft(
 
 
 def _begins(rows: Sequence[TokenRow]) -> tuple[int, ...]:
-    return tuple(rows[0].context)
+    return tuple(rows[0].context) if rows else ()
 
 
 def imitation_rate(model: Any) -> float:

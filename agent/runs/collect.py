@@ -16,6 +16,7 @@ from treewright.envs.naming import import_named
 from treewright.envs.registry import names
 from treewright.envs.registry import suite as find_suite
 from treewright.envs.types import Suite, Task
+from treewright.envs.waiting import together
 from treewright.search.engine import Keeper, Settings, search
 from treewright.search.evidence import Evidence
 from treewright.search.header import tree_name
@@ -208,15 +209,11 @@ async def collect(
             on_tree(done)
         return done
 
-    jobs = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            for task, earlier in zip(tasks, rounds or [0] * len(tasks), strict=True):
-                jobs.append(group.create_task(one(task, earlier + before[task.suite, task.id])))
-                before[task.suite, task.id] += 1
-    except* StoreLost as lost:
-        raise lost.exceptions[0] from None
-    results = [job.result() for job in jobs]
+    work = []
+    for task, earlier in zip(tasks, rounds or [0] * len(tasks), strict=True):
+        work.append(one(task, earlier + before[task.suite, task.id]))
+        before[task.suite, task.id] += 1
+    results = await together(work)
     trees = [r for r in results if isinstance(r, Tree)]
     if results and not trees:
         first = next(r for r in results if isinstance(r, Failure))

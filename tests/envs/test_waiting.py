@@ -88,3 +88,36 @@ async def test_what_is_done_together_has_ended_when_one_failed_or_all_were_cance
     with pytest.raises(asyncio.CancelledError if cancelled else OSError):
         await doing
     assert sorted(ended) == [0, 1, 2] and asyncio.all_tasks() == before
+
+
+async def test_a_failure_of_things_done_together_leaves_no_cancellation_behind() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(0.001)
+        raise OSError("late")
+
+    with pytest.raises(OSError, match="late"):
+        await together([fails(), asyncio.sleep(600)])
+    task = asyncio.current_task()
+    assert task is not None and task.cancelling() == 0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(600)
+
+
+async def test_who_is_cancelled_twice_still_waits_for_the_end_of_all() -> None:
+    ended = list[int]()
+
+    async def slow(i: int) -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.05)
+            ended.append(i)
+
+    doing = asyncio.create_task(together(slow(i) for i in range(2)))
+    for _ in range(2):
+        await asyncio.sleep(0.01)
+        doing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await doing
+    assert sorted(ended) == [0, 1]

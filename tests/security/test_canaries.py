@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_secrets_of_addresses_settings_and_logins() -> None:
 
 def test_servers_and_sites_of_ones_own_teach_their_secrets(tmp_path: Path) -> None:
     (tmp_path / "shop.toml").write_text(
-        'command = "python -V"\n[env]\nAPI_TOKEN = "mcp-token-1"\nMODE = "anything-goes"\n'
+        f'command = "{sys.executable} -V"\n[env]\nAPI_TOKEN = "mcp-token-1"\nMODE = "anything-goes"\n'
     )
     mcp_suite(str(tmp_path / "shop.toml"))
     (tmp_path / "login.json").write_text(

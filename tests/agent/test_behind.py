@@ -116,9 +116,8 @@ async def test_a_loop_that_stopped_goes_on_with_the_weights_that_its_round_was_b
         if seen.count("t/2") == 2:
             raise Stop
 
-    with pytest.raises(ExceptionGroup) as stopped:
+    with pytest.raises(Stop):
         await looped(config, on_tree=stop)
-    assert stopped.group_contains(Stop)
     saved = checkpoint.latest(config.home / "checkpoints")
     extra = json.loads((not_none(saved).path / "manifest.json").read_text())["extra"]
     assert extra["iteration"] == 2 and extra["ahead"]["drawn_by"] == whole.rounds[2].drawn_by

@@ -66,7 +66,9 @@ async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         failed = next((task for task in tasks if task.done() and not task.cancelled() and task.exception()), None)
     finally:
         await _ended(tasks)
-    return [failed.result()] if failed is not None else [task.result() for task in tasks]
+    if failed is not None:
+        failed.result()  # raises
+    return [task.result() for task in tasks]
 
 
 async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -30,7 +30,9 @@ from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain
 from treewright.agent.runs.imitation import SOLVED, demonstrations, episode_rows, oracle_episodes
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
 from treewright.agent.runs.shared import shared_model
+from treewright.agent.runs.workers import alone
 from treewright.benchmarks.real_parts import Figures, Size, folder_of, size_of
+from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.envs.whole import write_whole
 from treewright.training.checkpoint import latest
@@ -101,7 +103,9 @@ async def _begun(home: Path, spec: str, size: Size) -> _Begun:
         untouched = await _alone(home / "untouched", lambda: spec, worlds, few)
         begun = await imitated(begun_with(home / "begun", spec), worlds, size)
         before = await _alone(home / "begun", lambda: f"hf:{begun}", worlds, todo)
+        greedy = await _alone(home / "begun-greedy", lambda: f"hf:{begun}", worlds, todo, temperature=0.0)
         out: Figures = {f"untouched/{name}": (100 * one.rate, "%") for name, one in untouched.items()}
+        out |= {f"imitation_greedy/{name}": (100 * one.rate, "%") for name, one in greedy.items()}
         for name, one in before.items():
             gain, low, high = paired_gain(untouched[name], one)
             out |= {f"imitation/{name}": (100 * one.rate, "%"), f"imitation_gain/{name}": (gain, "points")}
@@ -255,6 +259,8 @@ async def _looped(cfg: Config, worlds: Mapping[str, World], rounds: int, wanted:
         first = await resume_loop(cfg, learner, policy)
         del done[first:]
         while not over():
+            if alone():
+                raise TreewrightError("whoever measures has ended; the rounds so far are kept")
             began = time.monotonic()
             few = cfg.model_copy(update={"loop": cfg.loop.model_copy(update={"iterations": first + 1})})
             await run_loop(few, worlds, policy, learner, first=first)
@@ -280,13 +286,13 @@ def _newest(cfg: Config) -> str:
 
 
 async def _alone(
-    home: Path, spec: Callable[[], str], worlds: Mapping[str, World], tasks: Sequence[Any]
+    home: Path, spec: Callable[[], str], worlds: Mapping[str, World], tasks: Sequence[Any], **options: Any
 ) -> dict[str, Evaluation]:
-    """One sampled rollout for each task, of the policy that is asked for where no file keeps them."""
+    """One rollout for each task, of the policy that is asked for with these options, where no file keeps them."""
     file = home.with_name(f"{home.name}-alone-{len(tasks)}.json")
     if file.exists():
         return {name: Evaluation(**_tuples(one)) for name, one in json.loads(file.read_text("utf-8")).items()}
-    began, policy = time.monotonic(), open_policy(spec())
+    began, policy = time.monotonic(), open_policy(spec(), **options)
     try:
         found = (await evaluate(tasks, worlds, policy))[0]
     finally:

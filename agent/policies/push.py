@@ -226,7 +226,7 @@ class Push:
         Raises PushStuck where a broken transfer cannot be ended, and RankLost where a rank of the trainer is gone.
         """
         async with AsyncExitStack() as stack:
-            await asyncio.gather(*(stack.enter_async_context(policy.held()) for policy in policies))
+            await together(stack.enter_async_context(policy.held()) for policy in policies)
             try:
                 client = await self._ready(policies)
             except TreewrightError as error:

@@ -33,6 +33,7 @@ from treewright.agent.runs.loop import budget_of, evaluator_of, evidence_of, rat
 from treewright.agent.runs.setup import rounds_for
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
+from treewright.envs.waiting import together
 from treewright.search.store import Fenced, Lease, StoreLost, TreeStore
 from treewright.search.store.queue import TRIES
 from treewright.training.sections import RAY
@@ -301,22 +302,13 @@ class Worker:
         try:
             async with open_worlds(suites_of(config), config.worlds.sessions or None, config.worlds.deadline) as worlds:
                 tasks = _of_job(config, job, worlds, lost_in(store, config.name))
-                await self._lanes(min(job.lanes, len(tasks)) or 1, store, worlds, actor, tasks)
+                lanes = min(job.lanes, len(tasks)) or 1
+                await together(self._lane(store, worlds, actor, tasks) for _ in range(lanes))
         finally:
             with contextlib.suppress(Fenced, StoreLost):
                 store.close()
             await actor.close()
         return self.finished
-
-    async def _lanes(self, count: int, *parts: Any) -> None:
-        """So many lanes side by side; all end with the first that fails."""
-        lanes = [asyncio.create_task(self._lane(*parts)) for _ in range(count)]
-        try:
-            await asyncio.gather(*lanes)
-        finally:
-            for lane in lanes:
-                lane.cancel()
-            await asyncio.gather(*lanes, return_exceptions=True)
 
     async def _lane(
         self, store: TreeStore, worlds: Mapping[str, World], actor: Any, tasks: Mapping[str, tuple[Task, int]]

@@ -83,16 +83,21 @@ async def evaluate(
 ) -> list[Episode]:
     """Plays every task once and returns the episodes; their rewards are the truth."""
     generator = None if greedy else torch.Generator().manual_seed(seed_of("evaluate", seed, suite.name))
-    envs = list(await asyncio.gather(*(suite.open() for _ in range(min(sessions, len(tasks))))))
+    envs: list[Environment] = []
+
+    async def opened() -> None:
+        envs.append(await suite.open())
+
     done: list[Episode] = []
     try:
+        await together(opened() for _ in range(min(sessions, len(tasks))))
         for at in range(0, len(tasks), len(envs)):
             pairs = zip(tasks[at : at + len(envs)], envs, strict=False)
             episodes = await together(_begin(task, env, seed) for task, env in pairs)
             await _play(model, encoder, suite, episodes, generator, seed)
             done += episodes
     finally:
-        await asyncio.gather(*(env.close() for env in envs))
+        await asyncio.gather(*(env.close() for env in envs), return_exceptions=True)
     return done
 
 

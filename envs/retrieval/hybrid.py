@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from treewright.envs.retrieval.index import Hit, Retriever
+from treewright.envs.waiting import together
 
 __all__ = ["HybridIndex", "fuse"]
 
@@ -34,4 +34,4 @@ class HybridIndex:
 
     async def search(self, query: str, k: int) -> list[Hit]:
         asked = [one.search(query, max(k, self._depth)) for one in self.retrievers]
-        return fuse(await asyncio.gather(*asked), k)
+        return fuse(await together(asked), k)

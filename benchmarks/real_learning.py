@@ -164,9 +164,10 @@ def _arm(home: Path, begun: Path, size: Size, arm: str, seed: int, wanted: float
 
     async def work() -> _Arm:
         async with open_worlds(size.taught) as worlds:
-            named = "-".join(map(str, (arm, size.trees_a_round, *([size.first] if size.first else []), seed)))
-            share = json.dumps(_shares(size.taught, size))
-            more = (*ARMS[arm], *STEP, f"seed={seed}", f"loop.suite_tasks={share}")
+            named = "-".join(map(str, (arm, size.trees_a_round, *([size.first] if size.first else []), "new", seed)))
+            share, skip = json.dumps(_shares(size.taught, size)), json.dumps(size.shown)
+            tasks = (f"loop.suite_tasks={share}", f"loop.skip_tasks={skip}")  # none that were imitated
+            more = (*ARMS[arm], *STEP, f"seed={seed}", *tasks)
             cfg = begun_with(home / named, f"hf:{begun}", *more)
             done = await _looped(cfg, worlds, size.rounds, wanted)
             todo = tasks_for(worlds, "test", 0, size.held_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
 
 __all__ = ["RAY", "CurriculumSection", "EvalSection", "LoopSection", "Section", "TrackSection"]
 
@@ -69,6 +69,11 @@ class LoopSection(Section):
     tasks: int = Field(default=24, ge=1, description="per suite and iteration")
     suite_tasks: dict[str, int] = Field(
         default_factory=dict, description="suites with another number of tasks, e.g. {market = 6}"
+    )
+    skip_tasks: dict[str, NonNegativeInt] = Field(
+        default_factory=dict,
+        description="how many training tasks of a suite are left out, from its first, e.g. {kg = 300} where a policy "
+        "imitated those: it knows their solutions by heart",
     )
     checkpoints: int = Field(default=3, ge=1, description="how many are kept")
     prm_every: int = Field(

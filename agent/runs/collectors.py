@@ -28,10 +28,11 @@ from treewright.agent.runs.collect import open_worlds, suites_of
 from treewright.agent.runs.loop import model_folder
 from treewright.agent.runs.ranks import PRELOADED
 from treewright.agent.runs.rounds import RoundOrder
-from treewright.agent.runs.setup import tasks_for
+from treewright.agent.runs.setup import tasks_of_round
 from treewright.agent.runs.workers import POLL_SECONDS, Job, Worker, alone, ray_at, ray_place, run_worker, waited
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
+from treewright.envs.waiting import together
 from treewright.envs.whole import write_whole
 from treewright.search.store import Fenced, StoreError, StoreLost, TreeStore
 from treewright.search.tree import Tree
@@ -96,11 +97,10 @@ class Collector(Worker):
                         continue
                     await self._take(actor, order)
                     self.name, self.seed, self.rates = order.run, config.seed + order.index, order.rates
-                    section = config.loop
-                    found = tasks_for(worlds, "train", order.index, section.tasks, section.suite_tasks)
+                    found = tasks_of_round(worlds, config.loop, order.index)
                     tasks = attempts(order.run, [(task, 0) for task in found], lost_in(store, order.run))
                     lanes = min(config.search.trees, self.job.lanes, len(tasks)) or 1
-                    await self._lanes(lanes, store, worlds, actor, tasks)
+                    await together(self._lane(store, worlds, actor, tasks) for _ in range(lanes))
                     done = order
         finally:
             with contextlib.suppress(Fenced, StoreLost):

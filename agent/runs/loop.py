@@ -36,6 +36,7 @@ from treewright.agent.runs.setup import (
     rule_of,
     settings_of,
     tasks_for,
+    tasks_of_round,
 )
 from treewright.agent.runs.success import success_by_suite, useless
 from treewright.envs.errors import TreewrightError
@@ -69,6 +70,7 @@ __all__ = [
     "run_loop",
     "settings_of",
     "tasks_for",
+    "tasks_of_round",
 ]
 
 
@@ -328,7 +330,7 @@ async def run_loop(
         began, drawn_by = time.monotonic(), policy.version
         begun: list[Tree] = []
         chosen: list[Front] = []
-        tasks = tasks_for(worlds, "train", index, config.loop.tasks, config.loop.suite_tasks)
+        tasks = tasks_of_round(worlds, config.loop, index)
         run = f"{config.name}/{index}"
         if crew is None:
             with metering() as spent:

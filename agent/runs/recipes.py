@@ -10,7 +10,7 @@ from typing import Any
 from treewright.agent.config import Config
 from treewright.agent.policies.opening import serve_weights
 from treewright.agent.runs.collect import World
-from treewright.agent.runs.loop import Learner, grow_for_training, tasks_for
+from treewright.agent.runs.loop import Learner, grow_for_training, tasks_for, tasks_of_round
 from treewright.agent.runs.starts import grow_from
 from treewright.agent.runs.success import success_by_suite
 from treewright.envs.errors import TreewrightError
@@ -185,7 +185,7 @@ async def spar_rounds(
     out = []
     for index in range(rounds):
         run = f"{config.name}/spar/{learner.trainer.steps}"
-        tasks = tasks_for(worlds, "train", index, config.loop.tasks, config.loop.suite_tasks)
+        tasks = tasks_of_round(worlds, config.loop, index)
         trees = await grow_for_training(config, tasks, worlds, policy, run, index, store)
         usable = [t for t in trees if t.exact or config.train.allow_biased]
         pairs = spar_pairs(usable)

@@ -12,6 +12,7 @@ from treewright.agent.judges.judge import open_evaluator
 from treewright.agent.runs.collect import UNLIMITED, World
 from treewright.agent.runs.evaluate import acting_rule
 from treewright.envs.doors import call
+from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.search.engine import Settings
 from treewright.search.evidence import Evidence
@@ -20,6 +21,7 @@ from treewright.search.segments import Segments
 from treewright.search.temper import Temperatures
 from treewright.search.types import Budget, Evaluator
 from treewright.training.manifest import BEGUN
+from treewright.training.sections import LoopSection
 
 __all__ = [
     "acting_rule_of",
@@ -116,6 +118,12 @@ def evidence_of(section: SearchSection) -> Evidence | None:
     return Evidence(None if names == ("all",) else names, judge)
 
 
+def tasks_of_round(worlds: Mapping[str, World], section: LoopSection, index: int) -> list[Task]:
+    """The training tasks of a loop's round `index`. Raises TreewrightError where loop.skip_tasks leaves none."""
+    every = rounds_for(worlds, "train", index, section.tasks, section.suite_tasks, section.skip_tasks)
+    return [task for task, _ in every]
+
+
 def tasks_for(
     worlds: Mapping[str, World], split: str, index: int, count: int, other: Mapping[str, int] | None = None
 ) -> list[Task]:
@@ -124,30 +132,42 @@ def tasks_for(
 
 
 def rounds_for(
-    worlds: Mapping[str, World], split: str, index: int, count: int, other: Mapping[str, int] | None = None
+    worlds: Mapping[str, World],
+    split: str,
+    index: int,
+    count: int,
+    other: Mapping[str, int] | None = None,
+    skip: Mapping[str, int] | None = None,
 ) -> list[tuple[Task, int]]:
-    """`tasks_for`, each with how often its suite has begun again: another attempt at the same task."""
+    """`tasks_for`, each with how often its suite has begun again: another attempt at the same task.
+
+    skip  by suite, how many tasks are left out, from the first
+    """
     out: list[tuple[Task, int]] = []
     for name, world in worlds.items():
-        suite, many = world.suite, (other or {}).get(name, count)
+        suite, many, left_out = world.suite, (other or {}).get(name, count), (skip or {}).get(name, 0)
         start = index * many
         try:
-            every = suite.tasks(split, start + many)
-        except ValueError:
+            every = suite.tasks(split, left_out + start + many)
+        except (ValueError, TreewrightError):
             every = suite.tasks(split, _size(suite.tasks, split))
-        if every:
+        if left_out and len(every) <= left_out:
+            raise TreewrightError(
+                f"loop.skip_tasks.{name} = {left_out} leaves none of its {len(every)} {split} tasks; give fewer"
+            )
+        if every := every[left_out:]:
             out += [(every[i % len(every)], i // len(every)) for i in range(start, start + many)]
     return out
 
 
 def _size(tasks: Callable[[str, int], Sequence[Task]], split: str) -> int:
-    """How many tasks a finite suite has: the largest count it gives without ValueError, by bisection."""
+    """How many tasks a finite suite has: the largest count it gives without an error, by bisection."""
     low, high = 1, 1 << 20
     while low < high:
         middle = (low + high + 1) // 2
         try:
             tasks(split, middle)
             low = middle
-        except ValueError:
+        except (ValueError, TreewrightError):
             high = middle - 1
     return low

@@ -125,7 +125,7 @@ def tasks(split: str, count: int) -> Sequence[Task]:
     if split not in SIZES:
         raise TreewrightError(f"workbench has no split {split!r}; known: {', '.join(SIZES)}")
     if count > SIZES[split]:
-        raise TreewrightError(f"workbench has {SIZES[split]} {split} tasks; {count} were asked for")
+        raise ValueError(f"workbench has {SIZES[split]} {split} tasks; {count} were asked for")
     return [_task(split, index) for index in range(count)]
 
 

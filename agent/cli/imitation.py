@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def imitate_oracles(
     from treewright.agent.policies.prompts import prompt_options, template_for
     from treewright.agent.runs.collect import open_worlds, suites_of
     from treewright.agent.runs.imitation import alone, episode_rows, oracle_episodes
-    from treewright.agent.runs.setup import tasks_for
+    from treewright.agent.runs.setup import left_out, tasks_for
     from treewright.training.recipes.imitate import imitation_rate, learn_rows
 
     with open_run(name, config, set_, suites, policy, stored=False) as run:
@@ -46,7 +48,7 @@ def imitate_oracles(
 
         async def work() -> None:
             async with open_worlds(found, cfg.worlds.sessions or None, cfg.worlds.deadline) as worlds:
-                tasks = tasks_for(worlds, "train", 0, demos)
+                tasks, skip = tasks_for(worlds, "train", 0, demos), left_out(worlds, demos)
                 episodes = await oracle_episodes(worlds, tasks, cfg.seed)
                 rows = [episode_rows(episode, template) for episode in episodes]
                 longest = max(len(row.context) + len(row.response) for group in rows for row in group)
@@ -66,7 +68,8 @@ def imitate_oracles(
                 run.track(stats, "sft")
                 after = await alone(trainer, cfg.policy.options, worlds, todo, cfg.seed) if todo else {}
                 _tell(before, after)
-                say(f"saved {saved.path}; next: {again(cfg, 'loop')}")
+                others = f" --set {shlex.quote(f'loop.skip_tasks={json.dumps(skip)}')}" if skip else ""
+                say(f"saved {saved.path}; next: {again(cfg, 'loop')}{others}")
 
         go(work)
 

@@ -17,7 +17,7 @@ from treewright.agent.runs.demo import DemoPlan, open_suites, progress_bar, run_
 from treewright.agent.runs.evaluate import Evaluation
 from treewright.agent.runs.imitation import alone, episode_rows, oracle_episodes
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder
-from treewright.agent.runs.setup import tasks_for
+from treewright.agent.runs.setup import left_out, tasks_for
 from treewright.envs.errors import TreewrightError
 from treewright.envs.fetched import KNOWN
 
@@ -80,16 +80,19 @@ def real_demo_config(home: Path, spec: str, settings: Sequence[str] = ()) -> Con
 async def run_real_demo(config: Config, plan: RealPlan = REAL, console: Console | None = None) -> dict[str, Any]:
     """Imitation into config.home/begun, then `run_demo` from there; the figures of both."""
     console = console or Console(emoji=False, markup=False)
-    untouched, begun = await _begun(config, plan, console)
+    untouched, begun, skip = await _begun(config, plan, console)
     policy = config.policy.model_copy(update={"spec": f"hf:{begun}"})
+    loop = config.loop.model_copy(update={"skip_tasks": skip | config.loop.skip_tasks})
     usual = max(plan.then.alone.values())
     then = replace(plan.then, alone={name: plan.then.alone.get(name, usual) for name in untouched})
     known = {f"{name}.policy_untouched": (100 * one.rate, "%") for name, one in untouched.items()}
-    return await run_demo(config.model_copy(update={"policy": policy}), then, console, known)
+    return await run_demo(config.model_copy(update={"policy": policy, "loop": loop}), then, console, known)
 
 
-async def _begun(config: Config, plan: RealPlan, console: Console) -> tuple[dict[str, Evaluation], Path]:
-    """Success of the untouched model, and the folder of the weights that imitated the oracles."""
+async def _begun(
+    config: Config, plan: RealPlan, console: Console
+) -> tuple[dict[str, Evaluation], Path, dict[str, int]]:
+    """Success of the untouched model, the folder of the weights that imitated the oracles, and loop.skip_tasks."""
     from treewright.training.recipes.imitate import imitation_rate, learn_rows
 
     trainer = make_trainer(config, model_folder(config.policy.spec))
@@ -104,7 +107,8 @@ async def _begun(config: Config, plan: RealPlan, console: Console) -> tuple[dict
             share = f"{100 * one.rate:.0f} % of {len(one.tasks)}"
             console.print(f"{name}: the untouched model solves {share} held-out tasks")
         episodes = await oracle_episodes(worlds, tasks_for(worlds, "train", 0, plan.demos), config.seed)
+        skip = left_out(worlds, plan.demos)
     rows = [episode_rows(episode, template) for episode in episodes]
     with progress_bar(console, "imitate oracles", -(-len(rows) // 8)) as advance:
         learn_rows(trainer, rows, lr=imitation_rate(trainer.model), seed=config.seed, on_step=lambda *_: advance())
-    return untouched, Path(learner.save({"recipe": "sft", "demos": plan.demos}).path)
+    return untouched, Path(learner.save({"recipe": "sft", "demos": plan.demos}).path), skip

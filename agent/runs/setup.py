@@ -160,6 +160,14 @@ def rounds_for(
     return out
 
 
+def left_out(worlds: Mapping[str, World], imitated: int) -> dict[str, int]:
+    """loop.skip_tasks for a policy that imitated so many training tasks of each suite; suites without others are not
+    among them: their loop has to take the same."""
+    found = rounds_for(worlds, "train", 0, imitated + 1)
+    again = {task.suite for task, attempt in found if attempt}
+    return {name: imitated for name, world in worlds.items() if world.suite.name not in again}
+
+
 def _size(tasks: Callable[[str, int], Sequence[Task]], split: str) -> int:
     """How many tasks a finite suite has: the largest count it gives without an error, by bisection."""
     low, high = 1, 1 << 20

@@ -14,6 +14,8 @@ from treewright.agent.cli.main import app
 from treewright.agent.policies.policy import SEEDLING
 from treewright.agent.runs.demo_real import REAL_QUICK, fetched_spec, real_demo_config, run_real_demo
 from treewright.envs.errors import TreewrightError
+from treewright.envs.registry import suite
+from treewright.search.store import TreeStore
 
 
 async def test_it_imitates_then_searches_and_trains_from_there(tmp_path: Path) -> None:
@@ -33,6 +35,11 @@ async def test_it_imitates_then_searches_and_trains_from_there(tmp_path: Path) -
     assert imitated["extra"]["recipe"] == "sft" and imitated["step"] == 2
     assert json.loads(after.read_text())["extra"]["drawn_by"] in (imitated["versions"][-1], imitated["version"])
     assert "<svg" in (home / "report.html").read_text()
+    demos = REAL_QUICK.demos
+    with TreeStore.open(home / "trees.sqlite", read_only=True) as store:
+        for name in ("kg", "stdlib"):
+            others = {task.id for task in suite(name).tasks("train", demos + 2)[demos:]}
+            assert {tree.task.id for tree in store.trees(suite=name) if tree.task.split == "train"} == others
 
 
 def test_a_known_model_is_fetched_and_an_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

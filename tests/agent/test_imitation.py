@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from treewright.agent.runs.imitation import Episode, alone, episode_rows, oracle
 from treewright.envs import TreewrightError, suite
 from treewright.envs.maze import SUITE as MAZE
 from treewright.search.screen import parse_action
+from treewright.search.store import TreeStore
 from treewright.search.types import Exchange
 from treewright.training.pack import pack_rows
 from treewright.training.recipes.imitate import learn_rows, rate_at
@@ -130,9 +132,12 @@ def test_the_command_measures_before_and_after_and_saves_weights_that_act(
     again = CliRunner().invoke(app, words)
     assert isinstance(again.exception, TreewrightError) and "already" in str(again.exception)
     few = ["--set", "loop.iterations=1", "--set", "loop.tasks=2", "--set", "search.expansions=1"]
-    assert "next: treewright loop --name begun" in done.output
-    looped = CliRunner().invoke(app, ["loop", "--name", "begun", *few])
+    following = done.output.partition("; next: treewright ")[2].splitlines()[0]
+    assert following == """loop --name begun --set 'loop.skip_tasks={"kg": 6}'"""
+    looped = CliRunner().invoke(app, [*shlex.split(following), *few])
     assert looped.exit_code == 0 and "iteration 1: kg" in looped.output, f"{looped.output}\n{looped.exception!r}"
+    with TreeStore.open(tmp_path / "runs/begun/trees.sqlite", read_only=True) as store:
+        assert {tree.task.id for tree in store.trees()} == {task.id for task in suite("kg").tasks("train", 8)[6:]}
 
 
 async def test_measuring_alone_leaves_the_trainers_model_as_it_was() -> None:

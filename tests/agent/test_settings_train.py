@@ -16,6 +16,7 @@ from treewright.agent.config import explained, load_config
 from treewright.agent.policies.policy import SEEDLING
 from treewright.agent.runs.evaluate import Evaluation
 from treewright.agent.runs.loop import make_trainer
+from treewright.envs.registry import suite
 from treewright.search.store import TreeStore
 from treewright.search.tree import Tree
 
@@ -109,6 +110,7 @@ ELSEWHERE = {
     "loop.iterations": "agent/test_settings_train.py::test_the_loop_makes",
     "loop.tasks": "agent/test_settings_train.py::test_the_loop_makes",
     "loop.suite_tasks": "agent/test_settings_train.py::test_the_loop_makes",
+    "loop.skip_tasks": "agent/test_settings_train.py::test_the_loop_makes",
     "loop.checkpoints": "agent/test_settings_train.py::test_the_loop_makes",
     "loop.prm_every": "agent/test_vstar.py::loop.prm_every=1",
     "loop.behind": "agent/test_behind.py::test_trees_are_one_update_old",
@@ -186,13 +188,15 @@ def test_the_loop_makes_its_iterations_of_its_tasks_and_keeps_its_checkpoints(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     call("loop", "-n", "l", "--suites", "kg,stdlib", "--set", "loop.iterations=3", "--set", "loop.tasks=2",
-         "--set", 'loop.suite_tasks={"kg": 3}', "--set", "loop.checkpoints=2", "--set",
-         "search.expansions=1")  # fmt: skip
+         "--set", 'loop.suite_tasks={"kg": 3}', "--set", 'loop.skip_tasks={"kg": 4}', "--set", "loop.checkpoints=2",
+         "--set", "search.expansions=1")  # fmt: skip
     home = Path("runs/l")
     assert len((home / "metrics.jsonl").read_text().splitlines()) == 3
     assert len(list((home / "checkpoints").glob("step-*"))) == 2
     with TreeStore.open(home / "trees.sqlite", read_only=True) as store:
-        assert (len(store.trees(suite="kg")), len(store.trees(suite="stdlib"))) == (9, 6)
+        kg, stdlib = ({tree.task.id for tree in store.trees(suite=name)} for name in ("kg", "stdlib"))
+    assert kg == {task.id for task in suite("kg").tasks("train", 13)[4:]}, "none of the first four"
+    assert stdlib == {task.id for task in suite("stdlib").tasks("train", 6)}
 
 
 def test_eval_takes_the_split_and_the_number_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,17 @@ def test_page_and_readme_tell_what_trees_gained_on_each_suite(figures: dict[str,
     assert f"{max(figures[f'trees/{i}/minutes'] for i in seeds):.0f} minutes" in head
 
 
+def test_the_page_tells_what_greedy_draws_solve_before_the_trees(figures: dict[str, float]) -> None:
+    sampled, greedy = (
+        [figures[f"imitation{kind}/{suite}"] for suite in ("stdlib", "workbench")] for kind in ("", "_greedy")
+    )
+    row = "greedy draws of these weights, the same tasks"
+    assert f"| {row} | {' %, '.join(f'{share:.0f}' for share in greedy)} % |" in PAGE
+    said = " ".join(PAGE.split())
+    assert f"solve {sampled[0]:.0f} % of `stdlib` when they sample and {greedy[0]:.0f} when they do not" in said
+    assert f"but {sampled[1]:.0f} and {greedy[1]:.0f} % of `workbench`" in said
+
+
 def test_the_page_tells_what_trees_gained_in_an_earlier_run(figures: dict[str, float]) -> None:
     (line,) = (line for line in PAGE.splitlines() if line.startswith("| an earlier run"))
     for suite in ("kg", "stdlib"):

@@ -39,7 +39,7 @@ async def test_it_imitates_then_searches_and_trains_from_there(tmp_path: Path) -
     with TreeStore.open(home / "trees.sqlite", read_only=True) as store:
         for name in ("kg", "stdlib"):
             others = {task.id for task in suite(name).tasks("train", demos + 2)[demos:]}
-            assert {tree.task.id for tree in store.trees(suite=name) if tree.task.split == "train"} == others
+            assert {tree.task_id for tree in store.trees(suite=name) if tree.split == "train"} == others
 
 
 def test_a_known_model_is_fetched_and_an_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

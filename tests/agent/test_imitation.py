@@ -137,7 +137,7 @@ def test_the_command_measures_before_and_after_and_saves_weights_that_act(
     looped = CliRunner().invoke(app, [*shlex.split(following), *few])
     assert looped.exit_code == 0 and "iteration 1: kg" in looped.output, f"{looped.output}\n{looped.exception!r}"
     with TreeStore.open(tmp_path / "runs/begun/trees.sqlite", read_only=True) as store:
-        assert {tree.task.id for tree in store.trees()} == {task.id for task in suite("kg").tasks("train", 8)[6:]}
+        assert {tree.task_id for tree in store.trees()} == {task.id for task in suite("kg").tasks("train", 8)[6:]}
 
 
 async def test_measuring_alone_leaves_the_trainers_model_as_it_was() -> None:

@@ -194,7 +194,7 @@ def test_the_loop_makes_its_iterations_of_its_tasks_and_keeps_its_checkpoints(
     assert len((home / "metrics.jsonl").read_text().splitlines()) == 3
     assert len(list((home / "checkpoints").glob("step-*"))) == 2
     with TreeStore.open(home / "trees.sqlite", read_only=True) as store:
-        kg, stdlib = ({tree.task.id for tree in store.trees(suite=name)} for name in ("kg", "stdlib"))
+        kg, stdlib = ({tree.task_id for tree in store.trees(suite=name)} for name in ("kg", "stdlib"))
     assert kg == {task.id for task in suite("kg").tasks("train", 13)[4:]}, "none of the first four"
     assert stdlib == {task.id for task in suite("stdlib").tasks("train", 6)}
 

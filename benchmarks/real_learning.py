@@ -30,7 +30,7 @@ from treewright.agent.runs.evaluate import Evaluation, evaluate, paired_gain
 from treewright.agent.runs.imitation import SOLVED, demonstrations, episode_rows, oracle_episodes
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
 from treewright.agent.runs.shared import shared_model
-from treewright.agent.runs.workers import alone
+from treewright.agent.runs.workers import alone as orphaned
 from treewright.benchmarks.real_parts import Figures, Size, folder_of, size_of
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
@@ -260,7 +260,7 @@ async def _looped(cfg: Config, worlds: Mapping[str, World], rounds: int, wanted:
         first = await resume_loop(cfg, learner, policy)
         del done[first:]
         while not over():
-            if alone():
+            if orphaned():
                 raise TreewrightError("whoever measures has ended; the rounds so far are kept")
             began = time.monotonic()
             few = cfg.model_copy(update={"loop": cfg.loop.model_copy(update={"iterations": first + 1})})

@@ -73,7 +73,7 @@ class LoopSection(Section):
     skip_tasks: dict[str, NonNegativeInt] = Field(
         default_factory=dict,
         description="how many training tasks of a suite are left out, from its first, e.g. {kg = 300} where a policy "
-        "imitated those: it knows their solutions by heart",
+        "imitated those and has seen their solutions",
     )
     checkpoints: int = Field(default=3, ge=1, description="how many are kept")
     prm_every: int = Field(

@@ -145,17 +145,14 @@ def rounds_for(
     """
     out: list[tuple[Task, int]] = []
     for name, world in worlds.items():
-        suite, many, left_out = world.suite, (other or {}).get(name, count), (skip or {}).get(name, 0)
+        many, skipped = (other or {}).get(name, count), (skip or {}).get(name, 0)
         start = index * many
-        try:
-            every = suite.tasks(split, left_out + start + many)
-        except (ValueError, TreewrightError):
-            every = suite.tasks(split, _size(suite.tasks, split))
-        if left_out and len(every) <= left_out:
+        every = _first(world, split, skipped + start + many)
+        if skipped and len(every) <= skipped:
             raise TreewrightError(
-                f"loop.skip_tasks.{name} = {left_out} leaves none of its {len(every)} {split} tasks; give fewer"
+                f"loop.skip_tasks.{name} = {skipped} leaves none of its {len(every)} {split} tasks; give fewer"
             )
-        if every := every[left_out:]:
+        if every := every[skipped:]:
             out += [(every[i % len(every)], i // len(every)) for i in range(start, start + many)]
     return out
 
@@ -163,9 +160,16 @@ def rounds_for(
 def left_out(worlds: Mapping[str, World], imitated: int) -> dict[str, int]:
     """loop.skip_tasks for a policy that imitated so many training tasks of each suite; suites without others are not
     among them: their loop has to take the same."""
-    found = rounds_for(worlds, "train", 0, imitated + 1)
-    again = {task.suite for task, attempt in found if attempt}
-    return {name: imitated for name, world in worlds.items() if world.suite.name not in again}
+    return {name: imitated for name, world in worlds.items() if len(_first(world, "train", imitated + 1)) > imitated}
+
+
+def _first(world: World, split: str, count: int) -> Sequence[Task]:
+    """The first tasks of a split, all of them where there are no more."""
+    tasks = world.suite.tasks
+    try:
+        return tasks(split, count)
+    except (ValueError, TreewrightError):
+        return tasks(split, _size(tasks, split))
 
 
 def _size(tasks: Callable[[str, int], Sequence[Task]], split: str) -> int:

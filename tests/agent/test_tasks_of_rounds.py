@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,9 +11,19 @@ from treewright.agent.runs.collect import World, open_worlds
 from treewright.agent.runs.setup import left_out, rounds_for, tasks_of_round
 from treewright.envs.errors import TreewrightError
 from treewright.envs.registry import suite
+from treewright.envs.types import Task
 from treewright.training.sections import LoopSection
 
-STDLIB = len(suite("stdlib").tasks("train", 2855))
+
+def forty(error: type[Exception]) -> Callable[[str, int], Sequence[Task]]:
+    """A suite's tasks, of which there are forty; more are refused with this error."""
+
+    def tasks(split: str, count: int) -> Sequence[Task]:
+        if count > 40:
+            raise error(f"there are 40 {split} tasks")
+        return suite("kg").tasks(split, count)
+
+    return tasks
 
 
 @pytest.fixture
@@ -25,16 +36,23 @@ def ids(name: str, first: int, last: int) -> list[str]:
     return [task.id for task in suite(name).tasks("train", last)[first:]]
 
 
-@pytest.mark.parametrize("name, size", [("stdlib", STDLIB), ("workbench", 4000)])
+@pytest.mark.parametrize("error", [ValueError, TreewrightError])
 async def test_a_suite_that_runs_out_begins_again_behind_what_is_left_out(
-    worlds: Mapping[str, World], name: str, size: int
+    worlds: Mapping[str, World], error: type[Exception]
 ) -> None:
-    one = {name: worlds[name]}
-    found = rounds_for(one, "train", 1, 20, skip={name: size - 30})
-    assert [task.id for task, _ in found] == ids(name, size - 10, size) + ids(name, size - 30, size - 20)
-    assert [attempt for _, attempt in found] == [0] * 10 + [1] * 10
-    found = rounds_for(one, "train", 1, size - 10)
-    assert [attempt for _, attempt in found] == [0] * 10 + [1] * (size - 20)
+    world = worlds["workbench"]
+    one = {"few": replace(world, suite=replace(world.suite, tasks=forty(error)))}
+    found = rounds_for(one, "train", 1, 6, skip={"few": 30})
+    assert [task.id for task, _ in found] == ids("kg", 36, 40) + ids("kg", 30, 32)
+    assert [attempt for _, attempt in found] == [0] * 4 + [1] * 2
+    assert [attempt for _, attempt in rounds_for(one, "train", 1, 30)] == [0] * 10 + [1] * 20
+    assert left_out(one, 39) == {"few": 39} and left_out(one, 40) == {}
+
+
+async def test_the_last_training_task_of_workbench_is_followed_by_its_first(worlds: Mapping[str, World]) -> None:
+    found = rounds_for({"workbench": worlds["workbench"]}, "train", 1, 2010)
+    assert [attempt for _, attempt in found] == [0] * 1990 + [1] * 20
+    assert [task.id for task, attempt in found if attempt] == ids("workbench", 0, 20)
 
 
 async def test_rounds_follow_each_other_from_the_first_task_that_is_not_left_out(worlds: Mapping[str, World]) -> None:
@@ -53,5 +71,4 @@ async def test_leaving_out_every_task_is_refused(worlds: Mapping[str, World]) ->
 
 async def test_what_was_imitated_is_left_out_where_there_are_other_tasks(worlds: Mapping[str, World]) -> None:
     assert left_out(worlds, 100) == {"stdlib": 100, "workbench": 100}
-    assert left_out(worlds, STDLIB) == {"workbench": STDLIB}
     assert left_out(worlds, 4000) == {}

@@ -55,17 +55,17 @@ def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_pat
         (home,) = tmp_path.glob("learning-*")
         first = [*home.glob("*-alone-3.json"), *home.glob("*/rounds.json")]
         made = {file: file.stat().st_mtime_ns for file in first}
-        assert len(first) == 6  # untouched, begun, trees and chains; the rounds of both
-        assert found["real_after_imitation_min"] == found["imitation/kg"]
+        assert len(first) == 7  # untouched, begun sampled and greedy, trees and chains; the rounds of both
+        assert found["real_after_imitation_min"] == found["imitation/kg"] and 0 <= found["imitation_greedy/kg"] <= 100
         assert 0 <= found["oracle/kg"] <= 100 and found["trees/0/minutes"] > 0
         assert found["chains/0/sampled_tokens"] >= found["trees/0/sampled_tokens"] > 0
         assert found["real_gain_points_min"] == pytest.approx(found["trees/0/kg"] - found["imitation/kg"])
-        shutil.rmtree(home / "trees-2-0/checkpoints")  # what was measured is read, not measured again
+        shutil.rmtree(home / "trees-2-new-0/checkpoints")  # what was measured is read, not measured again
         again = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
     assert again == found and {file: file.stat().st_mtime_ns for file in first} == made
     with measuring(replace(SMALL, rounds=2), tmp_path):
         more = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
-    rounds = json.loads((home / "trees-2-0/rounds.json").read_text())
+    rounds = json.loads((home / "trees-2-new-0/rounds.json").read_text())
     assert len(rounds) == 2 and rounds[0][0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
 
 

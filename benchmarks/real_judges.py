@@ -49,9 +49,9 @@ def judges_figures(quick: bool, spec: str = SPEC) -> Figures:
 async def _models(home: Path, spec: str, size: Size) -> tuple[Path, Path]:
     """The folders of the weights that imitated, and of their reward model."""
     async with open_worlds(size.taught) as worlds:
-        begun = await imitated(begun_with(home / "begun", spec), worlds, size)
+        begun = await imitated(begun_with(home / "begun", spec, size), worlds, size)
         one = {size.taught[0]: worlds[size.taught[0]]}
-        return begun, await _reward_model(home / f"prm-{size.trees_a_round}", begun, one, size.trees_a_round)
+        return begun, await _reward_model(home / f"prm-{size.trees_a_round}", begun, one, size)
 
 
 def _searched(begun: Path, way: str, judge: str, opened: str, size: Size) -> Figures:
@@ -81,16 +81,16 @@ def _searched(begun: Path, way: str, judge: str, opened: str, size: Size) -> Fig
     return asyncio.run(work())
 
 
-async def _reward_model(folder: Path, begun: Path, worlds: Mapping[str, World], count: int) -> Path:
+async def _reward_model(folder: Path, begun: Path, worlds: Mapping[str, World], size: Size) -> Path:
     """A reward model that starts from the policy's weights, trained on its trees of training tasks."""
     from treewright.training.recipes.prm import Prm, train_prm
 
     if (folder / "prm.json").exists():
         return folder
-    cfg = begun_with(folder.with_name(f"{folder.name}-trees"), f"hf:{begun}")
+    cfg = begun_with(folder.with_name(f"{folder.name}-trees"), f"hf:{begun}", size)
     policy = open_policy(f"hf:{begun}")
     try:
-        tasks = tasks_for(worlds, "train", 9, count)
+        tasks = tasks_for(worlds, "train", 9, size.trees_a_round)
         trees: list[Any] = await grow_for_training(cfg, tasks, worlds, policy, "prm", 0)
     finally:
         await policy.close()

@@ -101,7 +101,7 @@ async def _begun(home: Path, spec: str, size: Size) -> _Begun:
         todo = tasks_for(worlds, "test", 0, size.held_out)
         few = tasks_for(worlds, "test", 0, size.untouched)
         untouched = await _alone(home / "untouched", lambda: spec, worlds, few)
-        begun = await imitated(begun_with(home / "begun", spec), worlds, size)
+        begun = await imitated(begun_with(home / "begun", spec, size), worlds, size)
         before = await _alone(home / "begun", lambda: f"hf:{begun}", worlds, todo)
         greedy = await _alone(home / "begun-greedy", lambda: f"hf:{begun}", worlds, todo, temperature=0.0)
         out: Figures = {f"untouched/{name}": (100 * one.rate, "%") for name, one in untouched.items()}
@@ -168,7 +168,7 @@ def _arm(home: Path, begun: Path, size: Size, arm: str, seed: int, wanted: float
             share, skip = json.dumps(_shares(size.taught, size)), json.dumps(size.shown)
             tasks = (f"loop.suite_tasks={share}", f"loop.skip_tasks={skip}")  # none that were imitated
             more = (*ARMS[arm], *STEP, f"seed={seed}", *tasks)
-            cfg = begun_with(home / named, f"hf:{begun}", *more)
+            cfg = begun_with(home / named, f"hf:{begun}", size, *more)
             done = await _looped(cfg, worlds, size.rounds, wanted)
             todo = tasks_for(worlds, "test", 0, size.held_out)
             return _Arm(done, await _alone(home / f"{named}-{len(done)}", partial(_newest, cfg), worlds, todo))
@@ -194,8 +194,8 @@ def gains(arm: str, before: Mapping[str, Evaluation], after: Sequence[Mapping[st
     return out
 
 
-def begun_with(home: Path, spec: str, *settings: str) -> Config:
-    given = ["train.max_tokens=1024", "train.chunk_tokens=1024", f"folder={home}", *settings]
+def begun_with(home: Path, spec: str, size: Size, *settings: str) -> Config:
+    given = [f"train.max_tokens={size.pack}", f"train.chunk_tokens={size.pack}", f"folder={home}", *settings]
     return load_config(None, given, {"policy.spec": spec, "name": home.name})
 
 
@@ -212,7 +212,7 @@ def learning_home(spec: str, size: Size) -> Path | None:
 async def begun_model(home: Path, spec: str, size: Size) -> Path:
     """The weights that imitated, as the section `learning` keeps them in `home`; made now where they are not there."""
     async with open_worlds(size.taught) as worlds:
-        return await imitated(begun_with(home / "begun", spec), worlds, size)
+        return await imitated(begun_with(home / "begun", spec, size), worlds, size)
 
 
 async def imitated(cfg: Config, worlds: Mapping[str, World], size: Size) -> Path:

@@ -37,6 +37,8 @@ class Size:
     beside    loops that are trained at once, each in a process of its own
     judged    held-out tasks that each rule with each judge searches
     loop      tasks of the round whose memory is measured
+    pack      tokens of a pack in training; prompts that many tasks begin with, such as a long list of tools, are
+              computed once for each pack
     """
 
     tasks: int = 6
@@ -55,6 +57,7 @@ class Size:
     beside: int = 3
     judged: int = 16
     loop: int = 16
+    pack: int = 1024
 
     @property
     def shown(self) -> dict[str, int]:

@@ -41,7 +41,7 @@ def step_figures(quick: bool, spec: str = SPEC) -> Figures:
 def _measured(home: Path, spec: str, size: Size) -> Figures:
     begun, trees = asyncio.run(_grown(home, spec, size))
     pack = max(packs_by_lot(trees), key=_shared)
-    model = make_trainer(begun_with(home / "step", f"hf:{begun}"), str(begun)).model
+    model = make_trainer(begun_with(home / "step", f"hf:{begun}", size), str(begun)).model
     load, threads = load_of(pack, model.config.vocab_size), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -66,11 +66,11 @@ def _shared(pack: PackedBatch) -> float:
 
 async def _grown(home: Path, spec: str, size: Size) -> tuple[Path, list[Tree]]:
     async with open_worlds(size.taught) as worlds:
-        begun = await imitated(begun_with(home / "begun", spec), worlds, size)
+        begun = await imitated(begun_with(home / "begun", spec, size), worlds, size)
         policy = open_policy(f"hf:{begun}")
         try:
             one = {size.taught[0]: worlds[size.taught[0]]}
-            cfg = begun_with(home / "step", spec, *ARMS["trees"])
+            cfg = begun_with(home / "step", spec, size, *ARMS["trees"])
             tasks = tasks_for(one, "train", 30, size.trees_a_round)
             return begun, await grow_for_training(cfg, tasks, one, policy, "step", 30)
         finally:

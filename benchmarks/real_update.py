@@ -52,7 +52,7 @@ def update_figures(quick: bool, spec: str = SPEC) -> Figures:
 
 def _measured(home: Path, spec: str, size: Size) -> Figures:
     begun = asyncio.run(begun_model(home, spec, size))
-    cfg = begun_with(home / "update", f"hf:{begun}")
+    cfg = begun_with(home / "update", f"hf:{begun}", size)
     first = make_trainer(cfg, str(begun))
     model = shared_model(cfg, first)
     options: dict[str, Any] = {} if model is None else {"model": model}

@@ -1,7 +1,7 @@
 """`treewright bench real`: the whole line with a real pretrained model, `hf:smollm2`, in the sections of `SECTIONS`.
 
-It takes hours on two cores; `--only valid|exact|servers|learning|memory|sampling|step|update|judges` measures a part
-and keeps the others' figures. Written as `bench search` writes its own.
+It takes hours on two cores; `--only valid|exact|servers|learning|memory|sampling|step|update|shapes|judges` measures a
+part and keeps the others' figures. Written as `bench search` writes its own.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SECTIONS = (
     "treewright.benchmarks.real_sampling:sampling_figures",
     "treewright.benchmarks.real_step:step_figures",
     "treewright.benchmarks.real_update:update_figures",
+    "treewright.benchmarks.real_shapes:shapes_figures",
     "treewright.benchmarks.real_judges:judges_figures",
 )
 SUITES = ("kg", "workbench", "stdlib")

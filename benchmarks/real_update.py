@@ -33,7 +33,7 @@ from treewright.training.pack import PackedBatch, pack_trees
 from treewright.training.region import divergence
 from treewright.training.step import Trainer, TrainSettings
 
-__all__ = ["BOUNDS", "update_figures"]
+__all__ = ["BOUNDS", "dot", "gradient_of", "logprobs_of", "packs_of", "update_figures", "within"]
 
 BOUNDS = (1e-3, 1e-2)  # nats per token
 CLOSE = (0.7, 1.4)  # of a bound
@@ -59,20 +59,20 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
     name = size.taught[0]
     grown = [asyncio.run(_grown(cfg, str(begun), options, name, size.trees_a_round, index)) for index in (20, 21)]
     trainer = Trainer(first.model, TrainSettings(max_tokens=1024, minibatches=1, grad_clip=1e9, max_kl=0.0))
-    packs = [_packs(trees) for trees in grown]
-    own, other = _gradient(trainer, packs[0]), _gradient(trainer, packs[1])
-    alike = _dot(own, other) / (_dot(own, own) * _dot(other, other)) ** 0.5
+    packs = [packs_of(trees) for trees in grown]
+    own, other = gradient_of(trainer, packs[0]), gradient_of(trainer, packs[1])
+    alike = dot(own, other) / (dot(own, own) * dot(other, other)) ** 0.5
     del other
     weights = list(trainer.model.parameters())
     start = [p.detach().clone() for p in weights]
-    before = _logprobs(trainer, packs[0])
+    before = logprobs_of(trainer, packs[0])
 
     def moved(share: float) -> float:
         """Steps to so much of the sign; the divergence from before, on the tokens that the gradient is of."""
         with torch.no_grad():
             for p, old, g in zip(weights, start, own, strict=True):
                 p.copy_(old - share * torch.sign(g))
-        return divergence(before, _logprobs(trainer, packs[0]))
+        return divergence(before, logprobs_of(trainer, packs[0]))
 
     base = asyncio.run(_alone(str(begun), options, name, size.held_out))
     out: Figures = {
@@ -82,7 +82,7 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
     }
     promised = sum(float(g.abs().double().sum()) for g in own)
     for bound in BOUNDS:
-        share, found = _within(moved, bound)
+        share, found = within(moved, bound)
         after = asyncio.run(_alone(str(begun), options, name, size.held_out))
         difference = np.subtract(after.success, base.success)
         out |= {
@@ -97,7 +97,7 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
     return out
 
 
-def _within(moved: Callable[[float], float], bound: float) -> tuple[float, float]:
+def within(moved: Callable[[float], float], bound: float) -> tuple[float, float]:
     """A step whose divergence is close to the bound, and its divergence, which is quadratic in a short one."""
     share = 1e-6
     for _ in range(6):
@@ -129,22 +129,22 @@ async def _alone(begun: str, options: dict[str, Any], name: str, count: int) -> 
         await policy.close()
 
 
-def _packs(trees: Sequence[Tree]) -> list[PackedBatch]:
+def packs_of(trees: Sequence[Tree], size: int = 1024) -> list[PackedBatch]:
     arrays = tree_arrays(trees)
-    return pack_trees(trees, arrays, estimate("split_loo", arrays), 1024)
+    return pack_trees(trees, arrays, estimate("split_loo", arrays), size)
 
 
-def _gradient(trainer: Trainer, packs: Sequence[PackedBatch]) -> list[Tensor]:
+def gradient_of(trainer: Trainer, packs: Sequence[PackedBatch]) -> list[Tensor]:
     found = packed_gradient(trainer, packs)
     trainer.forget_moments()
     trainer.optimizer.zero_grad(set_to_none=True)
     return found
 
 
-def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return float(sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)))
 
 
 @torch.no_grad()
-def _logprobs(trainer: Trainer, packs: Sequence[PackedBatch]) -> Tensor:
+def logprobs_of(trainer: Trainer, packs: Sequence[PackedBatch]) -> Tensor:
     return torch.cat([trainer.logprobs(pack)[0] for pack in packs])

@@ -20,6 +20,7 @@ from treewright.benchmarks.real_memory import memory_figures
 from treewright.benchmarks.real_parts import FULL, QUICK, Figures, kept, measuring, share_interval, sized
 from treewright.benchmarks.real_sampling import sampling_figures
 from treewright.benchmarks.real_servers import compared
+from treewright.benchmarks.real_shapes import OPTIMIZERS, SHAPES, shapes_figures
 from treewright.benchmarks.real_step import step_figures
 from treewright.benchmarks.real_update import BOUNDS, CLOSE, update_figures
 from treewright.benchmarks.search import section
@@ -190,3 +191,14 @@ def test_an_update_is_as_long_as_its_bound_and_its_gradient_says_what_it_promise
         assert CLOSE[0] <= found[f"update/{bound:g}/divergence"] / bound <= CLOSE[1]
         assert found[f"update/{bound:g}/promised"] > 0 and abs(found[f"update/{bound:g}/gained"]) <= 100
     assert found[f"update/{BOUNDS[1]:g}/promised"] > found[f"update/{BOUNDS[0]:g}/promised"]
+
+
+def test_what_a_step_promises_is_told_for_its_own_trees_and_for_those_of_other_tasks() -> None:
+    with measuring(replace(SMALL, trees_a_round=4), None):
+        found = {name: value for name, (value, _) in shapes_figures(True, "seedling").items()}
+    assert found["shapes/others"] == 12
+    for name, (times, _) in SHAPES.items():
+        assert found[f"shapes/{name}/trees"] == 4 * times and found[f"shapes/{name}/sampled_tokens"] > 0
+        for optimizer in OPTIMIZERS if name == "trees" else OPTIMIZERS[:1]:
+            own, others = (found[f"shapes/{name}/{optimizer}/{whose}"] for whose in ("own", "others"))
+            assert 0 < own < 100 and abs(others) < own

@@ -86,6 +86,24 @@ def test_the_page_tells_what_greedy_draws_solve_before_the_trees(figures: dict[s
     assert f"but {sampled[1]:.0f} and {greedy[1]:.0f} % of `workbench`" in said
 
 
+def test_the_page_tells_what_a_step_promises_on_its_own_trees_and_on_others(figures: dict[str, float]) -> None:
+    said, told = " ".join(PAGE.split()), {
+        (name, optimizer): tuple(figures[f"shapes/{name}/{optimizer}/{whose}"] for whose in ("own", "others"))
+        for name, optimizer in (("trees", "adamw"), ("trees", "muon"), ("small_trees", "adamw"), ("chains", "adamw"))
+    }  # fmt: skip
+    for (name, _), (own, others) in told.items():
+        many = f"{figures[f'shapes/{name}/trees']:.0f} {'tasks' if name == 'chains' else 'trees'}"
+        assert f"| {many}: {own:.1f}; {others:.1f} |" in PAGE
+    own, others = told.pop(("trees", "adamw"))
+    assert f"{own:.0f} points on the 24 trees that it was made of, and {others:.1f} on trees of other" in said
+    rest = [others for _, others in told.values()]
+    assert f"promise from {min(rest):.1f} to {max(rest):.1f} there" in said
+    sampled = {
+        name: f"{figures[f'shapes/{name}/sampled_tokens']:.0f} sampled tokens" for name in ("small_trees", "chains")
+    }
+    assert all(words in PAGE for words in sampled.values()) and f"({figures['shapes/others']:.0f} trees)" in PAGE
+
+
 def test_the_page_tells_what_trees_gained_in_an_earlier_run(figures: dict[str, float]) -> None:
     (line,) = (line for line in PAGE.splitlines() if line.startswith("| an earlier run"))
     for suite in ("kg", "stdlib"):

@@ -31,7 +31,7 @@ from treewright.agent.runs.imitation import SOLVED, demonstrations, episode_rows
 from treewright.agent.runs.loop import Learner, make_trainer, model_folder, resume_loop, run_loop, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.agent.runs.workers import alone as orphaned
-from treewright.benchmarks.real_parts import Figures, Size, folder_of, size_of
+from treewright.benchmarks.real_parts import Figures, Size, folder_of, kept, size_of
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Task
 from treewright.envs.whole import write_whole
@@ -44,6 +44,7 @@ __all__ = [
     "begun_model",
     "begun_of",
     "begun_with",
+    "from_begun",
     "gains",
     "imitated",
     "learning_figures",
@@ -207,6 +208,16 @@ def begun_of(spec: str, size: Size) -> dict[str, object]:
 def learning_home(spec: str, size: Size) -> Path | None:
     """Where the weights that imitated are kept, and what was trained from them; None where nothing is."""
     return folder_of({"part": "learning", **begun_of(spec, size)})
+
+
+def from_begun(
+    part: Mapping[str, object], spec: str, size: Size, measure: Callable[[Path, str, Size], Figures]
+) -> Figures:
+    """What `measure` finds with the weights that imitated, in the folder that keeps them, whose figures are kept, too;
+    in one of its own where nothing is."""
+    home = learning_home(spec, size)
+    with tempfile.TemporaryDirectory() as folder:
+        return kept({**part, **begun_of(spec, size)}, partial(measure, home or Path(folder), spec, size))
 
 
 async def begun_model(home: Path, spec: str, size: Size) -> Path:

@@ -9,10 +9,8 @@ only what carries over.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +22,8 @@ from treewright.agent.runs.demo_real import TREES
 from treewright.agent.runs.loop import grow_for_training, make_trainer
 from treewright.agent.runs.setup import rounds_for
 from treewright.agent.runs.shared import shared_model
-from treewright.benchmarks.real_learning import ARMS, SPEC, begun_model, begun_of, begun_with, learning_home
-from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
+from treewright.benchmarks.real_learning import ARMS, SPEC, begun_model, begun_with, from_begun
+from treewright.benchmarks.real_parts import Figures, Size, size_of
 from treewright.benchmarks.real_update import dot, gradient_of, logprobs_of, packs_of, within
 from treewright.envs.types import Task
 from treewright.search.tree import Tree
@@ -49,12 +47,8 @@ OPTIMIZERS = ("adamw", "muon")
 def shapes_figures(quick: bool, spec: str = SPEC) -> Figures:
     """From the weights of the section `learning`, on training tasks that imitation did not show."""
     size = size_of(quick)
-    of = {"part": "shapes", **begun_of(spec, size), "trees": size.trees_a_round, "shapes": SHAPES}
-    home = learning_home(spec, size)
-    if home is not None:
-        return kept(of, partial(_measured, home, spec, size))
-    with tempfile.TemporaryDirectory() as folder:
-        return _measured(Path(folder), spec, size)
+    of = {"part": "shapes", "trees": size.trees_a_round, "shapes": SHAPES}
+    return from_begun(of, spec, size, _measured)
 
 
 def _measured(home: Path, spec: str, size: Size) -> Figures:

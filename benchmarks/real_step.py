@@ -6,8 +6,6 @@ Both are in float32, of the same terms, by the same kernels; nothing is timed un
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +15,8 @@ from treewright.agent.runs.collect import open_worlds
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.benchmarks.families import trajectories
 from treewright.benchmarks.real_exact import packs_by_lot
-from treewright.benchmarks.real_learning import ARMS, SPEC, begun_of, begun_with, imitated, learning_home
-from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
+from treewright.benchmarks.real_learning import ARMS, SPEC, begun_with, from_begun, imitated
+from treewright.benchmarks.real_parts import Figures, Size, size_of
 from treewright.benchmarks.train import Mode, side_by_side
 from treewright.benchmarks.train_ways import load_of
 from treewright.search.tree import Tree
@@ -32,10 +30,8 @@ REPEATS = 2
 def step_figures(quick: bool, spec: str = SPEC) -> Figures:
     """On the first suite, with the weights of the section `learning`: the pack of a round that shares most."""
     size = size_of(quick)
-    home = learning_home(spec, size)
-    with tempfile.TemporaryDirectory() as folder:
-        of = {"part": "step", **begun_of(spec, size), "trees": size.trees_a_round, "search": ARMS["trees"]}
-        return kept(of, partial(_measured, home or Path(folder), spec, size))
+    of = {"part": "step", "trees": size.trees_a_round, "search": ARMS["trees"]}
+    return from_begun(of, spec, size, _measured)
 
 
 def _measured(home: Path, spec: str, size: Size) -> Figures:

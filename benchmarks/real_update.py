@@ -8,9 +8,7 @@ held-out tasks, before and after. Gradients of other training tasks say how much
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,8 @@ from treewright.agent.runs.evaluate import Evaluation, evaluate
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks.real_exact import packed_gradient
-from treewright.benchmarks.real_learning import SPEC, begun_model, begun_of, begun_with, learning_home
-from treewright.benchmarks.real_parts import Figures, Size, kept, size_of
+from treewright.benchmarks.real_learning import SPEC, begun_model, begun_with, from_begun
+from treewright.benchmarks.real_parts import Figures, Size, size_of
 from treewright.search.tree import Tree
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
@@ -42,12 +40,8 @@ CLOSE = (0.7, 1.4)  # of a bound
 def update_figures(quick: bool, spec: str = SPEC) -> Figures:
     """On the first suite, from the weights of the section `learning`."""
     size = size_of(quick)
-    of = {"part": "update", **begun_of(spec, size), "trees": size.trees_a_round, "held_out": size.held_out}
-    home = learning_home(spec, size)
-    if home is not None:
-        return kept(of, partial(_measured, home, spec, size))
-    with tempfile.TemporaryDirectory() as folder:
-        return _measured(Path(folder), spec, size)
+    of = {"part": "update", "trees": size.trees_a_round, "held_out": size.held_out}
+    return from_begun(of, spec, size, _measured)
 
 
 def _measured(home: Path, spec: str, size: Size) -> Figures:

@@ -202,6 +202,7 @@ supply-check: setup $(VENV)/.tested
 	$(BIN)/python -P scripts/supply.py check
 
 licences: setup $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gguf]'
 	$(BIN)/python -P scripts/supply.py licences
 
 # A bill of materials of what tests install (CycloneDX), and the known holes in it; both tools have a folder of their own.

@@ -16,15 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from treewright.agent.policies.opening import open_policy
-from treewright.agent.runs.collect import World, open_worlds
+from treewright.agent.runs.collect import World
 from treewright.agent.runs.demo_real import TREES
-from treewright.agent.runs.loop import grow_for_training, make_trainer
+from treewright.agent.runs.loop import make_trainer
 from treewright.agent.runs.setup import rounds_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks.real_learning import ARMS, SPEC, begun_model, begun_with, from_begun
 from treewright.benchmarks.real_parts import Figures, Size, size_of
-from treewright.benchmarks.real_update import dot, gradient_of, logprobs_of, packs_of, within
+from treewright.benchmarks.real_update import dot, gradient_of, grown_by, logprobs_of, packs_of, within
 from treewright.envs.types import Task
 from treewright.search.tree import Tree
 from treewright.training.optim import make_optimizer
@@ -59,21 +58,19 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
     each = max(1, size.trees_a_round // len(size.taught))
     most = each * max(times for times, _ in SHAPES.values())
 
+    model = shared_model(begun_with(home / "shapes", f"hf:{begun}", size), first)
+    options = {} if model is None else {"model": model}
+
     def grown(count: int, past: int, grow: Sequence[str]) -> tuple[list[Tree], float]:
         """Trees of so many tasks of each suite, past those that were shown and so many more; the seconds it took."""
         cfg, began = begun_with(home / "shapes", f"hf:{begun}", size, *grow), time.monotonic()
+        skip = {name: shown + past for name, shown in size.shown.items()}
 
-        async def work() -> list[Tree]:
-            model = shared_model(cfg, first)
-            policy = open_policy(f"hf:{begun}", **({} if model is None else {"model": model}))
-            try:
-                async with open_worlds(size.taught) as worlds:
-                    tasks = _tasks(worlds, count, {name: size.shown[name] + past for name in worlds})
-                    return await grow_for_training(cfg, tasks, worlds, policy, "shapes", 0)
-            finally:
-                await policy.close()
+        def tasks_of(worlds: Mapping[str, World]) -> list[Task]:
+            return [task for task, _ in rounds_for(worlds, "train", 0, count, None, skip)]
 
-        return asyncio.run(work()), time.monotonic() - began
+        trees = asyncio.run(grown_by(cfg, str(begun), options, size.taught, tasks_of))
+        return trees, time.monotonic() - began
 
     step.judged_by(grown(OTHERS * each, most, TREES)[0])
     out: Figures = {"shapes/others": (float(step.others), "trees"), "shapes/bound": (LARGE_KL, "nats per token")}
@@ -83,7 +80,10 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
         gradient = gradient_of(step.trainer, packs_of(trees, size.pack))
         out |= {
             f"shapes/{name}/trees": (float(len(trees)), "trees"),
-            f"shapes/{name}/sampled_tokens": (_sampled(trees), "tokens"),
+            f"shapes/{name}/sampled_tokens": (
+                float(sum(t.spent.policy_tokens + t.spent.closing_tokens for t in trees)),
+                "tokens",
+            ),
             f"shapes/{name}/drawing": (drawing, "s"),
             f"shapes/{name}/gradient": (time.monotonic() - began, "s"),
         }
@@ -138,11 +138,3 @@ class _Step:
     def _to(self, weights: Sequence[Tensor]) -> None:
         for p, w in zip(self.weights, weights, strict=True):
             p.copy_(w)
-
-
-def _tasks(worlds: Mapping[str, World], count: int, skip: Mapping[str, int]) -> list[Task]:
-    return [task for task, _ in rounds_for(worlds, "train", 0, count, None, skip)]
-
-
-def _sampled(trees: Sequence[Tree]) -> float:
-    return float(sum(tree.spent.policy_tokens + tree.spent.closing_tokens for tree in trees))

@@ -8,7 +8,8 @@ held-out tasks, before and after. Gradients of other training tasks say how much
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from treewright.agent.config import Config
 from treewright.agent.policies.opening import open_policy
-from treewright.agent.runs.collect import open_worlds
+from treewright.agent.runs.collect import World, open_worlds
 from treewright.agent.runs.evaluate import Evaluation, evaluate
 from treewright.agent.runs.loop import grow_for_training, make_trainer, tasks_for
 from treewright.agent.runs.shared import shared_model
 from treewright.benchmarks.real_exact import packed_gradient
 from treewright.benchmarks.real_learning import SPEC, begun_model, begun_with, from_begun
 from treewright.benchmarks.real_parts import Figures, Size, size_of
+from treewright.envs.types import Task
 from treewright.search.tree import Tree
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
@@ -31,10 +34,11 @@ from treewright.training.pack import PackedBatch, pack_trees
 from treewright.training.region import divergence
 from treewright.training.step import Trainer, TrainSettings
 
-__all__ = ["BOUNDS", "dot", "gradient_of", "logprobs_of", "packs_of", "update_figures", "within"]
+__all__ = ["BOUNDS", "dot", "gradient_of", "grown_by", "logprobs_of", "packs_of", "update_figures", "within"]
 
 BOUNDS = (1e-3, 1e-2)  # nats per token
 CLOSE = (0.7, 1.4)  # of a bound
+TasksOf = Callable[[Mapping[str, World]], Sequence[Task]]
 
 
 def update_figures(quick: bool, spec: str = SPEC) -> Figures:
@@ -51,9 +55,12 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
     model = shared_model(cfg, first)
     options: dict[str, Any] = {} if model is None else {"model": model}
     name = size.taught[0]
-    grown = [asyncio.run(_grown(cfg, str(begun), options, name, size.trees_a_round, index)) for index in (20, 21)]
-    trainer = Trainer(first.model, TrainSettings(max_tokens=1024, minibatches=1, grad_clip=1e9, max_kl=0.0))
-    packs = [packs_of(trees) for trees in grown]
+    grown = [
+        asyncio.run(grown_by(cfg, str(begun), options, [name], partial(_trained_on, index, size.trees_a_round), index))
+        for index in (20, 21)
+    ]
+    trainer = Trainer(first.model, TrainSettings(max_tokens=size.pack, minibatches=1, grad_clip=1e9, max_kl=0.0))
+    packs = [packs_of(trees, size.pack) for trees in grown]
     own, other = gradient_of(trainer, packs[0]), gradient_of(trainer, packs[1])
     alike = dot(own, other) / (dot(own, own) * dot(other, other)) ** 0.5
     del other
@@ -102,12 +109,18 @@ def within(moved: Callable[[float], float], bound: float) -> tuple[float, float]
     return share, found
 
 
-async def _grown(cfg: Any, begun: str, options: dict[str, Any], name: str, count: int, index: int) -> list[Tree]:
+def _trained_on(index: int, count: int, worlds: Mapping[str, World]) -> list[Task]:
+    return tasks_for(worlds, "train", index, count)
+
+
+async def grown_by(
+    cfg: Config, begun: str, options: Mapping[str, Any], suites: Sequence[str], tasks_of: TasksOf, index: int = 0
+) -> list[Tree]:
+    """Trees of the tasks that `tasks_of` gives of these suites, by the policy in `begun` with such options."""
     policy = open_policy(f"hf:{begun}", **options)
     try:
-        async with open_worlds([name]) as worlds:
-            tasks = tasks_for(worlds, "train", index, count)
-            return await grow_for_training(cfg, tasks, worlds, policy, "update", index)
+        async with open_worlds(suites) as worlds:
+            return await grow_for_training(cfg, tasks_of(worlds), worlds, policy, cfg.name, index)
     finally:
         await policy.close()
 
@@ -123,7 +136,7 @@ async def _alone(begun: str, options: dict[str, Any], name: str, count: int) -> 
         await policy.close()
 
 
-def packs_of(trees: Sequence[Tree], size: int = 1024) -> list[PackedBatch]:
+def packs_of(trees: Sequence[Tree], size: int) -> list[PackedBatch]:
     arrays = tree_arrays(trees)
     return pack_trees(trees, arrays, estimate("split_loo", arrays), size)
 

@@ -136,7 +136,7 @@ async def prefix_rounds(
         run = f"{config.name}/{name}/{learner.trainer.steps}"
         if recipe.from_draws:
             each = max(1, starts // (config.search.root_draws * len(worlds)))
-            tasks = tasks_for(worlds, "train", index, each)
+            tasks = tasks_for(worlds, "train", index, each, skip=config.loop.skip_tasks)
             drawn = await grow_for_training(config, tasks, worlds, policy, f"{run}/fronts", index, store)
             found = prefix.drawn_starts([t for t in drawn if t.exact], given, unit)
         else:

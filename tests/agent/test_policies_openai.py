@@ -43,7 +43,8 @@ async def test_messages_go_out_and_drafts_come_back(caplog: pytest.LogCaptureFix
     assert (body["seed"], body["n"], body["max_tokens"], body["logprobs"], body["model"]) == (5, 2, 33, True, "m")
     assert [c.text for c in done] == ["look {}", "wait {}"] and done[0].logprobs == (-0.5, -0.25)
     assert not done[0].trainable and done[0].token_ids == () and done[0].finish_reason == "length"
-    assert [r.message for r in caplog.records].count(caplog.records[0].message) == len(caplog.records) == 1
+    told = [r.message for r in caplog.records if r.name.startswith("treewright")]
+    assert len(told) == 1
     assert (policy.stats.draws, policy.stats.sampled_tokens, policy.stats.prompt_tokens) == (4, 8, 18)
 
 

@@ -56,6 +56,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "trees": TREES,
     "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
 }
+CHUNK = 1024  # tokens at most that are computed at once: three loops of 135 million parameters fit 24 GB
 MOST_ROUNDS = 10  # times as many rounds as trees took, in which chains must have drawn as many tokens
 
 
@@ -196,7 +197,8 @@ def gains(arm: str, before: Mapping[str, Evaluation], after: Sequence[Mapping[st
 
 
 def begun_with(home: Path, spec: str, size: Size, *settings: str) -> Config:
-    given = [f"train.max_tokens={size.pack}", f"train.chunk_tokens={size.pack}", f"folder={home}", *settings]
+    chunk = min(size.pack, CHUNK)
+    given = [f"train.max_tokens={size.pack}", f"train.chunk_tokens={chunk}", f"folder={home}", *settings]
     return load_config(None, given, {"policy.spec": spec, "name": home.name})
 
 

@@ -32,7 +32,8 @@ class Size:
               held-out tasks of each suite; the suites
     untouched  held-out tasks of each suite that the untouched model plays, most of them to the end of each draw
     rounds, trees_a_round, seeds   of training by trees and by chains; the trees of all suites that are taught
-    first     trees a round of the first suite, the others share the rest; 0: all have as many
+    first     trees a round of the first suite, the others share the rest; 0: all have as many, as where other suites
+              are named
     chains    1, or 0 to leave them out
     beside    loops that are trained at once, each in a process of its own
     judged    held-out tasks that each rule with each judge searches
@@ -45,19 +46,19 @@ class Size:
     suites: int = 3
     trees: int = 50
     gradients: int = 50
-    demos: tuple[int, ...] = (300, 110)
+    demos: tuple[int, ...] = (240, 60)
     held_out: int = 100
-    taught: tuple[str, ...] = ("stdlib", "workbench")
+    taught: tuple[str, ...] = ("office", "workbench")
     untouched: int = 8
     rounds: int = 13
     trees_a_round: int = 24
-    first: int = 0
+    first: int = 14
     seeds: int = 3
     chains: int = 1
     beside: int = 3
     judged: int = 16
     loop: int = 16
-    pack: int = 1024
+    pack: int = 2048
 
     @property
     def shown(self) -> dict[str, int]:
@@ -78,10 +79,12 @@ QUICK = Size(
     untouched=4,
     rounds=1,
     trees_a_round=2,
+    first=0,
     seeds=1,
     beside=1,
     judged=2,
     loop=2,
+    pack=1024,
 )
 
 
@@ -97,6 +100,7 @@ def sized(text: str | None, base: Size = FULL) -> Size:
         numbers = all(word.isdecimal() and (int(word) or name in ("chains", "first")) for word in words)
         if name == "taught":
             given[name] = tuple(suite(word).name for word in words)
+            given.setdefault("first", 0)
         elif part and (name not in known or not numbers or (len(words) > 1 and name != "demos")):
             raise TreewrightError(
                 f"--size {part}: write NAME=NUMBER, taught=SUITE+SUITE or demos=NUMBER+NUMBER, separated by commas; "

@@ -134,9 +134,10 @@ def test_parts_that_were_measured_are_kept_by_what_they_are_of(tmp_path: Path) -
 def test_a_size_is_told_by_name() -> None:
     assert sized("tasks=4, trees=10") == replace(FULL, tasks=4, trees=10) and sized(None, QUICK) == QUICK
     assert sized("chains=0").chains == 0
-    assert sized("taught=kg+stdlib,demos=3+4") == replace(FULL, taught=("kg", "stdlib"), demos=(3, 4))
-    assert sized("demos=3").shown == {"stdlib": 3, "workbench": 3}
-    assert sized("demos=3+4").shown == {"stdlib": 3, "workbench": 4}
+    assert sized("taught=kg+stdlib,demos=3+4") == replace(FULL, taught=("kg", "stdlib"), demos=(3, 4), first=0)
+    assert sized("taught=kg+stdlib,first=5").first == sized("first=5,taught=kg+stdlib").first == 5
+    assert sized("demos=3").shown == {"office": 3, "workbench": 3}
+    assert sized("demos=3+4").shown == {"office": 3, "workbench": 4}
     for wrong in ("tasks=0", "tasks", "task=3", "trees=-1", "trees=1+2", "demos=0", "demos=3+"):
         with pytest.raises(TreewrightError, match="NAME=NUMBER"):
             sized(wrong)

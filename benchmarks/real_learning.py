@@ -56,7 +56,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "trees": TREES,
     "chains": ("search.rule=chains", "search.root_draws=8", "search.expansions=1"),
 }
-CHUNK = 1024  # tokens at most that are computed at once: three loops of 135 million parameters fit 24 GB
+CHUNK = 1024  # tokens at most that are computed at once: one of three loops that did 2,048 ran out of 24 GB
 MOST_ROUNDS = 10  # times as many rounds as trees took, in which chains must have drawn as many tokens
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from treewright.agent.config import Config
 from treewright.agent.policies.opening import serve_weights
 from treewright.agent.runs.collect import World
-from treewright.agent.runs.loop import Learner, grow_for_training, tasks_for, tasks_of_round
+from treewright.agent.runs.loop import Learner, grow_for_training, tasks_of_round
 from treewright.agent.runs.starts import grow_from
 from treewright.agent.runs.success import success_by_suite
 from treewright.envs.errors import TreewrightError
@@ -136,7 +136,8 @@ async def prefix_rounds(
         run = f"{config.name}/{name}/{learner.trainer.steps}"
         if recipe.from_draws:
             each = max(1, starts // (config.search.root_draws * len(worlds)))
-            tasks = tasks_for(worlds, "train", index, each, skip=config.loop.skip_tasks)
+            few = config.loop.model_copy(update={"tasks": each, "suite_tasks": {}})
+            tasks = tasks_of_round(worlds, few, index)
             drawn = await grow_for_training(config, tasks, worlds, policy, f"{run}/fronts", index, store)
             found = prefix.drawn_starts([t for t in drawn if t.exact], given, unit)
         else:

@@ -120,22 +120,15 @@ def evidence_of(section: SearchSection) -> Evidence | None:
 
 def tasks_of_round(worlds: Mapping[str, World], section: LoopSection, index: int) -> list[Task]:
     """The training tasks of a loop's round `index`. Raises TreewrightError where loop.skip_tasks leaves none."""
-    return tasks_for(worlds, "train", index, section.tasks, section.suite_tasks, section.skip_tasks)
+    every = rounds_for(worlds, "train", index, section.tasks, section.suite_tasks, section.skip_tasks)
+    return [task for task, _ in every]
 
 
 def tasks_for(
-    worlds: Mapping[str, World],
-    split: str,
-    index: int,
-    count: int,
-    other: Mapping[str, int] | None = None,
-    skip: Mapping[str, int] | None = None,
+    worlds: Mapping[str, World], split: str, index: int, count: int, other: Mapping[str, int] | None = None
 ) -> list[Task]:
-    """Batch `index` of `count` tasks of every suite, or of `other[suite]`; a suite that runs out begins again.
-
-    skip  by suite, how many tasks are left out, from the first
-    """
-    return [task for task, _ in rounds_for(worlds, split, index, count, other, skip)]
+    """Batch `index` of `count` tasks of every suite, or of `other[suite]`; a suite that runs out begins again."""
+    return [task for task, _ in rounds_for(worlds, split, index, count, other)]
 
 
 def rounds_for(
@@ -146,7 +139,10 @@ def rounds_for(
     other: Mapping[str, int] | None = None,
     skip: Mapping[str, int] | None = None,
 ) -> list[tuple[Task, int]]:
-    """`tasks_for`, each with how often its suite has begun again: another attempt at the same task."""
+    """`tasks_for`, each with how often its suite has begun again: another attempt at the same task.
+
+    skip  by suite, how many tasks are left out, from the first
+    """
     out: list[tuple[Task, int]] = []
     for name, world in worlds.items():
         many, skipped = (other or {}).get(name, count), (skip or {}).get(name, 0)

@@ -90,6 +90,11 @@ def test_the_page_tells_what_greedy_draws_solve_before_the_trees(figures: dict[s
     )
     assert f"solve {sampled[0]:.0f} % of `stdlib` when they sample and {greedy[0]:.0f} when they do not" in said
     assert f"but {sampled[1]:.0f} and {greedy[1]:.0f} % of `workbench`" in said
+    head = " ".join(README.partition("## What holds")[0].split())
+    gain, low, high = (f"{figures[f'stdlib+workbench/trees_{kind}/stdlib']:+.0f}" for kind in ("gain", "low", "high"))
+    after = sum(figures[f"stdlib+workbench/trees/{i}/stdlib"] for i in range(3)) / 3
+    told = f"{sampled[0]:.0f} % sampled and {greedy[0]:.0f} greedy, came to {after:.0f} ({gain}, {low} … {high})"
+    assert told in head
 
 
 def test_the_page_tells_what_a_step_promises_on_its_own_trees_and_on_others(figures: dict[str, float]) -> None:

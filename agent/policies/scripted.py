@@ -5,6 +5,7 @@ They make trees that are the same on every machine, so they carry the tests of e
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import random
@@ -13,6 +14,7 @@ from _random import Random as _Random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from time import perf_counter
 from typing import Any
 
 from treewright.agent.policies.policy import PolicyStats
@@ -28,6 +30,7 @@ __all__ = ["END", "Choices", "Script", "ScriptedPolicy", "Situation", "scripted_
 END, ACT = 256, 257
 REMEMBERED = 4096  # texts that were said or shown: scripts see and say few of them, again and again
 SHORT = 1024  # characters of a text that is worth it
+SLOW = 0.001  # seconds of a draw after which others get their turn
 
 Turns = Sequence[Exchange]
 Ids = tuple[int, ...]
@@ -145,7 +148,16 @@ class ScriptedPolicy:
         """One call of the script for each seed. Raises TreewrightError for a context this policy did not make."""
         if not isinstance(context, Situation):
             raise TreewrightError(f"{self.name} was given a context it did not make; call its context(...) first")
-        done = [self._complete(context, seed, max_tokens) for seed in seeds]
+        return await self._each(seeds, lambda seed: self._complete(context, seed, max_tokens))
+
+    async def _each(self, seeds: Sequence[int], drawn: Callable[[int], Completion]) -> list[Completion]:
+        """One draw for each seed. A script that takes its time lets others have their turn: leases must be renewed."""
+        done = []
+        for seed in seeds:
+            began = perf_counter()
+            done.append(drawn(seed))
+            if perf_counter() - began > SLOW:
+                await asyncio.sleep(0)
         self.stats.requests += 1
         self.stats.draws += len(done)
         self.stats.sampled_tokens += sum([len(c.token_ids) for c in done])
@@ -185,11 +197,7 @@ class ScriptedPolicy:
         """
         if not isinstance(context, Situation):
             raise TreewrightError(f"{self.name} was given a context it did not make; call its context(...) first")
-        done = [self._segment(context, seed, max_tokens, tuple(head), segments) for seed in seeds]
-        self.stats.requests += 1
-        self.stats.draws += len(done)
-        self.stats.sampled_tokens += sum(len(c.token_ids) for c in done)
-        return done
+        return await self._each(seeds, lambda seed: self._segment(context, seed, max_tokens, tuple(head), segments))
 
     def _segment(
         self, known: Situation, seed: int, max_tokens: int, head: Ids, segments: Segments | None

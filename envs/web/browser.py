@@ -157,14 +157,15 @@ async def _launch(driver: Playwright, executable: Path, switches: Sequence[str])
         sandbox = os.geteuid() != 0
         flags = [*_FLAGS, *switches, *off, *shlex.split(os.environ.get(FLAGS_VARIABLE, ""))]
         arguments = flags if sandbox else [*flags, "--no-sandbox"]
-        try:
-            return await launch(args=arguments, chromium_sandbox=sandbox)
-        except PlaywrightError:
-            if not sandbox:
-                raise
-            browser = await launch(args=[*arguments, "--no-sandbox"], chromium_sandbox=False)
-            warnings.warn("Chromium starts here only without its sandbox: open trusted pages only", stacklevel=2)
-            return browser
+        for last in (False, True):  # a crash as it starts, which happens, must not cost the sandbox or the session
+            try:
+                return await launch(args=arguments, chromium_sandbox=sandbox)
+            except PlaywrightError:
+                if last and not sandbox:
+                    raise
+        browser = await launch(args=[*arguments, "--no-sandbox"], chromium_sandbox=False)
+        warnings.warn("Chromium starts here only without its sandbox: open trusted pages only", stacklevel=2)
+        return browser
 
 
 def _merging(executable: Path, folder: Path) -> Path | None:

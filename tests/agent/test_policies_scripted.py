@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections import Counter
 from random import Random
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from treewright.agent.policies.policy import Policy
-from treewright.agent.policies.scripted import END, ScriptedPolicy, scripted_choice
+from treewright.agent.policies.scripted import END, SLOW, ScriptedPolicy, scripted_choice
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task, ToolSpec
 from treewright.search.types import Context, Exchange, PolicyFault
@@ -79,6 +81,28 @@ async def test_functions_that_cannot_be_scripts_are_refused_and_one_that_fails_i
         policy = ScriptedPolicy(fails)
         with pytest.raises(PolicyFault, match=says):
             await policy.draw(at(policy), [0], 4)
+
+
+async def test_a_script_that_takes_its_time_lets_others_go_on_between_its_draws() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def slow(*_: Any) -> str:
+        time.sleep(2 * SLOW)
+        seen.append(turns)
+        return "go"
+
+    policy, seen = ScriptedPolicy(slow), list[int]()
+    beside = asyncio.create_task(other())
+    await policy.draw(at(policy), range(3), 4)
+    await policy.draw_segment(at(policy), range(3), 4, (), None)
+    beside.cancel()
+    assert seen == sorted(set(seen)), "nobody else had a turn between two draws"
 
 
 async def test_a_draw_ends_at_max_tokens_like_any_other() -> None:

@@ -29,6 +29,7 @@ from treewright.envs import (
     ActionTimeout,
     Call,
     Effect,
+    EnvFault,
     InvalidAction,
     Restore,
     RestoreUnsupported,
@@ -36,7 +37,7 @@ from treewright.envs import (
     Task,
     TreewrightError,
 )
-from treewright.envs.web.browser import close_browser, find_chromium
+from treewright.envs.web.browser import close_browser, find_chromium, shared_browser
 from treewright.envs.web.environment import WebEnvironment
 
 if TYPE_CHECKING:
@@ -339,3 +340,21 @@ async def test_no_chromium_at_all_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(TreewrightError, match="apt-get install chromium-headless-shell"):
         browser.require_chromium()
+
+
+async def test_a_chromium_that_crashes_as_it_starts_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crashes, begun = tmp_path / "chromium", tmp_path / "begun"
+    once = f'[ -e "{begun}" ] || {{ : > "{begun}"; kill -SEGV $$; }}'
+    crashes.write_text(f'#!/bin/sh\n{once}\nexec "{find_chromium()}" "$@"\n')
+    crashes.chmod(0o700)
+    await close_browser()
+    monkeypatch.setenv("TREEWRIGHT_CHROMIUM", str(crashes))
+    browser = await shared_browser()
+    assert begun.exists() and browser.is_connected()
+    await close_browser()
+    begun.unlink()
+    crashes.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    with pytest.raises(EnvFault, match="chromium did not start"):
+        await shared_browser()

@@ -50,7 +50,7 @@ class Size:
     held_out: int = 100
     taught: tuple[str, ...] = ("office", "workbench")
     untouched: int = 8
-    rounds: int = 13
+    rounds: int = 18
     trees_a_round: int = 24
     first: int = 14
     seeds: int = 3

@@ -21,7 +21,7 @@ from treewright.agent.runs.demo_real import TREES
 from treewright.agent.runs.loop import make_trainer
 from treewright.agent.runs.setup import rounds_for
 from treewright.agent.runs.shared import shared_model
-from treewright.benchmarks.real_learning import ARMS, SPEC, begun_model, begun_with, from_begun
+from treewright.benchmarks.real_learning import SPEC, begun_model, begun_with, from_begun
 from treewright.benchmarks.real_parts import Figures, Size, size_of
 from treewright.benchmarks.real_update import dot, gradient_of, grown_by, logprobs_of, packs_of, within
 from treewright.envs.types import Task
@@ -36,7 +36,7 @@ __all__ = ["OPTIMIZERS", "SHAPES", "shapes_figures"]
 SHAPES: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "trees": (1, TREES),
     "small_trees": (2, ("search.root_draws=6", "search.draws=3", "search.expansions=3")),
-    "chains": (2, ARMS["chains"]),
+    "chains": (2, ("search.rule=chains", "search.root_draws=8", "search.expansions=1")),
 }
 """By name, how many times as many tasks as the first has, and how its trees are grown."""
 OTHERS = 3  # times as many tasks, whose gradient says what carries over

@@ -54,7 +54,7 @@ __all__ = [
 SPEC = "hf:smollm2"
 ARMS: Mapping[str, tuple[str, ...]] = {
     "trees": TREES,
-    "chains": ("search.rule=chains", "search.root_draws=22", "search.expansions=1"),
+    "chains": ("search.rule=chains", "search.root_draws=28", "search.expansions=1"),
 }
 """So many chains of a task that a round of `FULL` draws what one of trees does: the same tasks, steps and tokens."""
 CHUNK = 1024  # tokens at most that are computed at once: one of three loops that did 2,048 ran out of 24 GB

@@ -34,7 +34,8 @@ class TreeChunkState:
 
     plan   the whole pack
     cuts   where chunks begin, rising, the first 0; or one int, the most tokens per chunk
-    Layers may have different head counts; memory is K, V of the whole pack per layer plus one path of debts.
+    Layers may have different head counts; memory is K, V of the whole pack per layer plus one path of debts. It is free
+    as soon as neither the state nor one of its chunks is held.
     """
 
     def __init__(self, plan: TreePlan, cuts: int | Sequence[int]) -> None:
@@ -43,22 +44,32 @@ class TreeChunkState:
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(bounds)):
             raise ValueError(f"cuts {starts[:8]} must rise from 0 and stay below the plan's {plan.n_queries} tokens")
         self.plan = plan
+        live = [plan.live(start) for start in starts]
+        kept = _Kept(plan, max(each.shape[0] for each in live))
         self.chunks = tuple(
             TreeChunk(
-                state=self,
+                kept=kept,
                 start=a,
                 stop=b,
                 plan=plan.cut(a, b),
-                live=plan.live(a),
+                live=before,
                 due=_due(plan, a, b),
                 exports=_exports(plan, a, b),
             )
-            for a, b in pairwise(bounds)
+            for (a, b), before in zip(pairwise(bounds), live, strict=True)
         )
+
+
+class _Kept:
+    """What chunks of a pack keep for each other. It knows none of them: in a reference cycle with its chunks, keys and
+    values of each pack would stay until Python looks for cycles, which takes gigabytes over many packs."""
+
+    def __init__(self, plan: TreePlan, longest: int) -> None:
+        self.plan, self.longest = plan, longest  # the most live tokens before a chunk
+        self.rows: dict[Any, Tensor] = {}
+        self.debts: dict[Any, Tensor] = {}
         self._kept: dict[tuple[Any, str], Tensor] = {}
         self._owed: dict[tuple[Any, str], Tensor] = {}
-        self._rows: dict[Any, Tensor] = {}
-        self._debts: dict[Any, Tensor] = {}
 
     def keep(self, layer: Any, name: str, chunk: TreeChunk, x: Tensor) -> None:
         """Keeps a chunk's own keys ("k") or values ("v"), [Hkv, own, D]."""
@@ -79,8 +90,7 @@ class TreeChunkState:
         wide = torch.promote_types(grad.dtype, torch.float32)
         owed = self._owed.get((layer, name))
         if owed is None:
-            length = max(c.live.shape[0] for c in self.chunks)
-            owed = torch.zeros(grad.shape[0], length, grad.shape[2], dtype=wide, device=grad.device)
+            owed = torch.zeros(grad.shape[0], self.longest, grad.shape[2], dtype=wide, device=grad.device)
             self._owed[layer, name] = owed
         size = chunk.live.shape[0]
         own = grad[:, size:].to(wide)
@@ -103,7 +113,7 @@ class TreeChunk:
     exports  its queries that tokens of later chunks come right after
     """
 
-    state: TreeChunkState
+    kept: _Kept
     start: int
     stop: int
     plan: TreePlan
@@ -116,8 +126,8 @@ class TreeChunk:
     ) -> Tensor:
         """`tree_attention` of own q [Hq, own, D] and own k, v [Hkv, own, D] against the prefix and themselves."""
         if not torch.is_grad_enabled():
-            self.state.keep(layer, "k", self, k)
-            self.state.keep(layer, "v", self, v)
+            self.kept.keep(layer, "k", self, k)
+            self.kept.keep(layer, "v", self, v)
         keys = _Carry.apply(k, self, layer, "k")  # type: ignore[no-untyped-call]
         values = _Carry.apply(v, self, layer, "v")  # type: ignore[no-untyped-call]
         out: Tensor = tree_attention(q, keys, values, self.plan, scale, **options)
@@ -126,9 +136,9 @@ class TreeChunk:
     def tails(self, count: int) -> tuple[int, ...]:
         """Its queries that are among the last `count` tokens before a token of a later chunk."""
         key = ("tails", self.start, self.stop, count)
-        cache = self.state.plan.cache
+        cache = self.kept.plan.cache
         if key not in cache:
-            up, found = self.state.plan.parent.cpu().numpy().astype(np.int64), np.arange(0)
+            up, found = self.kept.plan.parent.cpu().numpy().astype(np.int64), np.arange(0)
             at = np.arange(self.stop, len(up))
             for _ in range(count):
                 at = np.unique(up[at])
@@ -141,7 +151,7 @@ class TreeChunk:
 
     def read(self, name: Any, tokens: Tensor) -> Tensor:
         """What earlier chunks wrote under `name` for these tokens of the pack, [n, …]; its gradient is theirs."""
-        held = [self.state._rows.get((name, token)) for token in tokens.tolist()]
+        held = [self.kept.rows.get((name, token)) for token in tokens.tolist()]
         if any(x is None for x in held):
             raise ValueError(f"{name} has no kept rows: run every chunk in order under torch.no_grad() first")
         rows = torch.stack([x for x in held if x is not None])
@@ -153,14 +163,14 @@ class TreeChunk:
     def _owe(self, name: Any, tokens: list[int], grad: Tensor) -> None:
         wide = torch.promote_types(grad.dtype, torch.float32)
         for token, row in zip(tokens, grad.to(wide), strict=True):
-            debt = self.state._debts.get((name, token))
-            self.state._debts[name, token] = row if debt is None else debt + row
+            debt = self.kept.debts.get((name, token))
+            self.kept.debts[name, token] = row if debt is None else debt + row
 
     def write(self, name: Any, queries: Sequence[int], rows: Tensor, out: Tensor) -> Tensor:
         """Keeps rows [n, …] of own queries for later chunks; `out` as it is, through which their gradient comes."""
         tokens = [self.start + query for query in queries]
         if not torch.is_grad_enabled():
-            self.state._rows.update({(name, t): row for t, row in zip(tokens, rows.detach().clone(), strict=True)})
+            self.kept.rows.update({(name, t): row for t, row in zip(tokens, rows.detach().clone(), strict=True)})
             return out
         through: Tensor = _Due.apply(out, rows, self, name, tokens)  # type: ignore[no-untyped-call]
         return through
@@ -176,7 +186,7 @@ class _Due(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        debts = ctx.chunk.state._debts
+        debts = ctx.chunk.kept.debts
         due = torch.zeros(ctx.shape, dtype=ctx.dtype, device=grads[0].device)
         for i, token in enumerate(ctx.tokens):
             debt = debts.pop((ctx.name, token), None)
@@ -202,8 +212,8 @@ class _Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, chunk: TreeChunk, layer: Any, name: str) -> Tensor:
         ctx.chunk, ctx.layer, ctx.name = chunk, layer, name
-        return torch.cat([chunk.state.prefix(layer, name, chunk), own], 1)
+        return torch.cat([chunk.kept.prefix(layer, name, chunk), own], 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.chunk.state.settle(ctx.layer, ctx.name, ctx.chunk, grads[0]), None, None, None
+        return ctx.chunk.kept.settle(ctx.layer, ctx.name, ctx.chunk, grads[0]), None, None, None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from treewright.training.model import (  # noqa: E402
     UnsupportedModel,
     branch_logits,
     chunked_backward,
+    chunked_logprobs,
     prepare,
     refuse_unsupported,
     tree_attention_in,
@@ -162,6 +164,34 @@ def test_chunks_without_trained_tokens_still_pass_gradients_on() -> None:
     chunked_backward(model, ids, plan, rows, targets, lambda logp, entropy: logp.sum(), 4)
     for p, b in zip(model.parameters(), expected, strict=True):
         assert (p.grad - b).norm() <= 1e-9 * b.norm()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("build", [llama, sliding_qwen3])
+def test_nothing_of_a_pack_outlives_its_passes(build: Callable[..., Any], checkpointing: bool) -> None:
+    model = build().train()
+    prepare(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    plan = TreePlan.from_segments(PARENT_SEGMENT, LENGTHS)
+    ids = torch.randint(0, 97, (plan.n_queries,))
+    trained = torch.nonzero(plan.parent >= 0).flatten()
+    given = (model, ids, plan, plan.parent[trained].long(), ids[trained])
+
+    def passes() -> None:
+        chunked_logprobs(*given, 5)
+        chunked_backward(*given, lambda logp, entropy: logp.sum(), 5)
+        tree_logprobs(*given)[0].sum().backward()
+
+    passes()  # whose gradients and caches stay
+    gc.collect()
+    gc.disable()  # a reference cycle would be found late, with the keys and values of many packs in it
+    try:
+        known = {id(x) for x in gc.get_objects() if isinstance(x, torch.Tensor)}
+        passes()
+        assert not [x.shape for x in gc.get_objects() if isinstance(x, torch.Tensor) and id(x) not in known]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("build", [llama, qwen3, sliding_qwen3])

@@ -45,7 +45,7 @@ class TreeChunkState:
             raise ValueError(f"cuts {starts[:8]} must rise from 0 and stay below the plan's {plan.n_queries} tokens")
         self.plan = plan
         live = [plan.live(start) for start in starts]
-        kept = _Kept(plan, max(each.shape[0] for each in live))
+        self._kept = kept = _Kept(plan, max(each.shape[0] for each in live))
         self.chunks = tuple(
             TreeChunk(
                 kept=kept,
@@ -59,6 +59,10 @@ class TreeChunkState:
             for (a, b), before in zip(pairwise(bounds), live, strict=True)
         )
 
+    def keys_and_values(self) -> list[Tensor]:
+        """Those that chunks have kept so far, [Hkv, N, D] each: keys and values of every layer."""
+        return list(self._kept.pairs.values())
+
 
 class _Kept:
     """What chunks of a pack keep for each other. It knows none of them: in a reference cycle with its chunks, keys and
@@ -68,22 +72,22 @@ class _Kept:
         self.plan, self.longest = plan, longest  # the most live tokens before a chunk
         self.rows: dict[Any, Tensor] = {}
         self.debts: dict[Any, Tensor] = {}
-        self._kept: dict[tuple[Any, str], Tensor] = {}
+        self.pairs: dict[tuple[Any, str], Tensor] = {}
         self._owed: dict[tuple[Any, str], Tensor] = {}
 
     def keep(self, layer: Any, name: str, chunk: TreeChunk, x: Tensor) -> None:
         """Keeps a chunk's own keys ("k") or values ("v"), [Hkv, own, D]."""
-        store = self._kept.get((layer, name))
+        store = self.pairs.get((layer, name))
         if store is None:
             store = x.new_empty(x.shape[0], self.plan.n_queries, x.shape[2])
-            self._kept[layer, name] = store
+            self.pairs[layer, name] = store
         store[:, chunk.start : chunk.stop] = x
 
     def prefix(self, layer: Any, name: str, chunk: TreeChunk) -> Tensor:
         """The live keys or values before a chunk, [Hkv, P, D]."""
-        if (layer, name) not in self._kept:
+        if (layer, name) not in self.pairs:
             raise ValueError(f"layer {layer} has no kept keys: run every chunk in order under torch.no_grad() first")
-        return self._kept[layer, name][:, chunk.live]
+        return self.pairs[layer, name][:, chunk.live]
 
     def settle(self, layer: Any, name: str, chunk: TreeChunk, grad: Tensor) -> Tensor:
         """Takes gradients [Hkv, P + own, D], books those of the prefix, returns own ones with what later chunks owe."""

@@ -306,7 +306,7 @@ def _kept(model: Any, dtype: torch.dtype | None) -> tuple[float, float]:
     with computing(model, dtype):
         for part in state.chunks:
             tree_hidden(model, ids[part.start : part.stop], part)
-    numbers = [(x.numel(), x.element_size()) for x in state._kept.values()]
+    numbers = [(x.numel(), x.element_size()) for x in state.keys_and_values()]
     return sum(n * size for n, size in numbers) / len(ids), sum(4 * n for n, _ in numbers) / len(ids)
 
 

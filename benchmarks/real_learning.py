@@ -74,7 +74,7 @@ def learning_figures(quick: bool, spec: str = SPEC) -> Figures:
 def _measured(home: Path, spec: str, size: Size) -> Figures:
     began = asyncio.run(_begun(home, spec, size))
     out = began.figures
-    arms = [arm for arm in ARMS if arm == "trees" or size.chains]
+    arms = ["chains"] if size.tokens else [arm for arm in ARMS if arm == "trees" or size.chains]
     after: dict[str, list[dict[str, Evaluation]]] = {arm: [] for arm in arms}
     for seed, by_arm in enumerate(_trained(home, began.model, size, arms)):
         for arm, one in by_arm.items():
@@ -85,8 +85,9 @@ def _measured(home: Path, spec: str, size: Size) -> Figures:
             out |= {f"{arm}/{seed}/{name}": (100 * found.rate, "%") for name, found in one.alone.items()}
     for arm, every in after.items():
         out |= gains(arm, began.alone, every)
-    out["real_gain_points_min"] = min(out[f"trees_gain/{name}"] for name in began.alone)
-    out["real_gain_low_min"] = min(out[f"trees_low/{name}"] for name in began.alone)
+    if "trees" in after:
+        out["real_gain_points_min"] = min(out[f"trees_gain/{name}"] for name in began.alone)
+        out["real_gain_low_min"] = min(out[f"trees_low/{name}"] for name in began.alone)
     out |= {"seeds": (float(size.seeds), "seeds"), "beside": (float(size.beside), "loops at once")}
     return out
 
@@ -158,7 +159,8 @@ def _of_seed(
 ) -> dict[str, _Arm]:
     done: dict[str, _Arm] = {}
     for arm in arms:
-        done[arm] = run(home, begun, size, arm, seed, done["trees"].tokens if done else 0.0)
+        wanted = done["trees"].tokens if done else float(size.tokens)
+        done[arm] = run(home, begun, size, arm, seed, wanted)
     return done
 
 

@@ -35,6 +35,8 @@ class Size:
     first     trees a round of the first suite, the others share the rest; 0: all have as many, as where other suites
               are named
     chains    1, or 0 to leave them out
+    tokens    that chains of each seed draw at least, without trees beside them, where those were trained before; 0: as
+              many as the trees of their seed, which are trained first
     beside    loops that are trained at once, each in a process of its own
     judged    held-out tasks that each rule with each judge searches
     loop      tasks of the round whose memory is measured
@@ -55,6 +57,7 @@ class Size:
     first: int = 14
     seeds: int = 3
     chains: int = 1
+    tokens: int = 0
     beside: int = 3
     judged: int = 16
     loop: int = 16
@@ -97,7 +100,7 @@ def sized(text: str | None, base: Size = FULL) -> Size:
     for part in (text or "").replace(" ", "").split(","):
         name, _, value = part.partition("=")
         words = value.split("+")
-        numbers = all(word.isdecimal() and (int(word) or name in ("chains", "first")) for word in words)
+        numbers = all(word.isdecimal() and (int(word) or name in ("chains", "first", "tokens")) for word in words)
         if name == "taught":
             given[name] = tuple(suite(word).name for word in words)
             given.setdefault("first", 0)

@@ -68,6 +68,10 @@ def test_a_line_of_learning_is_measured_and_goes_on_where_it_was_stopped(tmp_pat
         more = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
     rounds = json.loads((home / "trees-2-new-0/rounds.json").read_text())
     assert len(rounds) == 2 and rounds[0][0] == found["trees/0/sampled_tokens"] and more["trees/0/rounds"] == 2
+    with measuring(replace(SMALL, tokens=1), tmp_path):  # as many as were drawn are enough
+        alone = {name: value for name, (value, _) in learning_figures(True, "seedling").items()}
+    assert not any(name.startswith(("trees", "real_gain")) for name in alone)
+    assert alone["chains/0/rounds"] == more["chains/0/rounds"]
 
 
 def test_loops_of_several_seeds_run_side_by_side_as_they_do_one_after_another(tmp_path: Path) -> None:

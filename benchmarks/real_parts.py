@@ -112,6 +112,8 @@ def sized(text: str | None, base: Size = FULL) -> Size:
         elif part:
             given[name] = tuple(map(int, words)) if name == "demos" else int(value)
     size = dataclasses.replace(base, **given)
+    if size.tokens and not size.chains:
+        raise TreewrightError(f"--size chains=0,tokens={size.tokens}: chains draw these tokens; leave one of both out")
     if len(size.demos) not in (1, len(size.taught)):
         raise TreewrightError(
             f"--size demos={'+'.join(map(str, size.demos))}: write one number, or one for each of "

@@ -14,9 +14,10 @@ from typing import Any
 
 from treewright.agent.gateway.around import AgentPolicy
 from treewright.agent.gateway.normal import BUILT_IN, Normal
+from treewright.agent.gateway.post import Post
 from treewright.agent.gateway.process import Nursery
 from treewright.agent.gateway.server import make_app, running
-from treewright.agent.gateway.world import AgentEnvironment, Options, Post, Shared
+from treewright.agent.gateway.world import AgentEnvironment, Options, Shared
 from treewright.envs.doors import nearest
 from treewright.envs.errors import TreewrightError
 from treewright.envs.own import NoTasks

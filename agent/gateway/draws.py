@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from treewright.agent.gateway.asked import Answer, Answered, Asked
 from treewright.agent.gateway.errors import ApiError
+from treewright.agent.gateway.held import Client
 from treewright.agent.gateway.prompts import Nothing, Prompts, Shown
 from treewright.agent.gateway.record import Recording
 from treewright.agent.gateway.replies import answer_of, decoder_of, fits
@@ -35,6 +36,8 @@ class Draws:
     sessions    held in memory; the ones that were used longest ago are read back from the store when they go on
     """
 
+    holds = False
+
     def __init__(
         self, policy: Policy, *, store: TreeStore | None = None, run: str = "served", seed: int = 0,
         max_tokens: int = 1024, tries: int = 8, sessions: int = 1024,
@@ -49,7 +52,7 @@ class Draws:
     def models(self) -> list[str]:
         return [self.policy.name]
 
-    async def answer(self, session: str | None, asked: Asked) -> Answered:
+    async def answer(self, session: str | None, asked: Asked, client: Client | None = None) -> Answered:
         """Raises ApiError for what cannot be shown, drawn or kept."""
         label = f"{self._count:x}{secrets.token_hex(10)}"
         self._count += 1

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from treewright.agent.gateway import chat_api, messages_api, responses_api
 from treewright.agent.gateway.asked import Answered, Asked, Spoken
 from treewright.agent.gateway.errors import ApiError, body_of
+from treewright.agent.gateway.held import Client, Held
 from treewright.envs.errors import TreewrightError
 from treewright.envs.lines import json_value, whole_text
 
@@ -42,11 +43,14 @@ NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 class Answering(Protocol):
     """What stands behind the server: a policy (draws.py) or an agent's world (world.py)."""
 
+    holds: bool
+    """Whether an answer may come long after its request, see `Held`."""
+
     @property
     def models(self) -> Sequence[str]:
         """Names for GET /v1/models."""
 
-    async def answer(self, session: str | None, asked: Asked) -> Answered:
+    async def answer(self, session: str | None, asked: Asked, client: Client | None = None) -> Answered:
         """The answers to a request. Raises ApiError."""
 
     async def count(self, session: str | None, asked: Asked) -> int:
@@ -82,18 +86,12 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
     remembered: dict[tuple[str | None, str], tuple[Spoken, ...]] = {}
 
     def endpoint(api: str, work: Callable[[Request, str | None, str], Any]) -> Callable[[Request], Any]:
-        async def answer(request: Request) -> Response:
-            from starlette.responses import JSONResponse
-
+        async def answer(request: Request) -> Response | Held:
             label = secrets.token_hex(12)
             try:
-                session = _admitted(request, key)
-                response: Response = await work(request, session, label)
-            except ApiError as error:
-                response = JSONResponse(body_of(error, api, label), error.status)
+                response: Response | Held = await work(request, _admitted(request, key), label)
             except TreewrightError as error:
-                log.error("a request failed: %s", type(error).__name__)
-                response = JSONResponse(body_of(ApiError(500, "the server could not keep the call"), api, label), 500)
+                response = _refused(error, api, label)
             return response
 
         return answer
@@ -101,20 +99,33 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
     def calling(api: str) -> Callable[[Request, str | None, str], Any]:
         reads = APIS[api]
 
-        async def work(request: Request, session: str | None, label: str) -> Response:
-            from starlette.responses import JSONResponse, StreamingResponse
-
+        async def work(request: Request, session: str | None, label: str) -> Response | Held:
             body = await _body(request, body_limit)
             asked = reads.parse(body)
             _whole(body)  # where a field is named that holds one, parsing has said so
             if asked.previous:
                 asked = _continued(asked, session, remembered)
-            answered = await behind.answer(session, asked)
+            headers, client = {"x-request-id": f"req_{label}", "request-id": f"req_{label}"}, Client()
+            if not behind.holds:
+                return await respond(session, asked, client, headers)
+
+            async def held() -> Response:
+                try:
+                    return await respond(session, asked, client, headers)
+                except TreewrightError as error:
+                    return _refused(error, api, label)
+
+            return Held(held(), client, headers, stream=asked.stream)
+
+        async def respond(session: str | None, asked: Asked, client: Client, headers: Mapping[str, str]) -> Response:
+            from starlette.responses import JSONResponse, StreamingResponse
+
+            answered = await behind.answer(session, asked, client)
             if api == "responses":
                 while len(remembered) >= MOST_REMEMBERED:
                     del remembered[next(iter(remembered))]
                 remembered[session, f"resp_{answered.label}"] = (*asked.said, answered.answers[0].spoken)
-            headers = {"x-request-id": f"req_{label}", "request-id": f"req_{label}", **answered.headers}
+            headers = {**headers, **answered.headers}
             if asked.stream:
                 events = reads.stream(asked, answered)
                 return StreamingResponse(_sent(events), media_type="text/event-stream", headers=headers)
@@ -165,6 +176,15 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
         Route("/{rest:path}", endpoint("chat", nothing), methods=["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"])
     )
     return Starlette(routes=routes)
+
+
+def _refused(error: TreewrightError, api: str, label: str) -> Response:
+    from starlette.responses import JSONResponse
+
+    if not isinstance(error, ApiError):
+        log.error("a request failed: %s", type(error).__name__)
+        error = ApiError(500, "the server could not keep the call")
+    return JSONResponse(body_of(error, api, label), error.status)
 
 
 def _admitted(request: Request, key: str) -> str | None:

@@ -17,20 +17,19 @@ import asyncio
 import json
 import os
 import secrets
-from collections import deque
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from treewright.agent.gateway.asked import SAY, Answer, Answered, Asked, Spoken, keys_of, shown
-from treewright.agent.gateway.errors import ApiError
+from treewright.agent.gateway.asked import SAY, Asked, Spoken, keys_of, shown
 from treewright.agent.gateway.normal import Normal, learned
+from treewright.agent.gateway.post import Line, Post, Waits
 from treewright.agent.gateway.process import Nursery, Run, begin
 from treewright.agent.gateway.prompts import request_json
 from treewright.agent.gateway.replies import spoken_action
 from treewright.envs.errors import EnvFault, SessionDied
-from treewright.envs.secrecy import keep_secret
 from treewright.envs.types import (
     Action,
     BaseEnvironment,
@@ -43,10 +42,15 @@ from treewright.envs.types import (
     digest,
 )
 
-__all__ = ["AgentEnvironment", "AgentRun", "Options", "Post"]
+__all__ = ["AgentEnvironment", "AgentRun", "Options", "Shared"]
 
-CREATED = 1_700_000_000  # answers bear this date and the number of the call: a replayed one is the recorded one
+RETURNS = 20.0
+"""Seconds in which a client that hung up may send its request again."""
 CANNOT_RUN = 126
+HUNG_UP = (
+    "the agent's client gave up before it was answered and did not ask again; give it a longer time limit, such as "
+    "OpenAI(timeout=3600)"
+)
 SAYING = ToolSpec(SAY, "Answers in words.", {"type": "object", "properties": {"text": {"type": "string"}}}, Effect.READ)
 
 
@@ -91,71 +95,6 @@ class AgentRun:
     stderr: str
 
 
-@dataclass(slots=True, eq=False)
-class _Call:
-    """A request that waits for its answers."""
-
-    asked: Asked
-    future: asyncio.Future[list[Answer]]
-    answers: list[Answer] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Line:
-    """Where the requests of one running agent arrive."""
-
-    waiting: deque[_Call] = field(default_factory=deque)
-    open: set[asyncio.Future[list[Answer]]] = field(default_factory=set)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    count: int = 0
-
-
-class Post:
-    """The server's other side: requests are handed to the session that runs the agent, and wait for its action."""
-
-    models: Sequence[str] = ("treewright",)
-
-    def __init__(self) -> None:
-        self.lines: dict[str, _Line] = {}
-        self.key = f"tw-{secrets.token_urlsafe(24)}"
-        keep_secret(self.key)
-        self.address = ""
-
-    async def answer(self, session: str | None, asked: Asked) -> Answered:
-        """Raises ApiError for a session that is over."""
-        line = self.lines.get(session or "")
-        if line is None:
-            raise ApiError(404, "this episode is over")
-        call = _Call(asked, asyncio.get_running_loop().create_future())
-        line.waiting.append(call)
-        line.open.add(call.future)
-        line.arrived.set()
-        try:
-            answers = await call.future
-        except asyncio.CancelledError:
-            if call.future.cancelled():
-                raise ApiError(503, "this episode is over") from None
-            raise
-        finally:
-            line.open.discard(call.future)
-        number = line.count
-        line.count += 1
-        return Answered(answers=tuple(answers), label=f"{number:08d}", created=CREATED + number, model=asked.model)
-
-    async def count(self, session: str | None, asked: Asked) -> int:
-        """A count by words: the agent's prompt has no tokens before a policy reads it."""
-        return sum(len(one.text.split()) + 4 for one in asked.said)
-
-    async def end(self, session: str, reward: float | None) -> str:
-        raise ApiError(404, "an episode ends with its command")
-
-    def close(self, session: str) -> None:
-        """Requests that still wait fail."""
-        line = self.lines.pop(session, None)
-        for future in tuple(line.open) if line is not None else ():
-            future.cancel()
-
-
 @dataclass(slots=True)
 class Shared:
     """What all sessions of one suite share: the server, and when requests count as the same.
@@ -196,7 +135,7 @@ class AgentEnvironment(BaseEnvironment):
         self._run: Run | None = None
         self._session = ""
         self._task: Task | None = None
-        self._call: _Call | None = None
+        self._call: Waits | None = None
         self._history: list[Any] = []  # every request so far, as JSON
         self._ends: dict[str, int] = {}  # key of a beginning that ends with an answer: index of its request
         self._keys: list[list[str]] = []
@@ -227,6 +166,7 @@ class AgentEnvironment(BaseEnvironment):
         call.answers.append(answer)
         if len(call.answers) < call.asked.n:
             return StepResult(self._observed(call.asked, again=True), effect=effect)
+        await self._heard(call)
         self._ends[digest(self._keys[-1][-1], answer.spoken.canonical())] = len(self._keys) - 1
         self._call = None
         if not call.future.done():
@@ -281,7 +221,7 @@ class AgentEnvironment(BaseEnvironment):
         await self._end_run()
         shared = await self._shared_()
         self._session = secrets.token_hex(8)
-        shared.post.lines[self._session] = _Line()
+        shared.post.lines[self._session] = Line()
         self._task, self._call, self._steps = task, None, 0
         self._history, self._keys, self._ends = [], [], {}
         command = [part.replace("{goal}", task.goal) for part in self.command]
@@ -306,22 +246,34 @@ class AgentEnvironment(BaseEnvironment):
 
     async def _next(self) -> Observation | None:
         """What the agent asks next, or None once its command has ended."""
-        run, line = self._run, self._line()
-        assert run is not None
-        if not line.waiting:
-            line.arrived.clear()
-            asks, ends = asyncio.ensure_future(line.arrived.wait()), asyncio.ensure_future(run.ended())
-            try:
-                await asyncio.wait({asks, ends}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                asks.cancel()
-                ends.cancel()
-        if not line.waiting:
-            return None
+        line = self._line()
+        while not line.waiting:
+            if not await self._stirs() and not line.waiting:
+                return None
         self._call = line.waiting.popleft()
         return self._observed(self._call.asked)
 
-    def _line(self) -> _Line:
+    async def _stirs(self, limit: float | None = None) -> bool:
+        """Waits for a request; False once the command has ended, or after `limit` seconds."""
+        run, line = self._run, self._line()
+        assert run is not None
+        line.arrived.clear()
+        asks, ends = asyncio.ensure_future(line.arrived.wait()), asyncio.ensure_future(run.ended())
+        try:
+            await asyncio.wait({asks, ends}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            return asks.done()
+        finally:
+            asks.cancel()
+            ends.cancel()
+
+    async def _heard(self, call: Waits) -> None:
+        """Waits for a client that hung up to ask again. Raises SessionDied where it does not."""
+        until, line = time.monotonic() + RETURNS, self._line()
+        while line.gave_up(call):
+            if not await self._stirs(max(0.0, until - time.monotonic())):
+                raise SessionDied(HUNG_UP)
+
+    def _line(self) -> Line:
         assert self._shared is not None
         line = self._shared.post.lines.get(self._session)
         if line is None:
@@ -388,6 +340,9 @@ class AgentEnvironment(BaseEnvironment):
         code = await run.ended()
         if code >= CANNOT_RUN:
             raise SessionDied(f"the agent's command ended with {code}: {self._why()}")
+        line = self._line()
+        if any(map(line.gave_up, line.calls)):  # what it did without the answer is no result
+            raise SessionDied(HUNG_UP)
         reward, words = 1.0 if code == 0 else 0.0, f"the agent ended with exit code {code}"
         if self.options.output:
             if code:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from not_none import not_none
+from walking import PLACES, TASK, choices, go, say, walker_suite
 
 from treewright.agent.gateway.agents import agent_suite
 from treewright.agent.gateway.normal import Normal, learned
@@ -24,21 +24,9 @@ from treewright.envs.types import Action, Effect, Suite, Task, Turn
 from treewright.search import Budget, NodeStatus, Pool, Settings, best_first, search
 from treewright.search.store import TreeStore
 
-WALKER = f"{sys.executable} {Path(__file__).parent / 'agents' / 'walker.py'}"
-TASK = Task("agent", "walk", "find the inn", horizon=8)
-PLACES = ["mill", "lake", "inn"]
-
-
-def choices(task: Task, turns: Any, tools: Any) -> list[Any]:
-    """Knows a little: the right word with probability 0.4 in each turn."""
-    at = turns[-1].observation.text.rpartition(" ")[2] if turns else "home"
-    right = {"home": 'go {"to": "mill"}', "mill": 'go {"to": "lake"}', "lake": 'go {"to": "inn"}', "inn": "here"}
-    wrong = [text for text in ('go {"to": "sea"}', "nowhere", "lost") if text != right.get(at)]
-    return [(right.get(at, "here"), 0.4), *((text, 0.2) for text in wrong)]
-
 
 def suite(how: str = "", **options: Any) -> Suite:
-    return agent_suite(WALKER, **{"sandboxed": True, "env": {"WALKER": how}, **options})
+    return walker_suite(**{"env": {"WALKER": how}, **options})
 
 
 async def walked(how: str, *actions: Action, **options: Any) -> tuple[list[Any], Any | None, Any]:
@@ -54,14 +42,6 @@ async def walked(how: str, *actions: Action, **options: Any) -> tuple[list[Any],
     finally:
         await env.close()
         await not_none(made.close)()
-
-
-def go(to: str) -> Action:
-    return Action.of("go", to=to)
-
-
-def say(text: str) -> Action:
-    return Action.of("say", text=text)
 
 
 async def test_an_answer_is_an_action_and_the_next_request_the_observation() -> None:

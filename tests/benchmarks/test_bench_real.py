@@ -137,7 +137,9 @@ def test_parts_that_were_measured_are_kept_by_what_they_are_of(tmp_path: Path) -
 
 def test_a_size_is_told_by_name() -> None:
     assert sized("tasks=4, trees=10") == replace(FULL, tasks=4, trees=10) and sized(None, QUICK) == QUICK
-    assert sized("chains=0").chains == 0
+    assert sized("chains=0").chains == 0 and sized("tokens=9").tokens == 9
+    with pytest.raises(TreewrightError, match="leave one of both out"):
+        sized("chains=0,tokens=9")
     assert sized("taught=kg+stdlib,demos=3+4") == replace(FULL, taught=("kg", "stdlib"), demos=(3, 4), first=0)
     assert sized("taught=kg+stdlib,first=5").first == sized("first=5,taught=kg+stdlib").first == 5
     assert sized("demos=3").shown == {"office": 3, "workbench": 3}

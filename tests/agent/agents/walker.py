@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
 from typing import Any
 
 HOW = os.environ.get("WALKER", "")
+PATIENCE = float(os.environ.get("WALKER_PATIENCE", "600"))  # seconds without a byte after which a client gives up
+AGAIN = int(os.environ.get("WALKER_AGAIN", "0"))  # times that it asks again then
 NEXT = {"home": "mill", "mill": "lake", "lake": "inn"}
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("go", "sell")]
 
@@ -27,8 +31,14 @@ def ask(messages: list[dict[str, Any]], **more: Any) -> list[Any]:
         body,
         {"authorization": "Bearer " + os.environ["OPENAI_API_KEY"]},
     )
-    with urllib.request.urlopen(request) as answer:
-        return [choice["message"] for choice in json.load(answer)["choices"]]
+    for again in range(AGAIN + 1):
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return [choice["message"] for choice in json.load(answer)["choices"]]
+        except TimeoutError:
+            if again == AGAIN:
+                raise
+    return []
 
 
 def main(goal: str) -> None:
@@ -45,6 +55,16 @@ def main(goal: str) -> None:
     if "votes" in HOW:
         words = [one["content"] for one in ask(said, n=3)]
         sys.exit(0 if words.count("yes") >= 2 else 1)
+    if "race" in HOW:
+        first: queue.Queue[list[Any]] = queue.Queue()
+        for words in (said, said[1:]):
+            threading.Thread(target=lambda said=words: first.put(ask(said)), daemon=True).start()
+        os._exit(0 if first.get()[0]["content"] == "here" else 1)
+    if "shrug" in HOW:
+        try:
+            ask(said)
+        except TimeoutError:
+            ask([*said, {"role": "user", "content": "never mind"}])
     for _ in range(6):
         (message,) = ask(said)
         said.append(message)

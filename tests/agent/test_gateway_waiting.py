@@ -14,6 +14,7 @@ from walking import PLACES, TASK, choices, go, say, walker_suite
 
 from treewright.agent.gateway import held, world
 from treewright.agent.gateway.post import Line, Post
+from treewright.agent.gateway.process import begin
 from treewright.agent.gateway.record import request_of
 from treewright.agent.gateway.replies import spoken_action
 from treewright.agent.gateway.server import make_app, running
@@ -83,7 +84,6 @@ async def test_an_agent_that_goes_on_without_its_answer_has_left_the_episode(mon
 
 async def test_a_search_goes_back_to_where_an_agent_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    begin = world.begin
 
     async def counted(*given: Any) -> Any:
         begun[-1] += 1

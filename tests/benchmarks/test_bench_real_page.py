@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -131,23 +132,32 @@ def test_the_page_tells_what_trees_gained_in_earlier_runs(suites: tuple[str, ...
 
 
 def test_the_page_tells_how_far_chains_came(figures: dict[str, float]) -> None:
-    run, suites = "office+workbench", ("office", "workbench")
+    run, suites, seeds = "office+workbench", ("office", "workbench"), range(3)
     (line,) = (line for line in PAGE.splitlines() if line.startswith("| chains instead"))
-    drawn = figures[f"{run}/chains/0/sampled_tokens"]
-    trees = [figures[f"13_rounds/trees/{seed}/sampled_tokens"] for seed in range(3)]
-    assert f"{figures[f'{run}/chains/0/rounds']:.0f} rounds, {drawn:,.0f} sampled tokens" in line
-    assert f"{min(trees):,.0f} to {max(trees):,.0f}" in line and figures[f"{run}/seeds"] == 1
+    drawn = [figures[f"{run}/chains/{seed}/sampled_tokens"] for seed in seeds]
+    trees = [figures[f"13_rounds/trees/{seed}/sampled_tokens"] for seed in seeds]
+    assert figures[f"{run}/seeds"] == 3 and drawn[0] > max(trees)
+    assert _three(f"{one:,.0f}" for one in drawn) + " sampled tokens" in line
+    assert _three(f"{figures[f'{run}/chains/{seed}/rounds']:.0f}" for seed in seeds) + " rounds" in line
+    assert f"{min(trees):,.0f} to {max(trees):,.0f}" in line
     said, head = " ".join(PAGE.split()), " ".join(README.partition("## What holds")[0].split())
-    assert f"stopped at {300 * drawn / sum(trees):.0f} % of what thirteen rounds" in said
-    stood = [figures[f"{run}/chains/0/{suite}"] for suite in suites]
-    assert f"stood at {stood[0]:.0f} % and {stood[1]:.0f} %" in head
-    seeds = [[f"{figures[f'13_rounds/trees/{seed}/{suite}']:.0f}" for seed in range(3)] for suite in suites]
-    for share, (first, second, third) in zip(stood, seeds, strict=True):
-        assert f"at {share:.0f}" in said and f"{first}, {second} and {third})" in said
+    first, second = (f"{300 * one / sum(trees):.0f}" for one in drawn[1:])
+    assert f"stopped at {first} and {second} %" in said
+    for arm, words in ((f"{run}/chains", "stand at"), ("13_rounds/trees", "trees stood at")):
+        every = [[figures[f"{arm}/{seed}/{suite}"] for seed in seeds] for suite in suites]
+        assert all(_three(f"{one:.0f}" for one in each) in said for each in every)
+        office, workbench = (f"{sum(each) / 3:.0f} %" for each in every)
+        assert f"{words} {office} and {workbench}" in head
+    early = [f"{figures[f'{run}/9_rounds/chains/0/{suite}']:.0f}" for suite in suites]
+    assert f"at {early[0]} and {early[1]} % after nine rounds" in said
     for suite in suites:
         gain, low, high = (f"{figures[f'{run}/chains_{kind}/{suite}']:+.0f}" for kind in ("gain", "low", "high"))
         assert f"{gain} ({low} … {high})" in line and f"{figures[f'{run}/imitation/{suite}']:.0f} %" in line
-        assert f"{figures[f'{run}/chains/0/{suite}']:.0f} %" in line
+
+
+def _three(words: Iterable[str]) -> str:
+    first, second, third = words
+    return f"{first}, {second} and {third}"
 
 
 def test_the_page_says_of_no_figure_that_it_is_to_be_measured_once_it_is_there(figures: dict[str, float]) -> None:

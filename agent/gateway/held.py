@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
-__all__ = ["NOTICED", "Client", "Held"]
+__all__ = ["NOTICED", "STREAM", "Client", "Held"]
 
 QUIET = 5.0
 """Seconds without an answer after which a client is sent a blank, and then again."""
 NOTICED = 0.01  # seconds in which an end of the connection is seen that came while the event loop was busy
+SOON = 1.0  # seconds, the limit of no client: what is answered by then need not look for such an end
 STREAM = "text/event-stream"
 BLANKS = {STREAM: b": waiting\n\n", "application/json": b" "}
 
@@ -56,7 +57,7 @@ class Held:
                         await send(self._start())
                     await send({"type": "http.response.body", "body": BLANKS[self.media], "more_body": True})
                     begun = True
-            if time.monotonic() - began > NOTICED:
+            if time.monotonic() - began > SOON:
                 await asyncio.sleep(NOTICED)
             if gone.done():
                 return

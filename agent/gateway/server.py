@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from treewright.agent.gateway import chat_api, messages_api, responses_api
 from treewright.agent.gateway.asked import Answered, Asked, Spoken
 from treewright.agent.gateway.errors import ApiError, body_of
-from treewright.agent.gateway.held import Client, Held
+from treewright.agent.gateway.held import STREAM, Client, Held
 from treewright.envs.errors import TreewrightError
 from treewright.envs.lines import json_value, whole_text
 
@@ -41,7 +41,7 @@ NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 
 
 class Answering(Protocol):
-    """What stands behind the server: a policy (draws.py) or an agent's world (world.py)."""
+    """What stands behind the server: a policy (draws.py) or agents that run (post.py)."""
 
     holds: bool
     """Whether an answer may come long after its request, see `Held`."""
@@ -128,7 +128,7 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
             headers = {**headers, **answered.headers}
             if asked.stream:
                 events = reads.stream(asked, answered)
-                return StreamingResponse(_sent(events), media_type="text/event-stream", headers=headers)
+                return StreamingResponse(_sent(events), media_type=STREAM, headers=headers)
             return JSONResponse(reads.whole(asked, answered), headers=headers)
 
         return work

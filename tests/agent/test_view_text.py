@@ -91,6 +91,17 @@ async def test_words_of_goals_actions_and_observations_are_found_and_lead_to_the
         assert await page.locator("input[type=search]").input_value() == '"for": heron'
 
 
+async def test_a_link_that_was_followed_just_before_the_typed_words_are_kept_is_not_lost(opened: Any) -> None:
+    async with opened() as page:
+        await find(page, "heron still")
+        await expect(page.locator("tbody tr")).to_have_count(1)
+        await page.evaluate("document.querySelector('.hit').click(); treewright.list.changed()")
+        await page.wait_for_selector(".node-head")
+        assert await selected(page) == 2
+        await press(page, "Escape")
+        assert await page.locator("input[type=search]").input_value() == "heron still"
+
+
 async def test_a_row_that_is_pressed_while_the_list_comes_anew_is_opened_all_the_same(opened: Any) -> None:
     async with opened() as page:
         await find(page, "heron")

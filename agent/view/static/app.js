@@ -94,13 +94,17 @@ class App {
     else location.hash = hash;
   }
 
+  // An address that somebody followed a moment ago and that has not been routed yet is not written over.
   remember(words) {
+    if (location.hash !== this.routed) return;
     history.replaceState(null, "", `#${new URLSearchParams(words)}`);
+    this.routed = location.hash;
   }
 
   // Answers to an earlier address that come late are left alone: only the latest trip may change the screen.
   async route() {
     const words = this.words();
+    this.routed = location.hash;
     const trip = (this.trip = {});
     this.stop();
     this.list.settle();

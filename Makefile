@@ -287,11 +287,13 @@ test-real: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gguf]'
 	TREEWRIGHT_REAL=1 $(BIN)/python -m pytest tests/real --durations=5
 
-# Its figures: valid actions, imitation, training by trees, memory, log-probs, speed (hours; docs/real-models.md).
+# Its figures: valid actions, imitation, training by trees, memory, log-probs, speed (hours; docs/real-models.md). What is
+# done is kept in runs/: typed again, it goes on. QUICK=1 walks the whole line at its smallest, ONLY="exact memory" parts.
 bench-real: setup $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gguf]'
 	$(BIN)/treewright model fetch smollm2
-	$(BIN)/treewright bench real --json docs/real.json
+	$(BIN)/treewright bench real $(foreach part,$(ONLY),--only $(part)) \
+	  $(if $(QUICK),--quick --json runs/real-quick.json,--json docs/real.json)
 
 # The same model behind vLLM's and llama.cpp's servers, greedy, beside transformers (some minutes).
 bench-real-servers: setup $(VENV)-llama/.ready $(VLLM)/.ready

@@ -97,7 +97,8 @@ class LossInputs:
     behaviour       [M] log-probs under the sampler; NaN for tokens that no policy drew: no correction
     weight          [M] mass of the draws that hold the token
     mode            [M] int, a `Mode`
-    trees           trees generated for this step, those without gradient included
+    trees           what the sum is divided by: the trees generated, those without gradient included, shared out among
+                    the steps of the batch
     term            [P] which token;  coef  [P] C of the term
     sequence        [P] which draw (or row and draw) the term belongs to; negative = none
     reference       [M] log-probs under the reference policy, or None
@@ -110,7 +111,7 @@ class LossInputs:
     behaviour: Tensor
     weight: Tensor
     mode: Tensor
-    trees: int
+    trees: float
     term: Tensor
     coef: Tensor
     sequence: Tensor
@@ -124,8 +125,8 @@ class LossInputs:
             shapes = [tuple(t.shape) for t in tensors]
             if len(set(shapes)) > 1:
                 raise ValueError(f"the {kind} arrays must have one shape, got {shapes}")
-        if self.trees < 1:
-            raise ValueError(f"trees = {self.trees}: give the number of trees generated, at least 1")
+        if self.trees <= 0:
+            raise ValueError(f"trees = {self.trees}: give the number of trees generated, above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,7 +360,7 @@ def clipped_surrogate(
     old: Tensor,
     coef: Tensor,
     behaviour: Tensor,
-    trees: int,
+    trees: float,
     *,
     clip: float = 0.2,
     clip_high: float | None = None,

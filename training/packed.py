@@ -15,7 +15,16 @@ from treewright.kernels.tree_plan import TreePlan
 from treewright.search.tree import Tree
 from treewright.search.types import Origin
 
-__all__ = ["PackedBatch", "behaviour_of", "checked_logprobs", "filled", "join_packs", "masses"]
+__all__ = [
+    "PackedBatch",
+    "behaviour_of",
+    "checked_logprobs",
+    "dealt",
+    "filled",
+    "join_packs",
+    "masses",
+    "trees_of_step",
+]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -178,6 +187,17 @@ def _joined(parts: Sequence[tuple[int, NDArray[np.int16] | None]]) -> NDArray[np
         found = " and ".join(f"{layers} layers with {each} experts a token" for layers, each in shapes)
         raise TreewrightError(f"trees with routes of {found}: they were drawn by different models; train on one's")
     return np.concatenate([np.full((n, *shapes[0]), -1, np.int16) if routes is None else routes for n, routes in parts])
+
+
+def dealt(packs: Sequence[PackedBatch], steps: int) -> list[Sequence[PackedBatch]]:
+    """The packs of each of so many optimizer steps, or of one for each pack where there are fewer."""
+    return [packs[i::steps] for i in range(min(steps, len(packs)))]
+
+
+def trees_of_step(packs: Sequence[PackedBatch], steps: int) -> float:
+    """What the sums of each step are divided by: its share of all trees generated, in whichever pack those without
+    gradient are counted. So no tree counts more than another, and the mean over the steps is that over the trees."""
+    return sum(p.trees for p in packs) / max(1, steps)
 
 
 def filled(parts: Sequence[PackedBatch | None], max_tokens: int, share: bool = True) -> list[PackedBatch]:

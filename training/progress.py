@@ -1,8 +1,9 @@
 """What an update that is under way has done so far, so that one that is stopped goes on where it was last saved.
 
-One file beside the checkpoints: the weights that are trained, the optimizer, the gradient gathered so far, and a key
-that says which update it is of. The key names the weights that the update began with, its packs and its settings, so
-another update never takes it up. It is no checkpoint: nothing acts with it, and the next checkpoint removes it.
+One file beside the checkpoints: the weights that are trained, the optimizer, the gradient gathered so far, the log-probs
+by which its step will be measured, and a key that says which update it is of. The key names the weights that the update
+began with, its packs and its settings, so another update never takes it up. It is no checkpoint: nothing acts with it,
+and the next checkpoint removes it.
 
 An update that went on equals one that was never stopped, bit for bit, where the model's own kernels give the same bits
 for the same input: on one machine and as many threads, not on accelerators whose sums come in any order.
@@ -41,6 +42,7 @@ class Underway:
     """One pass over packs: how many are done, and what was measured of them.
 
     kept   log-probs before the pass, one tensor for each pack; () if they are not needed, or not known yet
+    recent log-probs of the packs that the gradient so far is of, by which the next step is measured; () if it is not
     stats  of a pass that was finished before the update was stopped: nothing is left to do
     """
 
@@ -48,6 +50,7 @@ class Underway:
     done: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     kept: tuple[Tensor, ...] = ()
+    recent: tuple[Tensor, ...] = ()
     stats: dict[str, float] | None = None
 
 
@@ -64,7 +67,7 @@ class Progress:
         self._tell = tell or (lambda _: None)
         self._passes: list[dict[str, Any]] = []  # {"key", "stats"} of those that are finished since the checkpoint
         self._found: dict[str, Any] | None = None  # what the file says, until it is taken up
-        self._kept: tuple[Tensor, ...] = ()  # of the pass that was under way
+        self._tensors: dict[str, tuple[Tensor, ...]] = {}  # "old" and "recent" of the pass that was under way
         self._base = ""
         self._looked = False
         self._saved, self._cost = time.monotonic(), 0.0
@@ -89,7 +92,8 @@ class Progress:
                 self._passes.append(found["passes"][number])
                 return Underway(key, stats=dict(found["passes"][number]["stats"]))
             self._found, now = None, found["now"]
-            return Underway(key, int(now["done"]), dict(now["sums"]), self._kept)
+            old, recent = self._tensors["old"], self._tensors["recent"]
+            return Underway(key, int(now["done"]), dict(now["sums"]), old, recent)
         self._found = None
         if number == 0:
             self._tell("an update of other trees or settings was stopped here; it is left, and this one begins anew")
@@ -112,9 +116,10 @@ class Progress:
         tensors |= {f"gradient:{name}": p.grad.detach() for name, p in trained if p.grad is not None}
         tensors |= {f"slot:{name}": value for name, value in slots.items()}
         tensors |= {f"old:{i:06d}": value for i, value in enumerate(at.kept)}
+        tensors |= {f"recent:{i:06d}": value for i, (_, value) in enumerate(trainer.recent)}
         about = {
             "base": self._base, "steps": trainer.steps, "versions": trainer.versions, "groups": groups,
-            "passes": self._passes, "now": {"key": at.key, "done": at.done, "sums": at.sums},
+            "moves": trainer.moves, "passes": self._passes, "now": {"key": at.key, "done": at.done, "sums": at.sums},
         }  # fmt: skip
         part = self.path.with_suffix(".part")
         try:
@@ -146,7 +151,7 @@ class Progress:
         try:
             with safe_open(self.path, "pt") as file:
                 about: dict[str, Any] = json.loads(file.metadata()["about"])
-                return about if about["base"] == self._base else None
+                return about if about["base"] == self._base and "moves" in about else None
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -157,7 +162,7 @@ class Progress:
         assert self._found is not None
         named = dict(trainer.model.named_parameters())
         slots: dict[str, Tensor] = {}
-        kept: list[Tensor] = []
+        others: dict[str, list[Tensor]] = {"old": [], "recent": []}
         trainer.optimizer.zero_grad(set_to_none=True)
         with safe_open(self.path, "pt") as file, torch.no_grad():
             for key in sorted(file.keys()):
@@ -170,13 +175,14 @@ class Progress:
                 elif kind == "slot":
                     slots[name] = value
                 else:
-                    kept.append(value.to(trainer.model.device))
+                    others[kind].append(value.to(trainer.model.device))
         unflatten(trainer.optimizer, slots, self._found["groups"])
         trainer.steps, trainer.versions = int(self._found["steps"]), self._found["versions"]
+        trainer.moves = [(float(kl), float(share)) for kl, share in self._found["moves"]]
         now = self._found["now"]["done"]
         more = f" after {len(self._found['passes'])} passes" if self._found["passes"] else ""
         self._tell(f"going on with the update that was stopped: {now} packs were done{more}")
-        self._kept = tuple(kept)
+        self._tensors = {kind: tuple(tensors) for kind, tensors in others.items()}
 
 
 def _settings(trainer: Any) -> str:

@@ -29,6 +29,7 @@ from treewright.training.loss import LossInputs, LossOptions, LossStats, Mode, b
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
 from treewright.training.optim import make_optimizer, rate_factor
 from treewright.training.pack import PackedBatch, pack_trees
+from treewright.training.packed import dealt, trees_of_step
 from treewright.training.precision import checkpoint_layers, compute_dtype, computing, logit_rows, rounded
 from treewright.training.progress import Progress, Underway
 from treewright.training.region import divergence, frozen, held_back, kept
@@ -171,7 +172,7 @@ class Trainer:
         )  # fmt: skip
         routing = self._routing(packs[0]) if packs and not self.steps else {}
         stats = routing | self.descend_surrogate(packs, s.loss_settings(stale), on_pack) if packs else {}
-        stats |= self._moves() | self.routing.told()
+        stats |= self.routing.told()
         self.consumed |= {(t.tree_id, t.header.policy_version) for t in trees}
         self._forget()
         used = credit.coef != 0
@@ -221,12 +222,12 @@ class Trainer:
         """`descend` with the loss of the settings, or of `options`."""
         options = options or self.settings.loss_settings(False)
         at = self._begin(packs, options)
-        if min(self.settings.minibatches, len(packs)) > 1 and not at.kept and at.stats is None:
+        if len(dealt(packs, self.settings.minibatches)) > 1 and not at.kept and at.stats is None:
             with torch.no_grad():
                 at.kept = tuple(self.logprobs(p)[0].detach() for p in packs)
         olds = {id(p): old for p, old in zip(packs, at.kept, strict=False)}
 
-        def surrogate(pack: PackedBatch, trees: int) -> PackLoss:
+        def surrogate(pack: PackedBatch, trees: float) -> PackLoss:
             return self._surrogate(pack, olds.get(id(pack)), trees, options, self.reference_logprobs(pack))
 
         return self.descend(packs, surrogate, on_pack, at)
@@ -234,31 +235,32 @@ class Trainer:
     def descend(
         self,
         packs: Sequence[PackedBatch],
-        loss_of: Callable[[PackedBatch, int], PackLoss],
+        loss_of: Callable[[PackedBatch, float], PackLoss],
         on_pack: Callable[[int, int], None] | None = None,
         at: Underway | None = None,
     ) -> dict[str, float]:
         """Optimizer steps over the packs, `minibatches` of them, for any loss of their log-probs; what to log.
 
-        loss_of  (pack, trees generated for its step) → a function of (log-probs [M], entropies [M]) that gives the
-                 loss and what it saw
+        loss_of  (pack, trees to divide by) → a function of (log-probs [M], entropies [M]) that gives the loss and what
+                 it saw; see `trees_of_step`
         at       where the pass stands; with `progress`, that of a pass that was stopped is taken up
         """
         at = self._begin(packs) if at is None else at
         if at.stats is not None:
             return at.stats
-        groups = [packs[i :: self.settings.minibatches] for i in range(min(self.settings.minibatches, len(packs)))]
-        done = 0
+        groups, done = dealt(packs, self.settings.minibatches), 0
+        trees = trees_of_step(packs, len(groups))
         for group in groups:
             if done + len(group) <= at.done:  # this step was taken before
                 done += len(group)
                 continue
-            trees = sum(p.trees for p in group)
-            if at.done <= done:  # else the gradient of the packs before is there
+            if at.done <= done:  # else the gradient of the packs before is there, and what they were drawn by
                 self.optimizer.zero_grad(set_to_none=True)
             for number, pack in enumerate(group, 1):
                 done += 1
                 if done <= at.done:
+                    if self._measures(pack):
+                        self.recent.append((pack, at.recent[len(self.recent)]))
                     continue
                 with computing(self.model, self.dtype):
                     found = self._backward(pack, loss_of(pack, trees))
@@ -275,7 +277,7 @@ class Trainer:
         if groups and self.versions is not None:
             self.versions.append(self.version())
         per_group = {"grad_norm", "loss"}
-        stats = {k: v / (len(groups) if k in per_group else len(packs)) for k, v in at.sums.items()}
+        stats = {k: v / (len(groups) if k in per_group else len(packs)) for k, v in at.sums.items()} | self._moves()
         if self.progress is not None:
             self.progress.end(at, stats)
         return stats
@@ -330,7 +332,7 @@ class Trainer:
         self,
         pack: PackedBatch,
         old: Tensor | None,
-        trees: int,
+        trees: float,
         options: LossOptions,
         reference: Tensor | None = None,
     ) -> PackLoss:
@@ -369,7 +371,7 @@ class Trainer:
             if not bool(torch.isfinite(loss)):
                 raise self._refuse("loss")
             seen.update(found)
-            if self.most_kl is not None and bool((pack.mode == Mode.PG).any()):
+            if self._measures(pack):
                 self.recent.append((pack, logp.detach()))
             return loss
 
@@ -381,6 +383,10 @@ class Trainer:
                 loss = objective(*tree_logprobs(self.model, *self._inputs(pack), self.logit_rows))
                 loss.backward()  # type: ignore[no-untyped-call]
         return {"loss": float(loss.detach()), **seen}
+
+    def _measures(self, pack: PackedBatch) -> bool:
+        """Whether the bound on a step is measured on this pack, too."""
+        return self.most_kl is not None and bool((pack.mode == Mode.PG).any())
 
     def _step(self) -> float:
         norm = self._clipped_norm()

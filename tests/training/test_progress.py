@@ -60,19 +60,22 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(("minibatches", "stops"), [(1, (2, 4)), (2, (2, 4))])
+@pytest.mark.parametrize("max_kl", [0, 1e-5])
+@pytest.mark.parametrize(("minibatches", "stops"), [(1, (2, 4)), (2, (2, 3, 4))])
 def test_stopped_after_some_packs_it_equals_an_update_that_was_not(
-    trees: list[Any], tmp_path: Path, minibatches: int, stops: tuple[int, int]
+    trees: list[Any], tmp_path: Path, minibatches: int, stops: tuple[int, ...], max_kl: float
 ) -> None:
-    """Within the packs of one optimizer step, and between two of them."""
+    """Within the packs of one optimizer step, and between two of them; a bound on the step is measured on all of them,
+    also on those that were done before the stop."""
     torch.set_num_threads(1)
-    alone, _ = trainer_of(tmp_path / "alone", minibatches=minibatches)
+    given = {"minibatches": minibatches, "max_kl": max_kl}
+    alone, _ = trainer_of(tmp_path / "alone", **given)
     alone.progress, seen = None, []
     want = alone.update(trees, lambda done, total: seen.append(done))
     assert seen == list(range(1, len(seen) + 1)) and len(seen) >= 4
 
     for at in stops:
-        trainer, _ = trainer_of(tmp_path, minibatches=minibatches)
+        trainer, _ = trainer_of(tmp_path, **given)
 
         def note(done: Any, total: Any, at: int = at) -> None:
             if done == at:  # the one before it was saved
@@ -81,7 +84,7 @@ def test_stopped_after_some_packs_it_equals_an_update_that_was_not(
         with pytest.raises(Killed):
             trainer.update(trees, note)
         assert not list(tmp_path.glob("step-*"))
-    trainer, told = trainer_of(tmp_path, minibatches=minibatches)
+    trainer, told = trainer_of(tmp_path, **given)
     rest = []
     got = trainer.update(trees, lambda done, total: rest.append(done))
     assert rest == list(range(stops[-1], len(seen) + 1))

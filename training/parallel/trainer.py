@@ -23,6 +23,7 @@ from treewright.training.lora import adapter_off, is_adapted
 from treewright.training.loss import LossOptions, LossStats
 from treewright.training.model import chunked_backward, chunked_logprobs, tree_logprobs
 from treewright.training.pack import PackedBatch
+from treewright.training.packed import dealt, trees_of_step
 from treewright.training.parallel.forest import Slot, compares, from_bytes, shares, to_bytes
 from treewright.training.parallel.ranks import Ranks
 from treewright.training.parallel.shard import full, full_weights, keep_whole, reshard, shard_model, small
@@ -110,16 +111,17 @@ class RankedTrainer(Trainer):
         assert self.costs is not None
         for pack in packs:
             refuse_routes(self.model, pack.routes)  # before any rank begins, for the others would wait
-        count = min(self.settings.minibatches, len(packs))
+        groups = dealt(packs, self.settings.minibatches)
+        trees = trees_of_step(packs, len(groups))
         whole = compares(packs, options.adaptive_clip)
         mine: list[list[list[PackedBatch | None]]] = []
         steps = []
-        for group in (packs[i::count] for i in range(count)):
-            dealt, slots = shares(
+        for group in groups:
+            by_rank, slots = shares(
                 group, self.ranks_of.world, self.settings.max_tokens, self.settings.chunk_tokens, self.costs, whole
             )
-            mine.append(dealt)
-            steps.append({"trees": sum(p.trees for p in group), "slots": [[s.first, s.second] for s in slots]})
+            mine.append(by_rank)
+            steps.append({"trees": trees, "slots": [[s.first, s.second] for s in slots]})
         named = bool(steps) and self.versions is not None
         self.ranks_of.tell({"do": "descend", "options": asdict(options), "steps": steps, "named": named})
         self.ranks_of.deal([to_bytes([p for group in mine for p in group[r]]) for r in range(self.ranks_of.world)])
@@ -217,7 +219,7 @@ class RankedTrainer(Trainer):
                 for number, (pack, slot, old) in enumerate(zip(held, group, before, strict=True), 1):
                     if self.whole:
                         keep_whole(self.model, number < len(group))
-                    seen, found = self._passes(pack, slot, old, int(step["trees"]), options)
+                    seen, found = self._passes(pack, slot, old, float(step["trees"]), options)
                     wrong = wrong or found
                     for name, value in seen.items():
                         sums[name] = sums.get(name, 0.0) + value
@@ -230,7 +232,7 @@ class RankedTrainer(Trainer):
         return self._together(sums, packs, len(steps))
 
     def _passes(
-        self, pack: PackedBatch | None, slot: Slot, old: Tensor | None, trees: int, options: LossOptions
+        self, pack: PackedBatch | None, slot: Slot, old: Tensor | None, trees: float, options: LossOptions
     ) -> tuple[dict[str, float], str | None]:
         """One slot: forward and backward of this rank's pack, filled up with empty passes; what was not finite."""
         reference = self._reference(pack, slot)

@@ -132,7 +132,7 @@ def dpo(trainer: Trainer, pairs: Sequence[Pair], *, beta: float = 0.1, epochs: i
     with torch.no_grad():
         known = {id(pack): _by_row(trainer.logprobs(pack, reference)[0], pack) for pack in packs}
 
-    def loss_of(pack: PackedBatch, count: int) -> PackLoss:
+    def loss_of(pack: PackedBatch, count: float) -> PackLoss:
         def loss(logp: Tensor, entropy: Tensor) -> tuple[Tensor, dict[str, float]]:
             won, lost = (_by_row(logp, pack) - known[id(pack)]).reshape(-1, 2).unbind(1)
             margin = beta * (won - lost)

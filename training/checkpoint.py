@@ -7,7 +7,6 @@ the weights is transformers' `save_pretrained`, so any tool that loads models lo
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,15 @@ from safetensors.torch import load_file, save_file
 
 from treewright.training.decoders.plans import inner_model
 from treewright.training.lora import is_adapted
-from treewright.training.manifest import MANIFEST, Checkpoint, CheckpointError, complete, latest, read_manifest
+from treewright.training.manifest import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointError,
+    complete,
+    hash_of,
+    latest,
+    read_manifest,
+)
 from treewright.training.optimizer import flatten, unflatten
 from treewright.training.step import Trainer
 from treewright.training.streamed import Weights
@@ -94,7 +101,7 @@ def save(trainer: Trainer, folder: Path, checkpoints: int = 3, extra: dict[str, 
         save_file(tensors or {"empty": torch.zeros(1)}, work / "optimizer.safetensors")
     else:
         plain = sharded.write(work)
-    files = {str(p.relative_to(work)): _hash(p) for p in sorted(work.rglob("*")) if p.is_file()}
+    files = {str(p.relative_to(work)): hash_of(p) for p in sorted(work.rglob("*")) if p.is_file()}
     version = files[_weights(trainer)][:16]
     manifest = {
         "step": trainer.steps,
@@ -136,7 +143,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
     manifest = read_manifest(checkpoint.path)
     for name, want in manifest["files"].items():
         path = checkpoint.path / name
-        if not path.exists() or _hash(path) != want:
+        if not path.exists() or hash_of(path) != want:
             raise CheckpointError(f"{path} is missing or damaged; remove {checkpoint.path} to use an older one")
     sharded = _sharded(trainer)
     _same_optimizer(trainer, checkpoint.path, manifest.get("optimizer_name", "adamw"))
@@ -239,14 +246,6 @@ def _same_optimizer(trainer: Trainer, path: Path, saved: str) -> None:
             f"{path} was trained with train.optimizer = {saved}, whose state {asked} has no use for; set "
             f"train.optimizer={saved}, or begin another run with --name and --policy hf:{path}"
         )
-
-
-def _hash(path: Path) -> str:
-    h = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            h.update(block)
-    return h.hexdigest()
 
 
 def _sync(path: Path) -> None:

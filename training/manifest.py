@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ __all__ = [
     "CheckpointError",
     "base_of",
     "complete",
+    "hash_of",
     "is_adapter_folder",
     "latest",
     "only_trainer",
     "read_manifest",
+    "require_readable",
 ]
 
 MANIFEST = "manifest.json"
@@ -58,6 +61,33 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "checkpoint before it"
         ) from error
     return data  # type: ignore[no-any-return]
+
+
+def hash_of(file: Path) -> str:
+    """sha256 of a file, as manifests have it."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def require_readable(folder: str | Path) -> None:
+    """What a policy reads of a checkpoint is as it was saved: the tokenizer and the templates tell the prompts, and with
+    others the same weights act otherwise. Weights must be there, the optimizer's state need not; a folder without a
+    manifest is no checkpoint of ours, and is not looked at.
+
+    Raises CheckpointError for a file that is missing or damaged.
+    """
+    path = Path(folder)
+    if not (path / MANIFEST).is_file():
+        return
+    for name, want in read_manifest(path)["files"].items():
+        file = path / name
+        if name.startswith(("optimizer", "state/")):
+            continue
+        if not file.is_file() or (file.suffix != ".safetensors" and hash_of(file) != want):
+            raise CheckpointError(
+                f"{file} is missing or damaged; remove {path} to use an older one, or its {MANIFEST} where the file was "
+                "changed on purpose"
+            )
 
 
 def is_adapter_folder(folder: str | Path) -> bool:

@@ -14,7 +14,7 @@ from treewright.envs.doors import Door, nearest
 from treewright.envs.errors import TreewrightError
 from treewright.training.settings import TrainSettings
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "MuonWithAdamW", "make_optimizer", "rate_factor", "state_bytes"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "MuonWithAdamW", "few_steps", "make_optimizer", "rate_factor", "state_bytes"]
 
 BETAS = (0.9, 0.99)
 EIGHT_BIT = (("bitsandbytes.optim", "AdamW8bit"), ("torchao.optim", "AdamW8bit"))
@@ -131,6 +131,18 @@ def rate_factor(settings: TrainSettings) -> Callable[[int], float]:
         return lambda steps: min(1.0, (steps + 1) / (warmup + 1))
     factor = _transformers_factor(SCHEDULES[name], warmup + 1, None if total is None else total + 1)
     return lambda steps: factor(steps + 1)
+
+
+def few_steps(settings: TrainSettings, steps: int) -> str | None:
+    """A sentence where a batch takes fewer steps than a schedule that ends counts on; else None."""
+    s = settings
+    if steps >= s.minibatches or s.schedule in ENDLESS:
+        return None
+    return (
+        f"train.minibatches = {s.minibatches}, but a batch that fits so few packs takes fewer steps ({steps}), and "
+        f"train.schedule = {s.schedule} ends after {s.schedule_steps} of them, later than it was meant to; lower "
+        "train.max_tokens, or set train.schedule_steps"
+    )
 
 
 @functools.cache

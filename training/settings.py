@@ -115,7 +115,9 @@ class TrainSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     minibatches: int = field(
         default=2,
-        metadata={"doc": "optimizer steps per batch of trees; with more than one the clip ratio matters"},
+        metadata={
+            "doc": "optimizer steps per batch of trees, at most one for each pack; with more than one the clip ratio matters"
+        },
     )
     loss: str = field(
         default="clipped",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ from treewright.training.heap import give_back
 from treewright.training.lora import adapter_off, is_adapted
 from treewright.training.loss import LossInputs, LossOptions, LossStats, Mode, by_sequence, policy_loss
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
-from treewright.training.optim import make_optimizer, rate_factor
+from treewright.training.optim import few_steps, make_optimizer, rate_factor
 from treewright.training.pack import PackedBatch, pack_trees
 from treewright.training.packed import dealt, trees_of_step
 from treewright.training.precision import checkpoint_layers, compute_dtype, computing, logit_rows, rounded
@@ -249,6 +250,8 @@ class Trainer:
         if at.stats is not None:
             return at.stats
         groups, done = dealt(packs, self.settings.minibatches), 0
+        if (few := few_steps(self.settings, len(groups))) is not None:
+            warnings.warn(few, stacklevel=2)
         trees = trees_of_step(packs, len(groups))
         for group in groups:
             if done + len(group) <= at.done:  # this step was taken before

@@ -20,7 +20,7 @@ from treewright.agent.policies.weights import folder_version
 from treewright.envs.doors import Door, call, nearest
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import layers
-from treewright.training.manifest import MANIFEST, base_of, is_adapter_folder, read_manifest
+from treewright.training.manifest import MANIFEST, base_of, is_adapter_folder, read_manifest, require_readable
 
 __all__ = ["loading_model", "open_policy", "serve_weights"]
 
@@ -93,7 +93,8 @@ def _headed(policy: Policy, folder: str) -> Policy:
 def loading_model(source: str | Path) -> Iterator[None]:
     """Around loading a model from a folder or by its name: what went wrong, in one line with what to type.
 
-    A path at which there is no model fails before anything asks the network. Raises TreewrightError.
+    A path at which there is no model fails before anything asks the network, and so does a checkpoint whose files are
+    not those that were saved. Raises TreewrightError.
     """
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file() and not is_adapter_folder(folder):
@@ -105,6 +106,7 @@ def loading_model(source: str | Path) -> Iterator[None]:
             raise TreewrightError(
                 f"there is no folder {source}; give one that holds a model, in save_pretrained layout"
             )
+    require_readable(folder)
     try:
         yield
     except (ImportError, TreewrightError):
@@ -257,6 +259,7 @@ async def serve_weights(policy: object, folder: str | Path) -> str:
     if taker is None:
         name = policy.name if isinstance(policy, Policy) else type(policy).__name__
         raise TreewrightError(f"policy {name} cannot take new weights; use seedling, hf:… or vllm:…")
+    require_readable(folder)
     if is_adapter_folder(folder) and isinstance(taker, Adaptable):
         return await taker.load_adapter(folder, folder_version(folder))
     done = taker.load_weights(folder)

@@ -12,13 +12,15 @@ import torch
 
 from treewright.agent.config import Config, load_config
 from treewright.agent.policies.hf import HFPolicy
-from treewright.agent.policies.opening import open_policy
+from treewright.agent.policies.opening import open_policy, serve_weights
 from treewright.agent.policies.policy import SEEDLING
 from treewright.agent.policies.slim import is_slim
 from treewright.agent.runs.collect import open_worlds
 from treewright.agent.runs.loop import Learner, make_trainer, run_loop
 from treewright.agent.runs.shared import shared_model
+from treewright.envs.errors import TreewrightError
 from treewright.search.types import Context
+from treewright.training import checkpoint
 from treewright.training.step import Trainer
 from treewright.training.versions import weights_version
 
@@ -95,3 +97,28 @@ async def test_draws_wait_while_the_policy_sleeps() -> None:
     await policy.wake()
     assert await waiting == first
     await policy.close()
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_checkpoint_whose_files_are_not_those_that_were_saved_does_not_act(
+    tmp_path: Path, file: str, damage: str
+) -> None:
+    """Else it would act with other prompts, and its figures would be those of nobody."""
+    trainer = make_trainer(config(tmp_path), SEEDLING)
+    saved = checkpoint.save(trainer, tmp_path / "c").path
+    (saved / "optimizer.safetensors").unlink()  # nobody acts with it
+    opened = open_policy(f"hf:{saved}")
+    asyncio.run(opened.close())
+    whole = (saved / file).read_bytes()
+    (saved / file).unlink()
+    if damage == "cut":
+        (saved / file).write_bytes(whole[:-3])
+    if file != "config.json" or damage == "cut":
+        with pytest.raises(TreewrightError, match=rf"{file} is missing or damaged; remove .* to use an older one"):
+            open_policy(f"hf:{saved}")
+    with pytest.raises(TreewrightError, match=file):
+        open_policy(f"hf:{saved}")
+    policy: Any = open_policy("seedling")
+    with pytest.raises(TreewrightError, match=file):
+        asyncio.run(serve_weights(policy, saved))

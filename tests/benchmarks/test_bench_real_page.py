@@ -152,7 +152,9 @@ def test_the_page_tells_how_far_chains_came(figures: dict[str, float]) -> None:
     assert f"at {early[0]} and {early[1]} % after nine rounds" in said
     for suite, chains, grown in zip(suites, means[f"{run}/chains"], means["13_rounds/trees"], strict=True):
         gain, low, high = (figures[f"{run}/chains_{kind}/{suite}"] for kind in ("gain", "low", "high"))
-        assert f"{gain:+.0f} ({low:+.0f} … {high:+.0f})" in line and f"{figures[f'{run}/imitation/{suite}']:.0f} %" in line
+        assert (
+            f"{gain:+.0f} ({low:+.0f} … {high:+.0f})" in line and f"{figures[f'{run}/imitation/{suite}']:.0f} %" in line
+        )
         assert low < gain + grown - chains < high, "else the page may say that trees teach more"
 
 

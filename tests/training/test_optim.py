@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,18 @@ def test_schedules_rise_to_the_rate_and_fall_from_it_and_no_step_has_none() -> N
     assert 0 < rates(schedule="inverse_sqrt", warmup=3)[-1] < 1
     trainer = trained(2, schedule="linear", schedule_steps=4, lr=0.5)
     assert [g["lr"] for g in trainer.optimizer.param_groups] == [pytest.approx(0.5 * 0.25)]
+
+
+def test_a_batch_of_fewer_steps_than_a_schedule_counts_on_is_told_with_what_to_type() -> None:
+    def update(**settings: Any) -> None:
+        Trainer(tiny_model(), TrainSettings(**settings)).update([random_tree(0)])
+
+    with pytest.warns(UserWarning, match=r"fewer steps \(1\), and train.schedule = linear ends after 12 of them"):
+        update(schedule="linear", schedule_steps=12, minibatches=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        update(minibatches=4)
+        update(schedule="linear", schedule_steps=12, minibatches=1)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from treewright.training.credit import estimate
 from treewright.training.credit.arrays import Credit, TreeArrays
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.loss import clipped_surrogate
-from treewright.training.pack import TokenTrie, pack_trees, rows_of
+from treewright.training.pack import TokenRow, TokenTrie, pack_rows, pack_trees, rows_of
+from treewright.training.packed import filled
 from treewright.training.step import Trainer, TrainSettings
 from treewright.training.versions import StaleTrees, weights_version
 
@@ -251,6 +252,28 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: P
     assert [second.update(b)["loss"] for b in batches()[2:]] == losses[2:]
     for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_equal_trees_move_the_weights_alike_in_whichever_step_and_pack_those_without_gradient_are_counted(
+    minibatches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = pack_rows([[TokenRow(context=(1, 2, 3), response=(4, 5, 6))]])
+    packs = filled([one, one, *[None] * 8], max_tokens=1)
+    assert [pack.trees for pack in packs] == [1, 9]
+    norms, clipped = [], Trainer._clipped_norm
+
+    def noted(self: Trainer) -> float:
+        norms.append(clipped(self))
+        return norms[-1]
+
+    monkeypatch.setattr(Trainer, "_clipped_norm", noted)
+    settings = TrainSettings(lr=1e-9, minibatches=minibatches, grad_clip=1e9, loss="unclipped", max_kl=0)
+    stats = Trainer(tiny_model(), settings).descend_surrogate(packs)
+    assert len(norms) == minibatches and norms == pytest.approx([norms[0]] * minibatches, rel=1e-4)
+    whole = Trainer(tiny_model(), replace(settings, minibatches=1)).descend_surrogate(packs)
+    assert norms[0] == pytest.approx(norms[-1], rel=1e-4) and stats["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    assert whole["grad_norm"] == pytest.approx(stats["grad_norm"], rel=1e-4), "a step is worth the mean over all trees"
 
 
 def test_an_incomplete_checkpoint_does_not_count_and_old_ones_go(tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ def hash_of(file: Path) -> str:
 
 
 def require_readable(folder: str | Path) -> None:
-    """What a policy reads of a checkpoint is as it was saved: the tokenizer and the templates tell the prompts, and with
-    others the same weights act otherwise. Weights must be there, the optimizer's state need not; a folder without a
-    manifest is no checkpoint of ours, and is not looked at.
+    """What a policy reads of a checkpoint is as it was saved: the tokenizer and the templates tell the prompts, and
+    with others the same weights act otherwise. Weights must be there, the optimizer's state need not; a folder without
+    a manifest is no checkpoint of ours, and is not looked at.
 
     Raises CheckpointError for a file that is missing or damaged.
     """
@@ -85,8 +85,8 @@ def require_readable(folder: str | Path) -> None:
             continue
         if not file.is_file() or (file.suffix != ".safetensors" and hash_of(file) != want):
             raise CheckpointError(
-                f"{file} is missing or damaged; remove {path} to use an older one, or its {MANIFEST} where the file was "
-                "changed on purpose"
+                f"{file} is missing or damaged; remove {path} to use an older one, or its {MANIFEST} where the file "
+                "was changed on purpose"
             )
 
 

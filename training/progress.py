@@ -1,9 +1,9 @@
 """What an update that is under way has done so far, so that one that is stopped goes on where it was last saved.
 
-One file beside the checkpoints: the weights that are trained, the optimizer, the gradient gathered so far, the log-probs
-by which its step will be measured, and a key that says which update it is of. The key names the weights that the update
-began with, its packs and its settings, so another update never takes it up. It is no checkpoint: nothing acts with it,
-and the next checkpoint removes it.
+One file beside the checkpoints: the weights that are trained, the optimizer, the gradient gathered so far, the
+log-probs by which its step will be measured, and a key that says which update it is of. The key names the weights that
+the update began with, its packs and its settings, so another update never takes it up. It is no checkpoint: nothing
+acts with it, and the next checkpoint removes it.
 
 An update that went on equals one that was never stopped, bit for bit, where the model's own kernels give the same bits
 for the same input: on one machine and as many threads, not on accelerators whose sums come in any order.

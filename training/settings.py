@@ -116,7 +116,8 @@ class TrainSettings:
     minibatches: int = field(
         default=2,
         metadata={
-            "doc": "optimizer steps per batch of trees, at most one for each pack; with more than one the clip ratio matters"
+            "doc": "optimizer steps per batch of trees, at most one for each pack; with more than one the clip ratio "
+            "matters"
         },
     )
     loss: str = field(

@@ -109,7 +109,8 @@ def compact(store: StoreName) -> None:
 def delete(
     store: StoreName,
     where: Annotated[
-        list[str] | None, typer.Option("--where", "-w", help='e.g. "run=old", "nodes<3"; all hold.')
+        list[str] | None,
+        typer.Option("--where", "-w", help='e.g. "run=old", "nodes<3", "created<2020-01-31"; all hold.'),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete; without it only count.")] = False,
 ) -> None:

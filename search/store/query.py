@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, and_, case, func, select
 
-from treewright.envs.lines import json_value
 from treewright.search.schema import DRAWN, EXECUTED, NUMERIC, FieldKind
 from treewright.search.store.arrays import STATUSES
 from treewright.search.store.codec import decoder_of
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import INHERITED, blobs, expansions, nodes, trees
+from treewright.search.store.operands import column_for, operand, typed
 from treewright.search.store.reading import Blobs, key_of
 from treewright.search.store.values import escape, unescape, unreal
 from treewright.search.types import NodeStatus
@@ -107,24 +107,27 @@ def conditions(where: Mapping[str, object]) -> list[Any]:
     """SQL conditions on trees from {"field": value} or {"field operator": value}; None means NULL.
 
     Fields: those of TreeRow, `task`, and tokens, env_steps, seconds, expansions and nodes of trees that are done.
-    Operators: = (which may be left out) != < <= > >= in like. Raises StoreError naming what is unknown.
+    Operators: = (which may be left out) != < <= > >= in like. Values have the type of their field: numbers are
+    numbers, `created` and `ended` are also dates, datetimes and ISO texts (UTC where they do not say otherwise),
+    `success` is a bool or one of true, false, yes, no. Raises StoreError naming what is unknown or does not fit.
     """
     return [_condition(key, value) for key, value in where.items()]
 
 
 def _condition(key: str, value: object) -> Any:
     name, _, sign = key.strip().partition(" ")
-    compare = OPERATORS.get(sign.strip() or "=")
+    sign = sign.strip() or "="
+    compare = OPERATORS.get(sign)
     if name not in FIELDS:
         near = difflib.get_close_matches(name, FIELDS, n=1)
         raise StoreError(f"trees have no field {name!r}; " + (f"did you mean {near[0]!r}?" if near else _known(FIELDS)))
     if compare is None:
-        raise StoreError(f"{key!r}: there is no operator {sign.strip()!r}; {_known(OPERATORS)}")
-    if sign.strip() == "in":
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise StoreError(f"{key!r} needs a list of values, not {value!r}")
-        return compare(FIELDS[name], [_plain(v) for v in value])
-    return compare(FIELDS[name], _plain(value))
+        raise StoreError(f"{key!r}: there is no operator {sign!r}; {_known(OPERATORS)}")
+    if sign == "in" and (isinstance(value, str | bytes) or not isinstance(value, Iterable)):
+        raise StoreError(f"{key!r} needs a list of values, not {value!r}")
+    given: Iterable[object] = value if sign == "in" else [value]  # type: ignore[assignment]
+    values = [_plain(operand(name, FIELDS[name], sign, v)) for v in given]
+    return compare(column_for(FIELDS[name], values), values if sign == "in" else values[0])
 
 
 def _plain(value: object) -> object:
@@ -136,7 +139,11 @@ def _known(names: Iterable[str]) -> str:
 
 
 def parse_where(texts: Sequence[str]) -> dict[str, object]:
-    """{"suite =": "kg", "nodes >=": 20} from ["suite=kg", "nodes>=20"]; values are read as JSON where they can be."""
+    """{"suite =": "kg", "nodes >=": 20} from ["suite=kg", "nodes>=20"]: values are read by the type of their field.
+
+    `null` is None where a field may have no value. Texts stand as they were typed, so `task_id=1` asks for "1"; one in
+    double quotes is read as JSON. Raises StoreError for a text without an operator and for a value that does not fit.
+    """
     out: dict[str, object] = {}
     for text in texts:
         sign = min(
@@ -144,11 +151,11 @@ def parse_where(texts: Sequence[str]) -> dict[str, object]:
         )
         if not sign:
             raise StoreError(f"filter {text!r} has no operator; write suite=kg or nodes>=20")
-        name, value = text.split(sign, 1)
-        try:
-            out[f"{name.strip()} {sign}"] = json_value(value)
-        except json.JSONDecodeError:
-            out[f"{name.strip()} {sign}"] = value.strip()
+        name, value = (part.strip() for part in text.split(sign, 1))
+        key, column = f"{name} {sign}", FIELDS.get(name)
+        while key in out:  # the same field and operator again: both hold
+            key += " "
+        out[key] = value if column is None else operand(name, column, sign, typed(column, value))
     return out
 
 

@@ -378,12 +378,13 @@ class TreeStore:
 
         where   more conditions, as {"nodes >=": 20, "task_id in": ["3", "7"]}; see `query.conditions`
         """
-        texts = {"run": run, "suite": suite, "split": split, "policy_version": policy_version, "status": status}
-        held: list[Any] = [trees.c[name] == escape(value) for name, value in texts.items() if value is not None]
-        if success is not None:
-            held.append(trees.c.success.is_(success))
+        asked: dict[str, object] = {
+            "run": run, "suite": suite, "split": split, "policy_version": policy_version, "status": status,
+            "success": success,
+        }  # fmt: skip
+        held = conditions({name: value for name, value in asked.items() if value is not None}) + conditions(where or {})
         with self.snapshot() as connection:
-            found = list_trees(connection, held + conditions(where or {}))
+            found = list_trees(connection, held)
         if any(row.status == "running" for row in found) and not self._database.busy():
             # Their process was killed, or could not say so on a full disk: nobody grows them now.
             return [replace(row, status="interrupted") if row.status == "running" else row for row in found]

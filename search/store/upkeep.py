@@ -88,12 +88,13 @@ def delete_trees(
     """Deletes the trees for which `where` holds: (ids deleted, {id: why it stays}).
 
     A tree with an irreversible action whose answer is not known stays. What trees alone referred to is freed by
-    `compact`. Raises StoreError for an empty `where`: name a run, say.
+    `compact`. Raises StoreError for an empty `where`: name a run, say; and for one that cannot be read.
     """
     if not where:
         raise StoreError('nothing says which trees to delete; give a filter such as "run=old" or "status=interrupted"')
+    held = conditions(where)
     with _owned(path_or_url) as (database, connection):
-        query = select(trees.c.key, trees.c.id).where(*conditions(where)).order_by(trees.c.key)
+        query = select(trees.c.key, trees.c.id).where(*held).order_by(trees.c.key)
         found = {row.id: row.key for row in connection.execute(query)}
         done = (JournalState.DONE, JournalState.FAILED)
         doubts = {e.tree_id for e in read_entries(connection, None) if e.state not in done}

@@ -96,6 +96,25 @@ def test_damage_is_named_and_what_is_whole_is_saved(home: Path) -> None:
     assert say("check", "new.db")[0] == 0
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["created<yesterday", "ended<2020-31-01", "nodes<3k", "outcome<low", "outcome!=abc", "success=maybe", "seed>x"],
+)
+def test_a_filter_whose_value_does_not_fit_deletes_nothing(text: str, home: Path) -> None:
+    name = text.partition("<")[0].partition(">")[0].partition("=")[0].rstrip("!")
+    with pytest.raises(TreewrightError, match=f"^{name} takes .*, not '"):
+        say("delete", "one", "-w", text, "--yes")
+    assert say("check", "one") == (0, "4 trees, everything is whole")
+
+
+def test_filters_by_date_success_and_text_delete_what_they_say(home: Path) -> None:
+    assert say("delete", "one", "-w", "created<2020-01-01", "--yes")[1].startswith("0 trees deleted")
+    assert say("delete", "one", "-w", "task_id=t0", "-w", "created>2020-01-01")[1].startswith("1 trees would")
+    assert say("delete", "one", "-w", "task_id!=t0", "-w", "task_id!=t1")[1].startswith("2 trees would")
+    assert say("delete", "one", "-w", "success=YES", "--yes")[1].startswith("1 trees deleted")
+    assert say("delete", "one", "-w", "ended>=2020-01-01T00:00Z", "--yes")[1].startswith("3 trees deleted")
+
+
 def test_two_runs_are_compared(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare_command(["one", "two"])
     said = " ".join(capsys.readouterr().out.split())

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from treewright.agent.cli.options import console
-from treewright.agent.runs.stores import find_store
+from treewright.agent.runs.stores import find_store, new_store, store_to_fill
 
 if TYPE_CHECKING:
     from treewright.search.store.copying import Copied
@@ -53,7 +53,7 @@ def check(store: StoreName) -> None:
 @store_app.command()
 def repair(
     store: StoreName,
-    new: Annotated[str, typer.Argument(help="Where what is whole goes: a file or database without trees.")],
+    new: Annotated[str, typer.Argument(help="Where what is whole goes: a new file, or a database without trees.")],
 ) -> None:
     """Copy what is whole of a damaged store into a new one. The damaged one stays as it is.
 
@@ -63,12 +63,14 @@ def repair(
     """
     from treewright.search.store.copying import repair as save
 
-    _tell(save(find_store(store), new))
+    _tell(save(find_store(store), new_store(new)))
 
 
 @store_app.command()
 def merge(
-    target: Annotated[str, typer.Argument(help="The store that takes the trees; a new file is made.")],
+    target: Annotated[
+        str, typer.Argument(help="The store that takes the trees; what is no store, run or folder becomes a new file.")
+    ],
     sources: Annotated[list[str], typer.Argument(help="Stores to copy from.")],
 ) -> None:
     """Copy the trees of other stores into one. What is there already stays; a tree that went on elsewhere is extended.
@@ -77,7 +79,7 @@ def merge(
     """
     from treewright.search.store.copying import merge as copy
 
-    _tell(copy(target, [find_store(s) for s in sources]))
+    _tell(copy(store_to_fill(target), [find_store(s) for s in sources]))
 
 
 def _tell(done: Iterable[Copied]) -> None:

@@ -80,11 +80,17 @@ class SQLite:
         self._reader: Engine | None = None
         self._writer: Engine | None = None
         self._handle: int | None = None
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder; name a file in it, such as {path / 'trees.sqlite'}")
         if read_only and not path.exists():
             raise StoreError(f"there is no store at {path}; open it without read_only to make one")
 
     def own(self, exclusive: bool = False) -> bool:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            why = f"{error.filename} cannot be a folder; name another place"
+            raise StoreError(f"cannot open {self.path} for writing: {why}") from error
         self._owner = Owner(self.path)
         try:
             self._writer = _connect(self.path, read_only=False)

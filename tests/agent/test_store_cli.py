@@ -17,7 +17,7 @@ from treewright.agent.cli.compare import compare_command
 from treewright.agent.cli.store import find_store, store_app
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Observation, Task
-from treewright.search.store import TreeStore
+from treewright.search.store import StoreError, TreeStore
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
@@ -84,6 +84,48 @@ def test_a_whole_store_is_checked_counted_merged_emptied_and_compacted(home: Pat
     code, said = say("compact", "all.db")
     assert code == 0 and "contents freed" in said
     assert say("check", "all.db") == (0, "4 trees, everything is whole")
+
+
+def test_trees_are_merged_into_the_store_of_a_run_or_a_folder(home: Path) -> None:
+    assert say("merge", "one", "two") == (0, "copied 4")
+    assert say("merge", "runs/two", "one") == (0, "copied 4 present 4")
+    (home / "runs/three").mkdir()
+    (home / "runs/three/run.toml").write_text('store = "elsewhere.db"\n')
+    assert say("merge", "three", "one") == (0, "copied 8")
+    assert say("check", "elsewhere.db") == say("check", "one") == (0, "8 trees, everything is whole")
+    assert sorted(p.name for p in home.iterdir() if not p.name.startswith("elsewhere")) == ["runs"]
+    assert say("merge", "new/all.db", "one") == (0, "copied 8")
+
+
+@pytest.mark.parametrize("name", ["three", "runs/three", "runs", "."])
+@pytest.mark.parametrize("command", ["merge", "repair"])
+def test_a_folder_without_a_store_takes_no_trees(command: str, name: str, home: Path) -> None:
+    (home / "runs/three").mkdir()
+    with pytest.raises(TreewrightError, match=r"^\S+ is a folder; name a file in it, such as \S+$"):
+        say(command, *([name, "one"] if command == "merge" else ["one", name]))
+    assert [p.name for p in home.iterdir()] == ["runs"] and not list(home.glob("runs/three/*"))
+
+
+@pytest.mark.parametrize("name", ["two", "runs/two"])
+def test_what_is_whole_is_not_saved_in_a_run(name: str, home: Path) -> None:
+    with pytest.raises(
+        TreewrightError, match=r"^runs/two is a folder; name a file in it, such as runs/two/new.sqlite$"
+    ):
+        say("repair", "one", name)
+    with pytest.raises(TreewrightError, match=r"has trees already; repair into a new file$"):
+        say("repair", "one", "runs/two/trees.sqlite")
+    assert [p.name for p in home.iterdir()] == ["runs"] and say("check", "two")[0] == 0
+
+
+def test_a_store_cannot_be_a_folder_or_lie_in_a_file(home: Path) -> None:
+    (home / "file").touch()
+    with pytest.raises(StoreError, match=r"^runs is a folder; name a file in it"):
+        TreeStore.open("runs")
+    with pytest.raises(
+        TreewrightError,
+        match=r"^cannot open file/all\.db for writing: file cannot be a folder; name another place$",
+    ):
+        say("merge", "file/all.db", "one")
 
 
 def test_damage_is_named_and_what_is_whole_is_saved(home: Path) -> None:

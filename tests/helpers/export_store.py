@@ -5,14 +5,14 @@ from __future__ import annotations
 from not_none import not_none
 from search_trees import random_tree
 
-from treewright.envs.types import Observation, Task
+from treewright.envs.types import Action, Observation, Task
 from treewright.search.store.tree_store import TreeStore
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Outcome, Spent
 
 
-def expansions_of(tree: Tree) -> list[Expansion]:
-    """What a random tree grew from, read back off its columns."""
+def expansions_of(tree: Tree, text: str | None = None) -> list[Expansion]:
+    """What a random tree grew from, read back off its columns; `text` stands for what was said."""
     out = []
     for seq, node in enumerate(tree.pops):
         mine = [i for i in range(1, len(tree)) if tree.born[i] == seq]
@@ -25,9 +25,9 @@ def expansions_of(tree: Tree) -> list[Expansion]:
                 share=tree.share[i],
                 seed=tree.seed[i],
                 completion=Completion(
-                    tree.text[i], tree.ids[i], tree.logprobs[i], finish_reason="stop", policy_version="v1"
+                    text or tree.text[i], tree.ids[i], tree.logprobs[i], finish_reason="stop", policy_version="v1"
                 ),
-                action=tree.action[i],
+                action=tree.action[i] if text is None else Action.of("a", n=1),
                 outcome=Outcome(
                     not_none(tree.observation[i]),
                     NodeStatus.OPEN if tree.children[i] else tree.status[i],
@@ -46,10 +46,10 @@ def expansions_of(tree: Tree) -> list[Expansion]:
     return out
 
 
-async def fill(store: TreeStore, seeds: range = range(6)) -> None:
+async def fill(store: TreeStore, seeds: range = range(6), text: str | None = None) -> None:
     """Six finished trees of two splits, in the store."""
     for seed in seeds:
-        grown = expansions_of(random_tree(seed, window=seed % 2 == 1))
+        grown = expansions_of(random_tree(seed, window=seed % 2 == 1), text)
         root = Outcome(Observation("start", "f0"), NodeStatus.OPEN, delta=random_tree(seed, seed % 2 == 1).delta[0])
         task = Task("s", f"t{seed}", "g", split="test" if seed % 3 == 2 else "train")
         tree = Tree.start(

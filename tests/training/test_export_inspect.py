@@ -16,9 +16,11 @@ from search_trees import random_tree
 
 from treewright.envs.errors import TreewrightError
 from treewright.search.store.tree_store import TreeStore
+from treewright.search.types import Origin
 from treewright.training.export import ExportOptions, View, export_dataset, grown_trees
 from treewright.training.export.atif18 import atif18
 from treewright.training.export.foreign import conversations_in, read_documents
+from treewright.training.export.messages import conversation_tree, parse_conversation
 from treewright.training.export.peers import verifiers_trace
 
 
@@ -112,6 +114,44 @@ def test_documents_of_others_become_the_conversations_that_they_hold() -> None:
             assert texts == ["x"] * (len(tree.path(leaf)) - 1)
             assert talk["reward"] == pytest.approx(tree.outcome_of(leaf))
     assert conversations_in({"messages": []}) is None and conversations_in([1]) is None
+
+
+WRITTEN = [
+    'a {"n": 1}',
+    ' thinking first <tool_call>{"name": "a", "arguments": {"n": 1}}</tool_call>\n',
+    '<think>hm</think>{"name": "a", "arguments": {"n": 1}}',
+    "a native call that only its own policy reads",
+]
+
+
+@pytest.mark.parametrize("form", ["atif", "atif18", "inspect"])
+@pytest.mark.parametrize("text", WRITTEN)
+def test_a_call_comes_back_as_it_was_written_and_not_twice(tmp_path: Path, form: str, text: str) -> None:
+    if form == "inspect" and text == WRITTEN[-1]:
+        pytest.skip("a log of Inspect does not say that a text has its calls; ours are known by their form")
+    with TreeStore.open(tmp_path / "trees.sqlite") as store:
+        asyncio.run(fill(store, range(2), text=text))
+        export_dataset(store, tmp_path / "out", ExportOptions(formats=(form,), file_type="jsonl"))
+        trees = [store.load(row.tree_id) for row in store.trees()]
+    folder = tmp_path / "out" / form
+    found = [grown.tree for grown in grown_trees(folder / "train.jsonl" if form == "atif18" else folder)]
+    ends = [(t, leaf) for t in trees for leaf in (View(t).leaves() if form != "inspect" else [t.chosen])]
+    assert found and all(set(tree.text[1:]) == {text} for tree in found)
+    if form != "inspect":
+        acted = {tuple(str(t.action[i]) for i in t.path(leaf)[1:]) for t, leaf in ends}
+        assert {tuple(map(str, tree.action[1:])) for tree in found} == acted
+
+
+def test_a_call_that_a_message_does_not_spell_is_written_behind_its_words() -> None:
+    step = {"source": "agent", "message": "I look", "tool_calls": [
+        {"tool_call_id": "c", "function_name": "get", "arguments": {"city": "Bern"}}
+    ]}  # fmt: skip
+    talks = conversations_in({"schema_version": "ATIF-v1.4", "steps": [{"source": "user", "message": "?"}, step]})
+    assert talks is not None
+    grown = conversation_tree(
+        parse_conversation(talks[0]), run="r", suite="s", task_id="t", attempt=0, origin=Origin.STORED, version="v"
+    )
+    assert grown.tree.text[1] == ('I look\n<tool_call>{"name": "get", "arguments": {"city": "Bern"}}</tool_call>')
 
 
 def test_long_texts_of_a_log_come_from_where_it_keeps_them() -> None:

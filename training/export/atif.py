@@ -60,7 +60,11 @@ def _document(view: View, leaf: int, agent_version: str) -> Row:
 
 
 def step_of(view: View, node: int) -> Row:
-    """One turn as a step of the agent, with its tokens and its place in the tree."""
+    """One turn as a step of the agent, with its tokens and its place in the tree.
+
+    `message` is the whole text, token for token what was sampled, so it spells the calls that `tool_calls` lists too:
+    `calls_in_message` in `extra` tells a reader, who else writes them twice.
+    """
     tree = view.tree
     action = tree.action[node]
     calls = [
@@ -88,6 +92,7 @@ def step_of(view: View, node: int) -> Row:
     out["extra"] = _set(
         node=node,
         parent=tree.parent[node],
+        calls_in_message=True if calls else None,
         status=tree.status[node].value,
         reward=tree.reward(node),
         value=float(view.q[node]),

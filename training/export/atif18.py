@@ -103,6 +103,7 @@ def _answer(view: View, node: int, path: list[int], asked: bool) -> Row:
     said = answer_of(tree.action[node], tree.text[node])
     calls = said.get("tool_calls", [])
     step["message"] = said["content"]
+    step["extra"].pop("calls_in_message", None)
     step.pop("observation", None)
     step.pop("tool_calls", None)
     if calls:

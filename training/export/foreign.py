@@ -120,6 +120,7 @@ def _atif_talk(row: Mapping[str, Any]) -> Row:
         calls = step.get("tool_calls") or ()
         if calls:
             message["tool_calls"] = [_call(c["tool_call_id"], c["function_name"], c.get("arguments")) for c in calls]
+            message["calls_in_content"] = (step.get("extra") or {}).get("calls_in_message") is True
         messages.append(message)
         messages += _results(step, {call["tool_call_id"] for call in calls})
     return {"messages": messages, "tools": agent.get("tool_definitions"), "model": agent.get("model_name")}

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from treewright.envs.errors import InvalidAction, TreewrightError
 from treewright.envs.lines import json_value, whole_text
-from treewright.envs.types import Action, Call, Effect, Observation, Task, seed_of
+from treewright.envs.types import Action, Call, Effect, Observation, Task, ToolSpec, seed_of
 from treewright.search.screen import parse_action
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeStatus, Origin, Outcome, Spent
@@ -80,6 +80,7 @@ class _Message(_Model):
     tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    calls_in_content: bool = False
     at: int = 0
 
     @model_validator(mode="after")
@@ -284,11 +285,24 @@ def _spoken(said: _Message, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[s
             return text, parse_action(text)
         except InvalidAction:
             return text, None
-    calls = tuple(
-        Call(f.name, given_arguments(f.arguments, schemas.get(f.name))) for f in (c.function for c in said.tool_calls)
-    )
+    action = _given([Call(c.function.name, c.function.arguments) for c in said.tool_calls], schemas)
+    if said.calls_in_content or _spells(text, action, schemas):
+        return text, action
     blocks = [
         f"<tool_call>{json.dumps({'name': c.name, 'arguments': dict(c.arguments)}, ensure_ascii=False)}</tool_call>"
-        for c in calls
+        for c in action.calls
     ]
-    return "\n".join([*([text.rstrip()] if text.strip() else []), *blocks]), Action(calls)
+    return "\n".join([*([text.rstrip()] if text.strip() else []), *blocks]), action
+
+
+def _given(calls: Sequence[Call], schemas: Mapping[str, Mapping[str, Any]]) -> Action:
+    return Action(tuple(Call(c.name, given_arguments(c.arguments, schemas.get(c.name))) for c in calls))
+
+
+def _spells(text: str, action: Action, schemas: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the text itself has the calls, as a policy wrote them: they are not to be written once more."""
+    try:
+        found = parse_action(text, [ToolSpec(call.name) for call in action.calls])
+    except InvalidAction:
+        return False
+    return _given(found.calls, schemas).key == action.key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shlex
 import signal
@@ -42,6 +43,7 @@ __all__ = [
     "go",
     "must_exist",
     "names_a_run",
+    "number",
     "read_config",
     "resumable",
     "say",
@@ -108,6 +110,13 @@ def read_config(
         "worlds.tasks_file": tasks_file, "worlds.reward": reward, "policy.spec": policy, "name": name, **more,
     }  # fmt: skip
     return load_config(path, sets or (), {key: value for key, value in given.items() if value is not None}, remember)
+
+
+def number(param: typer.CallbackParam, value: float | None) -> float | None:
+    """The value of an option. Raises TreewrightError for NaN, which every comparison lets through or stops."""
+    if value is not None and math.isnan(value):
+        raise TreewrightError(f"{param.opts[0]} {value}: that is no number; write one such as 0.5")
+    return value
 
 
 def names_a_run(name: str | None, path: Path | None, sets: list[str] | None) -> bool:

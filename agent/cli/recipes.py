@@ -20,6 +20,7 @@ from treewright.agent.cli.options import (
     again,
     console,
     go,
+    number,
     resumable,
     say,
 )
@@ -32,7 +33,7 @@ __all__ = ["RECIPES"]
 OneSuite = Annotated[str | None, typer.Option("--suite", help="Only trees of this suite.")]
 Split = Annotated[str, typer.Option(help="Only trees of this split.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the data.")]
-MinOutcome = Annotated[float, typer.Option(help="Least return of a path that counts as good.")]
+MinOutcome = Annotated[float, typer.Option(help="Least return of a path that counts as good.", callback=number)]
 SOLVED = 1.0 - 1e-6
 
 
@@ -48,7 +49,9 @@ def sft(
     epochs: Epochs = 1,
     suites: Suites = None,
     demos: Annotated[int, typer.Option(min=1, help="With --suites: demonstrations per suite.")] = 200,
-    rate: Annotated[float | None, typer.Option(help="With --suites: the highest learning rate; else by size.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="With --suites: the highest learning rate; else by size.", callback=number)
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="With --suites: demonstrations of one step.")] = 8,
     held_out: Annotated[
         int, typer.Option(min=0, help="With --suites: test tasks measured before and after; 0: none.")
@@ -115,8 +118,8 @@ def dpo(
     set_: Sets = None,
     suite: OneSuite = None,
     split: Split = "train",
-    beta: Annotated[float, typer.Option(help="How far the policy may move from the reference.")] = 0.1,
-    min_gap: Annotated[float, typer.Option(help="Least difference of two siblings' values.")] = 0.1,
+    beta: Annotated[float, typer.Option(help="How far the policy may move from the reference.", callback=number)] = 0.1,
+    min_gap: Annotated[float, typer.Option(help="Least difference of two siblings' values.", callback=number)] = 0.1,
     pairs: Annotated[str, typer.Option(help="extremes (best and worst of a branch) | all")] = "extremes",
     epochs: Epochs = 1,
 ) -> None:
@@ -148,7 +151,7 @@ def prm(
     suite: OneSuite = None,
     split: Split = "train",
     epochs: Epochs = 2,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; train.lr if left out.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; train.lr if left out.", callback=number)] = None,
     folder: Annotated[Path | None, typer.Option(help="Where it goes; runs/NAME/prm if left out.")] = None,
 ) -> None:
     """Train a process reward model on the values of stored steps; searches are then guided by it.
@@ -187,7 +190,7 @@ def spar(
     set_: Sets = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of search, pairs, DPO.")] = 2,
     beta: Annotated[
-        float, typer.Option(help="How far the policy may move from the weights of the round before.")
+        float, typer.Option(help="How far the policy may move from the weights of the round before.", callback=number)
     ] = 0.1,
     judge: Annotated[
         str | None, typer.Option(help="Policy that judges answers, where no reward exists: needs --tasks-file.")
@@ -277,7 +280,10 @@ def prefix(
         str | None, typer.Option(help="Share of a path that is given, in the first and the last round: .9:.1")
     ] = None,
     target: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Success at which the given part gets shorter; else by round.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Success at which the given part gets shorter; else by round.", callback=number
+        ),
     ] = None,
 ) -> None:
     """Grow trees from stored nodes and train on what follows, on what follows and the start, or on the start.
@@ -338,7 +344,9 @@ def ping(
     ] = None,
     tasks: Annotated[int, typer.Option(min=1, help="Held-in tasks per suite for the success rate.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each joins the best of the one before.")] = 2,
-    weight: Annotated[float, typer.Option(help="What a point of success is worth against one of refusal.")] = 1.0,
+    weight: Annotated[
+        float, typer.Option(help="What a point of success is worth against one of refusal.", callback=number)
+    ] = 1.0,
 ) -> None:
     """Search a safety prefix for the head of responses: most refusals of harmful requests, least loss on tasks.
 

@@ -40,7 +40,8 @@ def random_tree(seed: int, window: bool = False, expansions: int = 8, task: str 
 
     def draft(after: int, slot: int, mult: int, k: int, base: int, last: bool) -> Draft:
         ids = tokens(rng.randrange(1, 4))
-        done = Completion("x", ids, tuple(-rng.random() - 0.1 for _ in ids), finish_reason="stop", policy_version="v1")
+        logprobs = tuple(-rng.random() - 0.1 for _ in ids)
+        done = Completion("".join(chr(97 + i) for i in ids), ids, logprobs, finish_reason="stop", policy_version="v1")
         act = Action.of("a", n=rng.randrange(99))
         return Draft(
             after=after,

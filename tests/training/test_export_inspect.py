@@ -111,7 +111,7 @@ def test_documents_of_others_become_the_conversations_that_they_hold() -> None:
             assert talks is not None
             talk = talks[-1]
             texts = [m["content"] for m in talk["messages"] if m["role"] == "assistant"]
-            assert texts == ["x"] * (len(tree.path(leaf)) - 1)
+            assert texts == [tree.text[node] for node in tree.path(leaf)[1:]]
             assert talk["reward"] == pytest.approx(tree.outcome_of(leaf))
     assert conversations_in({"messages": []}) is None and conversations_in([1]) is None
 

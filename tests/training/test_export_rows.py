@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from treewright.envs.types import Action, Effect, Observation, Task
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeKind, NodeStatus, Origin, Outcome, Spent
 from treewright.training.export import ExportOptions, View, atif_documents, columns, dpo_rows, prefix_rows, prm_rows
+from treewright.training.export.peers import openai_preference
 from treewright.training.export.rows import sft_rows
 
 VERSION = "v1"
@@ -150,6 +152,44 @@ def test_dpo_leaves_out_pairs_below_the_gap_and_with_too_few_leaves() -> None:
     assert not list(dpo_rows(view(small()), min_ess=1.5))
 
 
+def twice_said(*values: tuple[str, float]) -> Tree:
+    """root → ends of these texts and rewards, each in tokens of its own."""
+    root = Outcome(Observation("here", "r"), NodeStatus.OPEN, delta=(1, 2))
+    task = Task("s", "t", "find it")
+    tree = Tree.start(
+        TreeHeader(run="run", task=task, attempt=0, seed=7, policy_version=VERSION, settings={}, root=root)
+    )
+    ends = [
+        draft(i, len(values), (30 + i,), text, seen("end", NodeStatus.TERMINAL, reward))
+        for i, (text, reward) in enumerate(values)
+    ]
+    tree.apply(
+        Expansion(seq=0, node=0, closing=False, drawn=len(ends), outcome=None, drafts=tuple(ends), spent=Spent())
+    )
+    tree.reveal()
+    return tree
+
+
+def test_equal_words_in_other_tokens_are_a_pair_only_where_tokens_are_written() -> None:
+    tree = twice_said(("go", 1.0), ("go", 0.0))
+    for style in ("conversational", "text"):
+        it = view(tree, style=style)
+        assert not list(dpo_rows(it)) and it.skipped == {"siblings that say the same": 1}
+    assert [(r["chosen_ids"], r["rejected_ids"]) for r in dpo_rows(view(tree, style="tokens"))] == [([30], [31])]
+    it = view(tree)
+    assert not list(openai_preference(it)) and it.skipped == {"siblings that say the same": 1}
+
+
+def test_where_best_and_worst_say_the_same_the_widest_pair_that_differs_is_taken() -> None:
+    tree = twice_said(("go", 1.0), ("stay", 0.75), ("wait", 0.125), ("go", 0.0))
+    it = view(tree)
+    (row,) = dpo_rows(it)
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("go", "wait") and row["gap"] == 0.875
+    assert not it.skipped
+    assert not list(dpo_rows(it, min_gap=0.9)) and it.skipped == {"siblings that say the same": 1}
+    assert len(list(dpo_rows(view(tree), pairs="all"))) == 5
+
+
 @pytest.mark.parametrize("change", [{"version": "v0"}, {"origin": Origin.DEMO}])
 def test_a_pair_with_a_side_that_other_weights_wrote_is_marked_or_left_out(change: dict[str, Any]) -> None:
     tree = small(**change)
@@ -253,6 +293,8 @@ def test_every_row_has_exactly_the_columns_that_are_declared(style: str) -> None
         ({"formats": ("sft", "ppo")}, "no format named 'ppo'"),
         ({"formats": ()}, "no format named ''"),
         ({"min_gap": -1}, "negative"),
+        ({"min_gap": math.nan}, "min_gap = nan is no number"),
+        ({"label_threshold": math.nan}, "label_threshold = nan is no number"),
         ({"file_type": "csv"}, "parquet, jsonl"),
         ({"paths": "worst"}, "best, chosen, all"),
     ],

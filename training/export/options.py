@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,7 @@ from typing import Any
 from treewright.envs.errors import TreewrightError
 from treewright.training.export.columns import BUILT_IN, FORMATS, STYLES
 from treewright.training.export.own import OwnFormat, own_formats
-from treewright.training.export.rows import SOLVED
+from treewright.training.export.rows import SOLVED, known_gap
 from treewright.training.export.tables import FILE_TYPES
 from treewright.training.export.view import Decode
 
@@ -78,8 +79,10 @@ class ExportOptions:
         if not self.formats:
             raise TreewrightError(f"no format named ''; known: {', '.join(BUILT_IN)}")
         self.own()  # a misspelt name or option is told before anything is read
-        if self.min_gap < 0:
-            raise TreewrightError(f"min_gap = {self.min_gap} is negative; 0 takes every pair whose values differ")
+        for name in ("min_outcome", "min_ess", "label_threshold"):
+            if math.isnan(getattr(self, name)):
+                raise TreewrightError(f"{name} = nan is no number; write one such as 0.5")
+        known_gap(self.min_gap)
 
     def own(self) -> dict[str, OwnFormat]:
         """The formats of one's own, by name. Raises TreewrightError for an unknown one, or an option none takes."""

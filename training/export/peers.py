@@ -5,13 +5,14 @@ treewright export data/mine --name mine --formats openai_sft,openai_preference,v
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from treewright.search.tree import Tree
 from treewright.training.export.atif18 import atif18
-from treewright.training.export.requests import answer_of, conversation_at, ends
-from treewright.training.export.rows import dpo_rows
+from treewright.training.export.requests import answer_of, conversation_at, ends, request_at
+from treewright.training.export.rows import couples_of
 from treewright.training.export.view import Row, View, clean
 
 __all__ = ["PEERS", "openai_preference", "openai_sft", "verifiers_trace"]
@@ -31,14 +32,15 @@ def openai_sft(view: View, paths: str = "best", min_outcome: float = 1.0 - 1e-6)
 def openai_preference(view: View, min_gap: float = 0.1, pairs: str = "extremes") -> Iterator[Row]:
     """OpenAI's preference format: two answers to one conversation, the better one preferred."""
     tree = view.tree
-    for row in dpo_rows(view, min_gap, pairs):
-        good, bad = row["chosen_node"], row["rejected_node"]
-        messages, tools = conversation_at(view, tree.parent[good])
 
-        def said(node: int, tools: list[Row] = tools) -> Row:
-            plain = {"role": "assistant", "content": clean(tree.text[node])}
-            return answer_of(tree.action[node], tree.text[node]) if tools else plain
+    def said(node: int) -> Row:
+        request = request_at(tree, tree.parent[node])
+        if request is not None and json.loads(request["tools"]):
+            return answer_of(tree.action[node], tree.text[node])
+        return {"role": "assistant", "content": clean(tree.text[node])}
 
+    for branch, good, bad, _ in couples_of(view, said, min_gap, pairs):
+        messages, tools = conversation_at(view, branch)
         asked = {"messages": messages, "tools": tools, "parallel_tool_calls": True} if tools else {"messages": messages}
         yield {"input": asked, "preferred_output": [said(good)], "non_preferred_output": [said(bad)]}
 

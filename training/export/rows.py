@@ -8,13 +8,15 @@ Every function reads one revealed tree and yields plain dictionaries with the co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import pairwise, takewhile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, pairwise, takewhile
+from typing import Any
 
+from treewright.envs.errors import TreewrightError
 from treewright.search.types import Origin
 from treewright.training.export.view import FOREIGN, Row, View
 
-__all__ = ["SOLVED", "dpo_rows", "prefix_rows", "prm_rows", "sft_rows"]
+__all__ = ["SOLVED", "couples_of", "dpo_rows", "known_gap", "prefix_rows", "prm_rows", "sft_rows"]
 
 SOLVED = 1.0 - 1e-6
 NO_IDS = "no token ids: the policy gave text alone, and the tokens style needs ids"
@@ -100,13 +102,37 @@ def dpo_rows(
     """Preference pairs at branches: two executed siblings whose values differ by at least `min_gap`.
 
     A sibling's value is the reward of its step plus its SPLIT-LOO value, the mean return of what was drawn below it;
-    siblings of unknown value take no part. Siblings that say the same are no pair.
+    siblings of unknown value take no part. Siblings of which the style writes the same are no pair: equal messages or
+    texts, equal ids in the tokens style.
 
-    pairs      extremes: the best against the worst of each branch; all: every pair of a branch
+    pairs      extremes: of each branch the best against the worst, of those that differ; all: every pair of a branch
     min_ess    effective finished leaves that must stand behind both values
     on_policy  leave out pairs with a side that the tree's own weights did not draw; else they are marked
+    Raises TreewrightError for a gap that is negative or no number.
+    """
+    said = (lambda node: view.tree.ids[node]) if view.style == "tokens" else view.completion
+    for node, chosen, rejected, gap in couples_of(view, said, min_gap, pairs, min_ess, on_policy):
+        yield _pair(view, node, chosen, rejected, gap)
+
+
+def known_gap(min_gap: float) -> float:
+    """The gap. Raises TreewrightError for one that is negative or no number."""
+    if not min_gap >= 0:
+        kind = "no number" if math.isnan(min_gap) else "negative"
+        raise TreewrightError(f"min_gap = {min_gap} is {kind}; 0 takes every pair whose values differ")
+    return min_gap
+
+
+def couples_of(
+    view: View, said: Callable[[int], Any], min_gap: float = 0.1, pairs: str = "extremes", min_ess: float = 0.0,
+    on_policy: bool = False,
+) -> Iterator[tuple[int, int, int, float]]:  # fmt: skip
+    """(branch, better child, worse child, gap) of the pairs that `dpo_rows` writes, by the same options.
+
+    said  what is written of a node: children of which it is equal are no pair
     """
     tree, branches = view.tree, 0
+    known_gap(min_gap)
     for node in range(len(tree)):
         if len(tree.children[node]) < 2:
             continue
@@ -123,21 +149,32 @@ def dpo_rows(
         if len(known) < 2 or not view.readable(node):
             continue
         branches += 1
-        couples = [(a, b) for i, a in enumerate(known) for b in known[i + 1 :]]
-        if pairs == "extremes":
-            couples = [(known[0], known[-1])]
-        for chosen, rejected in couples:
-            gap = float(view.q[chosen] - view.q[rejected])
+        good, wrong, words = list[tuple[int, int, int, float]](), list[str](), {c: said(c) for c in known}
+        for better, worse in _by_gap(view, known) if pairs == "extremes" else combinations(known, 2):
+            gap = float(view.q[better] - view.q[worse])
             if gap <= 0 or gap < min_gap:
-                view.skip("siblings whose values are closer than the minimum gap")
-            elif tree.ids[chosen] == tree.ids[rejected] and tree.text[chosen] == tree.text[rejected]:
-                view.skip("siblings that say the same")
-            elif view.style == "tokens" and not (tree.ids[chosen] and tree.ids[rejected]):
-                view.skip(NO_IDS)
+                wrong.append("siblings whose values are closer than the minimum gap")
+            elif view.style == "tokens" and not (tree.ids[better] and tree.ids[worse]):
+                wrong.append(NO_IDS)
+            elif words[better] == words[worse]:
+                wrong.append("siblings that say the same")
             else:
-                yield _pair(view, node, chosen, rejected, gap)
+                good.append((node, better, worse, gap))
+        if pairs == "extremes":
+            good, wrong = good[:1], wrong[: not good]
+        for why in wrong:
+            view.skip(why)
+        yield from good
     if not branches:
         view.skip("trees without a branch of two executed siblings whose values are known")
+
+
+def _by_gap(view: View, known: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs out of nodes that are sorted by value, the widest gap first; of equal gaps the outermost."""
+    places = sorted(
+        combinations(range(len(known)), 2), key=lambda at: (view.q[known[at[1]]] - view.q[known[at[0]]], at[0], -at[1])
+    )
+    return [(known[a], known[b]) for a, b in places]
 
 
 def _pair(view: View, node: int, chosen: int, rejected: int, gap: float) -> Row:

@@ -9,6 +9,7 @@ world's reward, or by a model that judges and one that refines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from treewright.envs.errors import TreewrightError
 from treewright.search.tree import Tree
 from treewright.training.credit.arrays import InexactTree
-from treewright.training.export.rows import SOLVED, dpo_rows
+from treewright.training.export.rows import SOLVED, dpo_rows, known_gap
 from treewright.training.export.view import View
 from treewright.training.pack import PackedBatch, TokenRow, pack_rows
 from treewright.training.step import PackLoss, Trainer, frozen
@@ -48,7 +49,11 @@ def require_exact(trees: Sequence[Tree], allow_biased: bool, what: str) -> None:
 
 
 def branch_pairs(trees: Sequence[Tree], min_gap: float = 0.1, pairs: str = "extremes") -> list[Pair]:
-    """Two siblings of every branch whose values differ by at least `min_gap`, see `export.dpo_rows`."""
+    """Two siblings of every branch whose values differ by at least `min_gap`, see `export.dpo_rows`.
+
+    Raises TreewrightError for a gap that is negative or no number.
+    """
+    known_gap(min_gap)
     return [
         Pair(tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), tuple(row["rejected_ids"]), row["gap"])
         for tree in trees
@@ -122,8 +127,8 @@ def dpo(trainer: Trainer, pairs: Sequence[Pair], *, beta: float = 0.1, epochs: i
     """
     if not pairs:
         raise TreewrightError("no pairs: no branch has siblings of different value; collect with more draws")
-    if beta <= 0:
-        raise TreewrightError(f"beta = {beta}; it must be above 0")
+    if not 0 < beta < math.inf:
+        raise TreewrightError(f"beta = {beta}; it must be a number above 0")
     reference = trainer.reference if trainer.reference is not None else frozen(trainer.model)
     groups = [
         [TokenRow(context=p.prompt, response=p.chosen), TokenRow(context=p.prompt, response=p.rejected)] for p in pairs

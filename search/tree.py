@@ -330,9 +330,15 @@ class Tree(Columns, Growing):
         return np.asarray(self._truth, dtype=np.float32)
 
     def outcome_of(self, node: int) -> float:
-        """Return of the path to `node`: the sum of its truth rewards. Raises while sealed."""
+        """Return of the path to `node`: the sum of its truth rewards.
+
+        NaN where that of `node` itself is not known, as of a fault, of a draft, or of an end that nobody rewarded.
+        Before it, one that is not known adds nothing. Raises TreewrightError while sealed.
+        """
         if not self._revealed:
             raise TreewrightError("rewards are sealed until the search is over; call tree.reveal() first")
+        if math.isnan(self._truth[node]) and not self.in_turn(node):  # a part of a turn is rewarded with its end
+            return math.nan
         return float(np.nansum([self._truth[i] for i in self.path(node)]))
 
     def digest(self) -> str:

@@ -79,12 +79,13 @@ def credit_of(
 def best_paths(trees: Sequence[Tree]) -> NDArray[np.float64]:
     """[N] what the best path of each tree earned, at the nodes on it, else 0; N nodes, one tree after the other.
 
-    The best path is that to the finished leaf of the highest return, the first of equal ones; one that earned nothing,
-    or less, is no example.
+    The best path is that to the finished leaf of the highest known return, the first of equal ones; one that earned
+    nothing, or less, is no example.
     """
     parts = []
     for tree in trees:
-        mine, best = np.zeros(len(tree)), max(tree.leaves(), key=tree.outcome_of, default=None)
+        known = [leaf for leaf in tree.leaves() if not np.isnan(tree.outcome_of(leaf))]
+        mine, best = np.zeros(len(tree)), max(known, key=tree.outcome_of, default=None)
         if best is not None:
             mine[tree.path(best)[1:]] = max(0.0, tree.outcome_of(best))
         parts.append(mine)

@@ -138,11 +138,15 @@ def _collect_by_workers(cfg: Config, workers: str | None, tasks: int, batch: int
 def _summarise(trees: list[Any]) -> None:
     from rich.table import Table
 
+    from treewright.agent.runs.evaluate import any_solved
+
     table = Table("suite", "trees", "exact", "nodes", "valid draws", "tokens", "steps", "solved by some leaf")
+    unknown: dict[str, int] = {}
     for suite in dict.fromkeys(t.task.suite for t in trees):
         mine = [t for t in trees if t.task.suite == suite]
-        known = [t for t in mine if not t.lost]
-        solved = sum(any(t.outcome_of(i) >= 1 - 1e-6 for i in t.leaves()) for t in known)
+        solved = [found for t in mine if (found := any_solved(t)) is not None]
+        if nobody_knows := sum(any_solved(t) is None and not t.lost for t in mine):
+            unknown[suite] = nobody_knows
         valid = valid_share(mine)
         table.add_row(
             suite,
@@ -152,9 +156,13 @@ def _summarise(trees: list[Any]) -> None:
             "–" if valid != valid else f"{100 * valid:.0f} %",
             f"{sum(t.spent.policy_tokens + t.spent.closing_tokens for t in mine)}",
             f"{sum(t.spent.env_steps + t.spent.closing_steps for t in mine)}",
-            f"{100 * solved / len(known):.0f} %" if known else "–",
+            f"{100 * sum(solved) / len(solved):.0f} %" if solved else "–",
         )
     console.print(table)
+    for suite, count in unknown.items():
+        console.print(
+            f"{suite}: of {count} trees no reward is known that says whether a leaf solves them", soft_wrap=True
+        )
     tell_of_invalid(trees)
 
 

@@ -233,6 +233,9 @@ def eval_(
                 told = f"{one.suite}: {one.faults} trees met a lasting fault"
                 told += f", {one.lost} of them before any episode ended: these are left out" if one.lost else ""
                 console.print(told, highlight=False, soft_wrap=True)
+            if one.unknown:
+                told = f"{one.suite}: of {one.unknown} tasks the reward is not known: these are left out"
+                console.print(told, highlight=False, soft_wrap=True)
         if causes := without_result(trees):
             raise TreewrightError("\n".join([*causes, "mend that and type the same line again"]))
 

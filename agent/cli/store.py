@@ -143,7 +143,9 @@ def stats(store: StoreName) -> None:
     found = count(find_store(store))
     table = Table("run", "suite", "status", "trees", "solved")
     for (run, suite, status), (trees, solved) in found.groups.items():
-        table.add_row(run, suite, status, f"{trees}", f"{solved}" if status == "done" else "–")
+        unknown = found.unknown.get((run, suite, status), 0)
+        told = f"{solved}" + (f", {unknown} unknown" if unknown else "")
+        table.add_row(run, suite, status, f"{trees}", told if status == "done" else "–")
     console.print(table)
     rows = "  ".join(f"{name} {n}" for name, n in found.rows.items())
     console.print(f"{found.name}: schema {found.schema}, written by treewright {found.maker}", highlight=False)

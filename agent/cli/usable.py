@@ -82,7 +82,7 @@ def advice(run: Run, left_out: Counter[str]) -> str:
 
 def nothing_learnt(run: Run, trees: Sequence[Tree], many: int) -> str:
     """Every draw earned what the others did: no checkpoint is made of that. `many`: the trees that the run holds."""
-    ends = [[tree.outcome_of(leaf) for leaf in tree.leaves()] for tree in trees]
+    ends = [[end for leaf in tree.leaves() if (end := tree.outcome_of(leaf)) == end] for tree in trees]
     none = sum(bool(e) and max(e) < SOLVED for e in ends)
     every = sum(bool(e) and min(e) >= SOLVED for e in ends)
     told = f"nothing was learnt, so no checkpoint was made: in {none} of {len(trees)} trees no draw solves the task"

@@ -16,7 +16,8 @@ AGAIN = 1 << 20
 
 def lost_in(store: TreeStore, run: str) -> set[str]:
     """Ids of a run's finished trees in which faults kept every episode from ending."""
-    return {row.tree_id for row in store.trees(run=run, status="done") if row.success is None}
+    done = store.trees(run=run, status="done")
+    return {row.tree_id for row in done if row.success is None and row.chosen is None}
 
 
 def attempts(run: str, tasks: Iterable[tuple[Task, int]], lost: Collection[str]) -> dict[str, tuple[Task, int]]:

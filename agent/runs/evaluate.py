@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,10 +18,11 @@ from treewright.envs.types import Task
 from treewright.search.engine import Keeper, Settings
 from treewright.search.evidence import Evidence
 from treewright.search.rules import Rule, chains, rule
+from treewright.search.store.ending import result_of
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["Evaluation", "acting_rule", "evaluate", "paired_gain", "tally", "without_result"]
+__all__ = ["Evaluation", "acting_rule", "any_solved", "evaluate", "paired_gain", "tally", "without_result"]
 
 SOLVED = 1.0 - 1e-6
 
@@ -32,7 +34,8 @@ class Evaluation:
     tasks        ids in order;  success  [n] 1.0 where the chosen leaf's truth reward reaches 1
     oracle_pick  share of tasks where any finished leaf does: picked by truth, never a result
     tokens, env_steps  spent in all;  faults  tasks whose tree met a lasting fault
-    lost         of those, where no episode came to an end: they are not among `tasks`
+    lost         of those, where no episode came to an end;  unknown  tasks whose chosen end has a reward that nobody
+                 knows: both are not among `tasks`
     """
 
     suite: str
@@ -43,6 +46,7 @@ class Evaluation:
     env_steps: int
     faults: int
     lost: int = 0
+    unknown: int = 0
 
     @property
     def rate(self) -> float:
@@ -54,23 +58,36 @@ class Evaluation:
         return {
             "tasks": len(self.tasks), "success": self.rate if known else None,
             "oracle_pick": self.oracle_pick if known else None, "faults": self.faults, "lost": self.lost,
+            "unknown": self.unknown,
         }  # fmt: skip
 
 
 def _summary(suite: str, trees: Sequence[Tree]) -> Evaluation:
-    known = [t for t in trees if not t.lost]
-    solved = [t.chosen is not None and t.outcome_of(t.chosen) >= SOLVED for t in known]
-    any_leaf = [any(t.outcome_of(i) >= SOLVED for i in t.leaves()) for t in known]
+    known = [t for t in trees if result_of(t)[1] is not None]
+    solved = [bool(result_of(t)[1]) for t in known]
+    any_leaf = [found for t in trees if (found := any_solved(t)) is not None]
+    lost = sum(t.lost for t in trees)
     return Evaluation(
         suite,
         tuple(t.task.id for t in known),
         tuple(map(float, solved)),
-        float(np.mean(any_leaf)) if known else float("nan"),
+        float(np.mean(any_leaf)) if any_leaf else float("nan"),
         sum(t.spent.policy_tokens + t.spent.closing_tokens for t in trees),
         sum(t.spent.env_steps + t.spent.closing_steps for t in trees),
         sum("a fault persisted" in t.reasons for t in trees),
-        len(trees) - len(known),
+        lost,
+        len(trees) - len(known) - lost,
     )
+
+
+def any_solved(tree: Tree) -> bool | None:
+    """Whether a finished leaf returns at least 1; None where none is known to, and some return is not known."""
+    if tree.lost:
+        return None
+    ends = [tree.outcome_of(leaf) for leaf in tree.leaves()]
+    if any(end >= SOLVED for end in ends):
+        return True
+    return None if any(map(math.isnan, ends)) else False
 
 
 def tally(causes: Iterable[str], most: int = 5) -> list[tuple[str, int]]:

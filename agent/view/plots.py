@@ -60,6 +60,8 @@ def make_charts(
     note = f"{len(facts):,} finished trees with {nodes:,} nodes"
     if left_out:
         note += f"; {left_out:,} older ones were left out"
+    if unknown := sum(f.columns.row.success is None for f in facts):
+        note += f"; success is that of {len(facts) - unknown:,}, of {unknown:,} it is not known"
     charts = [_success(facts), _depth(facts), _branching(facts), _calibration(facts), _effects(facts)]
     return [c for c in charts if any(len(s.x) for s in c.series)], note, [f.columns.row for f in facts]
 

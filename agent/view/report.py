@@ -195,7 +195,7 @@ def _fallback(tree: Tree) -> int:
 
 def _summary(tree: Tree) -> dict[str, str]:
     spent, leaves = tree.spent, tree.leaves()
-    outcomes = [tree.outcome_of(i) for i in leaves] if tree.revealed else []
+    outcomes = [end for i in leaves if not math.isnan(end := tree.outcome_of(i))] if tree.revealed else []
     picked = tree.outcome_of(tree.chosen) if tree.revealed and tree.chosen is not None else math.nan
     return {
         "reward": figure(picked),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from treewright.search.store.values import unescape
 from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus
 
-__all__ = ["end_values", "restore_end"]
+__all__ = ["end_values", "restore_end", "result_of"]
 
 GROWN = frozenset(
     {NodeStatus.DRAFT, NodeStatus.OPEN, NodeStatus.EXPANDED, NodeStatus.TERMINAL, NodeStatus.TRUNCATED}
@@ -22,9 +23,21 @@ SET = tuple(f for f in LATE if f.tree != "status")
 SOLVED = 1.0 - 1e-6
 
 
+def result_of(tree: Tree) -> tuple[float | None, bool | None]:
+    """(outcome, success) of what search chose; None where that is not known.
+
+    A tree that chose nothing has no outcome and no success; whether one that faults kept from ending, or whose chosen
+    end has a reward that nobody knows, would have had any is not known. Raises TreewrightError while sealed.
+    """
+    if tree.chosen is None:
+        return None, None if tree.lost else False
+    outcome = tree.outcome_of(tree.chosen)
+    return (None, None) if math.isnan(outcome) else (outcome, outcome >= SOLVED)
+
+
 def end_values(tree: Tree, encoder: Encoder) -> dict[str, Any]:
     """The end columns of a tree."""
-    outcome = None if tree.chosen is None else tree.outcome_of(tree.chosen)
+    outcome, success = result_of(tree)
     given = [getattr(tree, f.tree) for f in LATE]
     moved = {i for i, status in enumerate(tree.status) if status not in GROWN}
     for f in SET:
@@ -41,7 +54,7 @@ def end_values(tree: Tree, encoder: Encoder) -> dict[str, Any]:
         "reasons": encoder.text(json.dumps(tree.reasons, ensure_ascii=False)),
         "final": json.dumps(late),
         "outcome": outcome,
-        "success": None if tree.lost else outcome is not None and outcome >= SOLVED,
+        "success": success,
         "count": len(tree),
         **{f"spent_{name}": value for name, value in spent},
     }

@@ -36,7 +36,8 @@ class TreeRow:
     status      running, interrupted (can be resumed) or done
     nodes       how many were stored; expansions likewise in `spent`
     chosen, stopped_by, outcome, success, exact   None unless done; `chosen` also if there is no answer
-    outcome     sum of the truth rewards on the path to the chosen node; `success` when it is at least 1
+    outcome     sum of the truth rewards on the path to the chosen node; `success` when it is at least 1. Both are None
+                where the reward of that node is not known; `success` too where faults kept every episode from ending
     exact       True if nothing stands in `reasons`
     created, ended   seconds since the epoch
     continues   (tree id, node) of the stored node or commit that it goes on from; None for a whole episode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Stats:
     """Counts of a store.
 
-    groups    (run, suite, status) → (trees, successes)
+    groups    (run, suite, status) → (trees, successes);  unknown: of finished ones, those of which success is not known
     rows      table → rows;  bytes: on disk;  blob_bytes: of contents, compressed
     pending   irreversible actions without a known answer
     """
@@ -42,6 +42,7 @@ class Stats:
     tokens: int
     pending: int
     groups: dict[tuple[str, str, str], tuple[int, int]]
+    unknown: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
 
 def stats(path_or_url: str | Path) -> Stats:
@@ -54,7 +55,8 @@ def stats(path_or_url: str | Path) -> Stats:
             rows = {t.name: int(c.execute(select(func.count()).select_from(t)).scalar_one()) for t in tables}
             by = (trees.c.run, trees.c.suite, trees.c.status)
             solved = func.count().filter(trees.c.success)
-            groups = c.execute(select(*by, func.count(), solved).group_by(*by).order_by(*by)).all()
+            columns = (func.count(), solved, func.count() - func.count(trees.c.success))
+            groups = c.execute(select(*by, *columns).group_by(*by).order_by(*by)).all()
             done = (JournalState.DONE, JournalState.FAILED)
             return Stats(
                 database.name,
@@ -65,7 +67,8 @@ def stats(path_or_url: str | Path) -> Stats:
                 rows,
                 int(c.execute(select(func.sum(nodes.c.n_tokens))).scalar_one() or 0),
                 sum(entry.state not in done for entry in read_entries(c, None)),
-                {(run, suite, status): (count, successes) for run, suite, status, count, successes in groups},
+                {(run, suite, status): (count, successes) for run, suite, status, count, successes, _ in groups},
+                {(run, suite, status): n for run, suite, status, _, _, n in groups if n and status == "done"},
             )
     finally:
         database.release()

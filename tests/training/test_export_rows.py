@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from search_trees import random_tree
 
+from treewright.agent.runs.evaluate import any_solved
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Effect, Observation, Task
+from treewright.search.store.ending import result_of
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, NodeKind, NodeStatus, Origin, Outcome, Spent
+from treewright.training.crediting import best_paths
 from treewright.training.export import ExportOptions, View, atif_documents, columns, dpo_rows, prefix_rows, prm_rows
-from treewright.training.export.peers import openai_preference
+from treewright.training.export.atif18 import atif18
+from treewright.training.export.peers import openai_preference, verifiers_trace
 from treewright.training.export.rows import sft_rows
 
 VERSION = "v1"
@@ -204,6 +208,33 @@ def test_a_sibling_that_was_not_executed_or_failed_is_in_no_pair_and_on_no_path(
     tree.status[2] = status
     assert [r["node"] for r in dpo_rows(view(tree))] == [1]
     assert 2 not in {n for r in prm_rows(view(tree)) for n in r["nodes"]}
+
+
+def unrated(*nodes: int) -> Tree:
+    """The small tree; of these ends nobody knows the reward."""
+    tree = small()
+    for node in nodes:
+        tree._truth[node] = math.nan
+    return tree
+
+
+def test_an_end_of_unknown_reward_has_no_return_and_is_no_path_to_imitate() -> None:
+    tree = unrated(4, 2)
+    assert [tree.outcome_of(i) for i in (1, 3)] == [0.0, 1.0] and all(math.isnan(tree.outcome_of(i)) for i in (4, 2))
+    it = view(tree)
+    assert [r["node"] for r in sft_rows(it, "all", -math.inf)] == [1, 3]
+    assert it.skipped == {"paths whose reward is not known": 2}
+    assert it.best("chosen", -math.inf) == [] and result_of(tree) == (None, None) and any_solved(tree) is True
+    assert any_solved(unrated(3)) is None and any_solved(small()) is True
+    documents = {name: json.dumps(one, allow_nan=False) for name, one in atif_documents(it, "1")}
+    assert sum('"outcome"' in one for one in documents.values()) == 1
+    json.dumps([*atif18(it), *verifiers_trace(it), *prm_rows(it)], allow_nan=False)
+
+
+def test_the_best_path_is_the_best_known_one_wherever_the_unknown_stands() -> None:
+    for node in (2, 4):
+        assert best_paths([unrated(node)]).tolist() == [0, 1, 0, 1, 0]
+    assert not best_paths([unrated(2, 3, 4)]).any()
 
 
 def test_prm_labels_a_step_by_whether_anything_below_it_succeeded() -> None:

@@ -16,7 +16,7 @@ from treewright import __version__
 from treewright.search.tree import Tree
 from treewright.training.export.atif import step_of
 from treewright.training.export.requests import answer_of, conversation_at, request_at
-from treewright.training.export.view import Row, View, clean, plain_json
+from treewright.training.export.view import Row, View, clean, known, plain_json
 
 __all__ = ["atif18"]
 
@@ -67,7 +67,7 @@ def _document(view: View, leaf: int, told: set[int]) -> Row:
     return {
         **_written(view, main), "session_id": tree.tree_id,
         "extra": {
-            "leaf": leaf, "goal": clean(tree.task.goal), "outcome": tree.outcome_of(leaf),
+            "leaf": leaf, "goal": clean(tree.task.goal), "outcome": known(tree.outcome_of(leaf)),
             "chosen": leaf == tree.chosen,
             "weight": tree.mass[leaf], "reasons": [clean(r) for r in tree.reasons], **view.common(leaf),
         },

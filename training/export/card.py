@@ -38,6 +38,7 @@ TASKS = {"sft": "text-generation", "dpo": "text-generation", "prefix": "text-gen
 
 def write_card(report: ExportReport, options: ExportOptions, where: TreeFilter) -> None:
     """Writes README.md into the folder of the report."""
+    unknown = f"of {report.unknown} that is not known, " if report.unknown else ""
     lines = [
         "---",
         *_front(report, options),
@@ -46,8 +47,8 @@ def write_card(report: ExportReport, options: ExportOptions, where: TreeFilter) 
         "# Trees of agent behaviour",
         "",
         f"Exported by treewright {treewright.__version__} from {sum(report.trees.values())} search trees with "
-        f"{report.nodes} nodes; in {report.solved} of them search chose an answer worth at least 1, and "
-        f"{report.inexact} are inexact.",
+        f"{report.nodes} nodes; in {report.solved} of them search chose an answer worth at least 1, "
+        f"{unknown}and {report.inexact} are inexact.",
         "",
         *_formats(report, options),
         "## Where it comes from",

@@ -18,6 +18,7 @@ import treewright
 from treewright.envs.errors import TreewrightError
 from treewright.envs.whole import whole_folder
 from treewright.search.store import TreeRow, TreeStore
+from treewright.search.store.ending import result_of
 from treewright.search.types import Expansion
 from treewright.training.export.atif import atif_documents
 from treewright.training.export.card import write_card
@@ -54,7 +55,7 @@ def export_dataset(
         report = ExportReport(part)
         with _Tables(part, options, report) as tables:
             for row in chosen:
-                tables.add(store, row)
+                tables.add(store, row, where.success)
         if not report.rows.total():
             raise TreewrightError(_nothing(report))
         write_card(report, options, where)
@@ -122,8 +123,12 @@ class _Tables(ExitStack):
             self.logs[key] = self.enter_context(InspectLog(folder / name))
         return self.logs[key]
 
-    def add(self, store: TreeStore, row: TreeRow) -> None:
+    def add(self, store: TreeStore, row: TreeRow, wanted: bool | None = None) -> None:
+        """Writes a tree; not one whose success is not known, where it is asked for: older stores say False of it."""
         tree, expansions = store.load(row.tree_id), store.expansions(row.tree_id)
+        success = result_of(tree)[1]
+        if wanted is not None and success is None:
+            return
         versions = [row.policy_version, *(d.completion.policy_version for e in expansions for d in e.drafts)]
         report, options, split = self.report, self.options, split_name(row.split)
         view = View(tree, options.style, options.system, options.decode, versions)
@@ -150,7 +155,8 @@ class _Tables(ExitStack):
         report.versions[row.policy_version] += 1
         report.runs[row.run] += 1
         report.reasons.update(row.reasons)
-        report.solved += bool(row.success)
+        report.solved += bool(success)
+        report.unknown += success is None
         report.inexact += not row.exact
         report.nodes += row.nodes
 

@@ -9,6 +9,7 @@ them as the tree does. Times of events are in order and no more: a tree keeps wh
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -102,7 +103,8 @@ def _shown(view: View) -> int | None:
     leaves = list(view.leaves())
     if view.tree.chosen in leaves:
         return view.tree.chosen
-    return max(leaves, key=lambda leaf: (_known(view.tree.outcome_of(leaf)) or 0.0, -leaf), default=None)
+    ends = {leaf: _known(view.tree.outcome_of(leaf)) for leaf in leaves}
+    return max(leaves, key=lambda leaf: (-math.inf if (end := ends[leaf]) is None else end, -leaf), default=None)
 
 
 def _known(value: float) -> float | None:

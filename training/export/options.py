@@ -100,6 +100,7 @@ class ExportOptions:
 class ExportReport:
     """What was written: rows by (format, split), trees and their facts, and what was left out and why.
 
+    unknown  trees of which it is not known whether search chose well
     longest  by format, tokens of the longest row: prompt and completion; 0 where rows have no token ids
     """
 
@@ -112,6 +113,7 @@ class ExportReport:
     skipped: dict[str, Counter[str]] = field(default_factory=dict)
     longest: Counter[str] = field(default_factory=Counter)
     solved: int = 0
+    unknown: int = 0
     inexact: int = 0
     nodes: int = 0
 

@@ -13,7 +13,7 @@ from treewright.search.tree import Tree
 from treewright.training.export.atif18 import atif18
 from treewright.training.export.requests import answer_of, conversation_at, ends, request_at
 from treewright.training.export.rows import couples_of
-from treewright.training.export.view import Row, View, clean
+from treewright.training.export.view import Row, View, clean, known
 
 __all__ = ["PEERS", "openai_preference", "openai_sft", "verifiers_trace"]
 
@@ -66,7 +66,7 @@ def _trace(view: View, leaf: int, given: set[int]) -> Row:
     graph = _Graph(view, given)
     for node in tree.path(leaf)[1:]:
         graph.add(node)
-    outcome = tree.outcome_of(leaf)
+    outcome = known(tree.outcome_of(leaf))
     return {
         "version": 1,
         "id": _id(tree, leaf),
@@ -75,7 +75,7 @@ def _trace(view: View, leaf: int, given: set[int]) -> Row:
             "data": {"idx": _number(tree.task.id), "name": clean(tree.task.id), "prompt": clean(tree.task.goal)},
         },
         "nodes": graph.nodes,
-        "rewards": {"outcome": {"score": outcome, "weight": 1.0}},
+        "rewards": {} if outcome is None else {"outcome": {"score": outcome, "weight": 1.0}},
         "info": {
             "treewright": {
                 **view.common(leaf), "leaf": leaf, "weight": tree.mass[leaf], "chosen": leaf == tree.chosen,

@@ -21,6 +21,7 @@ from treewright.envs.lines import json_value
 from treewright.envs.types import Action, Observation, Task, seed_of
 from treewright.search.fields import FIRST_SCHEMA
 from treewright.search.schema import DRAWN, EXECUTED, LATE, SPENT, FieldKind, NodeField, get_drawn
+from treewright.search.store.ending import result_of
 from treewright.search.store.values import escape, unescape
 from treewright.search.tree import Tree, TreeHeader
 from treewright.search.types import Completion, Draft, Expansion, Outcome, Spent
@@ -94,7 +95,7 @@ def encode_tree(view: View, expansions: Sequence[Expansion], spent: Spent | None
     """The raw row of a finished tree; `spent` if what was spent differs from the sum over its expansions."""
     tree, header, task = view.tree, view.tree.header, view.tree.task
     above = header.continues or (None, None)
-    outcome = None if tree.chosen is None else tree.outcome_of(tree.chosen)
+    outcome, success = result_of(tree)
     drafts = [draft for expansion in expansions for draft in expansion.drafts]
     if len(drafts) + 1 != len(tree):
         raise TreewrightError(f"tree {tree.tree_id} has {len(tree)} nodes, its expansions {len(drafts) + 1}")
@@ -122,7 +123,7 @@ def encode_tree(view: View, expansions: Sequence[Expansion], spent: Spent | None
         "reasons": [escape(r) for r in tree.reasons],
         "exact": tree.exact,
         "outcome": outcome,
-        "success": outcome is not None and outcome >= 1.0 - 1e-6,
+        "success": success,
         "spent": _spent(spent or tree.spent),
         "expansions": [
             {

@@ -14,7 +14,7 @@ from typing import Any
 
 from treewright.envs.errors import TreewrightError
 from treewright.search.types import Origin
-from treewright.training.export.view import FOREIGN, Row, View
+from treewright.training.export.view import FOREIGN, Row, View, known
 
 __all__ = ["SOLVED", "couples_of", "dpo_rows", "known_gap", "prefix_rows", "prm_rows", "sft_rows"]
 
@@ -39,10 +39,6 @@ def _worth(view: View, paths: str, min_outcome: float) -> list[int]:
         kind = "trees whose chosen path does not return" if paths == "chosen" else "trees without a path that returns"
         view.skip(f"{kind} {min_outcome:g} or more")
     return found
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def sft_rows(view: View, paths: str = "best", min_outcome: float = SOLVED) -> Iterator[Row]:
@@ -90,8 +86,8 @@ def sft_rows(view: View, paths: str = "best", min_outcome: float = SOLVED) -> It
                 "depth": tree.depth[node],
                 "origin": tree.origin[node].value,
                 "on_policy": view.on_policy(node),
-                "outcome": tree.outcome_of(leaf),
-                "value": _known(view.q[node]),
+                "outcome": known(tree.outcome_of(leaf)),
+                "value": known(view.q[node]),
                 **view.common(node),
             }
 
@@ -136,7 +132,7 @@ def couples_of(
     for node in range(len(tree)):
         if len(tree.children[node]) < 2:
             continue
-        known = [
+        sides = [
             c
             for c in tree.children[node]
             if view.executed(c)
@@ -145,12 +141,12 @@ def couples_of(
             and view.ess[c] >= min_ess
             and (view.on_policy(c) or not on_policy)
         ]
-        known.sort(key=lambda c: (-view.q[c], c))
-        if len(known) < 2 or not view.readable(node):
+        sides.sort(key=lambda c: (-view.q[c], c))
+        if len(sides) < 2 or not view.readable(node):
             continue
         branches += 1
-        good, wrong, words = list[tuple[int, int, int, float]](), list[str](), {c: said(c) for c in known}
-        for better, worse in _by_gap(view, known) if pairs == "extremes" else combinations(known, 2):
+        good, wrong, words = list[tuple[int, int, int, float]](), list[str](), {c: said(c) for c in sides}
+        for better, worse in _by_gap(view, sides) if pairs == "extremes" else combinations(sides, 2):
             gap = float(view.q[better] - view.q[worse])
             if gap <= 0 or gap < min_gap:
                 wrong.append("siblings whose values are closer than the minimum gap")
@@ -169,12 +165,12 @@ def couples_of(
         view.skip("trees without a branch of two executed siblings whose values are known")
 
 
-def _by_gap(view: View, known: Sequence[int]) -> list[tuple[int, int]]:
+def _by_gap(view: View, sides: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs out of nodes that are sorted by value, the widest gap first; of equal gaps the outermost."""
     places = sorted(
-        combinations(range(len(known)), 2), key=lambda at: (view.q[known[at[1]]] - view.q[known[at[0]]], at[0], -at[1])
+        combinations(range(len(sides)), 2), key=lambda at: (view.q[sides[at[1]]] - view.q[sides[at[0]]], at[0], -at[1])
     )
-    return [(known[a], known[b]) for a, b in places]
+    return [(sides[a], sides[b]) for a, b in places]
 
 
 def _pair(view: View, node: int, chosen: int, rejected: int, gap: float) -> Row:
@@ -227,7 +223,7 @@ def prm_rows(view: View, label_threshold: float = 0.0) -> Iterator[Row]:
             "labels": [value > label_threshold for value in values],
             "values": values,
             "nodes": path[1:],
-            "outcome": tree.outcome_of(leaf),
+            "outcome": known(tree.outcome_of(leaf)),
             **view.common(leaf),
         }
     if leaf is None:
@@ -259,8 +255,8 @@ def prefix_rows(view: View, paths: str = "best", min_outcome: float = SOLVED) ->
                 "prefix_mask": written[cut:],
                 "actions": [action.key for i in tree.path(node)[1:] if (action := tree.action[i]) is not None],
                 "depth": tree.depth[node],
-                "value": _known(view.q[node]),
-                "outcome": tree.outcome_of(leaf),
+                "value": known(view.q[node]),
+                "outcome": known(tree.outcome_of(leaf)),
                 "origin": _origin(view, node),
                 **view.common(node),
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from treewright.search.types import NodeStatus, Origin
 from treewright.training.credit import estimate
 from treewright.training.credit.trees import tree_arrays
 
-__all__ = ["FOREIGN", "Decode", "Message", "Row", "View", "clean", "plain_json"]
+__all__ = ["FOREIGN", "Decode", "Message", "Row", "View", "clean", "known", "plain_json"]
 
 Row = dict[str, Any]
 Message = dict[str, str]
@@ -42,6 +43,11 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_json(one) for one in value]
     return {clean(str(key)): plain_json(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+
+def known(value: float) -> float | None:
+    """The number; None for NaN."""
+    return None if math.isnan(value) else float(value)
 
 
 @dataclass(slots=True)
@@ -113,17 +119,18 @@ class View:
                 yield leaf
 
     def best(self, which: str, min_outcome: float) -> list[int]:
-        """Leaves to imitate, best first.
+        """Leaves to imitate, best first. Those whose return is not known are left out, and counted.
 
         best    the leaf of the highest return, the likelier one of equals; none below `min_outcome`
         chosen  the leaf that search chose without seeing rewards, if it reached `min_outcome`
         all     every leaf of at least `min_outcome`
         """
         tree = self.tree
-        good = [i for i in self.leaves() if tree.outcome_of(i) >= min_outcome]
-        good.sort(key=lambda i: (-tree.outcome_of(i), -tree.path_logprob[i], i))
-        if which == "chosen":
-            return [i for i in good if i == tree.chosen]
+        ends = {i: tree.outcome_of(i) for i in self.leaves() if which != "chosen" or i == tree.chosen}
+        for _ in filter(math.isnan, ends.values()):
+            self.skip("paths whose reward is not known")
+        good = [i for i, end in ends.items() if end >= min_outcome]
+        good.sort(key=lambda i: (-ends[i], -tree.path_logprob[i], i))
         return good[:1] if which == "best" else good
 
     # -- what the policy read -------------------------------------------------------------------------------------

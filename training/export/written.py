@@ -25,7 +25,7 @@ __all__ = ["problems", "tree_schema"]
 
 KINDS: Final = {"string": "string", "bool": "boolean", "int32": "integer", "int64": "integer", "float64": "number"}
 MISSING: Final = {  # columns that may be null: not known, or none
-    "tree": ("continues_tree", "continues_node", "chosen", "stopped_by", "outcome"),
+    "tree": ("continues_tree", "continues_node", "chosen", "stopped_by", "outcome", "success"),
     "expansion": ("fault", "outcome"),
     "outcome": ("parts", "reward", "error", "fault"),
 }

@@ -198,7 +198,7 @@ class App {
 
   summary(row, name, most = 4) {
     const word = row.success ? "solved" : row.outcome === null ? "no episode ended" : "not solved";
-    const sign = row.success === null ? null : el("b", { class: row.success ? "good" : "bad", text: word });
+    const sign = row.success === null ? (row.chosen === null ? null : el("b", { text: "reward not known" })) : el("b", { class: row.success ? "good" : "bad", text: word });
     const facts = [["nodes", row.nodes], ["tokens", row.tokens], ["expansions", row.expansions], ["steps", row.steps]].slice(0, most);
     return [el("span", { text: name }), row.status === "done" ? sign : el("b", { text: row.status }),
       ...facts.map(([word, value]) => el("span", {}, `${word} `, el("b", { text: figure(value) }))),

@@ -168,7 +168,7 @@ class List {
   }
 
   line(row) {
-    const sign = row.status === "running" ? ["…", "soft", "running"] : row.success === null ? ["–", "soft", "not finished"]
+    const sign = row.status === "running" ? ["…", "soft", "running"] : row.success === null ? ["–", "soft", row.status === "done" && row.chosen !== null ? "reward not known" : "not finished"]
       : row.outcome === null ? ["–", "soft", "no episode ended"]
       : row.success ? ["✓", "good", "solved"] : ["✗", "bad", "not solved"];
     const exact = row.status !== "done" ? "–" : row.reasons.length ? "no" : "yes";

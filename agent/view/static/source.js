@@ -92,7 +92,7 @@ const inside = {
     const terms = termsOf(filters.text || "");
     const rows = sorted(embedded.list.rows.filter((row) => matches(row, filters, terms)), sort)
       .map((row) => ({ ...row, hit: terms.length ? hitIn(row, terms) : undefined }));
-    const done = rows.filter((row) => row.status === "done");
+    const done = rows.filter((row) => row.status === "done" && row.success !== null);
     const solved = done.filter((row) => row.success).length;
     return { rows: rows.slice(offset, offset + limit), total: rows.length, done: done.length, solved, indexed: 1 };
   },

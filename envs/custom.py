@@ -183,8 +183,14 @@ def custom_suite(
 
     return replace(
         base, name=name, tasks=of, open=open_session, oracle=None, description=description,
-        max_tokens=max_tokens or base.max_tokens,
+        max_tokens=max_tokens or base.max_tokens, origin=_origin(open, reward),
     )  # fmt: skip
+
+
+def _origin(open: Any, reward: str | Reward | None) -> dict[str, str]:
+    """What world and reward are called, where they were named."""
+    world = {"world": open} if isinstance(open, str) else {}
+    return world if callable(reward) else {**world, "reward": reward or "the world's own"}
 
 
 def _judging(inner: Environment, label: str) -> Environment:

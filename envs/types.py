@@ -407,6 +407,7 @@ class Suite:
     available()          raises TreewrightError saying what to install if sessions cannot be opened here
     slowest              seconds that one call may take where that is long; the deadline of calls is no shorter
     thoughts             what the oracle thinks before its action; demonstrations write it in front, up to </think>
+    origin               what world and reward are called, where the suite's name does not say it: kept with each tree
     """
 
     name: str
@@ -423,3 +424,4 @@ class Suite:
     told: Callable[[], Sequence[str]] | None = None
     around: Callable[[Any], Any] | None = None
     slowest: float | None = None
+    origin: Mapping[str, str] = field(default_factory=dict, hash=False)

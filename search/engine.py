@@ -25,7 +25,7 @@ from treewright.search.frontier import Allotting, Frontier, Proving
 from treewright.search.meter import measured, recorder, work_of
 from treewright.search.peers import Peers
 from treewright.search.restore import Pool, Snapshots
-from treewright.search.resume import first_outcome, header_of, resumed
+from treewright.search.resume import finished, first_outcome, header_of, resumed
 from treewright.search.retake import Repairs, is_repair
 from treewright.search.rules import Rule, best_first, frontier_of
 from treewright.search.segments import segmenting
@@ -159,7 +159,7 @@ class Running:
         header = self.header()
         status = self.store.status(header.tree_id) if self.store is not None else None
         if status == "done" and self.store is not None:
-            return self.store.load(header.tree_id)
+            return finished(self.store, header)
         self.tree, self.work = await self._begin(header, resume=status is not None)
         self.frontier: Frontier = frontier_of(self.rule, self.tree)
         self.allotting = self.frontier if isinstance(self.frontier, Allotting) else None

@@ -11,12 +11,13 @@ from treewright.envs.types import Observation, Task
 from treewright.search.evidence import Evidence
 from treewright.search.expand import Expander
 from treewright.search.header import TreeHeader
+from treewright.search.offered import ORIGIN, refuse_other
 from treewright.search.rules import Rule
 from treewright.search.settings import REPAIRS, Keeper, Settings
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Expansion, NodeStatus, Outcome, Proposer, Sampler, layers
 
-__all__ = ["first_outcome", "header_of", "resumed"]
+__all__ = ["finished", "first_outcome", "header_of", "resumed"]
 
 
 def header_of(
@@ -39,7 +40,7 @@ def header_of(
             del kept[name]
     if settings.merge:
         del kept["merge"]
-    for name in ("segments", "temperature_by_depth"):
+    for name in ("segments", "temperature_by_depth", ORIGIN):
         if kept[name] is None:
             del kept[name]
     if settings.stop == "budget":
@@ -64,12 +65,12 @@ def header_of(
 def resumed(store: Keeper, header: TreeHeader, version: str) -> tuple[Tree, Sequence[Expansion]]:
     """The tree as it was begun, and the expansions that the store has of it.
 
-    Raises TreewrightError naming the settings that have changed since.
+    Raises TreewrightError naming the settings that have changed since, or what differs between the tasks.
     """
     stored = store.header(header.tree_id)
-    if stored.settings != header.settings:
-        keys = sorted({*stored.settings, *header.settings})
-        changed = [k for k in keys if stored.settings.get(k) != header.settings.get(k)]
+    refuse_other(store, stored, header)
+    keys = sorted({*stored.settings, *header.settings} - {ORIGIN})
+    if changed := [k for k in keys if stored.settings.get(k) != header.settings.get(k)]:
         raise TreewrightError(
             f"cannot resume tree {stored.tree_id}: {', '.join(changed)} changed since it was begun; "
             "use the stored settings or another run name"
@@ -78,6 +79,14 @@ def resumed(store: Keeper, header: TreeHeader, version: str) -> tuple[Tree, Sequ
     if stored.policy_version != version:
         tree.inexact(f"resumed with policy {version}, begun with {stored.policy_version}")
     return tree, store.expansions(stored.tree_id)
+
+
+def finished(store: Keeper, header: TreeHeader) -> Tree:
+    """The tree as it was finished. Raises TreewrightError where that is one of another task, and has a result."""
+    tree = store.load(header.tree_id)
+    if not tree.lost:
+        refuse_other(store, tree.header, header)
+    return tree
 
 
 async def first_outcome(work: Expander) -> Outcome:

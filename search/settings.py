@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from treewright.envs.errors import TreewrightError
@@ -54,6 +54,8 @@ class Settings:
                 steps are random. Both are exact
     segments    how responses are cut into parts that are branched at; None: a response is one draw
     temperature_by_depth  what draws are made at; None: all as the policy draws by itself
+    origin      what the task's world and reward are called, as its suite knows it; None: nothing. A resume compares it
+                where both sides have it
     """
 
     run: str = "run"
@@ -71,6 +73,7 @@ class Settings:
     segments: Segments | None = None
     stop: str = "budget"
     temperature_by_depth: Temperatures | None = None
+    origin: Mapping[str, str] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("in_flight", "max_tokens"):

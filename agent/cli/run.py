@@ -170,7 +170,8 @@ async def _run_live(
         if committed := committed_calls(store, run):
             say(f"going on after {committed} committed call(s) of an episode that was cut off; they are not made again")
         settings = settings_of(cfg.search, run=run, seed=cfg.seed, acting=True, peers=True)
-        settings = replace(settings, max_tokens=tokens_for(world.suite, settings.max_tokens))
+        tokens = tokens_for(world.suite, settings.max_tokens)
+        settings = replace(settings, max_tokens=tokens, origin=dict(world.suite.origin) or None)
         alone = expansions == 0
         episode = await run_episode(
             task, world.pool, actor, journal=store.journal, approve=approve,

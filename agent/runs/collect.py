@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from treewright.envs.waiting import together
 from treewright.search.engine import Keeper, Settings, search
 from treewright.search.evidence import Evidence
 from treewright.search.header import tree_name
+from treewright.search.offered import refuse_others
 from treewright.search.restore import Pool
 from treewright.search.rules import Rule
 from treewright.search.settings import MAX_TOKENS
@@ -27,7 +28,7 @@ from treewright.search.store.errors import StoreLost
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["UNLIMITED", "Failure", "World", "collect", "open_worlds", "suites_of", "tokens_for"]
+__all__ = ["UNLIMITED", "Failure", "World", "collect", "open_worlds", "refuse_stored", "suites_of", "tokens_for"]
 
 log = logging.getLogger("treewright")
 
@@ -75,6 +76,14 @@ def _agents(cfg: Config, name: str) -> Suite:
 def tokens_for(suite: Suite, wanted: int) -> int:
     """Most tokens of one draw: what the user wants; where that is UNLIMITED, what one action of the suite needs."""
     return (suite.max_tokens or MAX_TOKENS) if wanted == UNLIMITED else wanted
+
+
+def refuse_stored(store: Keeper, run: str, work: Iterable[tuple[Task, int]], worlds: Mapping[str, World]) -> None:
+    """Raises TreewrightError where a run's stored trees are of other tasks than those to be grown, or of other worlds.
+
+    work  tasks, each with its attempt
+    """
+    refuse_others(store, run, ((task, attempt, worlds[task.suite].suite.origin) for task, attempt in work))
 
 
 def suites_of(cfg: Config) -> list[Suite]:
@@ -168,8 +177,8 @@ async def collect(
     A draw is as long as settings.max_tokens says; where that is UNLIMITED, as the task's suite suggests. Trees found
     finished in `store` are not grown again; where faults left such a tree without a result, and `anew`, another one is
     grown in its place.
-    Raises TreewrightError if a task's suite has no world, or if every single task failed, and StoreLost at once where
-    the store cannot be written any more.
+    Raises TreewrightError if a task's suite has no world, before anything is grown if the run's stored trees are of
+    other tasks, or if every single task failed, and StoreLost at once where the store cannot be written any more.
     """
     for task in tasks:
         if task.suite not in worlds:
@@ -180,7 +189,8 @@ async def collect(
     async def one(task: Task, again: int) -> Tree | Failure:
         world = worlds[task.suite]
         tokens = tokens_for(world.suite, settings.max_tokens)
-        own = replace(settings, max_tokens=tokens, attempt=settings.attempt + again)
+        origin = dict(world.suite.origin) or None
+        own = replace(settings, max_tokens=tokens, attempt=settings.attempt + again, origin=origin)
         async with gate:
             try:
                 while True:
@@ -209,11 +219,13 @@ async def collect(
             on_tree(done)
         return done
 
-    work = []
+    work: list[tuple[Task, int]] = []
     for task, earlier in zip(tasks, rounds or [0] * len(tasks), strict=True):
-        work.append(one(task, earlier + before[task.suite, task.id]))
+        work.append((task, earlier + before[task.suite, task.id]))
         before[task.suite, task.id] += 1
-    results = await together(work)
+    if store is not None:
+        refuse_stored(store, settings.run, ((task, settings.attempt + again) for task, again in work), worlds)
+    results = await together(one(task, again) for task, again in work)
     trees = [r for r in results if isinstance(r, Tree)]
     if results and not trees:
         first = next(r for r in results if isinstance(r, Failure))

@@ -22,7 +22,7 @@ from treewright.agent.policies.fetch import local_model
 from treewright.agent.policies.opening import loading_model
 from treewright.agent.policies.policy import Colocated, Sleeper, Trusting
 from treewright.agent.policies.weights import folder_version
-from treewright.agent.runs.collect import Failure, World, collect
+from treewright.agent.runs.collect import Failure, World, collect, refuse_stored
 from treewright.agent.runs.guiding import guided, refresh
 from treewright.agent.runs.pushing import serve_from
 from treewright.agent.runs.ranks import trainer_kind
@@ -341,6 +341,8 @@ async def run_loop(
             busy = spent.busy()
         else:
             where, busy = serving.get(drawn_by), Meter()
+            if store is not None:
+                refuse_stored(store, run, [(task, 0) for task in tasks], worlds)
             trees = await crew.grow(
                 RoundOrder(run=run, index=index, weights=where, version=drawn_by, rates=dict(rates)), tasks
             )

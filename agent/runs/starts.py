@@ -57,7 +57,8 @@ async def grow_from(
     async def one(i: int, start: Start) -> Tree:
         world = worlds[start.task.suite]
         settings = settings_of(section, run=run, attempt=i, seed=config.seed + index)
-        settings = replace(settings, max_tokens=tokens_for(world.suite, settings.max_tokens))
+        tokens = tokens_for(world.suite, settings.max_tokens)
+        settings = replace(settings, max_tokens=tokens, origin=dict(world.suite.origin) or None)
         async with gates[start.task.suite]:
             return await search_from(
                 start, world.suite.open, policy, rule=rule_of(section, rates), evaluator=evaluator,

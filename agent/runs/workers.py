@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from treewright.agent.config import Config
 from treewright.agent.policies.opening import open_policy
 from treewright.agent.runs.anew import attempts, lost_in
-from treewright.agent.runs.collect import World, collect, open_worlds, suites_of
+from treewright.agent.runs.collect import World, collect, open_worlds, refuse_stored, suites_of
 from treewright.agent.runs.loop import budget_of, evaluator_of, evidence_of, rates_of, rule_of, settings_of
 from treewright.agent.runs.setup import rounds_for
 from treewright.envs.errors import TreewrightError
@@ -87,16 +87,15 @@ def collect_with_workers(
     workers      a number of processes, or ray://HOST:PORT?workers=N
     on_progress  called about twice a second with {"waiting", "leased", "done", "failed"}
 
-    Raises TreewrightError if tasks are left when every worker has ended, and StoreError if the store is not in
-    PostgreSQL: one machine with one file needs `collect` alone. A file of own tasks must be at the same path wherever a
-    worker runs.
+    Raises TreewrightError if tasks are left when every worker has ended, or, before any begins, if the run's stored
+    trees are of other tasks, and StoreError if the store is not in PostgreSQL: one machine with one file needs
+    `collect` alone. A file of own tasks must be at the same path wherever a worker runs.
     """
     job = Job(config.model_dump_json(), url, tasks, batch, split, lanes, lease_seconds)
     launch = _launcher(workers)
     with TreeStore.open(url) as store:
         queue = store.queue
-        ids = asyncio.run(_tree_ids(config, job, lost_in(store, config.name)))
-        queue.add(config.name, ids)
+        queue.add(config.name, asyncio.run(_tree_ids(config, job, store)))
         counts = queue.counts(config.name)
         if not counts["waiting"] + counts["leased"]:
             return counts
@@ -137,9 +136,11 @@ def waited(call: Callable[[], Answer], seconds: float | None = None) -> Answer:
             time.sleep(POLL_SECONDS)
 
 
-async def _tree_ids(config: Config, job: Job, lost: Collection[str]) -> list[str]:
+async def _tree_ids(config: Config, job: Job, store: TreeStore) -> list[str]:
     async with open_worlds(suites_of(config), config.worlds.sessions or None, config.worlds.deadline) as worlds:
-        return list(_of_job(config, job, worlds, lost))
+        found = _of_job(config, job, worlds, lost_in(store, config.name))
+        refuse_stored(store, config.name, found.values(), worlds)
+        return list(found)
 
 
 def _of_job(

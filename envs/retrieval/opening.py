@@ -6,6 +6,7 @@ suite = open_suite("own", corpus="passages.jsonl", questions="questions.jsonl", 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,10 +46,11 @@ def open_suite(
 
     Raises CorpusError for a bad file and TreewrightError for an unknown retriever or a missing package.
     """
+    origin = {"reward": reward}
     if retriever.startswith(("http://", "https://")):
         from treewright.envs.retrieval.remote import make_remote_suite
 
-        return make_remote_suite(name, retriever, load_questions(questions), reward=reward)
+        return replace(make_remote_suite(name, retriever, load_questions(questions), reward=reward), origin=origin)
     if corpus is None and not has_passages(questions):
         raise TreewrightError(
             f"{questions} brings no passages of its own: name a corpus too, --corpus FILE.jsonl or a folder of texts"
@@ -56,7 +58,7 @@ def open_suite(
     docs, asked = load_multihop(questions) if corpus is None else (load_corpus(corpus), load_questions(questions))
     ranks = make_retriever(docs, retriever, encoder, stemming)
     world = LinkedWorld if isinstance(ranks, HypergraphIndex) else RetrievalWorld
-    return make_suite(name, docs, asked, retriever=ranks, reward=reward, world=world)
+    return replace(make_suite(name, docs, asked, retriever=ranks, reward=reward, world=world), origin=origin)
 
 
 def make_retriever(corpus: Corpus, kind: str, encoder: str = "minilm", stemming: str = "auto") -> Retriever:

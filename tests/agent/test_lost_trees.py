@@ -13,7 +13,6 @@ import pytest
 from treewright.agent.cli import main as cli
 from treewright.agent.config import load_config
 from treewright.agent.runs import workers
-from treewright.agent.runs.anew import lost_in
 from treewright.agent.runs.workers import Job
 from treewright.search.store import TreeStore
 
@@ -125,7 +124,7 @@ async def test_workers_grow_lost_trees_anew(
     for trouble, lost in (("step", [True, True]), ("", [False, False, True, True]), ("", [False, False, True, True])):
         (tmp_path / "trouble").write_text(trouble)
         with TreeStore.open(url) as store:
-            ids = await workers._tree_ids(config, job, lost_in(store, "w"))
+            ids = await workers._tree_ids(config, job, store)
             await asyncio.to_thread(store.queue.add, "w", ids)
             await workers.Worker(job).run()
             assert sorted(row.success is None for row in store.trees(run="w", status="done")) == lost

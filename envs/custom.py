@@ -71,9 +71,10 @@ def load_tasks(path: str | Path, suite: str) -> list[Task]:
     """The tasks of a file, one JSON object a line; empty lines are skipped.
 
     id and goal are required; seed (0), split ('train' or 'test'; train), horizon (8), data and truth ({}) are not, and
-    count as not given where they are null or empty. A line that is no task, or has the id of an earlier one, is left
-    out, and a warning counts them by line. Half surrogates become U+FFFD. Raises TreewrightError if no task is left,
-    naming the file, the line and the field, with the nearest known field for a misspelt one.
+    count as not given where they are null or empty. A line that is no task, has the id of an earlier one, or holds NaN
+    or Infinity, which JSON does not have, is left out, and a warning counts them and names the first by line. Half
+    surrogates become U+FFFD. Raises TreewrightError if no task is left, naming the file, the line and the field, with
+    the nearest known field for a misspelt one.
     """
     tasks: dict[str, Task] = {}
     lines: dict[str, int] = {}
@@ -99,7 +100,8 @@ def load_tasks(path: str | Path, suite: str) -> list[Task]:
         more = f" (and {len(wrong) - 1} more wrong lines)" if len(wrong) > 1 else ""
         raise TreewrightError(wrong[0] + more if wrong else none)
     if wrong:
-        log.warning("%d tasks read, %d lines left out: %s", len(tasks), len(wrong), "; ".join(wrong[:SHOWN]))
+        told = "; ".join(wrong[:SHOWN]) + (f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+        log.warning("%d tasks read, %d lines left out: %s", len(tasks), len(wrong), told)
     return list(tasks.values())
 
 
@@ -133,6 +135,19 @@ def _check_field(where: str, name: str, value: object) -> None:
         raise TreewrightError(f"{where}: field {name!r} must be an integer of at most 64 bits, not {value}")
     if name == "horizon" and isinstance(value, int) and value < 1:
         raise TreewrightError(f"{where}: field 'horizon' must be at least 1, not {value}")
+    if isinstance(value, dict) and not _is_json(value):
+        raise TreewrightError(
+            f"{where}: field {name!r} holds NaN, Infinity or a number as large as that, which JSON does not have; "
+            "write null or a text"
+        )
+
+
+def _is_json(value: dict[str, Any]) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 # -- suite ----------------------------------------------------------------------------------------------------------

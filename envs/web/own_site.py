@@ -273,7 +273,7 @@ def _read_tasks(site: SiteFile, suite: str, judged: bool) -> list[Task]:
             continue
         where = f"{site.tasks}, line {number}"
         try:
-            row = json_value(line)
+            row = json_value(line, finite=True)  # it is exported as JSON
         except ValueError as error:
             raise TreewrightError(
                 f'{where}: not valid JSON: {error}; a task is an object such as {{"id": "first", "goal": "what to do"}}'

@@ -114,6 +114,25 @@ def test_a_wrong_line_is_left_out_and_named_with_its_field(
     assert re.search(message, caplog.text) and "2 tasks read, 1 lines left out" in caplog.text
 
 
+@pytest.mark.parametrize(("bad", "told"), [(5, ""), (6, "; and 1 more"), (7, "; and 2 more")])
+def test_wrong_lines_that_are_not_named_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: int, told: str
+) -> None:
+    load_tasks(write(tmp_path / "tasks.jsonl", [ROWS[0], *["{"] * bad]), "jugs")
+    assert f"1 tasks read, {bad} lines left out" in caplog.messages[0] and caplog.messages[0].count("not valid") == 5
+    assert caplog.messages[0].endswith(told or '"what to do"}') and ("; and " in caplog.messages[0]) == bool(told)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("field", ["data", "truth"])
+def test_numbers_that_json_does_not_have_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, field: str, number: str
+) -> None:
+    row = f'{{"id": "odd", "goal": "measure", "{field}": {{"deep": [1, {{"x": {number}}}]}}}}'
+    assert len(load_tasks(write(tmp_path / "tasks.jsonl", [ROWS[0], row]), "jugs")) == 1
+    assert re.search(f"line 3: field '{field}' holds NaN, Infinity .* which JSON does not have", caplog.text)
+
+
 def test_a_file_of_wrong_lines_alone_is_refused_by_its_first(tmp_path: Path) -> None:
     rows = [{"id": "a", "gaol": "x"}, "{", {"id": "b"}]
     with pytest.raises(TreewrightError, match=r"line 1: no field named 'gaol'.*and 2 more wrong lines"):

@@ -15,6 +15,7 @@ __all__ = ["split_suites", "split_task"]
 
 COMMA = re.compile(r""",(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")  # outside quotes
 OWN = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
+THING = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_][\w.]*)/(.*)", re.DOTALL)
 LISTS = ("puzzles", "reasoning")  # schemes whose names may be several, with commas between
 COMMAND = re.compile(r"[\s?={(]")
 
@@ -58,14 +59,17 @@ def _is_module(name: str) -> bool:
 def split_task(text: str) -> tuple[str, str]:
     """SUITE/INDEX or SUITE/ID as (suite, index or id); a suite alone has index 0.
 
-    A name without a colon ends at the first slash, since ids may hold slashes. In any other the last slash is meant:
-    a number after it is an index; anything else is an id only where it cannot be part of a path, a URL or a command.
+    A name without a colon, or MODULE:THING, ends at the first slash, since ids may hold slashes. In any other the last
+    slash is meant: a number after it is an index; anything else is an id only where it cannot be part of a path, a URL
+    or a command.
     Of `harbor:` a folder is the suite, and what is none an id in the folder above.
     """
     scheme, colon, _ = text.partition(":")
     if not colon or "/" in scheme:
         suite, _, which = text.partition("/")
         return suite, which or "0"
+    if scheme not in SCHEMES and scheme != "agent" and (own := THING.fullmatch(text)) is not None:
+        return own[1], own[2] or "0"
     suite, slash, which = text.rpartition("/")
     if not slash or (scheme == "harbor" and ("?" in which or Path(text.removeprefix("harbor:")).is_dir())):
         return text, "0"  # a Harbor folder, which may be that of one task

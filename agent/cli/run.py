@@ -36,9 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+SPLITS = ("test", "train")
+WHOLE_FILE = 1 << 20  # tasks: more than a file of own ones has
+
 
 def run(
-    task: Annotated[str, typer.Argument(help="SUITE/INDEX or SUITE/ID: kg/3, mymodule:Desk/3, own/3 with own tasks.")],
+    task: Annotated[str, typer.Argument(help="SUITE/INDEX or SUITE/ID: kg/3, mymodule:Desk/3, own/a/b; own ids first.")],
     expansions: Annotated[
         int | None,
         typer.Option(help="Expansions of the search; 0 lets the policy act alone. search.expansions, or 12."),
@@ -225,19 +228,43 @@ def _print_tree(tree: Any) -> None:
 
 
 def _find_task(suite: Suite, split: str | None, which: str) -> Task:
-    """The task of that index in the split (test, or train where there is no other), or of that id in either."""
+    """The task of that id, or of that index in the split (test, or train where there is no other).
+
+    Where tasks are somebody's own, an id that is a number goes before the index, in the split if one is named. Ids of
+    own questions may be written as their file has them. Raises TreewrightError where there is no such task.
+    """
+    refused: list[TreewrightError] = []
     if which.isdigit():
+        if _is_own(suite) and (found := _of_id(suite, (split,) if split else SPLITS, which, refused)) is not None:
+            return found
         try:
             return _at(suite, split or "test", int(which))
         except TreewrightError:
             if split is not None or not _has(suite, "train") or _has(suite, "test"):
                 raise
             return _at(suite, "train", int(which))
-    refused: list[TreewrightError] = []
-    for kind in ("test", "train"):
-        for count in (64, 1024):
+    if (found := _of_id(suite, SPLITS, which, refused)) is not None:
+        return found
+    if len(refused) == 2:  # it has no tasks at all, and says why
+        raise refused[0]
+    raise TreewrightError(f"suite {suite.name!r} has no task {which!r}; give an index such as {suite.name}/0")
+
+
+def _is_own(suite: Suite) -> bool:
+    """Its tasks come from a file or a module of the user's: their ids are, too."""
+    from treewright.envs.registry import BUILT_IN, SCHEMES
+
+    scheme = suite.name.partition(":")[0]
+    return bool(suite.origin) or scheme == "web" or scheme not in {*BUILT_IN, *SCHEMES}
+
+
+def _of_id(suite: Suite, splits: Sequence[str], which: str, refused: list[TreewrightError]) -> Task | None:
+    """The task of that id; of own questions also by the id that their file has. `refused` gets what has no tasks."""
+    theirs: Task | None = None
+    for kind in splits:
+        for count in (WHOLE_FILE,) if suite.origin else (64, 1024):
             try:
-                tasks = suite.tasks(kind, count)
+                tasks = _listed(suite, kind, count)
             except ValueError:
                 continue
             except TreewrightError as error:
@@ -246,9 +273,19 @@ def _find_task(suite: Suite, split: str | None, which: str) -> Task:
             for task in tasks:
                 if task.id == which:
                     return task
-    if len(refused) == 2:  # it has no tasks at all, and says why
-        raise refused[0]
-    raise TreewrightError(f"suite {suite.name!r} has no task {which!r}; give an index such as {suite.name}/0")
+                if theirs is None and suite.origin and task.id == f"{suite.name}-{which}":
+                    theirs = task
+    return theirs
+
+
+def _listed(suite: Suite, split: str, count: int) -> Sequence[Task]:
+    """The first tasks of a split, all of them where there are fewer."""
+    from treewright.agent.runs.setup import size_of
+
+    try:
+        return suite.tasks(split, count)
+    except ValueError:
+        return suite.tasks(split, size_of(suite.tasks, split))
 
 
 def _at(suite: Suite, split: str, index: int) -> Task:

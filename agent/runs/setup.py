@@ -32,6 +32,7 @@ __all__ = [
     "rule_of",
     "segments_of",
     "settings_of",
+    "size_of",
     "tasks_for",
     "temperatures_of",
 ]
@@ -169,10 +170,10 @@ def _first(world: World, split: str, count: int) -> Sequence[Task]:
     try:
         return tasks(split, count)
     except (ValueError, TreewrightError):
-        return tasks(split, _size(tasks, split))
+        return tasks(split, size_of(tasks, split))
 
 
-def _size(tasks: Callable[[str, int], Sequence[Task]], split: str) -> int:
+def size_of(tasks: Callable[[str, int], Sequence[Task]], split: str) -> int:
     """How many tasks a finite suite has: the largest count it gives without an error, by bisection."""
     low, high = 1, 1 << 20
     while low < high:

@@ -38,6 +38,7 @@ from treewright.envs.types import (
 from treewright.envs.waiting import done_anyway
 from treewright.search.approval import Approval, Approve, approves, open_approval
 from treewright.search.continued import continue_from
+from treewright.search.past import Past, past_of
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint
 from treewright.search.store.journal import JournalEntry, JournalState
 from treewright.search.tree import Tree
@@ -109,6 +110,7 @@ class CommitResult:
     reward       sum of the world's rewards on the way; NaN in doubt
     task         the task with the turns that are left as its horizon
     snapshot     the state after the commit where the world can save it
+    past         what the episode did up to `reached`, for the prompts of the next tree
     approved     canonical keys of the actions that were let through, in order; each was sent at most once
     """
 
@@ -125,6 +127,7 @@ class CommitResult:
     task: Task
     snapshot: Snapshot | None = field(default=None, repr=False)
     approved: tuple[str, ...] = ()
+    past: Past | None = field(default=None, repr=False)
 
     @property
     def continues(self) -> tuple[str, int]:
@@ -401,4 +404,5 @@ class _Run:
             task=replace(self.tree.task, horizon=left),
             snapshot=snapshot,
             approved=tuple(self.approved),
+            past=past_of(self.tree, self.reached),
         )

@@ -34,14 +34,16 @@ def continue_from(
     """Sessions whose first state is the one after the commit:
 
         pool = Pool(continue_from(suite.open, result))
-        tree = await search(result.task, pool, policy, settings=replace(old, attempt=1), continues=result.continues)
+        tree = await search(
+            result.task, pool, policy, settings=replace(old, attempt=1), continues=result.continues, past=result.past
+        )
 
     Nothing is executed again on the way there. Where the state after the commit was saved, or lives on in the server
     that made the commit, each session begins in it. Everywhere else a session begins with a reset, and shows the world
     as it is now: what only the old session held (a server's memory, an open page) is not in it.
 
-    Limits: the next tree's prompts begin with what that state shows; the turns before the commit are not in them. Fork
-    snapshots die with the process.
+    With `past` the next tree's prompts hold what was done before, and behind the last answer what the state shows, if
+    that is something else; without it they begin with what the state shows. Fork snapshots die with the process.
     """
     if result.snapshot is None:
         return open

@@ -23,6 +23,7 @@ from treewright.search.evidence import Evidence, Told
 from treewright.search.expand import Expander
 from treewright.search.frontier import Allotting, Frontier, Proving
 from treewright.search.meter import measured, recorder, work_of
+from treewright.search.past import Past
 from treewright.search.peers import Peers
 from treewright.search.restore import Pool, Snapshots
 from treewright.search.resume import finished, first_outcome, header_of, resumed
@@ -56,6 +57,7 @@ async def search(
     continues: tuple[str, int] | None = None,
     changes: Callable[[Tree], Iterable[int]] | None = None,
     evidence: Evidence | None = None,
+    past: Past | None = None,
 ) -> Tree:
     """Grows one tree for one task and returns it, rewards revealed, with the chosen leaf in `tree.chosen`.
 
@@ -63,7 +65,8 @@ async def search(
             a Pool shared with other searches
     rule    what to expand next, best_first() if None;  budget  24 expansions if None
     store   keeps every expansion; an unfinished tree of the same (run, task, attempt) found there is resumed
-    continues  (tree_id, node) of the commit that this search goes on from; kept in the header
+    continues, past  (tree_id, node) of the commit that this search goes on from, and what was done until then, which
+            is shown to policy and evaluator (agents remember it themselves); kept in the header
     changes  asked after every pop which nodes' steps the world has changed since: they are taken again, and what hangs
              on them is only reached anew where it comes out the same; everything else stays as it is
     evidence  drafts must name what they act on, see `Evidence`
@@ -85,6 +88,7 @@ async def search(
             continues,
             changes,
             evidence,
+            past,
         ).run()
     finally:
         if owned:
@@ -120,8 +124,9 @@ class Running:
         continues: tuple[str, int] | None = None,
         changes: Callable[[Tree], Iterable[int]] | None = None,
         evidence: Evidence | None = None,
+        past: Past | None = None,
     ) -> None:
-        self.evidence = evidence
+        self.evidence, self.past = evidence, past if pool.around is None else None
         self.task, self.pool, self.rule = task, pool, rule
         self.policy: Proposer = policy if pool.around is None else pool.around(policy)
         if evidence is not None:
@@ -404,9 +409,8 @@ class Running:
 
     def header(self) -> TreeHeader:
         """What names the tree; its root is still to come."""
-        return header_of(
-            self.task, self.policy, self.rule, self.budget, self.settings, self.seed, self.evidence, self.continues
-        )
+        told = self.evidence, self.continues, self.past
+        return header_of(self.task, self.policy, self.rule, self.budget, self.settings, self.seed, *told)
 
     async def _begin(self, header: TreeHeader, resume: bool) -> tuple[Tree, Expander]:
         async with self.pool.lease(header.tree_id) as session:

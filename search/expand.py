@@ -18,14 +18,14 @@ from treewright.envs.errors import (
 from treewright.envs.naming import own_place
 from treewright.envs.types import Action, Effect, Observation, Restore, StepResult, ToolSpec, seed_of
 from treewright.envs.waiting import together
-from treewright.search.asking import context_of, scores_of
+from treewright.search.asking import scores_of
 from treewright.search.evidence import Evidence
 from treewright.search.execute import Executor, executed
 from treewright.search.foresee import foreseen, twin
 from treewright.search.meter import clock
 from treewright.search.peers import Peers, told_context
 from treewright.search.places import Spot, draw_seed
-from treewright.search.restore import Session, Waypoint
+from treewright.search.restore import Session
 from treewright.search.screen import merge_identical, parse_action, read_by, validate_action
 from treewright.search.segments import Segments, drawn_on, usable
 from treewright.search.temper import Temperatures, require_warm, warmed
@@ -307,8 +307,7 @@ class Expander(Executor):
         tools = self.tools[root] = await self.pool.tools(session)
         if self.ways & {Restore.FORK, Restore.STATE}:
             self.snapshots.put(root, await self.pool.timed(session.env.snapshot(), "snapshot"))
-        context = context_of(self.policy, self.task, tools, seen, (), ())
-        self._hold(Spot((Waypoint(root, key, None, seen.fingerprint),), (), context, 0.0))
+        context = self._hold(self._begun(seen, tools)).context
         return Outcome(
             seen,
             NodeStatus.OPEN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -43,7 +44,8 @@ def step_key(seed: int) -> int:
 class Spot:
     """A place to act from: a node of the tree, or one of a rollout that is not applied yet.
 
-    path, turns  what was executed;  part  the response under way, whose tokens `context` ends with; None between turns
+    path   the steps from the root here;  turns  what the policy is shown: those of the episode before the root, too
+    part   the response under way, whose tokens `context` ends with; None between turns
     """
 
     path: tuple[Waypoint, ...]
@@ -117,10 +119,21 @@ class Places:
         return spot
 
     def _root(self) -> Spot:
-        tree, first = self.tree, self._first()
-        context = context_of(self.policy, self.task, self.tools.get(tree.seed[0], ()), first, (), ())
-        point = Waypoint(tree.seed[0], tree.key(0), None, first.fingerprint)
-        return self._hold(Spot((point,), (), self._recorded(context, 0, ()), 0.0))
+        seen = self.tree.observation[0] or Observation(text="")
+        begun = self._begun(seen, self.tools.get(self.tree.seed[0], ()))
+        return self._hold(replace(begun, context=self._recorded(begun.context, 0, ())))
+
+    def _begun(self, seen: Observation, tools: Sequence[ToolSpec]) -> Spot:
+        """The place of a root that shows `seen`. Behind a commit its prompt holds what the episode did before."""
+        tree, past = self.tree, self.tree.header.past
+        turns: tuple[Exchange, ...] = ()
+        if past is None:
+            context = context_of(self.policy, self.task, tools, seen, (), ())
+        else:
+            turns = past.until(seen)
+            context = context_of(self.policy, self.task, tools, past.first, turns, past.ids)
+            context = replace(context, keep=0, delta=context.ids)
+        return Spot((Waypoint(tree.seed[0], tree.key(0), None, seen.fingerprint),), turns, context, 0.0)
 
     def _below(self, above: Spot, node: int) -> Spot:
         """The place of a node, from that of its parent."""
@@ -145,7 +158,7 @@ class Places:
         return replace(context, keep=keep, delta=delta, ids=base[:keep] + delta)
 
     def _first(self) -> Observation:
-        return self.tree.observation[0] or Observation(text="")
+        return self.tree.header.first
 
     async def _drawn_at(self, node: int) -> Spot:
         """The place of a node, with a context that shows its tools: a resumed search asks the world for them first."""

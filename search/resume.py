@@ -12,6 +12,7 @@ from treewright.search.evidence import Evidence
 from treewright.search.expand import Expander
 from treewright.search.header import TreeHeader
 from treewright.search.offered import ORIGIN, refuse_other
+from treewright.search.past import Past
 from treewright.search.rules import Rule
 from treewright.search.settings import REPAIRS, Keeper, Settings
 from treewright.search.tree import Tree
@@ -29,6 +30,7 @@ def header_of(
     seed: int,
     evidence: Evidence | None,
     continues: tuple[str, int] | None,
+    past: Past | None = None,
 ) -> TreeHeader:
     """The header of the tree that a search grows, its root still to come: equal for equal searches."""
     kept = {**asdict(settings), "rule": rule.name, "budget": asdict(budget)}
@@ -59,6 +61,7 @@ def header_of(
         settings=kept,
         root=Outcome(observation=Observation(text=""), status=NodeStatus.OPEN),
         continues=continues,
+        past=past if past is None else past.to(policy.version),
     )
 
 

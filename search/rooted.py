@@ -15,6 +15,7 @@ from typing import Any, cast
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Effect, Environment, Observation, StepResult, Task, ToolSpec, seed_of
 from treewright.search.engine import Keeper, Settings, search
+from treewright.search.past import Past
 from treewright.search.restore import Pool, refuse_repeat
 from treewright.search.rules import Rule, best_first
 from treewright.search.segments import Segments, parts_of, segmenting
@@ -51,6 +52,7 @@ class Start:
 
     source    (tree id, node);  root_key  the world's key for reset
     mass      of the node in its tree, or of the paths that it stands for
+    past      of its tree
     head      the beginning of one more turn, to be gone on from within; None: the start lies between turns
     """
 
@@ -60,6 +62,7 @@ class Start:
     turns: tuple[StoredTurn, ...]
     mass: float
     head: StoredTurn | None = None
+    past: Past | None = None
 
     @property
     def given(self) -> tuple[StoredTurn, ...]:
@@ -101,7 +104,8 @@ def start_at(tree: Tree, node: int, origin: Origin = Origin.STORED, tokens: int 
         if not tree.in_turn(i):
             prompt = tree.context_ids(tree.parent[parts_of(tree, i)[0]])
             turns.append(StoredTurn(_said(tree, i, origin), prompt, tree.key(i), tree.effect[i]))
-    return Start(tree.task, (tree.tree_id, node), tree.key(0), tuple(turns), tree.mass[node])
+    past = tree.header.past
+    return Start(tree.task, (tree.tree_id, node), tree.key(0), tuple(turns), tree.mass[node], past=past)
 
 
 def _said(tree: Tree, node: int, origin: Origin) -> Completion:
@@ -169,7 +173,7 @@ async def search_from(
         return await search(
             start.task, pool, _Rooted(policy, spoken), rule=_below(rule, height, start.source), evaluator=evaluator,
             budget=_more(budget, height, sum(len(t.said.token_ids) for t in turns), settings.max_tokens),
-            settings=settings, store=store, continues=start.source,
+            settings=settings, store=store, continues=start.source, past=start.past,
         )  # fmt: skip
     finally:
         await pool.close()

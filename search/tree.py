@@ -241,10 +241,11 @@ class Tree(Columns, Growing):
         return sum(not self.in_turn(i) for i in self.path(node)[1:])
 
     def exchanges(self, node: int) -> tuple[Exchange, ...]:
-        """The whole turns from the root to `node`; unexecuted ones have an empty observation."""
+        """The whole turns from the episode's first to `node`; unexecuted ones have an empty observation."""
         empty = Observation("")
         turns = (i for i in self.path(node)[1:] if not self.in_turn(i))
-        return tuple(Exchange(self.text[i], self.action[i], self.observation[i] or empty) for i in turns)
+        own = (Exchange(self.text[i], self.action[i], self.observation[i] or empty) for i in turns)
+        return (*self.header.turns, *own)
 
     def context_ids(self, node: int) -> tuple[int, ...]:
         """Token ids of the prompt that the children of `node` are drawn from; () without tokens."""

@@ -41,7 +41,9 @@ WHOLE_FILE = 1 << 20  # tasks: more than a file of own ones has
 
 
 def run(
-    task: Annotated[str, typer.Argument(help="SUITE/INDEX or SUITE/ID: kg/3, mymodule:Desk/3, own/a/b; own ids first.")],
+    task: Annotated[
+        str, typer.Argument(help="SUITE/INDEX or SUITE/ID: kg/3, mymodule:Desk/3, own/a/b; own ids first.")
+    ],
     expansions: Annotated[
         int | None,
         typer.Option(help="Expansions of the search; 0 lets the policy act alone. search.expansions, or 12."),

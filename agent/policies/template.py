@@ -98,7 +98,7 @@ class Template:
             return Context(keep=0, delta=ids, ids=ids)
         thought = self.drops_thinking and THOUGHT in turns[-1].response
         window = self._window(task)
-        if self.append_only and not thought and window is None:
+        if base and self.append_only and not thought and window is None:
             delta = self._after(base, self.turn(observation_text(turns[-1].observation), True))
             return Context(keep=len(base), delta=delta, ids=base + delta)
         before = self._blocks(task, tools, shown_texts(first, turns[:-1], window, self.left_out))

@@ -19,6 +19,7 @@ from treewright.search.commit import (
 from treewright.search.engine import Keeper, Settings, search
 from treewright.search.evidence import Evidence
 from treewright.search.header import tree_name
+from treewright.search.past import Past
 from treewright.search.restore import Pool
 from treewright.search.rules import Rule
 from treewright.search.store import JournalEntry, JournalState, TreeStore
@@ -62,14 +63,16 @@ async def run_episode(
     commits   most commits of one episode
     An episode that was killed goes on when it is called again with the same settings, store and journal: from the
     node that was committed last, in the world as it is now. What was committed is never sent again; what is in doubt
-    ends the episode with Next.SETTLE until the journal is told.
+    ends the episode with Next.SETTLE until the journal is told. Policy and evaluator are shown all turns since the
+    episode began, those before a commit too.
     The budget counts for each search. Raises what `search` and `commit` raise for contradictory input.
     """
     settings = settings or Settings()
-    past = _Past([], [], settings.attempt, task, None)
+    over = _Earlier([], [], settings.attempt, task, None, None)
     if store is not None:
-        past = _earlier(store, journal, pool, past, settings)
-    trees, results, first, task, continues = past.trees, past.results, past.attempt, past.task, past.continues
+        over = _earlier(store, journal, pool, over, settings)
+    trees, results, first, task = over.trees, over.results, over.attempt, over.task
+    continues, past = over.continues, over.past
     continued: list[Pool] = []
     try:
         for attempt in range(first, max(first + 1, settings.attempt + commits)):
@@ -77,7 +80,7 @@ async def run_episode(
             taken_up = store is not None and store.status(_name(own, task)) is not None
             tree = await search(
                 task, pool, policy, rule=rule, evaluator=evaluator, budget=budget, settings=own, store=store,
-                continues=continues, evidence=evidence,
+                continues=continues, past=past, evidence=evidence,
             )  # fmt: skip
             trees.append(tree)
             if tree.chosen is None:
@@ -92,7 +95,7 @@ async def run_episode(
                 break
             pool = Pool(continue_from(pool.open, result), 1, pool.deadline, around=pool.around)
             continued.append(pool)
-            task, continues = result.task, result.continues
+            task, continues, past = result.task, result.continues, result.past
     finally:
         for one in continued:
             await one.close()
@@ -136,7 +139,7 @@ async def settle(store: TreeStore, run: str, happened: bool | None) -> list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Past:
+class _Earlier:
     """What is over of an episode that was taken up, and the attempt at which it goes on."""
 
     trees: list[Tree]
@@ -144,13 +147,14 @@ class _Past:
     attempt: int
     task: Task
     continues: tuple[str, int] | None
+    past: Past | None
 
 
 def _name(settings: Settings, task: Task) -> str:
     return tree_name(settings.run, task, settings.attempt)
 
 
-def _earlier(store: Keeper, journal: CommitJournal, pool: Pool, now: _Past, settings: Settings) -> _Past:
+def _earlier(store: Keeper, journal: CommitJournal, pool: Pool, now: _Earlier, settings: Settings) -> _Earlier:
     """The trees after which another one was begun: their commits are over, and are not looked at again."""
     while True:
         following = _name(replace(settings, attempt=now.attempt + 1), now.task)
@@ -163,4 +167,4 @@ def _earlier(store: Keeper, journal: CommitJournal, pool: Pool, now: _Past, sett
             reached = header.continues[1] if mine and header.continues is not None else None
             results = [*results, committed_before(tree, tree.chosen, pool, journal, reached)]
         task = replace(now.task, horizon=header.task.horizon)
-        now = _Past([*now.trees, tree], results, now.attempt + 1, task, header.continues)
+        now = _Earlier([*now.trees, tree], results, now.attempt + 1, task, header.continues, header.past)

@@ -17,6 +17,7 @@ from treewright.envs.redact import Redactor
 from treewright.envs.types import Action, Effect, Observation, Task, digest, seed_of
 from treewright.search.fields import FIRST_SCHEMA
 from treewright.search.header import TreeHeader
+from treewright.search.past import with_past, without_past
 from treewright.search.schema import DRAWN, EXECUTED, SPENT, FieldKind, NodeField, by_schema
 from treewright.search.store.errors import StoreError
 from treewright.search.store.models import EXPANSION_COLUMNS, NODE_COLUMNS, OUTCOME_COLUMNS, SPENT_COLUMNS
@@ -301,7 +302,7 @@ class Encoder:
             header.seed,
             self.text(header.policy_version),
             self.blob(self.json(body)),
-            self.blob(self.json(header.settings)),
+            self.blob(self.json(with_past(header.settings, header.past))),
             *above,
             created,
         )
@@ -414,13 +415,18 @@ def decode_header(row: Row, root: Row, fetch: Fetch) -> TreeHeader:
     outcome = decode_outcome(outcome_of_node(root), fetch)
     if outcome is None:
         raise StoreError(f"tree {row[0]} has no root outcome; restore the file from a copy")
+    try:
+        given, past = without_past(_json(_content(fetch, settings), fetch))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"the settings of tree {row[0]} cannot be read; restore the file from a copy") from error
     return TreeHeader(
         run=unescape(run),
         task=Task(unescape(suite), unescape(task_id), split=unescape(split), **task),
         attempt=attempt,
         seed=seed,
         policy_version=unescape(version),
-        settings=_json(_content(fetch, settings), fetch),
+        settings=given,
         root=outcome,
         continues=None if above is None else (above, above_node),
+        past=past,
     )

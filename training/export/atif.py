@@ -27,7 +27,7 @@ def atif_documents(view: View, agent_version: str) -> Iterator[tuple[str, Row]]:
 def _document(view: View, leaf: int, agent_version: str) -> Row:
     tree = view.tree
     head = view.messages(0)
-    sources = {"system": "system", "user": "user"}
+    sources = {"system": "system", "user": "user", "assistant": "agent"}
     steps: list[Row] = [{"source": sources[m["role"]], "message": m["content"]} for m in head]
     steps += [step_of(view, node) for node in tree.path(leaf)[1:] if not tree.in_turn(node)]
     totals = [s["metrics"] for s in steps if "metrics" in s]

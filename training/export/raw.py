@@ -20,6 +20,7 @@ from treewright.envs.errors import TreewrightError
 from treewright.envs.lines import json_value
 from treewright.envs.types import Action, Observation, Task, seed_of
 from treewright.search.fields import FIRST_SCHEMA
+from treewright.search.past import with_past, without_past
 from treewright.search.schema import DRAWN, EXECUTED, LATE, SPENT, FieldKind, NodeField, get_drawn
 from treewright.search.store.ending import result_of
 from treewright.search.store.values import escape, unescape
@@ -115,7 +116,7 @@ def encode_tree(view: View, expansions: Sequence[Expansion], spent: Spent | None
         "attempt": header.attempt,
         "seed": header.seed,
         "policy_version": escape(header.policy_version),
-        "settings": _json(header.settings),
+        "settings": _json(with_past(header.settings, header.past)),
         "continues_tree": above[0],
         "continues_node": above[1],
         "chosen": tree.chosen,
@@ -337,6 +338,10 @@ def _header(raw: _RawTree) -> TreeHeader:
     )
     above = None if raw.continues_tree is None else (raw.continues_tree, raw.continues_node or 0)
     root = raw.nodes[0].outcome.build()
+    try:
+        settings, past = without_past(settings)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TreewrightError(f"settings.past: {error}; the row was changed") from None
     header = TreeHeader(
         run=raw.run,
         task=task,
@@ -346,6 +351,7 @@ def _header(raw: _RawTree) -> TreeHeader:
         settings=settings,
         root=root,
         continues=above,
+        past=past,
     )
     if header.tree_id != raw.tree_id:
         raise TreewrightError(f"tree_id: {raw.tree_id} is not the id of this run, task and attempt, {header.tree_id}")

@@ -218,7 +218,7 @@ def prm_rows(view: View, label_threshold: float = 0.0) -> Iterator[Row]:
             continue
         shown = ["", *(view.seen(i) + "\n" for i in path[1:-1])]
         yield {
-            "prompt": view.first(),
+            "prompt": "\n\n".join([view.first(), *(m["content"] for m in view.past())]),
             "completions": [seen + view.said(i)["content"] for seen, i in zip(shown, path[1:], strict=True)],
             "labels": [value > label_threshold for value in values],
             "values": values,

@@ -99,8 +99,8 @@ class View:
 
     def readable(self, node: int) -> bool:
         """Every observation down to `node` is text alone; counts it as left out if not."""
-        seen = (self.tree.observation[i] for i in self.tree.path(node))
-        if any(o is not None and o.shown for o in seen):
+        header, own = self.tree.header, (self.tree.observation[i] for i in self.tree.path(node))
+        if any(o is not None and o.shown for o in (header.first, *(t.observation for t in header.turns), *own)):
             self.skip("an observation holds images or other parts, which text formats cannot show")
             return False
         return True
@@ -136,9 +136,16 @@ class View:
     # -- what the policy read -------------------------------------------------------------------------------------
 
     def first(self) -> str:
-        """The opening of the conversation: the goal and what reset showed."""
-        seen = self.tree.observation[0]
-        return clean("\n\n".join(t for t in (self.tree.task.goal, seen.text if seen else "") if t))
+        """The opening of the conversation: the goal and what the episode began with."""
+        return clean("\n\n".join(t for t in (self.tree.task.goal, self.tree.header.first.text) if t))
+
+    def past(self) -> list[Message]:
+        """What the episode did before the tree, which goes on from a commit then."""
+        return [
+            {"role": role, "content": clean(text)}
+            for turn in self.tree.header.turns
+            for role, text in (("assistant", turn.response), ("user", turn.observation.text))
+        ]
 
     def seen(self, node: int) -> str:
         shown = self.tree.observation[node]
@@ -148,7 +155,7 @@ class View:
         """The conversation in which the children of `node` are drawn."""
         system = self.system if self.system is not None else self.tree.task.data.get("system")
         out = [{"role": "system", "content": clean(system)}] if isinstance(system, str) and system else []
-        out.append({"role": "user", "content": self.first()})
+        out += [{"role": "user", "content": self.first()}, *self.past()]
         for i in self.tree.path(node)[1:]:
             if self.tree.in_turn(i):
                 continue  # said by the node that ends the turn

@@ -41,9 +41,7 @@ WHOLE_FILE = 1 << 20  # tasks: more than a file of own ones has
 
 
 def run(
-    task: Annotated[
-        str, typer.Argument(help="SUITE/INDEX or SUITE/ID: kg/3, mymodule:Desk/3, own/a/b; own ids first.")
-    ],
+    task: Annotated[str, typer.Argument(help="SUITE/INDEX or SUITE/ID: kg/3, mymodule:Desk/3, own/3 with own tasks.")],
     expansions: Annotated[
         int | None,
         typer.Option(help="Expansions of the search; 0 lets the policy act alone. search.expansions, or 12."),
@@ -233,7 +231,7 @@ def _find_task(suite: Suite, split: str | None, which: str) -> Task:
     """The task of that id, or of that index in the split (test, or train where there is no other).
 
     Where tasks are somebody's own, an id that is a number goes before the index, in the split if one is named. Ids of
-    own questions may be written as their file has them. Raises TreewrightError where there is no such task.
+    own questions may be written as their file has them, but for numbers, which may be those of its lines. Raises TreewrightError where there is no such task.
     """
     refused: list[TreewrightError] = []
     if which.isdigit():
@@ -275,7 +273,7 @@ def _of_id(suite: Suite, splits: Sequence[str], which: str, refused: list[Treewr
             for task in tasks:
                 if task.id == which:
                     return task
-                if theirs is None and suite.origin and task.id == f"{suite.name}-{which}":
+                if theirs is None and suite.origin and not which.isdigit() and task.id == f"{suite.name}-{which}":
                     theirs = task
     return theirs
 

@@ -57,6 +57,13 @@ def test_a_number_that_is_no_id_is_an_index() -> None:
     assert "goal of <1>" in said("id_world:Box/1", *OWN, "--split", "train")
 
 
+def test_a_number_counts_questions_since_those_without_an_id_have_that_of_their_line() -> None:
+    rows = [{"question": f"question <{i}>", "answers": ["blue"]} for i in (1, 2)]
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = ("--corpus", "corpus.jsonl", "--questions", "asked.jsonl")
+    assert "question <2>" in said("own/1", *given) and "question <1>" in said("own/own-1", *given)
+
+
 @pytest.mark.parametrize("name", ["q/2", "own-q/2", "1"])
 def test_an_own_question_is_found_by_the_id_of_its_file(name: str) -> None:
     assert "question <q/2>" in said(f"own/{name}", "--corpus", "corpus.jsonl", "--questions", "asked.jsonl")

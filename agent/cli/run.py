@@ -231,7 +231,8 @@ def _find_task(suite: Suite, split: str | None, which: str) -> Task:
     """The task of that id, or of that index in the split (test, or train where there is no other).
 
     Where tasks are somebody's own, an id that is a number goes before the index, in the split if one is named. Ids of
-    own questions may be written as their file has them, but for numbers, which may be those of its lines. Raises TreewrightError where there is no such task.
+    own questions may be written as their file has them, but for numbers, which may be those of its lines. Raises
+    TreewrightError where there is no such task.
     """
     refused: list[TreewrightError] = []
     if which.isdigit():

@@ -58,7 +58,7 @@ def test_a_number_that_is_no_id_is_an_index() -> None:
 
 
 def test_a_number_counts_questions_since_those_without_an_id_have_that_of_their_line() -> None:
-    rows = [{"question": f"question <{i}>", "answers": ["blue"]} for i in (1, 2)]
+    rows = [{"question": f"question <{i}>", "answers": ["blue"], "split": "test"} for i in (1, 2)]
     Path("asked.jsonl").write_text("\n".join(map(json.dumps, rows)))
     given = ("--corpus", "corpus.jsonl", "--questions", "asked.jsonl")
     assert "question <2>" in said("own/1", *given) and "question <1>" in said("own/own-1", *given)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +37,7 @@ from treewright.training.pack import TokenRow, pack_rows
 from treewright.training.packed import PackedBatch
 from treewright.training.recipes import fronts, prefix
 from treewright.training.recipes.imitate import path_rows, sft
-from treewright.training.recipes.prefer import Pair, branch_pairs, dpo, spar_pairs
+from treewright.training.recipes.prefer import Pair, _first_attempt, branch_pairs, dpo, spar_pairs
 from treewright.training.recipes.prm import Prm, Step, steps_of, train_prm
 from treewright.training.step import Trainer, TrainSettings, frozen
 from treewright.training.versions import StaleTrees, age_of, weights_version
@@ -143,6 +145,19 @@ def test_spar_pairs_prefer_what_the_search_found_to_what_failed(grown: tuple[Any
     before = sum(logp(t, p.prompt, p.chosen) - logp(t, p.prompt, p.rejected) for p in pairs)
     dpo(t, pairs, beta=0.5)
     assert sum(logp(t, p.prompt, p.chosen) - logp(t, p.prompt, p.rejected) for p in pairs) > before
+
+
+@pytest.mark.parametrize("status", [NodeStatus.FAULT, NodeStatus.OPEN, NodeStatus.DRAFT, NodeStatus.TERMINAL])
+def test_an_attempt_that_is_not_known_to_have_failed_is_not_rejected(
+    grown: tuple[Any, list[Tree]], status: NodeStatus
+) -> None:
+    """A fault, a step that the budget left open, a draft, an end whose reward nobody knows."""
+    tree = copy.deepcopy(next(tree for tree in grown[1] if spar_pairs([tree])))
+    last = _first_attempt(tree)[-1]
+    tree.status[last] = status
+    if status is not NodeStatus.OPEN:
+        tree._truth[last] = math.nan
+    assert not spar_pairs([tree])
 
 
 def test_a_prm_learns_the_values_of_steps_and_comes_back_from_its_folder(

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from treewright.envs.errors import TreewrightError
-from treewright.search.tree import Tree
+from treewright.search.tree import FINISHED, Tree
 from treewright.training.credit.arrays import InexactTree
 from treewright.training.export.rows import SOLVED, dpo_rows, known_gap
-from treewright.training.export.view import View
+from treewright.training.export.view import EXECUTED, View
 from treewright.training.pack import PackedBatch, TokenRow, pack_rows
 from treewright.training.step import PackLoss, Trainer, frozen
 
@@ -64,16 +64,17 @@ def branch_pairs(trees: Sequence[Tree], min_gap: float = 0.1, pairs: str = "extr
 def spar_pairs(trees: Sequence[Tree], min_outcome: float = SOLVED) -> list[Pair]:
     """Refined ≻ original, one pair for each tree whose first attempt failed and whose search succeeded.
 
-    The first attempt is the path of first draws. Of the successful paths the one that leaves it latest is the
+    The first attempt is the path of first draws. One that did not end, or ended by a fault or in a reward that nobody
+    knows, is not known to have failed: no pair. Of the successful paths the one that leaves it latest is the
     refinement, so that as little as possible differs besides what was wrong.
     """
     out = []
     for tree in trees:
         first = _first_attempt(tree)
-        if tree.outcome_of(first[-1]) >= min_outcome:
+        if not (_ended(tree, first) and tree.outcome_of(first[-1]) < min_outcome):
             continue
         best = max(
-            (i for i in View(tree, style="tokens").best("all", min_outcome)),
+            View(tree, style="tokens").best("all", min_outcome),
             key=lambda leaf: (_shared(first, tree.path(leaf)), tree.path_logprob[leaf]),
             default=None,
         )
@@ -81,8 +82,6 @@ def spar_pairs(trees: Sequence[Tree], min_outcome: float = SOLVED) -> list[Pair]
             continue
         path = tree.path(best)
         at = _shared(first, path)
-        if at >= len(first):  # the attempt was cut where the refinement goes on: nothing to be preferred against
-            continue
         chosen, rejected = path[at], first[at]
         if tree.ids[chosen] and tree.ids[rejected] and tree.error[chosen] is None:
             gap = tree.outcome_of(best) - tree.outcome_of(first[-1])
@@ -93,12 +92,14 @@ def spar_pairs(trees: Sequence[Tree], min_outcome: float = SOLVED) -> list[Pair]
 def refinement_pairs(trees: Sequence[Tree], min_outcome: float = SOLVED) -> list[Pair]:
     """Refined ≻ own attempt from trees whose every turn is a whole answer: the attempt is the first one below the root,
     the refinement the answer of highest score, the earliest of equal ones, among those that reached `min_outcome`. None
-    from trees whose attempt did, or without one that did."""
+    from trees whose attempt did, or whose attempt's reward is not known, or without one that did."""
     out = []
     for tree in trees:
         own = tree.children[0][0] if tree.children[0] else None
         good = [leaf for leaf in tree.leaves() if tree.outcome_of(leaf) >= min_outcome]
-        if own is None or not good or own in good or tree.fault[own] is not None:
+        if own is None or not good or own in good:
+            continue
+        if tree.status[own] not in EXECUTED or tree.fault[own] is not None or math.isnan(tree.outcome_of(own)):
             continue
         best = min(good, key=lambda leaf: (-tree.score[leaf], leaf))
         if tree.ids[own] and tree.ids[best]:
@@ -110,8 +111,14 @@ def refinement_pairs(trees: Sequence[Tree], min_outcome: float = SOLVED) -> list
 def _first_attempt(tree: Tree) -> list[int]:
     path = [0]
     while tree.children[path[-1]]:
-        path.append(min(tree.children[path[-1]], key=lambda i: tree.slot[i]))
+        path.append(min(tree.children[path[-1]], key=lambda i: (tree.slot[i], tree.status[i] not in EXECUTED)))
     return path
+
+
+def _ended(tree: Tree, path: Sequence[int]) -> bool:
+    """Whether an episode ended at the end of the path, every step of it executed, in a known reward."""
+    executed = all(tree.status[i] in EXECUTED for i in path[1:])
+    return executed and tree.status[path[-1]] in FINISHED and not math.isnan(tree.outcome_of(path[-1]))
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

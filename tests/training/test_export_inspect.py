@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from export_store import fill
+from not_none import not_none
 from search_trees import random_tree
 
 from treewright.envs.errors import TreewrightError
@@ -135,7 +136,7 @@ def test_a_call_comes_back_as_it_was_written_and_not_twice(tmp_path: Path, form:
         trees = [store.load(row.tree_id) for row in store.trees()]
     folder = tmp_path / "out" / form
     found = [grown.tree for grown in grown_trees(folder / "train.jsonl" if form == "atif18" else folder)]
-    ends = [(t, leaf) for t in trees for leaf in (View(t).leaves() if form != "inspect" else [t.chosen])]
+    ends = [(t, leaf) for t in trees for leaf in (View(t).leaves() if form != "inspect" else [not_none(t.chosen)])]
     assert found and all(set(tree.text[1:]) == {text} for tree in found)
     if form != "inspect":
         acted = {tuple(str(t.action[i]) for i in t.path(leaf)[1:]) for t, leaf in ends}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,15 @@ from search_trees import random_tree
 from typer.testing import CliRunner
 
 from treewright.agent.cli.data import data_app
-from treewright.agent.cli.store import store_app
-from treewright.agent.runs.anew import lost_in
-from treewright.agent.view.charts_report import write_report
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Call
 from treewright.search.store import TreeStore
-from treewright.search.store.upkeep import stats
 from treewright.search.tree import Tree
 from treewright.search.types import NodeStatus, Origin
 from treewright.training.credit import InexactTree, estimate
 from treewright.training.credit.trees import tree_arrays
 from treewright.training.export import (
     ExportOptions,
-    TreeFilter,
     View,
     export_dataset,
     grown_trees,
@@ -38,7 +32,6 @@ from treewright.training.export import (
     sft_rows,
 )
 from treewright.training.export.messages import INEXACT
-from treewright.training.export.written import problems
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "search", "arguments": '{"q": "cats"}'}}
 TALK = {
@@ -114,74 +107,31 @@ def test_unknown_rewards_stay_unknown_and_success_counts_as_one_or_zero(write: C
     assert [t.tree.task.id for t in (first, second, third)] == ["talks-1", "talks-2", "talks-3"]
 
 
-def rated(name: str, **told: Any) -> dict[str, Any]:
-    return {"id": name, "messages": TALK["messages"], **told}
+def test_a_goal_that_the_first_message_repeats_is_said_once(write: Callable[..., Any]) -> None:
+    messages = [{"role": "user", "content": "Find a flight"}, {"role": "assistant", "content": "LX1"}]
+    other = [{"role": "user", "content": "From Bern"}, *messages[1:]]
+    same, more = grown_trees(write({"goal": "Find a flight", "messages": messages}, {"goal": "Fly", "messages": other}))
+    assert View(same.tree).messages(0) == [{"role": "user", "content": "Find a flight"}]
+    assert View(more.tree).messages(0) == [{"role": "user", "content": "Fly\n\nFrom Bern"}]
 
 
-@pytest.fixture
-def store_of_some(write: Callable[..., Any], tmp_path: Path) -> Path:
-    """A right line, a wrong one, and two whose reward nobody knows."""
-    path = tmp_path / "some.sqlite"
-    talks = write(rated("right", reward=1), rated("wrong", reward=0), rated("bare"), rated("nan", reward=math.nan))
-    with TreeStore.open(path) as store:
-        asyncio.run(import_trees(talks, store))
-    return path
+def test_what_an_assistant_says_in_two_messages_is_one_turn(write: Callable[..., Any]) -> None:
+    says: Callable[..., Any] = lambda text, **more: {"role": "assistant", "content": text, **more}  # noqa: E731
+    row = talk_of(says("first", reasoning_content="hm"), says("second", tool_calls=[CALL]), says("third"), says("last"))
+    tree = one(write(row))
+    call = '<tool_call>{"name": "search", "arguments": {"q": "cats"}}</tool_call>'
+    assert tree.text[1:] == [f"<think>\nhm\n</think>\n\nfirst\n\nsecond\n{call}", "third\n\nlast"]
+    assert tree.task.horizon == 2 and tree.outcome_of(2) == 1.0
+    assert [m["role"] for m in View(tree).messages(1)] == ["user", "assistant", "user"]  # the call has no answer
 
 
-def test_a_line_without_a_reward_is_neither_right_nor_wrong(store_of_some: Path) -> None:
-    with TreeStore.open(store_of_some, read_only=True) as store:
-        rows = {row.task_id: row for row in store.trees()}
-        found = {name: (row.outcome, row.success) for name, row in rows.items()}
-        assert found == {"right": (1.0, True), "wrong": (0.0, False), "bare": (None, None), "nan": (None, None)}
-        assert math.isnan(store.load(rows["bare"].tree_id).outcome_of(3)) and not lost_in(store, "talks")
-    counts = stats(store_of_some)
-    assert counts.groups == {("talks", "imported", "done"): (4, 1)}
-    assert counts.unknown == {("talks", "imported", "done"): 2}
-
-
-def test_exports_leave_what_nobody_rated_out_of_right_and_wrong(store_of_some: Path, tmp_path: Path) -> None:
-    def exported(name: str, where: TreeFilter | None = None, **options: Any) -> tuple[Any, list[Any]]:
-        with TreeStore.open(store_of_some, read_only=True) as store:
-            given = ExportOptions(file_type="jsonl", **options)
-            report = export_dataset(store, tmp_path / name, given, where or TreeFilter())
-        lines = (tmp_path / name / options["formats"][0] / "train.jsonl").read_text().splitlines()
-        return report, [json.loads(line) for line in lines]
-
-    report, rows = exported("raw", formats=("raw",))
-    assert {row["task_id"]: (row["outcome"], row["success"]) for row in rows} == {
-        "right": (1.0, True), "wrong": (0.0, False), "bare": (None, None), "nan": (None, None),
-    }  # fmt: skip
-    assert not any(problems(row) for row in rows)
-    assert (report.solved, report.unknown) == (1, 2) and "of 2 that is not known" in (
-        tmp_path / "raw" / "README.md"
-    ).read_text()
-    assert {row["task_id"] for row in exported("bad", TreeFilter(success=False), formats=("raw",))[1]} == {"wrong"}
-    report, rows = exported("sft", formats=("sft",), paths="all", min_outcome=-math.inf)
-    assert {(row["task_id"], row["outcome"]) for row in rows} == {("right", 1.0), ("wrong", 0.0)}
-    assert report.skipped["sft"]["paths whose reward is not known"] == 2
-    for form in ("atif18", "verifiers"):
-        with TreeStore.open(store_of_some, read_only=True) as store:
-            export_dataset(store, tmp_path / form, ExportOptions(file_type="jsonl", formats=(form,)))
-        back = [grown.tree for grown in grown_trees(tmp_path / form / form / "train.jsonl")]
-        told = [tree.reward(len(tree) - 1) for tree in back]  # a trace may have branches, which have none of their own
-        assert sorted(one for one in told if not math.isnan(one)) == [0.0, 1.0]
-
-
-def test_a_tree_that_an_older_store_called_wrong_is_not_exported_as_wrong(store_of_some: Path, tmp_path: Path) -> None:
-    with sqlite3.connect(store_of_some) as db:
-        db.execute("update trees set outcome = 0.0, success = 0 where success is null")
-    with TreeStore.open(store_of_some) as store:
-        options = ExportOptions(file_type="jsonl", formats=("raw",))
-        report = export_dataset(store, tmp_path / "old", options, TreeFilter(success=False))
-    assert report.total("raw") == 1
-
-
-def test_the_report_and_the_list_tell_how_many_are_not_known(store_of_some: Path, tmp_path: Path) -> None:
-    with TreeStore.open(store_of_some, read_only=True) as store:
-        page = write_report(store, tmp_path / "report").read_text()
-    assert "success is that of 2, of 2 it is not known" in page
-    shown = CliRunner().invoke(store_app, ["stats", str(store_of_some)])
-    assert "1, 2 unknown" in " ".join(shown.output.split())
+def test_two_answers_to_words_of_the_assistant_are_both_joined_to_them(write: Callable[..., Any]) -> None:
+    row = {
+        "input": {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Well,"}]},
+        "preferred_output": [{"role": "assistant", "content": "yes"}],
+        "non_preferred_output": [{"role": "assistant", "content": "no"}],
+    }
+    assert one(write(row)).text[1:] == ["Well,\n\nyes", "Well,\n\nno"]
 
 
 def test_the_same_task_again_is_another_attempt_and_thinking_is_kept(write: Callable[..., Any]) -> None:

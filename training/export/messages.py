@@ -178,17 +178,18 @@ def conversation_tree(
     worse    the same conversation with another last message, which becomes a second child of the last turn
     """
     start = next(i for i, m in enumerate(talk.messages) if m.role == "assistant")
-    opening = talk.messages[:start]
+    opening, said = talk.messages[:start], _joined(talk.messages[start:])
     asked = [m for m in opening if m.role == "user"]
     goal = talk.goal if talk.goal is not None else asked[0].text if asked else ""
-    shown = asked if talk.goal is not None else asked[1:]
+    # A goal that the first message repeats is said once.
+    shown = asked if talk.goal is not None and not (asked and asked[0].text.strip() == goal.strip()) else asked[1:]
     system = "\n\n".join(m.text for m in opening if m.role in ("system", "developer"))
     data: dict[str, Any] = {"system": system} if system else {}
     if talk.tools:
         data["tools"] = talk.tools
     task = Task(
         talk.suite or suite, str(task_id if talk.id is None else talk.id), goal, split=talk.split,
-        horizon=sum(m.role == "assistant" for m in talk.messages), data=data,
+        horizon=sum(m.role == "assistant" for m in said), data=data,
     )  # fmt: skip
     root = Outcome(
         Observation(
@@ -206,7 +207,26 @@ def conversation_tree(
         settings={"imported": "messages"},
         root=root,
     )
-    return _chain(Tree.start(header), talk, talk.messages[start:], origin, worse)
+    if worse is not None:
+        worse = worse.model_copy(update={"messages": _joined(worse.messages[start:])})
+    return _chain(Tree.start(header), talk, said, origin, worse)
+
+
+def _joined(messages: Sequence[_Message]) -> list[_Message]:
+    """The messages, each that an assistant says right after words of its own joined to them as one.
+
+    Behind a call that nobody answered the next message stays apart: an empty observation stands for the answer.
+    """
+    out: list[_Message] = []
+    for message in messages:
+        before = out[-1] if out else None
+        if before is None or not message.role == before.role == "assistant" or before.tool_calls:
+            out.append(message)
+            continue
+        thoughts = "\n\n".join(t for t in (before.reasoning_content, message.reasoning_content) if t)
+        words = "\n\n".join(t for t in (before.text, message.text) if t)
+        out[-1] = message.model_copy(update={"content": words, "reasoning_content": thoughts or None})
+    return out
 
 
 def _chain(

@@ -309,7 +309,7 @@ class JudgedEnvironment:
                 value = await self._aside.run("reward", self.reward, task, self.history, self.object)
             else:
                 value = await asyncio.to_thread(cast(Callable[..., Any], self.reward), task, self.history)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}{place_of(error)}"
             raise EnvFault(f"the reward function of {self.name!r} failed on task {task.id!r}: {what}") from error
         if inspect.iscoroutine(value):

@@ -102,7 +102,7 @@ def blamed(what: str, error: type[TreewrightError] = TreewrightError) -> Iterato
         yield
     except (TreewrightError, ImportError):  # a missing package is told by whoever knows what to install
         raise
-    except Exception as mistake:
+    except (Exception, SystemExit) as mistake:
         raise error(f"{what} raised {type(mistake).__name__}: {mistake}{place_of(mistake)}") from mistake
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "SessionDied",
     "TreewrightError",
     "boundary",
+    "cancelled",
     "shown_by",
 ]
 
@@ -64,6 +65,12 @@ def shown_by(given: object, kind: type[T], what: str) -> T:
     if not isinstance(given, kind):
         raise EnvFault(f"{what} gave a {type(given).__name__}, not a treewright.envs.{kind.__name__}")
     return given
+
+
+def cancelled() -> bool:
+    """Is this task being cancelled? A CancelledError that other people's code raises itself says no such thing."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def import_named(name: str) -> ModuleType:
             return importlib.import_module(name)
         except ImportError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ImportError(f"importing it raised {type(error).__name__}: {error}{place_of(error)}") from error
 
 

@@ -192,7 +192,7 @@ def _called(made: Callable[[], Any], spec: str) -> Any:
         return made()
     except TreewrightError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TreewrightError(f"{spec}() raised {type(error).__name__}: {error}{place_of(error)}") from error
 
 

@@ -27,7 +27,7 @@ def context_of(
         made = policy.context(task, tools, first, turns, base)
     except TreewrightError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not (place := own_place(error)):
             raise
         raise TreewrightError(f"{_who(policy)} raised {type(error).__name__} in context(): {error}{place}") from error
@@ -52,7 +52,7 @@ async def scores_of(evaluator: Evaluator, task: Task, candidates: Sequence[Candi
             given = await evaluator.evaluate(task, candidates)
     except TreewrightError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not (place := own_place(error)) and "await" not in str(error):
             raise
         hint = "; write it as async def evaluate(self, task, candidates)" if "await" in str(error) else ""

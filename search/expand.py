@@ -365,7 +365,7 @@ class Expander(Executor):
                     drawn = await drawn_on(self.policy, context, seeds, self.max_tokens, spot.part, cuts)
         except TreewrightError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             place = own_place(error) or (NOT_ASYNC if "'await' expression" in str(error) else "")
             if not place:
                 raise

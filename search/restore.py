@@ -26,6 +26,7 @@ from treewright.envs.errors import (
     InvalidAction,
     RestoreUnsupported,
     TreewrightError,
+    cancelled,
     shown_by,
 )
 from treewright.envs.naming import place_of
@@ -209,7 +210,7 @@ class Pool:
             return await self.open()
         except TreewrightError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             raise foreign(error, "opening a session") from error
 
     async def close(self) -> None:
@@ -241,7 +242,7 @@ class Pool:
             raise
         except TimeoutError as error:
             raise self._late(what) from error
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             raise foreign(error, what) from error
         finally:
             if meter is not None:
@@ -257,7 +258,7 @@ class Pool:
             raise self._late(what) from error
         except TreewrightError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             raise foreign(error, what) from error
 
     def _late(self, what: str) -> ActionTimeout:
@@ -366,8 +367,10 @@ class Pool:
         return tuple(await self.timed(env.actions(), "actions"))
 
 
-def foreign(error: Exception, what: str) -> EnvFault:
-    """A world's own exception as a fault, with the place in its code."""
+def foreign(error: BaseException, what: str) -> EnvFault:
+    """A world's own exception as a fault, with the place in its code. Raises CancelledError again where it is meant."""
+    if isinstance(error, asyncio.CancelledError) and cancelled():
+        raise error
     return EnvFault(f"{what} raised {type(error).__name__}: {error}{place_of(error)}")
 
 

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.naming import own_place
 from treewright.envs.redact import without_secrets
 
 if TYPE_CHECKING:
@@ -210,7 +211,14 @@ def go(
 ) -> Any:
     """Runs a coroutine; Ctrl-C cancels it, which closes sessions and flushes the store, and says how to go on."""
     with resumable(kept, over):
-        return asyncio.run(_cancelled_by_hand(work()))
+        try:
+            return asyncio.run(_cancelled_by_hand(work()))
+        except SystemExit as error:  # of a part that somebody brought, in a task that nothing here waits for
+            if not (place := own_place(error)):
+                raise
+            raise TreewrightError(
+                f"a part of yours ended the run by SystemExit: {error}{place}; raise another exception there"
+            ) from error
 
 
 @contextmanager

@@ -29,6 +29,8 @@ def _kind(value: object) -> str:
         int: "a number",
         float: "a number",
     }
+    if isinstance(value, list) and not value:
+        return "an empty array"
     return "missing" if value is None else names.get(type(value), type(value).__name__)
 
 

@@ -119,7 +119,7 @@ class GraphPolicy:
                 raise PolicyFault(
                     f"{self.name}: no answer within {self.deadline:g} s; --set policy.options.deadline=N gives it more"
                 ) from error
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.stats.faults += 1
                 raise PolicyFault(f"{self.name}: {type(error).__name__}: {error}") from error
             finally:

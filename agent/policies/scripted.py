@@ -241,7 +241,7 @@ class ScriptedPolicy:
             if self._takes_first:
                 return function(known.task, known.turns, known.tools, *more, first=known.first)
             return function(known.task, known.turns, known.tools, *more)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PolicyFault(f"{self.name} raised {type(error).__name__}: {error}{place_of(error)}") from error
 
     async def close(self) -> None:

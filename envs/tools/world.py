@@ -27,10 +27,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from treewright.envs.errors import InvalidAction, RestoreUnsupported, TreewrightError
+from treewright.envs.errors import InvalidAction, RestoreUnsupported, TreewrightError, cancelled
 from treewright.envs.tools.aside import Aside
 from treewright.envs.tools.methods import tools_of
 from treewright.envs.tools.outside import outside
+from treewright.envs.tools.rows import Addresses, listed
 from treewright.envs.tools.schema import check_action
 from treewright.envs.tools.signature import Tool
 from treewright.envs.tools.state import copy_state, state_digest, state_size
@@ -82,6 +83,7 @@ class _Plan:
     end: ToolSpec
     reaches: str | None
     aside: Aside
+    addresses: Addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ class ToolWorld(BaseEnvironment):
             tools=build,
             judge=judge, copy=copier, fingerprint=fingerprint or (_own_digest if own else state_digest),
             render=render or _rendered, first=first, own=own, stochastic=stochastic, blocking=blocking, end=ending,
-            reaches=None, aside=Aside(),
+            reaches=None, aside=Aside(), addresses=Addresses(),
         )  # fmt: skip
         told = sandboxed if sandboxed is not None else getattr(kind, "sandboxed", None)
         return cls(dataclasses.replace(plan, reaches=_reaches(plan.name, told, obj, listed)))
@@ -271,16 +273,19 @@ class ToolWorld(BaseEnvironment):
         """The tool's answer as text, and whether it is an error; InvalidAction while nothing has been done yet."""
         try:
             value = await self._call(self._tools[call.name].run, self._object, call.arguments, rng)
-            text = self._plan.render(value)
+            text = self._plan.render(await listed(value, self._call))
         except InvalidAction as error:
             if first:
                 raise
             return f"error: {error}", True
         except TreewrightError:
             raise
-        except Exception as error:
-            # The object's own complaint: the policy's business, shown and counted.
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and cancelled():
+                raise
+            # The object's own complaint: the policy's business, shown and counted. Parsers of command lines exit.
             return f"error: {type(error).__name__}: {error}"[:MAX_CHARS], True
+        self._plan.addresses.look(call.name, text)
         return (text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}… ({len(text) - MAX_CHARS} more)"), False
 
     async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -293,7 +298,7 @@ class ToolWorld(BaseEnvironment):
             ending = Ending(at.task, self._object, answer, at.calls)
             try:
                 reward = float(await self._call(self._plan.judge, ending))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise TreewrightError(f"the judge of {self.name!r} failed on {at.task.id!r}: {error!r}") from error
         self._at = dataclasses.replace(at, ended=True)
         shown = Observation("done", digest(at.shown.fingerprint, self._plan.end.name, answer))

@@ -18,13 +18,14 @@ import json
 import os
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from treewright.agent.gateway.asked import SAY, Asked, Spoken, keys_of, shown
-from treewright.agent.gateway.normal import Normal, learned
+from treewright.agent.gateway.normal import Normal, difference, learned
 from treewright.agent.gateway.post import Line, Post, Waits
 from treewright.agent.gateway.process import Nursery, Run, begin
 from treewright.agent.gateway.prompts import request_json
@@ -47,6 +48,8 @@ __all__ = ["AgentEnvironment", "AgentRun", "Options", "Shared"]
 RETURNS = 20.0
 """Seconds in which a client that hung up may send its request again."""
 CANNOT_RUN = 126
+MOST_ASKED, MOST_TOLD = 512, 3  # requests that are remembered, and differences of replays that are told
+DECLARE = "If that does not count, name it in worlds.agent.normalise"
 HUNG_UP = (
     "the agent's client gave up before it was answered and did not ask again; give it a longer time limit, such as "
     "OpenAI(timeout=3600)"
@@ -100,6 +103,7 @@ class Shared:
     """What all sessions of one suite share: the server, and when requests count as the same.
 
     versions  rules in the order in which they were learnt; a fingerprint names the one that it was made with
+    asked     the newest requests by fingerprint, so that a replay can say in what it differs
     """
 
     post: Post
@@ -108,16 +112,36 @@ class Shared:
     told: list[str] = field(default_factory=list)
     looked: bool = False
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asked: OrderedDict[str, Any] = field(default_factory=OrderedDict)
+    parted: int = 0
 
-    def learn(self, first: Any, second: Any) -> None:
+    def learn(self, first: Any, second: Any, goal: str = "") -> None:
         """Takes two requests of the same beginning and learns what differs; says what it found."""
         normal = self.versions[-1]
-        rules = learned(normal.of(first), normal.of(second))
-        if rules is None:
-            self.told.append("two runs of one task began differently in more than numbers and ids: nodes may be lost")
-        elif rules:
-            self.versions.append(normal.with_rules(rules))
-            self.told += [f"learnt that this does not count in requests: {pattern}" for _, pattern in rules]
+        first, second = normal.of(first), normal.of(second)
+        learnt = learned(first, second, goal)
+        if learnt is None:
+            self.told.append(
+                "two runs of one task began differently, in more than numbers and ids that stand apart: "
+                f"{difference(first, second)}; nodes may be lost. {DECLARE}"
+            )
+        elif learnt:
+            self.versions.append(normal.with_rules(learnt))
+            self.told += [f"learnt that this does not count in the first messages: {one.words}" for one in learnt]
+
+    def remember(self, fingerprint: str, request: Any) -> None:
+        """Keeps what was asked where a fingerprint was made."""
+        self.asked[fingerprint] = request
+        self.asked.move_to_end(fingerprint)
+        if len(self.asked) > MOST_ASKED:
+            self.asked.popitem(last=False)
+
+    def tell(self, fingerprint: str, request: Any) -> None:
+        """Says in what a replay's request differs from the one that was recorded there."""
+        found = difference(self.asked[fingerprint], request) if fingerprint in self.asked else ""
+        if found and self.parted < MOST_TOLD:
+            self.parted += 1
+            self.told.append(f"a replay asked otherwise than was recorded: {found}. {DECLARE}")
 
 
 class AgentEnvironment(BaseEnvironment):
@@ -137,6 +161,7 @@ class AgentEnvironment(BaseEnvironment):
         self._task: Task | None = None
         self._call: Waits | None = None
         self._history: list[Any] = []  # every request so far, as JSON
+        self._begins: list[bool] = []  # of each: whether its messages are those that the first request begins with
         self._ends: dict[str, int] = {}  # key of a beginning that ends with an answer: index of its request
         self._keys: list[list[str]] = []
         self._steps = 0
@@ -195,8 +220,12 @@ class AgentEnvironment(BaseEnvironment):
         """The present state under the rules that a recorded fingerprint was made with."""
         version, _, _ = fingerprint.partition(":")
         shared = await self._shared_()
-        if version.isdigit() and int(version) < len(shared.versions):
-            return 0.0 if self._fingerprint(int(version)) == fingerprint else None
+        if not version.isdigit() or int(version) >= len(shared.versions):
+            return None
+        if self._fingerprint(int(version)) == fingerprint:
+            return 0.0
+        if self._history:
+            shared.tell(fingerprint, self._newest(int(version)))
         return None
 
     async def close(self) -> None:
@@ -223,7 +252,7 @@ class AgentEnvironment(BaseEnvironment):
         self._session = secrets.token_hex(8)
         shared.post.lines[self._session] = Line()
         self._task, self._call, self._steps = task, None, 0
-        self._history, self._keys, self._ends = [], [], {}
+        self._history, self._begins, self._keys, self._ends = [], [], [], {}
         command = [part.replace("{goal}", task.goal) for part in self.command]
         if self.options.goal == "argument" and not any("{goal}" in part for part in self.command):
             command.append(task.goal)
@@ -295,7 +324,8 @@ class AgentEnvironment(BaseEnvironment):
             if await self._next() is None:
                 return
             begun.append(self._own(self._history[-1]))
-        shared.learn(*begun)
+        first, second = begun
+        shared.learn(first, second, task.goal)
 
     # -- what is seen -----------------------------------------------------------------------------------------------
 
@@ -304,8 +334,7 @@ class AgentEnvironment(BaseEnvironment):
         keys = keys_of(asked)
         if again:
             part = {**request_json(asked, len(asked.said), "again"), "of": len(self._keys) - 1, "n": asked.n}
-            self._history.append("again")
-            return Observation("", self._fingerprint(), provenance="agent", parts=(part,))
+            return Observation("", self._keep("again"), provenance="agent", parts=(part,))
         ends = (i for i in range(len(asked.said), 0, -1) if keys[i] in self._ends)
         start = next(ends, 0)
         of = self._ends[keys[start]] + 1 if start else 0
@@ -317,14 +346,29 @@ class AgentEnvironment(BaseEnvironment):
             part["max_tokens"] = asked.max_tokens
         tools = [[t.name, t.description, dict(t.parameters)] for t in asked.tools]
         said = [one.to_json() for one in asked.said[start:]]
-        self._history.append({"of": [link, of], "said": said, "tools": tools, "stop": list(asked.stop), "n": asked.n})
-        return Observation(shown(asked.said[start:]), self._fingerprint(), provenance="agent", parts=(part,))
+        begins = not start and keys[1] == self._keys[0][1]
+        whole = {"of": [link, of], "said": said, "tools": tools, "stop": list(asked.stop), "n": asked.n}
+        return Observation(shown(asked.said[start:]), self._keep(whole, begins), provenance="agent", parts=(part,))
+
+    def _keep(self, request: Any, begins: bool = False) -> str:
+        """Adds a request, or the end, to the history; its fingerprint."""
+        assert self._shared is not None
+        self._history.append(request)
+        self._begins.append(begins)
+        fingerprint = self._fingerprint()
+        self._shared.remember(fingerprint, self._newest(len(self._shared.versions) - 1))
+        return fingerprint
+
+    def _newest(self, version: int) -> Any:
+        """The newest request without what does not count."""
+        assert self._shared is not None
+        return self._shared.versions[version].of(self._own(self._history[-1]), begins=self._begins[-1])
 
     def _fingerprint(self, version: int | None = None) -> str:
         assert self._shared is not None
         version = len(self._shared.versions) - 1 if version is None else version
-        normal = self._shared.versions[version]
-        return f"{version}:{digest(*(normal.key(self._own(one)) for one in self._history))}"
+        normal, both = self._shared.versions[version], zip(self._history, self._begins, strict=True)
+        return f"{version}:{digest(*(normal.key(self._own(one), begins=begins) for one, begins in both))}"
 
     def _own(self, value: Any) -> Any:
         """A request without what is this run's alone: its folder, session and address."""
@@ -351,8 +395,8 @@ class AgentEnvironment(BaseEnvironment):
             wanted = task.truth.get("output")
             reward = float(given is not None and wanted is not None and given.strip() == str(wanted).strip())
             words = "the agent ended, " + ("no output" if given is None else f"output: {given[:2000]}")
-        self._history.append({"exit": code, "words": words})
-        return StepResult(Observation(words, self._fingerprint(), provenance="agent"), reward, True, effect=effect)
+        ended = self._keep({"exit": code, "words": words})
+        return StepResult(Observation(words, ended, provenance="agent"), reward, True, effect=effect)
 
     def _output(self, run: Run) -> str | None:
         if self.options.output == "-":

@@ -47,6 +47,9 @@ def main(goal: str) -> None:
         said[0]["content"] += f" run {uuid.uuid4()} nr {time.time_ns() % 1000003} in {os.getcwd()}"
     if "fickle" in HOW:
         said[0]["content"] += " " + ("calm" if time.time_ns() % 2 else "wild") * (1 + time.time_ns() % 97)
+    if "named" in HOW:
+        said[0]["content"] = f"{uuid.uuid4().hex[:6]}7\n{said[0]['content']}"
+    who = f" with {chr(97 + time.time_ns() // 1000 % 26) * 3}" if "company" in HOW else ""
     if "crash" in HOW:
         raise SystemExit(3)
     if "hang" in HOW:
@@ -77,7 +80,7 @@ def main(goal: str) -> None:
         for call in message["tool_calls"]:
             to = json.loads(call["function"]["arguments"]).get("to")
             place = to if NEXT.get(place) == to else "home"
-            said.append({"role": "tool", "tool_call_id": call["id"], "content": f"you are at {place}"})
+            said.append({"role": "tool", "tool_call_id": call["id"], "content": f"you are at {place}{who}"})
         if "compact" in HOW and len(said) > 5:
             said = [*said[:2], {"role": "user", "content": f"(so far: you came to {place})"}]
         if "helper" in HOW and place == "mill":

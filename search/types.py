@@ -337,8 +337,9 @@ class Proposer(Protocol):
     ) -> Context:
         """The prompt at a node.
 
-        first  what reset showed; turns  the path from the root to this node, empty at the root;
-        base   token ids of (parent context + parent response), empty at the root. Tokens in `base` are never
+        first  what the episode began with; turns  all since then, oldest first: the path from the root to this node,
+               behind what was done before the commit that the tree goes on from, if it goes on from one;
+        base   token ids of (parent context + parent response), empty where an episode begins. Tokens in `base` are never
                encoded again: the result either keeps a prefix of them or replaces their tail.
         """
 
@@ -405,7 +406,7 @@ class Evaluator(Protocol):
 class Candidate:
     """What an evaluator sees of a node: the path so far and the draft, executed (eager) or not (lazy).
 
-    turns     exchanges from the root up to and including the parent
+    turns     exchanges since the episode began, those before a commit too, up to and including the parent
     path_logprob, path_actions  sum of behaviour log-probs and number of actions up to and including the draft
     context   the prompt that the draft was drawn from, as the policy received it
     after     the prompt that its own children would be drawn from; None until it was executed, or where it ended

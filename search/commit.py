@@ -37,8 +37,8 @@ from treewright.envs.types import (
 )
 from treewright.envs.waiting import done_anyway
 from treewright.search.approval import Approval, Approve, approves, open_approval
-from treewright.search.continued import continue_from
-from treewright.search.past import Past, past_of
+from treewright.search.continued import continue_from, past_of
+from treewright.search.past import Past
 from treewright.search.restore import Pool, Session, Snapshots, Waypoint
 from treewright.search.store.journal import JournalEntry, JournalState
 from treewright.search.tree import Tree

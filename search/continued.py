@@ -17,8 +17,10 @@ from treewright.envs.types import (
     ToolSpec,
     is_sandboxed,
 )
+from treewright.search.past import Past
+from treewright.search.tree import Tree
 
-__all__ = ["Committed", "continue_from"]
+__all__ = ["Committed", "continue_from", "past_of"]
 
 
 class Committed(Protocol):
@@ -55,6 +57,15 @@ def continue_from(
         return _Continued(env.inner if isinstance(env, _Continued) else env, snapshot)
 
     return opened
+
+
+def past_of(tree: Tree, node: int) -> Past | None:
+    """What was done up to `node`, the past of `tree` included; None if that is nothing."""
+    if not node:
+        return tree.header.past
+    ids, above = tree.ids[node], tree.context_ids(tree.parent[node])
+    said = above + ids if above and ids else ()
+    return Past(first=tree.header.first, turns=tree.exchanges(node), ids=said, version=tree.header.policy_version)
 
 
 class _Continued:

@@ -6,15 +6,12 @@ import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from treewright.envs.types import Action, Observation
 from treewright.search.types import Exchange
 
-if TYPE_CHECKING:
-    from treewright.search.tree import Tree
-
-__all__ = ["Past", "past_of", "with_past", "without_past"]
+__all__ = ["Past", "with_past", "without_past"]
 
 KEY = "past"
 
@@ -50,15 +47,6 @@ class Past:
     def to(self, version: str) -> Past:
         """For a policy of that version: tokens of another one are left out, the texts are encoded anew."""
         return self if version == self.version else replace(self, ids=())
-
-
-def past_of(tree: Tree, node: int) -> Past | None:
-    """What was done up to `node`, the past of `tree` included; None if that is nothing."""
-    if not node:
-        return tree.header.past
-    ids, above = tree.ids[node], tree.context_ids(tree.parent[node])
-    said = above + ids if above and ids else ()
-    return Past(first=tree.header.first, turns=tree.exchanges(node), ids=said, version=tree.header.policy_version)
 
 
 # -- in the settings of a stored header -------------------------------------------------------------------------------

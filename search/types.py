@@ -339,8 +339,8 @@ class Proposer(Protocol):
 
         first  what the episode began with; turns  all since then, oldest first: the path from the root to this node,
                behind what was done before the commit that the tree goes on from, if it goes on from one;
-        base   token ids of (parent context + parent response), empty where an episode begins. Tokens in `base` are never
-               encoded again: the result either keeps a prefix of them or replaces their tail.
+        base   token ids of (parent context + parent response), empty where an episode begins. Tokens in `base` are
+               never encoded again: the result either keeps a prefix of them or replaces their tail.
         """
 
     async def draw(self, context: Context, seeds: Sequence[int], max_tokens: int) -> Sequence[Completion]:

@@ -43,7 +43,7 @@ turns  what was said and answered so far, oldest first; empty at the start. turn
        world shows now, turns[-1].action what was done before
 tools  what can be called now: tool.name, tool.description, tool.parameters
 rng    a random.Random of this draw alone: the same seed gives the same draw
-first  what reset showed, an Observation; given to a function that has a parameter of this name
+first  what the episode began with, an Observation; given to a function that has a parameter of this name
 """
 
 Choices = Sequence[tuple[str, float]] | Callable[..., Sequence[tuple[str, float]]]

@@ -14,7 +14,7 @@ ACTS = """
 import os
 
 def walker(task, turns, tools, rng):
-    step = MAILS * 2 - task.horizon + len(turns)
+    step = len(turns)
     if step >= TURNS:
         return 'done {"answer": "sent"}'
     return [f'look {{"to": "{rng.randrange(3)}"}}', f'send {{"to": "{step // 2}"}}'][step % 2]
@@ -47,7 +47,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "start").mkdir()
     (tmp_path / "start" / "a").write_text("1")
     # The suite's one task has 12 turns: five looks and five mails, then the end.
-    (tmp_path / "acts.py").write_text(ACTS.replace("MAILS", "6").replace("TURNS", "10"))
+    (tmp_path / "acts.py").write_text(ACTS.replace("TURNS", "10"))
     return tmp_path
 
 

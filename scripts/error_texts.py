@@ -24,6 +24,7 @@ NOT_FOR_PEOPLE = frozenset(
     [
         "InvalidAction",
         "ApiError",
+        "HalfPair",
         "Divergence",
         "EnvFault",
         "SessionDied",

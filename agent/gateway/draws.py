@@ -149,3 +149,6 @@ class Draws:
         tree_id = await found.end(reward)
         del self._held[session]
         return tree_id
+
+    def refused(self, session: str | None, what: str, error: ApiError) -> None:
+        """Nothing: whoever ends the session names its reward."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from treewright.envs.errors import TreewrightError
 
-__all__ = ["ApiError", "body_of"]
+__all__ = ["ApiError", "HalfPair", "body_of"]
 
 OPENAI = {401: "authentication_error", 404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}
 ANTHROPIC = {
@@ -21,6 +21,10 @@ class ApiError(TreewrightError):
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
+
+
+class HalfPair(ApiError):
+    """A request with half of a surrogate pair, which no text has: what a policy's answer may have led to."""
 
 
 def body_of(error: ApiError, api: str, label: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from treewright.agent.gateway.errors import ApiError
+from treewright.agent.gateway.errors import ApiError, HalfPair
 from treewright.envs.types import ToolSpec
 
 __all__ = ["entries", "flag", "number", "stops", "text_of", "tool", "whole_number", "word"]
@@ -125,7 +125,7 @@ def text_of(value: object, name: str, kinds: tuple[str, ...] = ("text",)) -> str
 
 def _whole(text: str, name: str) -> str:
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise ApiError(400, f"{name} holds half of a surrogate pair, which no text has", name)
+        raise HalfPair(400, f"{name} holds half of a surrogate pair, which no text has", name)
     return text
 
 

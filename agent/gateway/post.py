@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from treewright.agent.gateway.asked import Answer, Answered, Asked
-from treewright.agent.gateway.errors import ApiError
+from treewright.agent.gateway.errors import ApiError, HalfPair
 from treewright.agent.gateway.held import NOTICED, Client
 from treewright.envs.secrecy import keep_secret
 
 __all__ = ["Line", "Post", "Waits"]
 
 CREATED = 1_700_000_000  # answers bear this date and the number of the call: a replayed one is the recorded one
+HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 @dataclass(slots=True, eq=False)
@@ -41,12 +43,27 @@ class Line:
 
     waiting  those that no session has seen yet;  calls  all of them
     arrived  set with each request, also with one that is sent again
+    count    answers that the agent got;  refused_at  what it was when the server refused a request
     """
 
     waiting: deque[Waits] = field(default_factory=deque)
     calls: list[Waits] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     count: int = 0
+    refusal: str = ""
+    refused_at: int = -1
+
+    @property
+    def refused(self) -> str:
+        """The request that the server refused last, unless another one was answered since: its path, and why."""
+        return self.refusal if self.refused_at == self.count else ""
+
+    def refuse(self, what: str, error: ApiError) -> None:
+        """Notes a request that the server did not answer, unless what the policy had said led to it."""
+        if isinstance(error, HalfPair) and any(_half(one) for call in self.calls for one in call.answers):
+            return
+        words = f"{error.param}: {error.message}" if error.param and error.param not in error.message else error.message
+        self.refusal, self.refused_at = f"{what} with {error.status}, {words}", self.count
 
     def gave_up(self, call: Waits) -> bool:
         """Whether the agent hung up on it for want of an answer. One that got others meanwhile may have had enough."""
@@ -65,6 +82,11 @@ class Line:
             self.waiting.append(call)
         self.arrived.set()
         return call
+
+
+def _half(answer: Answer) -> bool:
+    """Whether it holds half of a surrogate pair, written out or as JSON escapes it."""
+    return any(HALF.search(text) for text in (answer.text, *(use.arguments for use in answer.uses)))
 
 
 class Post:
@@ -104,6 +126,12 @@ class Post:
 
     async def end(self, session: str, reward: float | None) -> str:
         raise ApiError(404, "an episode ends with its command")
+
+    def refused(self, session: str | None, what: str, error: ApiError) -> None:
+        """Notes it on the line of the agent that asked."""
+        line = self.lines.get(session or "")
+        if line is not None:
+            line.refuse(what, error)
 
     def close(self, session: str) -> None:
         """Requests that still wait fail."""

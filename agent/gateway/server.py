@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from treewright.agent.gateway import chat_api, messages_api, responses_api
 from treewright.agent.gateway.asked import Answered, Asked, Spoken
-from treewright.agent.gateway.errors import ApiError, body_of
+from treewright.agent.gateway.errors import ApiError, HalfPair, body_of
 from treewright.agent.gateway.held import STREAM, Client, Held
 from treewright.envs.errors import TreewrightError
 from treewright.envs.lines import json_value, whole_text
@@ -59,6 +59,9 @@ class Answering(Protocol):
     async def end(self, session: str, reward: float | None) -> str:
         """Finishes a session; the id of its tree."""
 
+    def refused(self, session: str | None, what: str, error: ApiError) -> None:
+        """Hears of each request that was not answered: its method and path, and the error that its client got."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Api:
@@ -90,11 +93,22 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
             label = secrets.token_hex(12)
             try:
                 response: Response | Held = await work(request, _admitted(request, key), label)
-            except TreewrightError as error:
-                response = _refused(error, api, label)
+            except Exception as error:
+                response = refused(request, error, api, label)
             return response
 
         return answer
+
+    def refused(request: Request, error: Exception, api: str, label: str) -> Response:
+        from starlette.responses import JSONResponse
+
+        told = error if isinstance(error, ApiError) else ApiError(500, "the server could not keep the call")
+        behind.refused(_session(request, key), f"{request.method} {_path(request)}", told)
+        if not isinstance(error, TreewrightError):
+            raise error
+        if told is not error:
+            log.error("a request failed: %s", type(error).__name__)
+        return JSONResponse(body_of(told, api, label), told.status)
 
     def calling(api: str) -> Callable[[Request, str | None, str], Any]:
         reads = APIS[api]
@@ -112,8 +126,8 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
             async def held() -> Response:
                 try:
                     return await respond(session, asked, client, headers)
-                except TreewrightError as error:
-                    return _refused(error, api, label)
+                except Exception as error:
+                    return refused(request, error, api, label)
 
             return Held(held(), client, headers, stream=asked.stream)
 
@@ -172,36 +186,39 @@ def make_app(behind: Answering, key: str, *, body_limit: int = BODY_LIMIT) -> St
             Route(f"{start}/v1/models", endpoint("chat", models), methods=["GET"]),
         ]
     routes.append(Route("/s/{session}/end", endpoint("chat", end), methods=["POST"]))
-    routes.append(
-        Route("/{rest:path}", endpoint("chat", nothing), methods=["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"])
-    )
+    every = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"]
+    for path in ("/s/{session}/{rest:path}", "/{rest:path}"):
+        routes.append(Route(path, endpoint("chat", nothing), methods=every))
     return Starlette(routes=routes)
 
 
-def _refused(error: TreewrightError, api: str, label: str) -> Response:
-    from starlette.responses import JSONResponse
+def _given(request: Request, key: str) -> tuple[str, str]:
+    """The key that a request brings, and the session that it names behind it."""
+    bearer = request.headers.get("authorization", "")
+    given = request.headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else "")
+    if len(given) > len(key) and given[len(key)] == ".":
+        return given[: len(key)], given[len(key) + 1 :]
+    return given, ""
 
-    if not isinstance(error, ApiError):
-        log.error("a request failed: %s", type(error).__name__)
-        error = ApiError(500, "the server could not keep the call")
-    return JSONResponse(body_of(error, api, label), error.status)
+
+def _session(request: Request, key: str) -> str | None:
+    return request.path_params.get("session") or _given(request, key)[1] or None
+
+
+def _path(request: Request) -> str:
+    """The path of a request, without its session."""
+    path, session = request.url.path, request.path_params.get("session")
+    return path.removeprefix(f"/s/{session}") if session else path
 
 
 def _admitted(request: Request, key: str) -> str | None:
     """The session of the request. Raises ApiError without the key."""
-    bearer = request.headers.get("authorization", "")
-    given = request.headers.get("x-api-key") or (bearer[7:] if bearer[:7].lower() == "bearer " else "")
-    name = ""
-    if len(given) > len(key) and given[len(key)] == ".":
-        given, name = given[: len(key)], given[len(key) + 1 :]
-    if not hmac.compare_digest(given.encode("utf-8", "replace"), key.encode()):
+    if not hmac.compare_digest(_given(request, key)[0].encode("utf-8", "replace"), key.encode()):
         raise ApiError(401, "the key is missing or wrong; send the one that treewright serve printed")
-    session = request.path_params.get("session") or name
-    if not session:
-        return None
-    if len(session) > 128 or not NAME.issuperset(session):
+    session = _session(request, key)
+    if session is not None and (len(session) > 128 or not NAME.issuperset(session)):
         raise ApiError(400, "a session's name has letters, digits, '-', '_' and '.', at most 128 of them")
-    return str(session)
+    return session
 
 
 async def _body(request: Request, limit: int, empty: bool = False) -> dict[str, Any]:
@@ -227,7 +244,7 @@ async def _body(request: Request, limit: int, empty: bool = False) -> dict[str, 
 def _whole(body: dict[str, Any]) -> None:
     """Raises ApiError for half a surrogate pair anywhere: what is given back, a model's name or a schema, is UTF-8."""
     if whole_text(body) != body:
-        raise ApiError(400, "the body holds half of a surrogate pair, which no text has")
+        raise HalfPair(400, "the body holds half of a surrogate pair, which no text has")
 
 
 def _continued(

@@ -8,6 +8,7 @@ must be the recorded one (see normal.py); where it is not, the node is UNREACHAB
 waits in the agent's own call, and holds nothing else.
 
     exit code 0 … 125          the episode's end; 0 is success where no other reward is named
+    1 … 125 after a refusal    our server refused a request, and answered none since: a fault, never a reward
     126, 127, 128 + n          the command could not run, or was killed: a fault, never a reward
 """
 
@@ -178,7 +179,7 @@ class AgentEnvironment(BaseEnvironment):
         await self._start(task, key)
         seen = await self._next()
         if seen is None:
-            raise EnvFault(f"the agent ended before it asked for anything: {self._why()}")
+            raise EnvFault(f"the agent ended before it asked for anything: {self._refused() or self._why()}")
         return seen
 
     async def step(self, action: Action, key: int) -> StepResult:
@@ -387,6 +388,8 @@ class AgentEnvironment(BaseEnvironment):
         line = self._line()
         if any(map(line.gave_up, line.calls)):  # what it did without the answer is no result
             raise SessionDied(HUNG_UP)
+        if code and line.refused:  # whoever was refused for our server's sake has not failed
+            raise SessionDied(f"the agent ended with exit code {code} after a refusal: {self._refused()}")
         reward, words = 1.0 if code == 0 else 0.0, f"the agent ended with exit code {code}"
         if self.options.output:
             if code:
@@ -406,6 +409,18 @@ class AgentEnvironment(BaseEnvironment):
         if not path.is_relative_to(run.directory.resolve()) or not path.is_file():
             return None
         return path.read_text("utf-8", "replace")
+
+    def _refused(self) -> str:
+        """What the server refused last, if the agent got no answer since."""
+        refused = self._line().refused
+        if not refused:
+            return ""
+        assert self._shared is not None
+        told = f"the server in front of the search answered {refused}"
+        line = f"{told}; runs that end for it are faults, and have no reward"
+        if line not in self._shared.told:
+            self._shared.told.append(line)
+        return f"{told}; have the agent go on without it, or ask another server for it ({self._why()})"
 
     def _why(self) -> str:
         """The last thing that the command wrote to stderr."""

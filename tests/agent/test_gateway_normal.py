@@ -71,7 +71,8 @@ def test_an_id_anywhere_is_learnt_and_every_other_word_still_counts(kind: int) -
         if one == other or learned(one, other) is None:
             continue
         learnt += 1
-        assert same_under(one, other, third) == [True, True], (one, other, third)
+        found = same_under(one, other, third)
+        assert found[0] and (found[1] or kind == 3), (one, other, third)  # ids of parts may agree in one by chance
         for i, text in enumerate(texts):
             for j, word in enumerate(text):
                 if (i, j) != (at, spot) and word.strip():

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from typing import Any
@@ -39,6 +40,20 @@ def ask(messages: list[dict[str, Any]], **more: Any) -> list[Any]:
             if again == AGAIN:
                 raise
     return []
+
+
+def refused(path: str, **body: Any) -> None:
+    """Asks for what the server does not serve; where the agent is a careful one, it goes on."""
+    request = urllib.request.Request(
+        os.environ["OPENAI_BASE_URL"] + path,
+        json.dumps(body).encode(),
+        {"authorization": "Bearer " + os.environ["OPENAI_API_KEY"]},
+    )
+    try:
+        urllib.request.urlopen(request).close()
+    except urllib.error.HTTPError:
+        if "careful" not in HOW:
+            raise
 
 
 def main(goal: str) -> None:
@@ -68,11 +83,20 @@ def main(goal: str) -> None:
             ask(said)
         except TimeoutError:
             ask([*said, {"role": "user", "content": "never mind"}])
-    for _ in range(6):
+    if "early" in HOW:
+        refused("/embeddings", input="x")
+    for turn in range(6):
+        if "embeds" in HOW and turn == 1:
+            refused("/embeddings", input="x")
+        if "looks" in HOW and turn == 1:
+            seen = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+            refused("/chat/completions", model="walk", messages=[*said, {"role": "user", "content": [seen]}])
         (message,) = ask(said)
         said.append(message)
         with open("notes.txt", "a") as notes:
             notes.write(json.dumps(message) + "\n")
+        if "echo" in HOW:
+            ask([*said, {"role": "user", "content": json.loads(message["content"])}])
         if not message.get("tool_calls"):
             with open("answer.txt", "w") as answer:
                 answer.write(f"{message['content']} at {place}")

@@ -1,7 +1,8 @@
 """The state of a Python object: copied, and hashed.
 
-`copy_state` is copy.deepcopy with a short cut for what states are mostly made of (lists, dicts, pydantic models);
-everything else goes to deepcopy itself, and objects shared inside the state stay shared. `state_digest` walks the
+`copy_state` is copy.deepcopy with a short cut for what states are mostly made of (lists, dicts, pydantic models), and
+functions that close over the state, its bound methods and locks are new ones in the copy (see `closures`); everything
+else goes to deepcopy itself, and objects shared inside the state stay shared. `state_digest` walks the
 same structure; equal states give equal hashes whatever the order of dict keys, on every machine and run.
 """
 
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from treewright.envs.errors import TreewrightError
+from treewright.envs.tools.closures import LOCKS, closes_over, copy_code, copy_parts, rebuilt
 from treewright.envs.types import digest
 
 __all__ = ["ATOMS", "CODE", "copy_state", "state_digest", "state_size"]
@@ -88,7 +90,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = new = {}
         for key, item in value.items():
             new[_copy(key, memo)] = item if type(item) in ATOMS else _copy(item, memo)
-    elif isinstance(value, enum.Enum):
+    elif isinstance(value, enum.Enum | types.ModuleType):
         return value
     elif isinstance(value, BaseModel) and kind.__deepcopy__ is BaseModel.__deepcopy__:
         memo[id(value)] = new = object.__new__(kind)
@@ -96,6 +98,12 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         for slot in _MODEL_SLOTS:
             object.__setattr__(new, slot, copy.copy(getattr(value, slot)) if slot == _MODEL_SLOTS[0] else
                                _copy(getattr(value, slot), memo))  # fmt: skip
+    elif kind in LOCKS:
+        memo[id(value)] = new = LOCKS[kind]()
+    elif closes_over(value):
+        new = copy_code(value, memo, _copy)
+    elif rebuilt(value):
+        new = copy_parts(value, memo, _copy)
     else:
         new = copy.deepcopy(value, memo)
     return new
@@ -168,6 +176,8 @@ def _simple(value: Any) -> str | None:
     kind = type(value)
     if kind in ATOMS or isinstance(value, enum.Enum | PurePath):
         return f"{kind.__name__}:{value!r};"
+    if kind in LOCKS:
+        return "lock;"
     if isinstance(value, CODE):
         return f"{kind.__name__}:{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)};"
     return f"{kind.__name__}:{value.name};" if isinstance(value, logging.Logger) else None

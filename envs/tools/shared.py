@@ -38,7 +38,7 @@ WRITERS = words("""
     setattr delattr next heappush heappop heapify heapreplace heappushpop insort insort_left insort_right shuffle
     setitem delitem iadd iconcat ior
 """)
-THROUGH = words("iter reversed enumerate zip sorted getattr min max filter map")
+THROUGH = words("iter reversed enumerate zip getattr min max filter map")
 AT_IMPORT = frozenset(["__init_subclass__", "__set_name__", "__class_getitem__"])
 CONTAINERS = (list, dict, set, bytearray, collections.deque)
 PLAIN = (
@@ -122,7 +122,7 @@ class Changes:
             for base in kind.__mro__:
                 for value in vars(base).values():
                     for code in _codes(inspect.unwrap(value)) if inspect.isfunction(value) else ():
-                        known |= {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
+                        known |= _set_by(code)
         return known
 
 
@@ -285,7 +285,9 @@ class Reader(Frame):
             return NONE
         if origin.name in CHANGES and (owner.value is UNKNOWN or isinstance(owner.value, CONTAINERS)):
             self.wrote(frozenset([owner]))
-        return self._element(owner) if origin.name in READS else NONE
+        items = self._element(owner) if origin.name in READS else NONE
+        through = origin.name in ("values", "items")  # what is read comes in turn, or in pairs
+        return frozenset(Origin(o.what, o.argument, name=o.name) for o in items) if through else items
 
     def _built_in(self, value: Any, given: list[Origins]) -> Origins:
         name = getattr(value, "__name__", "")
@@ -352,6 +354,16 @@ def _found(kind: type, name: str) -> tuple[type | None, Any]:
         if name in vars(base):
             return base, vars(base)[name]
     return None, None
+
+
+def _set_by(code: types.CodeType) -> set[str]:
+    """The attributes that a code sets, but for those that it changes in place, as `self.items += [1]` does."""
+    steps, known = list(dis.get_instructions(code)), set()
+    for i, step in enumerate(steps):
+        before = [s for s in steps[max(0, i - 3) : i] if s.opname not in ("SWAP", "CACHE")][-1:]
+        if step.opname == "STORE_ATTR" and not any(s.opname == "BINARY_OP" and s.argrepr.endswith("=") for s in before):
+            known.add(step.argval)
+    return known
 
 
 def _codes(function: Any) -> list[types.CodeType]:

@@ -86,7 +86,8 @@ class Frame:
     def run(self, code: types.CodeType, first: dict[str, Origins]) -> dict[str, Origins]:
         """Reads a code; gives everything that each variable has ever been."""
         steps = list(dis.get_instructions(code))
-        caught = {entry.target: entry for entry in dis.Bytecode(code).exception_entries}  # type: ignore[attr-defined]
+        guarded = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+        caught = {entry.target: (entry, _At([], {})) for entry in guarded}
         ever = dict(first)
         brought: dict[int, _At] = {}
         for _ in range(READINGS):
@@ -95,8 +96,8 @@ class Frame:
             at: _At | None = _At([], dict(first))
             for step in steps:
                 if step.offset in caught and at is None:
-                    entry = caught[step.offset]
-                    at = _At([NONE] * (entry.depth + entry.lasti + 1), dict(ever))
+                    entry, there = caught[step.offset]
+                    at = _At([NONE] * (entry.depth + entry.lasti + 1), dict(there.names))
                 if step.offset in brought:
                     at = brought[step.offset].copy() if at is None else at
                     at.join(brought[step.offset])
@@ -108,6 +109,9 @@ class Frame:
                         brought[step.argval].join(there)
                     else:
                         brought[step.argval] = there
+                for entry in guarded:
+                    if entry.start <= step.offset < entry.end:
+                        caught[entry.target][1].join(_At([], at.names))
                 self._step(step, at)
                 for name in _names(step) if step.opname.startswith("STORE_") else ():
                     ever[name] = merged(ever.get(name, NONE), at.names.get(name, NONE))

@@ -60,6 +60,7 @@ PLAIN = (
     slice,
     re.Pattern,
 )
+ITEMS = (list, dict, tuple, set, frozenset)
 CODED = (types.FunctionType, staticmethod, classmethod)
 REFLECTED = (types.CodeType, types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType)
 
@@ -134,6 +135,9 @@ class _Look:
 
     def _parts(self, thing: Any, user: str, held: bool) -> list[Part] | str:
         """What a thing is made of, still to be looked at; or its name, where nobody can see what it does."""
+        if type(thing) in ITEMS:
+            parts = [part for part in gc.get_referents(thing) if type(part) not in PLAIN]
+            return [(user, _Held(part) if held else part) for part in parts]
         if isinstance(thing, _Unseen):
             return thing.what
         if isinstance(thing, PLAIN + REFLECTED + LOCKS) or any(thing is part for part in HARMLESS):
@@ -174,7 +178,8 @@ class _Look:
         if issubclass(kind, enum.Enum):
             for member in kind:
                 own = {n: v for n, v in vars(member).items() if not (n.startswith("_") and n.endswith("_"))}
-                self.members += [(n, f"{member}.{n}") for n, v in own.items() if not isinstance(v, (*PLAIN, tuple))]
+                given = {n: v for n, v in own.items() if n not in self.changes.stored(kind)}  # not by its own code
+                self.members += [(n, f"{member}.{n}") for n, v in given.items() if not isinstance(v, (*PLAIN, tuple))]
                 parts += [(name, part) for part in (member.value, *own.values())]
             return parts + self._methods(kind) + [(name, v) for v in vars(kind).values() if isinstance(v, CODED)]
         if not kind.__flags__ & HEAP or not isinstance(vars(kind).get("__module__"), str) or _in_c(kind):

@@ -26,8 +26,6 @@ __all__ = ["memory_figures"]
 ROUNDS = 2
 PACKS = ("train.max_tokens=512", "train.chunk_tokens=256")
 """So few activations at once, for a peak of 4 GB."""
-DRAWS = ("policy.options.max_batch_tokens=4096", "policy.options.cache_bytes=67108864")
-"""So few keys and values at once: prompts of `office` are long, and the optimizer's moments stay while it draws."""
 EVERY = ("train.entropy_coef=0.001",)
 """So that every draw is trained on, also where all trees of a round fail."""
 
@@ -36,7 +34,7 @@ def memory_figures(quick: bool, spec: str = SPEC) -> Figures:
     """Of a process of its own, on the first suite."""
     size = size_of(quick)
     home = learning_home(spec, size)
-    settings = [f"loop.iterations={ROUNDS}", f"loop.tasks={size.loop}", *STEP, *PACKS, *DRAWS, *EVERY]
+    settings = [f"loop.iterations={ROUNDS}", f"loop.tasks={size.loop}", *STEP, *PACKS, *EVERY]
     with tempfile.TemporaryDirectory() as folder:
         begun = asyncio.run(begun_model(home or Path(folder), spec, size))
         of = {"part": "memory", **begun_of(spec, size), "settings": settings}

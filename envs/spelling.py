@@ -6,6 +6,7 @@ A suite's name may hold a URL, a path or a whole command, and so slashes and com
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,14 +57,18 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def split_task(text: str) -> tuple[str, str]:
+def split_task(text: str, ids: Iterable[str] = ()) -> tuple[str, str]:
     """SUITE/INDEX or SUITE/ID as (suite, index or id); a suite alone has index 0.
 
+    ids  known ones, such as those of a tasks file: the longest that stands behind a slash at the end is meant
     A name without a colon, or MODULE:THING, ends at the first slash, since ids may hold slashes. In any other the last
     slash is meant: a number after it is an index; anything else is an id only where it cannot be part of a path, a URL
     or a command.
     Of `harbor:` a folder is the suite, and what is none an id in the folder above.
     """
+    if known := [one for one in ids if text.endswith(f"/{one}")]:
+        which = max(known, key=len)
+        return text[: -len(which) - 1], which
     scheme, colon, _ = text.partition(":")
     if not colon or "/" in scheme:
         suite, _, which = text.partition("/")

@@ -81,10 +81,10 @@ def run(
 
     if in_doubt not in (None, "happened", "never"):
         raise TreewrightError(f"--in-doubt {in_doubt!r}: it is happened or never")
-    suite, which = split_task(task)
     given = (policy, corpus, questions, tasks_file, reward)
     named = names_a_run(name, config, set_)
     settings = read_config(name, config, set_, None, *given, remember=named)
+    suite, which = split_task(task, _own_ids(task, settings.worlds.tasks_file))
     own = settings.worlds.tasks_file is not None or settings.worlds.questions is not None
     if not any("worlds.suites" in s for s in set_ or ()) and not (own and suite == "own"):
         settings = read_config(name, config, set_, [suite], *given, remember=named)
@@ -225,6 +225,15 @@ def _print_tree(tree: Any) -> None:
     from treewright.agent.view.report import render_text
 
     console.print(render_text(tree, console.width), markup=False, highlight=False)
+
+
+def _own_ids(task: str, tasks_file: Path | None) -> list[str]:
+    """Ids of the tasks file, where SUITE is a command: without them nobody can tell where it ends."""
+    from treewright.envs.custom import load_tasks
+
+    if tasks_file is None or not task.startswith(("agent:", "mcp:")):
+        return []
+    return [one.id for one in load_tasks(tasks_file, "own")]
 
 
 def _find_task(suite: Suite, split: str | None, which: str) -> Task:

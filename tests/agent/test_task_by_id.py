@@ -52,6 +52,12 @@ def test_an_own_id_is_found_as_it_is(suite: str, name: str) -> None:
     assert f"goal of <{name}>" in said(f"{suite}/{name}", *OWN, *more)
 
 
+@pytest.mark.parametrize("name", IDS)
+def test_an_own_id_is_found_behind_a_command_too(name: str) -> None:
+    given = ("--tasks-file", "tasks.jsonl", "--set", "worlds.agent.sandboxed=true")
+    assert f"goal of <{name}>" in said(f"agent:{sys.executable} -c pass {{goal}}/{name}", *given)
+
+
 def test_a_number_that_is_no_id_is_an_index() -> None:
     assert "goal of <a/b>" in said("id_world:Box/3", *OWN)
     assert "goal of <1>" in said("id_world:Box/1", *OWN, "--split", "train")

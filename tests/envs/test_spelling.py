@@ -62,3 +62,11 @@ def test_a_task_is_told_from_its_suite(text: str, suite: str, which: str) -> Non
 )
 def test_a_comma_in_a_command_belongs_to_it(text: str, suites: list[str]) -> None:
     assert split_suites(text) == suites
+
+
+def test_known_ids_tell_where_a_command_ends() -> None:
+    ids = ("b", "a/b", "2")
+    assert split_task("agent:python run.py {goal}/a/b", ids) == ("agent:python run.py {goal}", "a/b")
+    assert split_task("agent:python run.py {goal}/2", ids) == ("agent:python run.py {goal}", "2")
+    assert split_task("agent:python run.py {goal}/1", ids) == ("agent:python run.py {goal}", "1")
+    assert split_task("agent:bin/run.py {goal}", ids) == split_task("agent:bin/run.py {goal}")

@@ -29,6 +29,8 @@ from treewright.agent.cli.telling import Notes
 from treewright.envs.errors import TreewrightError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from treewright.agent.config import Config
     from treewright.envs.types import Suite, Task
     from treewright.search.tree import Tree

@@ -212,7 +212,7 @@ class _Look:
         if not held and isinstance(thing, Iterator):
             return _shared(f"an iterator ({kind.__name__})")
         own = getattr(thing, "__dict__", None)
-        if isinstance(own, dict):
+        if isinstance(own, dict) and not isinstance(thing, enum.Enum):
             self.changes.own.setdefault(kind, set()).update(map(str, own))
         parts = [part for part in gc.get_referents(thing) if part is not kind]
         if isinstance(thing, functools._lru_cache_wrapper):

@@ -122,7 +122,7 @@ async def test_a_request_that_the_server_itself_could_not_answer_is_noted() -> N
     async def broken(*_: Any) -> int:
         raise RuntimeError("ours")
 
-    post.count = broken  # type: ignore[method-assign]
+    post.count = broken  # type: ignore[method-assign, assignment]
     app = make_app(post, post.key)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:

@@ -149,4 +149,4 @@ async def test_a_function_that_exits_while_it_makes_a_world_is_named() -> None:
         raise SystemExit(1)
 
     with pytest.raises(TreewrightError, match=r"^worlds:made\(\) raised SystemExit: 1 "):
-        await opener_of(made, "worlds:made")()  # type: ignore[operator, misc]
+        await opener_of(made, "worlds:made")()  # type: ignore[operator]

@@ -94,7 +94,8 @@ class Store:
 
 
 SERVICES, DEPS, HANDLERS = types.SimpleNamespace(mail=deliver), Deps(deliver), Registry(a=deliver)
-QUEUE, LATER, STORE = collections.deque([deliver]), collections.defaultdict(lambda: deliver), Store()
+QUEUE, STORE = collections.deque([deliver]), Store()
+LATER: dict[str, Any] = collections.defaultdict(lambda: deliver)
 
 
 def add(rows: list[int], n: int) -> None:
@@ -278,7 +279,7 @@ class Plain:
             found.append(1)
         except ValueError:
             found[0] = 2
-        some = sorted(ROWS) if n else list(box(1))
+        some: list[Any] = sorted(ROWS) if n else list(box(1))
         some.append(0 if self.sort is Sort.A else 1)
         store = Store()
         store.put(n)

@@ -22,12 +22,15 @@ from treewright.envs.tools.state import copy_state, state_digest
 
 class Room:
     def __init__(self, name: str) -> None:
-        self.name, self.exits, self.items = name, {}, []
+        self.name = name
+        self.exits: dict[str, Any] = {}
+        self.items: list[Any] = []
 
 
 class Person:
     def __init__(self, name: str) -> None:
-        self.name, self.friends = name, None
+        self.name = name
+        self.friends: Any = None
 
 
 class Point(NamedTuple):
@@ -126,7 +129,7 @@ def test_two_that_a_set_and_the_rest_hold_are_told_apart_by_what_is_far_behind_t
         ends = [Person("x"), Person("y")]
         for person, word in zip(ends, (left, right), strict=True):
             person.friends = {Person("")}
-            at = person
+            at: Any = person
             for _ in range(20):
                 at = next(iter(at.friends))
                 at.friends = {Person(word if _ == 19 else "")}

@@ -21,7 +21,7 @@ from treewright.search.tree import Tree
 from treewright.search.types import Budget
 
 TASK = SUITE.tasks("train", 2)[1]
-CHANGED = {
+CHANGED: dict[str, dict[str, Any]] = {
     "goal": {"goal": "another goal"},
     "data": {"data": {**TASK.data, "more": 1}},
     "truth": {"truth": {**TASK.truth, "more": 1}},

@@ -97,7 +97,7 @@ def before(logp: Any) -> Any:
 
 
 def surrogate(
-    trainer: Trainer, pack: PackedBatch, old: torch.Tensor | None, trees: int
+    trainer: Trainer, pack: PackedBatch, old: torch.Tensor | None, trees: float
 ) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, float]]]:
     """The trainer's loss of a pack's log-probs."""
     return trainer._surrogate(pack, old, trees, trainer.settings.loss_settings(False), trainer.reference_logprobs(pack))

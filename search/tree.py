@@ -10,14 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from treewright.envs.errors import TreewrightError
 from treewright.envs.types import Action, Effect, Observation, Task, digest, seed_of
 from treewright.search.growing import Growing
 from treewright.search.header import TreeHeader
 from treewright.search.schema import COLUMNS, Columns
+from treewright.search.sealed import Sealed
 from treewright.search.types import Completion, Draft, Exchange, Expansion, NodeKind, NodeStatus, Outcome, Spent
 
 __all__ = ["Node", "Tree", "TreeHeader"]
@@ -28,7 +26,7 @@ OPEN, TERMINAL = NodeStatus.OPEN, NodeStatus.TERMINAL
 FINISHED = frozenset({NodeStatus.TERMINAL, NodeStatus.TRUNCATED, NodeStatus.COMMITTED})
 
 
-class Tree(Columns, Growing):
+class Tree(Columns, Growing, Sealed):
     """Columns indexed by node id, see `Columns` for their names; read them freely, write them only through `apply`.
 
     A step that is taken again after a divergence is a new child of the same parent in the same slot: it supersedes the
@@ -45,7 +43,6 @@ class Tree(Columns, Growing):
         self.reasons: list[str] = []
         self.repaired = False
         self._untrainable = False  # some draw is, and the reasons say so
-        self._revealed = False
 
     @classmethod
     def start(cls, header: TreeHeader) -> Tree:
@@ -311,36 +308,6 @@ class Tree(Columns, Growing):
             and self.effect[i].needs_commit
             and self.effect[i] is not Effect.UNKNOWN
         ]
-
-    def reveal(self) -> None:
-        """Unseals the truth rewards; called once search and choice are over."""
-        self._revealed = True
-
-    @property
-    def revealed(self) -> bool:
-        return self._revealed
-
-    def reward(self, node: int) -> float:
-        """Truth reward of the transition into `node`; NaN while sealed or unknown."""
-        return self._truth[node] if self._revealed else math.nan
-
-    def rewards(self) -> NDArray[np.float32]:
-        """[N] float32 truth rewards. Raises TreewrightError while they are sealed."""
-        if not self._revealed:
-            raise TreewrightError("rewards are sealed until the search is over; call tree.reveal() first")
-        return np.asarray(self._truth, dtype=np.float32)
-
-    def outcome_of(self, node: int) -> float:
-        """Return of the path to `node`: the sum of its truth rewards.
-
-        NaN where that of `node` itself is not known, as of a fault, of a draft, or of an end that nobody rewarded.
-        Before it, one that is not known adds nothing. Raises TreewrightError while sealed.
-        """
-        if not self._revealed:
-            raise TreewrightError("rewards are sealed until the search is over; call tree.reveal() first")
-        if math.isnan(self._truth[node]) and not self.in_turn(node):  # a part of a turn is rewarded with its end
-            return math.nan
-        return float(np.nansum([self._truth[i] for i in self.path(node)]))
 
     def digest(self) -> str:
         """A hash of structure, tokens, actions, fingerprints, rewards, statuses and weights; no times, no scores."""

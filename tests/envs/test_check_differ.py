@@ -51,7 +51,7 @@ def detail(report: Report, clause: str) -> str:
 
 
 async def test_a_field_deep_in_an_object_is_named_with_both_values() -> None:
-    world = ToolWorld.of(Desk)
+    world = ToolWorld.of(Desk, sandboxed=True)  # its count of tickets is outside of it
     report = await check_env(world.open, [TASK], oracle=plan)
     told = detail(report, "replay")
     assert "drawers['low'].papers[0]['ticket'] is '1" in told and "expected '1" in told

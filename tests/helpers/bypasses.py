@@ -243,8 +243,13 @@ class Attacker:
         )
 
 
-async def run(cases: list[Case], *, guarded: bool, batch: int = 24, seconds: float = 1.0) -> tuple[Any, Any, int]:
-    """Opens every case; returns (marks that reached the canary, connections it saw, what the gate denied)."""
+async def run(
+    cases: list[Case], *, guarded: bool, batch: int = 24, seconds: float = 1.0, stay: float = 0.0
+) -> tuple[Any, Any, int]:
+    """Opens every case; returns (marks that reached the canary, connections it saw, what the gate denied).
+
+    stay  seconds at most for which a page is given time until the gate has denied one thing for two of its cases
+    """
     canary = await Canary().start()
     attacker = await Attacker(canary).start()
     allow = AllowList.of([attacker.host]) if guarded else Everything(frozenset())
@@ -257,6 +262,11 @@ async def run(cases: list[Case], *, guarded: bool, batch: int = 24, seconds: flo
                 tab.watcher.begin()
                 await tab.navigate(f"http://{attacker.host}/batch/{numbers}")
                 await tab.watcher.settled(seconds, 0.2)
+                until = asyncio.get_running_loop().time() + stay
+                while 2 * len(tab.gate.denied) < len(cases[start : start + batch]):
+                    if asyncio.get_running_loop().time() >= until:
+                        break
+                    await asyncio.sleep(0.1)
                 # Leaving is part of it: some ways only begin then.
                 tab.watcher.begin()
                 await tab.navigate("about:blank")

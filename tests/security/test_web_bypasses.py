@@ -43,7 +43,7 @@ async def test_the_sweep_has_more_than_five_hundred_cases_and_the_sample_holds_e
 
 @needs_browser
 async def test_with_the_guard_not_one_connection_reaches_the_canary() -> None:
-    marks, connections, denied = await run(SAMPLE, guarded=True, batch=28, seconds=patient(1.0))
+    marks, connections, denied = await run(SAMPLE, guarded=True, batch=28, seconds=patient(1.0), stay=30)
     assert connections == 0 and not marks
     assert denied > 50, "the pages did not even try"
 

@@ -160,7 +160,7 @@ async def _run_live(
     """
     import time
 
-    from treewright.agent.runs.collect import tokens_for
+    from treewright.agent.runs.collect import settings_in
     from treewright.agent.runs.episode import committed_calls, run_episode, settle, unfinished
     from treewright.agent.runs.evaluate import without_result
     from treewright.agent.runs.loop import acting_rule_of, budget_of, evaluator_of, evidence_of, settings_of
@@ -175,8 +175,7 @@ async def _run_live(
         if committed := committed_calls(store, run):
             say(f"going on after {committed} committed call(s) of an episode that was cut off; they are not made again")
         settings = settings_of(cfg.search, run=run, seed=cfg.seed, acting=True, peers=True)
-        tokens = tokens_for(world.suite, settings.max_tokens)
-        settings = replace(settings, max_tokens=tokens, origin=dict(world.suite.origin) or None)
+        settings = settings_in(world.suite, settings)
         alone = expansions == 0
         episode = await run_episode(
             task, world.pool, actor, journal=store.journal, approve=approve,

@@ -113,7 +113,7 @@ class Shared:
     told: list[str] = field(default_factory=list)
     looked: bool = False
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    asked: OrderedDict[str, Any] = field(default_factory=OrderedDict)
+    asked: OrderedDict[str, tuple[Any, bool]] = field(default_factory=OrderedDict)
     parted: int = 0
 
     def learn(self, first: Any, second: Any, goal: str = "") -> None:
@@ -130,17 +130,20 @@ class Shared:
             self.versions.append(normal.with_rules(learnt))
             self.told += [f"learnt that this does not count in the first messages: {one.words}" for one in learnt]
 
-    def remember(self, fingerprint: str, request: Any) -> None:
-        """Keeps what was asked where a fingerprint was made."""
-        self.asked[fingerprint] = request
+    def remember(self, fingerprint: str, request: Any, begins: bool) -> None:
+        """Keeps what was asked where a fingerprint was made; what does not count is taken out where it is compared."""
+        self.asked[fingerprint] = request, begins
         self.asked.move_to_end(fingerprint)
         if len(self.asked) > MOST_ASKED:
             self.asked.popitem(last=False)
 
-    def tell(self, fingerprint: str, request: Any) -> None:
+    def tell(self, fingerprint: str, version: int, request: Any, begins: bool) -> None:
         """Says in what a replay's request differs from the one that was recorded there."""
-        found = difference(self.asked[fingerprint], request) if fingerprint in self.asked else ""
-        if found and self.parted < MOST_TOLD:
+        if fingerprint not in self.asked or self.parted >= MOST_TOLD:
+            return
+        recorded, began = self.asked[fingerprint]
+        normal = self.versions[version]
+        if found := difference(normal.of(recorded, begins=began), normal.of(request, begins=begins)):
             self.parted += 1
             self.told.append(f"a replay asked otherwise than was recorded: {found}. {DECLARE}")
 
@@ -226,7 +229,7 @@ class AgentEnvironment(BaseEnvironment):
         if self._fingerprint(int(version)) == fingerprint:
             return 0.0
         if self._history:
-            shared.tell(fingerprint, self._newest(int(version)))
+            shared.tell(fingerprint, int(version), self._own(self._history[-1]), self._begins[-1])
         return None
 
     async def close(self) -> None:
@@ -357,13 +360,8 @@ class AgentEnvironment(BaseEnvironment):
         self._history.append(request)
         self._begins.append(begins)
         fingerprint = self._fingerprint()
-        self._shared.remember(fingerprint, self._newest(len(self._shared.versions) - 1))
+        self._shared.remember(fingerprint, self._own(request), begins)
         return fingerprint
-
-    def _newest(self, version: int) -> Any:
-        """The newest request without what does not count."""
-        assert self._shared is not None
-        return self._shared.versions[version].of(self._own(self._history[-1]), begins=self._begins[-1])
 
     def _fingerprint(self, version: int | None = None) -> str:
         assert self._shared is not None

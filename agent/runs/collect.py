@@ -28,7 +28,17 @@ from treewright.search.store.errors import StoreLost
 from treewright.search.tree import Tree
 from treewright.search.types import Budget, Evaluator, Proposer
 
-__all__ = ["UNLIMITED", "Failure", "World", "collect", "open_worlds", "refuse_stored", "suites_of", "tokens_for"]
+__all__ = [
+    "UNLIMITED",
+    "Failure",
+    "World",
+    "collect",
+    "open_worlds",
+    "refuse_stored",
+    "settings_in",
+    "suites_of",
+    "tokens_for",
+]
 
 log = logging.getLogger("treewright")
 
@@ -76,6 +86,12 @@ def _agents(cfg: Config, name: str) -> Suite:
 def tokens_for(suite: Suite, wanted: int) -> int:
     """Most tokens of one draw: what the user wants; where that is UNLIMITED, what one action of the suite needs."""
     return (suite.max_tokens or MAX_TOKENS) if wanted == UNLIMITED else wanted
+
+
+def settings_in(suite: Suite, settings: Settings) -> Settings:
+    """The settings as a suite completes them: how long a draw may be, and what its world and reward are called."""
+    tokens = tokens_for(suite, settings.max_tokens)
+    return replace(settings, max_tokens=tokens, origin=dict(suite.origin) or None)
 
 
 def refuse_stored(store: Keeper, run: str, work: Iterable[tuple[Task, int]], worlds: Mapping[str, World]) -> None:
@@ -188,9 +204,7 @@ async def collect(
 
     async def one(task: Task, again: int) -> Tree | Failure:
         world = worlds[task.suite]
-        tokens = tokens_for(world.suite, settings.max_tokens)
-        origin = dict(world.suite.origin) or None
-        own = replace(settings, max_tokens=tokens, attempt=settings.attempt + again, origin=origin)
+        own = replace(settings_in(world.suite, settings), attempt=settings.attempt + again)
         async with gate:
             try:
                 while True:

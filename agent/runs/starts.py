@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from treewright.agent.config import Config
 from treewright.agent.policies.policy import Templated
-from treewright.agent.runs.collect import World, tokens_for
+from treewright.agent.runs.collect import World, settings_in
 from treewright.agent.runs.setup import budget_of, evaluator_of, rule_of, settings_of
 from treewright.agent.runs.stores import find_store
 from treewright.envs.errors import TreewrightError
@@ -57,8 +56,7 @@ async def grow_from(
     async def one(i: int, start: Start) -> Tree:
         world = worlds[start.task.suite]
         settings = settings_of(section, run=run, attempt=i, seed=config.seed + index)
-        tokens = tokens_for(world.suite, settings.max_tokens)
-        settings = replace(settings, max_tokens=tokens, origin=dict(world.suite.origin) or None)
+        settings = settings_in(world.suite, settings)
         async with gates[start.task.suite]:
             return await search_from(
                 start, world.suite.open, policy, rule=rule_of(section, rates), evaluator=evaluator,

@@ -55,7 +55,7 @@ BUGS = (
     # -- exact trees
     _bug("one_seed_for_all_draws", "draws of a node are independent", "search/places.py",
          "    return seed_of(seed, slot)\n", "    return seed_of(seed)\n", "tests/search/test_engine.py"),
-    _bug("rewards_are_seen", "truth is sealed while a tree is searched", "search/tree.py",
+    _bug("rewards_are_seen", "truth is sealed while a tree is searched", "search/sealed.py",
          "        return self._truth[node] if self._revealed else math.nan",
          "        return self._truth[node]", "tests/search/test_engine.py", "tests/search/test_rules.py"),
     _bug("broken_logprobs_are_kept", "log-probs that training cannot use are a fault", "search/segments.py",

@@ -24,6 +24,7 @@ from treewright.training.decoders.plans import inner_model
 from treewright.training.decoders.structure import text_config
 from treewright.training.lora import adapter_config
 from treewright.training.model import prepare, tree_hidden
+from treewright.training.optim import APART
 from treewright.training.precision import checkpoint_layers, compute_dtype, computing, logit_rows, rounded
 from treewright.training.settings import TrainSettings, bytes_of
 
@@ -122,7 +123,8 @@ class Costs:
     checkpointed, layer   the same with gradient checkpointing, and of one layer alone
     kept       for each token of a tree that goes through in chunks: keys and values
     owed       for each token of its longest path: float32 gradients of keys and values
-    before     of the weights before a step, kept while train.max_kl measures it: no activations stand beside them
+    before     of what a step adds while train.max_kl holds it back: the largest weight, all of them where their steps
+               depend on each other; no activations stand beside it
     """
 
     weights: float
@@ -191,8 +193,15 @@ def _fixed(model: Any, settings: TrainSettings, reference: bool, device: str | N
         "output": (wide + (2.0 if half else 0.0)) * head.numel() * head.requires_grad,
         "row": float(arrays * wide * head.shape[0]),
         "logits_at_once": logit_rows(model, device),
-        "before": 0.0 if settings.kl_bound(sum(p.numel() for p in trained)) is None else grads,
+        "before": _before(trained, settings),
     }
+
+
+def _before(trained: list[Tensor], settings: TrainSettings) -> float:
+    if settings.kl_bound(sum(p.numel() for p in trained)) is None:
+        return 0.0
+    sizes = [float(p.numel() * p.element_size()) for p in trained]
+    return max(sizes, default=0.0) if settings.optimizer in APART else sum(sizes)
 
 
 def _state(model: Any, settings: TrainSettings) -> float:
@@ -376,7 +385,7 @@ def fitted(
 def _too_little(memory: str, costs: Costs) -> str:
     step = costs.peak(PROBE[0], None, True) + PROBE[0] * LONG * (costs.kept + costs.owed)
     least = max(step, costs.lasting + costs.before)
-    unbound = " set train.max_kl=0, which keeps no copy of the weights," if least > step else ""
+    unbound = " set train.max_kl=0, which keeps nothing of the weights before," if least > step else ""
     return (
         f"train.memory = {memory}: training this model takes at least {said(least)} ({said(costs.weights)} weights, "
         f"{said(costs.gradients + costs.optimizer)} gradients and optimizer, "

@@ -14,7 +14,16 @@ from treewright.envs.doors import Door, nearest
 from treewright.envs.errors import TreewrightError
 from treewright.training.settings import TrainSettings
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "MuonWithAdamW", "few_steps", "make_optimizer", "rate_factor", "state_bytes"]
+__all__ = [
+    "APART",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "MuonWithAdamW",
+    "few_steps",
+    "make_optimizer",
+    "rate_factor",
+    "state_bytes",
+]
 
 BETAS = (0.9, 0.99)
 EIGHT_BIT = (("bitsandbytes.optim", "AdamW8bit"), ("torchao.optim", "AdamW8bit"))
@@ -87,6 +96,8 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adamw_8bit": _eight_bit,
     "muon": _muon,
 }
+APART = ("adamw", "adamw_fused", "muon")
+"""Those whose step of a weight depends on no other weight."""
 DOOR = Door(kind="optimizer", group="treewright.optimizers", built_in=lambda: OPTIMIZERS)
 """One of one's own is called with its options and, where it asks for them, with `params` (the parameters that are
 trained), `named` (the same by name), `lr` and `weight_decay`, and gives a torch.optim.Optimizer."""

@@ -18,19 +18,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["divergence", "frozen", "held_back", "kept"]
+__all__ = ["Before", "divergence", "frozen", "held_back", "stepped"]
 
 TRIES = 4  # measurements of all tokens after the first
 ROOM, MORE_ROOM = 0.95, 0.9  # what these leave
 
 
-def kept(model: nn.Module) -> list[Tensor]:
-    """Copies of the weights that are trained, to be made before a step."""
-    return [p.detach().clone() for p in _trained(model)]
+Before = Sequence[tuple[nn.Parameter, Tensor]]
+"""Weights, each with what it was before a step."""
 
 
-def _trained(model: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for p in model.parameters() if p.requires_grad)
+@torch.no_grad()
+def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, apart: bool) -> Before:
+    """Takes the optimizer's step; returns the weights that have a gradient with what they were. Gradients are gone.
+
+    apart  no weight's step depends on another's: they are taken one by one, and what a weight was is written where its
+           gradient stood, so that nothing is held beside weights, gradients and moments. Else whole copies are.
+    """
+    trained = [p for p in model.parameters() if p.grad is not None]
+    if not apart:
+        copies = [(p, p.detach().clone()) for p in trained]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return copies
+    gradients = [p.grad for p in trained]
+    optimizer.zero_grad(set_to_none=True)
+    before = []
+    for weight, gradient in zip(trained, gradients, strict=True):
+        assert gradient is not None
+        old = weight.detach().clone()
+        weight.grad = gradient
+        optimizer.step()
+        weight.grad = None
+        before.append((weight, gradient.detach().copy_(old) if gradient.dtype == old.dtype else old))
+    return before
 
 
 def divergence(before: Tensor, after: Tensor) -> float:
@@ -42,14 +63,13 @@ def divergence(before: Tensor, after: Tensor) -> float:
 
 @torch.no_grad()
 def held_back(
-    model: nn.Module,
-    before: Sequence[Tensor],
+    before: Before,
     most: float,
     measure: Callable[[], float],
     rough: Callable[[], float] | None = None,
     guesses: int = 2,
 ) -> tuple[float, float]:
-    """Shortens the step from the weights `before` to the model's own until `measure` gives at most `most`.
+    """Shortens the step from what weights were `before` to what they are until `measure` gives at most `most`.
 
     measure  the divergence of the model as it is from what it was, in nats
     rough    the same on a sample: guesses of how much too long the step is, which cost less
@@ -66,10 +86,10 @@ def held_back(
             break
         if found > (most if decides else MORE_ROOM * most):
             shorter = (ROOM if decides else MORE_ROOM) * math.sqrt(most / found)
-            for weight, old in zip(_trained(model), before, strict=True):
+            for weight, old in before:
                 weight.lerp_(old, 1 - shorter)
             share *= shorter
-    for weight, old in zip(_trained(model), before, strict=True):
+    for weight, old in before:
         weight.copy_(old)
     return 0.0, 0.0
 

@@ -165,9 +165,9 @@ class TrainSettings:
         default=None,
         metadata={
             "doc": "how far one optimizer step may move the policy, in nats per drawn token; a step that goes further "
-            "is shortened. Costs one or two forward passes and a copy of the weights. Else 0.002 where all weights of "
-            "a model of 20 million parameters or more are trained in one process (docs/real-models.md says why); 0: no "
-            "bound"
+            "is shortened. Costs one or two forward passes; with optimizers other than adamw and muon a copy of the "
+            "weights, too. Else 0.002 where all weights of a model of 20 million parameters or more are trained in one "
+            "process (docs/real-models.md says why); 0: no bound"
         },
     )
     grad_clip: float = field(default=1.0, metadata={"doc": "largest gradient norm"})

@@ -28,12 +28,12 @@ from treewright.training.heap import give_back
 from treewright.training.lora import adapter_off, is_adapted
 from treewright.training.loss import LossInputs, LossOptions, LossStats, Mode, by_sequence, policy_loss
 from treewright.training.model import chunked_backward, chunked_logprobs, prepare, tree_logprobs
-from treewright.training.optim import few_steps, make_optimizer, rate_factor
+from treewright.training.optim import APART, few_steps, make_optimizer, rate_factor
 from treewright.training.pack import PackedBatch, pack_trees
 from treewright.training.packed import dealt, trees_of_step
 from treewright.training.precision import checkpoint_layers, compute_dtype, computing, logit_rows, rounded
 from treewright.training.progress import Progress, Underway
-from treewright.training.region import divergence, frozen, held_back, kept
+from treewright.training.region import Before, divergence, frozen, held_back, stepped
 from treewright.training.routing import Routing
 from treewright.training.settings import SMALL, TrainSettings
 from treewright.training.versions import age_of, require_fresh, weights_version
@@ -400,17 +400,19 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor if self.fixed_rate is None else self.fixed_rate
         if self._large:
             give_back()  # activations' pages, before the step's copies come on top of them
-        before = kept(self.model) if self.recent else []
-        self.optimizer.step()
+        before: Before = ()
+        if self.recent:
+            before = stepped(self.model, self.optimizer, self.settings.optimizer in APART)
+        else:
+            self.optimizer.step()
         self.steps += 1
         if before and self.most_kl is not None:
-            self.optimizer.zero_grad(set_to_none=True)
             many = len(self.recent)
             few = [self.recent[round(i)] for i in np.linspace(0, many - 1, max(2, -(-many // SAMPLED_PACKS)))]
             rough = (lambda: self._moved(few)) if many >= SAMPLED_PACKS else None
             guesses = 2 if 3 * len(few) <= many else 1  # a second one must cost less than what it spares
             whole = partial(self._moved, self.recent)
-            self.moves.append(held_back(self.model, before, self.most_kl, whole, rough, guesses))
+            self.moves.append(held_back(before, self.most_kl, whole, rough, guesses))
         self.recent.clear()
         return norm
 

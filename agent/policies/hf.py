@@ -83,7 +83,9 @@ class HFPolicy:
     ) -> None:
         if temperature < 0:
             raise TreewrightError(f"temperature = {temperature} is negative; give 0 for greedy, 1 to sample")
-        self._model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self._model, self.tokenizer, self.name = model, tokenizer, name
+        if not shared:  # a trainer's layers that run again in the backward pass are in training mode
+            model.eval()
         self.base: str | None = None
         self.template = template_for(tokenizer, window, template, **(template_options or {}))
         self.runner = runner_for(model)

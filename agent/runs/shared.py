@@ -17,5 +17,5 @@ def shared_model(config: Config, trainer: Any) -> Any:
     here = config.policy.spec.partition(":")[0] in ("seedling", "hf")
     free = not config.loop.steps_behind and not {"device", "dtype", "model"} & set(config.policy.options)
     train = trainer.settings
-    whole = getattr(trainer, "ranks", None) is None and not train.lora.rank and not train.checkpointing
+    whole = getattr(trainer, "ranks", None) is None and not train.lora.rank
     return trainer.model if here and free and whole and is_slim(trainer.model) else None

@@ -62,6 +62,15 @@ async def test_trees_and_weights_are_those_of_two_copies(tmp_path: Path, monkeyp
     assert one == await looped(config(tmp_path / "two"), False, policies)
 
 
+async def test_layers_that_run_again_in_the_backward_pass_are_shared_and_still_do(tmp_path: Path) -> None:
+    again = {"train.checkpointing": "true"}
+    policies: list[Any] = []
+    one = await looped(config(tmp_path / "one", **again), True, policies)
+    layers = policies[0].model.model.layers
+    assert all(layer.training and layer.gradient_checkpointing for layer in layers)
+    assert one == await looped(config(tmp_path / "two", **again), False, [])
+
+
 async def test_a_slow_processor_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"loop.tasks": 12, "search.expansions": 3, "loop.iterations": 1}
     one = await looped(config(tmp_path / "one", **settings), False, [])

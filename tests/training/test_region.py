@@ -15,8 +15,9 @@ from search_trees import random_tree, tiny_model
 
 from treewright.envs import TreewrightError
 from treewright.training.memory import formula
+from treewright.training.optim import APART, make_optimizer
 from treewright.training.parallel.trainer import RankedTrainer
-from treewright.training.region import divergence, held_back, kept
+from treewright.training.region import Before, divergence, held_back, stepped
 from treewright.training.settings import LoraSettings
 from treewright.training.step import Trainer, TrainSettings
 
@@ -28,6 +29,10 @@ def trained(model: Any, **settings: Any) -> tuple[Trainer, dict[str, float]]:
 
 def flat(model: Any) -> torch.Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def copied(model: Any) -> Before:
+    return [(p, p.detach().clone()) for p in model.parameters()]
 
 
 def test_a_step_within_the_bound_is_the_step_without_one() -> None:
@@ -58,13 +63,47 @@ def test_each_minibatch_has_a_bound_of_its_own() -> None:
 
 def test_a_step_whose_divergence_cannot_be_measured_is_not_taken() -> None:
     model = tiny_model()
-    before = kept(model)
+    before = copied(model)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1.0)
-    assert held_back(model, before, 0.1, lambda: math.nan) == (0.0, 0.0)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-    assert held_back(model, before, 0.1, lambda: 0.5) == (0.0, 0.0)
+    assert held_back(before, 0.1, lambda: math.nan) == (0.0, 0.0)
+    assert all(torch.equal(p, q) for p, q in before)
+    assert held_back(before, 0.1, lambda: 0.5) == (0.0, 0.0)
+
+
+def with_gradients(seed: int) -> Any:
+    """Of all weights but the first."""
+    model, made = tiny_model(), torch.Generator().manual_seed(seed)
+    for p in list(model.parameters())[1:]:
+        p.grad = torch.randn(p.shape, generator=made).to(p)
+    return model
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_steps_weight_by_weight_are_the_step_of_all_and_hold_no_copies(name: str) -> None:
+    whole, apart = with_gradients(0), with_gradients(0)
+    settings = TrainSettings(optimizer=name, weight_decay=0.1)
+    optimizers = [make_optimizer(settings, model, 0.02) for model in (whole, apart)]
+    assert name in APART
+    for seed in range(3):
+        start, given = copied(apart), with_gradients(seed)
+        for model in (whole, apart):
+            for p, q in zip(model.parameters(), given.parameters(), strict=True):
+                p.grad = None if q.grad is None else q.grad.clone()
+        places = [p.grad.data_ptr() for p in apart.parameters() if p.grad is not None]
+        before = [stepped(whole, optimizers[0], False), stepped(apart, optimizers[1], True)]
+        assert torch.equal(flat(whole), flat(apart)) and not torch.equal(
+            flat(apart), torch.cat([q.reshape(-1) for _, q in start])
+        )
+        assert all(p.grad is None for model in (whole, apart) for p in model.parameters())
+        for kept in before:
+            assert [torch.equal(q, old) for (_, q), (_, old) in zip(kept, start[1:], strict=True)] == [True] * len(kept)
+        assert [old.data_ptr() for _, old in before[1]] == places, "what weights were stands where gradients stood"
+    for p, q in zip(whole.parameters(), apart.parameters(), strict=True):
+        one, other = (made.state[weight] for made, weight in zip(optimizers, (p, q), strict=True))
+        assert set(one) == set(other) and bool(one) == (p is not next(whole.parameters()))
+        assert all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for key in one)
 
 
 def test_a_guess_on_some_packs_shortens_a_step_and_never_lets_it_pass() -> None:
@@ -72,15 +111,15 @@ def test_a_guess_on_some_packs_shortens_a_step_and_never_lets_it_pass() -> None:
     that says nothing of the step is found out by the measurement. Where it grows more slowly far away, as divergences
     do, the second guess mends the first."""
     model = tiny_model()
-    before = kept(model)
+    before = copied(model)
 
     @torch.no_grad()
     def far() -> float:
-        return float(sum(((p - q) ** 2).sum() for p, q in zip(model.parameters(), before, strict=True)))
+        return float(sum(((p - q) ** 2).sum() for p, q in before))
 
     def moved() -> None:
         with torch.no_grad():
-            for p, q in zip(model.parameters(), before, strict=True):
+            for p, q in before:
                 p.copy_(q + 1.0)
 
     def saturated() -> float:
@@ -91,12 +130,12 @@ def test_a_guess_on_some_packs_shortens_a_step_and_never_lets_it_pass() -> None:
     for guess, measured, expected in ((far, 1, 0.09), (lambda: 0.0, 2, 0.095), (saturated, 1, 0.09)):
         moved()
         most, measure = far() / 100, Mock(side_effect=far)
-        found, share = held_back(model, before, most, measure, guess)
+        found, share = held_back(before, most, measure, guess)
         assert 0.8 * most < found <= most and share == pytest.approx(expected, rel=0.01)
         assert measure.call_count == measured
     moved()
-    assert held_back(model, before, 1.0, far, lambda: math.nan) == (0.0, 0.0)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert held_back(before, 1.0, far, lambda: math.nan) == (0.0, 0.0)
+    assert all(torch.equal(p, q) for p, q in before)
 
 
 def test_of_many_packs_some_make_the_first_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +190,9 @@ def test_the_bound_of_a_large_model_shortens_its_steps_and_zero_does_not(monkeyp
 def test_what_a_bound_keeps_counts_where_it_is_more_than_activations() -> None:
     costs = formula(tiny_model().config, TrainSettings(max_kl=0.1), "cpu")
     without = formula(tiny_model().config, TrainSettings(), "cpu")
-    assert costs.before == costs.gradients and without.before == 0
+    own = formula(tiny_model().config, TrainSettings(max_kl=0.1, optimizer="adamw_8bit"), "cpu")
+    largest = max(p.numel() for p in tiny_model().parameters())
+    assert costs.before == 4 * largest and own.before == own.gradients and without.before == 0
     large = replace(costs, before=1e12)
     assert large.peak(64) == large.lasting + 1e12 and costs.peak(4096) == without.peak(4096)
 

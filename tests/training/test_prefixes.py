@@ -221,7 +221,8 @@ def test_costs_do_not_grow_with_the_square_of_the_tokens() -> None:
         row_credit("tempo", tree)
         return time.process_time() - began
 
-    assert takes(1000) < 60 * min(takes(100) for _ in range(3))
+    few, many = (min(takes(count) for _ in range(5)) for count in (100, 1000))  # the least: others work here, too
+    assert many < 60 * few
 
 
 # -- trees, packs and updates ---------------------------------------------------------------------------------------

@@ -193,15 +193,16 @@ def _fixed(model: Any, settings: TrainSettings, reference: bool, device: str | N
         "output": (wide + (2.0 if half else 0.0)) * head.numel() * head.requires_grad,
         "row": float(arrays * wide * head.shape[0]),
         "logits_at_once": logit_rows(model, device),
-        "before": _before(trained, settings),
+        "before": _before(trained, settings, grads),
     }
 
 
-def _before(trained: list[Tensor], settings: TrainSettings) -> float:
+def _before(trained: list[Tensor], settings: TrainSettings, grads: float) -> float:
+    """What a step under the settings' bound adds to weights, gradients and moments; see `region.stepped`."""
     if settings.kl_bound(sum(p.numel() for p in trained)) is None:
         return 0.0
-    sizes = [float(p.numel() * p.element_size()) for p in trained]
-    return max(sizes, default=0.0) if settings.optimizer in APART else sum(sizes)
+    largest = max((float(p.numel() * p.element_size()) for p in trained), default=0.0)
+    return largest if settings.optimizer in APART else grads
 
 
 def _state(model: Any, settings: TrainSettings) -> float:

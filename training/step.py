@@ -399,7 +399,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor if self.fixed_rate is None else self.fixed_rate
         if self._large:
-            give_back()  # activations' pages, before the step's copies come on top of them
+            give_back()  # activations' pages, before what the step needs comes on top of them
         before: Before = ()
         if self.recent:
             before = stepped(self.model, self.optimizer, self.settings.optimizer in APART)

@@ -56,6 +56,7 @@ class Terminal:
         child = subprocess.Popen(
             shlex.split(line), cwd=self.folder, env=self.environment, stdin=slave, stdout=slave, stderr=slave,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore Ctrl-C
         )  # fmt: skip
         os.close(slave)
         try:

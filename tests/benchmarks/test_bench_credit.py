@@ -45,5 +45,5 @@ def test_the_work_of_an_estimator_grows_no_faster_than_its_nodes(name: str) -> N
     few, many = bench_credit.big_batch(5_000), bench_credit.big_batch(50_000)
     estimator = ESTIMATORS[name]
     estimator(few)  # what is made once
-    (calls, held), (more_calls, more_held) = counted(lambda: estimator(few)), counted(lambda: estimator(many))
-    assert more_calls < 12 * calls and more_held < 12 * held
+    (steps, held), (more_steps, more_held) = counted(lambda: estimator(few)), counted(lambda: estimator(many))
+    assert more_steps < 12 * steps and more_held < 12 * held

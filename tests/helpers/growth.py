@@ -9,26 +9,31 @@ from typing import Any
 
 
 def counted(work: Callable[[], object]) -> tuple[int, int]:
-    """How many functions it calls, Python's and C's, and how many bytes it holds at most, numpy's arrays among them.
+    """How many lines of Python and functions of C it runs, and how many bytes it holds at most, numpy's arrays too.
 
-    Work over arrays that grows with the square shows in one of them: as a loop over rows of rows, or as pairs.
+    Work over arrays that grows with the square shows in one of them: as a loop in a loop, or as pairs. What one
+    function of numpy does by itself, without memory, is not seen.
     """
-    calls = 0
+    steps = 0
 
-    def seen(_frame: Any, event: str, _arg: Any) -> None:
-        nonlocal calls
-        calls += event in ("call", "c_call")
+    def line(_frame: Any, event: str, _arg: Any) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return line
 
-    before, tracing = sys.getprofile(), tracemalloc.is_tracing()
+    def function(_frame: Any, event: str, _arg: Any) -> None:
+        nonlocal steps
+        steps += event == "c_call"
+
+    before = sys.gettrace(), sys.getprofile()
     tracemalloc.start()
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    sys.setprofile(seen)
+    sys.settrace(line)
+    sys.setprofile(function)
     try:
         work()
     finally:
-        sys.setprofile(before)
-        peak = tracemalloc.get_traced_memory()[1] - held
-        if not tracing:
-            tracemalloc.stop()
-    return calls, peak
+        sys.settrace(before[0])
+        sys.setprofile(before[1])
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return steps, held

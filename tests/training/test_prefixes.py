@@ -219,8 +219,8 @@ def test_costs_do_not_grow_with_the_square_of_the_tokens() -> None:
         returns, group = rng.random(count), np.arange(count) // 10
         return counted(lambda: row_credit("tempo", prefix_tree(symbols, offset, returns, group=group)))
 
-    (calls, held), (more_calls, more_held) = costs(100), costs(1000)
-    assert more_calls < 12 * calls and more_held < 12 * held
+    (steps, held), (more_steps, more_held) = costs(100), costs(1000)
+    assert more_steps < 12 * steps and more_held < 12 * held
 
 
 # -- trees, packs and updates ---------------------------------------------------------------------------------------
